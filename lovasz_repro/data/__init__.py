@@ -1,0 +1,1 @@
+"""Data sets and the transforms and samplers that feed them to training."""

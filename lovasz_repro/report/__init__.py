@@ -1,0 +1,1 @@
+"""Tables, figures and claims, rebuilt from stored runs. Nothing here trains."""

@@ -1,0 +1,1 @@
+"""The training engine: loop, learning-rate schedule, checkpoints."""
