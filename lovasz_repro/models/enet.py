@@ -1,0 +1,264 @@
+"""ENet as its authors released it for Cityscapes, the network fine-tuned in Sec. 4.4 of the paper.
+
+Paszke et al., "ENet: A deep neural network architecture for real-time semantic segmentation"
+(arXiv:1606.02147), in the variant of the released Torch7 weights (facts.md 3.1), which differs
+from most ports: biases on the spatial convolutions, one PReLU slope per channel in the decoder
+too, batch normalisation with eps 1e-3, and Torch7's dropout convention.
+
+    stage      output (C, H, W) for a 3x512x1024 input
+    initial     16, 256, 512   strided convolution beside max-pooling
+    stage 1     64, 128, 256   downsampling, 4 regular blocks
+    stage 2    128,  64, 128   downsampling, 8 regular / dilated / asymmetric blocks
+    stage 3    128,  64, 128   the same 8 blocks again
+    stage 4     64, 128, 256   upsampling (unpooling of stage 2's pool), 2 regular blocks
+    stage 5     16, 256, 512   upsampling (unpooling of stage 1's pool), 1 regular block
+    classifier  classes, 512, 1024
+
+Submodules are registered in the order in which data flows, main branch before skip branch:
+`weights.py` pairs them with the released file by position.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Activation = Literal["prelu", "relu"]
+DropoutConvention = Literal["torch7", "pytorch"]
+
+STRIDE = 8  # the encoder halves height and width three times
+
+
+class ENet(nn.Module):
+    """ENet for `num_classes` outputs; 364,712 parameters with 20 outputs and the PReLU decoder.
+
+    Arguments:
+        num_classes: number of outputs, 20 in the released network (0 = unlabelled).
+        decoder: "prelu" as in the released weights, or "relu" as in the published code
+            (364,376 parameters with 20 outputs).
+        dropout_convention: "torch7" as the released weights need, or "pytorch";
+            see `SpatialDropout`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        decoder: Activation = "prelu",
+        dropout_convention: DropoutConvention = "torch7",
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if decoder not in ("prelu", "relu"):
+            raise ValueError(f"decoder must be 'prelu' or 'relu', got {decoder!r}")
+        self.num_classes = num_classes
+        self.decoder = decoder
+        self.dropout_convention = dropout_convention
+
+        def dropout(p: float = 0.1) -> SpatialDropout:
+            return SpatialDropout(p, dropout_convention)
+
+        self.initial = InitialBlock(16)
+        self.down1 = DownsamplingBlock(16, 64, dropout(0.01))
+        self.stage1 = nn.Sequential(*(RegularBlock(64, dropout=dropout(0.01)) for _ in range(4)))
+        self.down2 = DownsamplingBlock(64, 128, dropout())
+        self.stage2 = context_blocks(128, dropout)
+        self.stage3 = context_blocks(128, dropout)
+        self.up4 = UpsamplingBlock(128, 64, decoder)
+        self.stage4 = nn.Sequential(*(RegularBlock(64, activation=decoder) for _ in range(2)))
+        self.up5 = UpsamplingBlock(64, 16, decoder)
+        self.stage5 = RegularBlock(16, activation=decoder)
+        self.classifier = nn.ConvTranspose2d(16, num_classes, kernel_size=2, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes, H, W) of RGB images (B, 3, H, W) in [0, 1], no normalisation.
+
+        Raises ValueError unless H and W are multiples of 8.
+        """
+        check_images(images)
+        x = self.initial(images)  # (B, 16, H/2, W/2)
+        x, indices1 = self.down1(x)  # (B, 64, H/4, W/4)
+        x = self.stage1(x)
+        x, indices2 = self.down2(x)  # (B, 128, H/8, W/8)
+        x = self.stage3(self.stage2(x))
+        x = self.stage4(self.up4(x, indices2))  # (B, 64, H/4, W/4)
+        x = self.stage5(self.up5(x, indices1))  # (B, 16, H/2, W/2)
+        return self.classifier(x)  # (B, num_classes, H, W)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ValueError unless `images` is (B, 3, H, W) with H and W multiples of 8."""
+    shape = tuple(images.shape)
+    if images.ndim != 4 or shape[1] != 3:
+        raise ValueError(f"ENet takes images of shape (B, 3, H, W), got {shape}")
+    if shape[2] % STRIDE or shape[3] % STRIDE or 0 in shape[2:]:
+        raise ValueError(
+            f"ENet takes images whose height and width are multiples of {STRIDE}, "
+            f"got {shape[2]}x{shape[3]} (height x width)"
+        )
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation with Torch7's momentum and the released network's eps."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.1)
+
+
+def activate(kind: Activation, channels: int) -> nn.Module:
+    """PReLU with one slope per channel, or ReLU."""
+    return nn.PReLU(channels) if kind == "prelu" else nn.ReLU()
+
+
+class SpatialDropout(nn.Module):
+    """Drops whole channels with probability p, in one of two conventions.
+
+    "torch7": training applies the 0/1 mask as it is, evaluation multiplies by 1 - p.
+    "pytorch": training divides by 1 - p, evaluation does nothing.
+    """
+
+    def __init__(self, p: float, convention: DropoutConvention = "torch7") -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout probability must be in [0, 1), got {p}")
+        if convention not in ("torch7", "pytorch"):
+            raise ValueError(
+                f"dropout_convention must be 'torch7' or 'pytorch', got {convention!r}"
+            )
+        self.p = p
+        self.convention = convention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        if self.convention == "pytorch":
+            return functional.dropout2d(x, self.p, self.training)
+        if not self.training:
+            return x * (1 - self.p)
+        return x * torch.empty_like(x[:, :, :1, :1]).bernoulli_(1 - self.p)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"p={self.p}, convention={self.convention}"
+
+
+class InitialBlock(nn.Module):
+    """PReLU(BN(concatenation of a strided 3x3 convolution and a 2x2 max-pooling))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels - 3, kernel_size=3, stride=2, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.norm = batch_norm(channels)
+        self.activation = activate("prelu", channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, channels, H/2, W/2)."""
+        x = torch.cat([self.conv(images), self.pool(images)], dim=1)
+        return self.activation(self.norm(x))
+
+
+def main_branch(
+    first: nn.Module, middle: list[nn.Module], out_channels: int, activation: Activation
+) -> list[nn.Module]:
+    """The bottleneck: `first` to a quarter of the width, `middle` at that width, 1x1 back."""
+    width = out_channels // 4
+    return [
+        first,
+        batch_norm(width),
+        activate(activation, width),
+        *middle,
+        batch_norm(width),
+        activate(activation, width),
+        nn.Conv2d(width, out_channels, kernel_size=1, bias=False),
+        batch_norm(out_channels),
+    ]
+
+
+class RegularBlock(nn.Module):
+    """Activation(x + main(x)), the main branch having a 3x3, dilated or 1x5-5x1 convolution."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dilation: int = 1,
+        asymmetric: bool = False,
+        activation: Activation = "prelu",
+        dropout: SpatialDropout | None = None,
+    ) -> None:
+        super().__init__()
+        width = channels // 4
+        middle: list[nn.Module]
+        if asymmetric:
+            middle = [
+                nn.Conv2d(width, width, kernel_size=(1, 5), padding=(0, 2), bias=False),
+                nn.Conv2d(width, width, kernel_size=(5, 1), padding=(2, 0)),
+            ]
+        else:
+            middle = [nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)]
+        first = nn.Conv2d(channels, width, kernel_size=1, bias=False)
+        layers = main_branch(first, middle, channels, activation)
+        self.main = nn.Sequential(*layers, *([dropout] if dropout else []))
+        self.activation = activate(activation, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same shape."""
+        return self.activation(x + self.main(x))
+
+
+def context_blocks(channels: int, dropout: Callable[[], SpatialDropout]) -> nn.Sequential:
+    """The eight blocks of stages 2 and 3, whose dilation grows to 16."""
+    return nn.Sequential(
+        RegularBlock(channels, dropout=dropout()),
+        RegularBlock(channels, dropout=dropout(), dilation=2),
+        RegularBlock(channels, dropout=dropout(), asymmetric=True),
+        RegularBlock(channels, dropout=dropout(), dilation=4),
+        RegularBlock(channels, dropout=dropout()),
+        RegularBlock(channels, dropout=dropout(), dilation=8),
+        RegularBlock(channels, dropout=dropout(), asymmetric=True),
+        RegularBlock(channels, dropout=dropout(), dilation=16),
+    )
+
+
+class DownsamplingBlock(nn.Module):
+    """Halves height and width; its skip branch is a max-pooling padded with zero channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: SpatialDropout) -> None:
+        super().__init__()
+        width = out_channels // 4
+        first = nn.Conv2d(in_channels, width, kernel_size=2, stride=2, bias=False)
+        middle: list[nn.Module] = [nn.Conv2d(width, width, kernel_size=3, padding=1)]
+        self.main = nn.Sequential(*main_branch(first, middle, out_channels, "prelu"), dropout)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.activation = activate("prelu", out_channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, in, H, W) to (B, out, H/2, W/2) and the pool's indices (B, in, H/2, W/2)."""
+        main = self.main(x)
+        pooled, indices = self.pool(x)
+        missing = main.shape[1] - pooled.shape[1]
+        skip = functional.pad(pooled, (0, 0, 0, 0, 0, missing))
+        return self.activation(main + skip), indices
+
+
+class UpsamplingBlock(nn.Module):
+    """Doubles height and width; its skip branch undoes the max-pooling of the encoder."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: Activation) -> None:
+        super().__init__()
+        width = out_channels // 4
+        first = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
+        middle: list[nn.Module] = [
+            nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1)
+        ]
+        self.main = nn.Sequential(*main_branch(first, middle, out_channels, activation))
+        self.skip = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            batch_norm(out_channels),
+        )
+        self.unpool = nn.MaxUnpool2d(2)
+        self.activation = activate(activation, out_channels)
+
+    def forward(self, x: Tensor, indices: Tensor) -> Tensor:
+        """(B, in, H, W) and indices (B, out, H, W) to (B, out, 2H, 2W)."""
+        return self.activation(self.main(x) + self.unpool(self.skip(x), indices))
