@@ -1,0 +1,357 @@
+"""Experiment files: what may stand in them, and how a cell of their grid is resolved.
+
+``experiments/<name>.yaml`` holds a recipe, its variants (the rows of a table) and its profiles
+(how large). ``cells`` merges them into one ``CellConfig`` per variant x batch size x seed: the
+whole truth about one run, and what its config hash is taken of. An unknown key, a wrong type or
+an impossible value ends in one line that names the file and the key.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lovasz_repro.errors import UserError
+
+Scale = Literal["paper", "reduced", "demo"]
+LossName = Literal["cross_entropy", "lovasz_softmax"]
+Positive = Annotated[int, Field(gt=0)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """No unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(Strict):
+    """Which images, and at what size the network sees them."""
+
+    name: Literal["camvid"]
+    size: tuple[Positive, Positive]
+    """Height and width of the network's input, pixels; images are resized to it."""
+    flip: bool = False
+    """Mirror each training image with probability 1/2."""
+
+
+class ModelConfig(Strict):
+    """The network and where its training starts."""
+
+    name: Literal["enet"]
+    decoder: Literal["prelu", "relu"] = "prelu"
+    """PReLU as in the released network, or ReLU as in the paper's and e-lab's later code."""
+    dropout: Literal["torch7", "pytorch"] = "torch7"
+    """Torch7 scales at evaluation, PyTorch during training."""
+    weights: Literal["enet-cityscapes"] | None = None
+    """Released weights to start from; null: random initialisation."""
+
+    @model_validator(mode="after")
+    def _released_network_has_prelu(self) -> "ModelConfig":
+        if self.weights and self.decoder == "relu":
+            raise ValueError("the released weights have a PReLU decoder: set decoder to prelu, "
+                             "or weights to null")  # fmt: skip
+        return self
+
+
+class LossConfig(Strict):
+    """A weighted sum of losses."""
+
+    terms: dict[LossName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Loss name -> its weight in the sum."""
+    class_weights: Literal["none", "enet"] = "none"
+    """Weights of the cross-entropy: none, or ENet's 1 / ln(1.02 + share of the class)."""
+    classes: Literal["present", "all"] = "present"
+    """Classes that Lovász-Softmax averages over (paper Sec. 3.1: those in the batch's labels)."""
+    per_image: bool = False
+    """Lovász-Softmax per image instead of over the batch."""
+
+
+class TrainingConfig(Strict):
+    """Optimiser, schedule and rhythm."""
+
+    iterations: Positive
+    """Optimiser steps; max_iter of Eq. 16."""
+    batch_size: Positive
+    """Images per step."""
+    lr: Annotated[float, Field(gt=0)]
+    """Base learning rate of Eq. 16."""
+    power: Annotated[float, Field(ge=0)] = 0.9
+    """Exponent of Eq. 16."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 added to the gradient, as in Adam's original form."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """Batch statistics, or the running statistics of the starting weights."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast around the network; the loss stays in float32."""
+    channels_last: bool = False
+    """Memory format of images and network."""
+    validate_every: Positive
+    """Iterations between validations; the last iteration is always validated."""
+    checkpoint_every: Positive
+    """Iterations between checkpoints."""
+
+    @model_validator(mode="after")
+    def _batch_statistics_need_two_images(self) -> "TrainingConfig":
+        if self.batch_norm == "train" and self.batch_size < 2:
+            raise ValueError("batch_size 1 leaves batch normalisation no batch: set batch_norm "
+                             "to frozen, or batch_size to 2 or more")  # fmt: skip
+        return self
+
+
+class CellConfig(Strict):
+    """One run, resolved: everything that decides its result except the data's content."""
+
+    experiment: str
+    profile: str
+    scale: Scale
+    variant: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    training: TrainingConfig
+
+    @property
+    def name(self) -> str:
+        """Short name of the run, unique within an experiment and profile."""
+        return f"{self.variant}-b{self.training.batch_size}-s{self.seed}"
+
+
+class Profile(Strict):
+    """A size of the experiment: overrides of the recipe, never other code."""
+
+    scale: Scale
+    """What its numbers may be compared with; only "paper" runs enter a paper table."""
+    about: str
+    """One line: how large, on what, how long."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
+    batch_sizes: list[Positive] | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+
+class ExperimentConfig(Strict):
+    """An experiment file of kind ``training``."""
+
+    experiment: str
+    kind: Literal["training"]
+    title: str
+    section: str
+    """Where in the paper it stands."""
+    claim: str
+    """What it is meant to show."""
+    cost: str
+    """What it takes to run."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
+    batch_sizes: list[Positive] = Field(min_length=1)
+    recipe: dict[str, Any]
+    variants: dict[str, dict[str, Any]] = Field(min_length=1)
+    profiles: dict[str, Profile] = Field(min_length=1)
+
+    def cells(
+        self,
+        profile: str = "paper",
+        *,
+        variants: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> list[CellConfig]:
+        """Resolve the grid, batch sizes outermost, then seeds, then variants.
+
+        Args:
+            profile: name of a profile of this experiment.
+            variants, seeds, batch_sizes: narrow or replace the grid; None takes the file's.
+            overrides: dotted key -> value, applied to the recipe last. A paper-scale run with
+                overrides is no longer the paper's recipe: its scale becomes "reduced".
+
+        Raises:
+            UserError: unknown profile, variant or key; wrong type; impossible value.
+        """
+        chosen = self.profiles[_known(profile, self.profiles, "profile", self.experiment)]
+        for variant in variants or ():
+            _known(variant, self.variants, "variant", self.experiment)
+        scale = "reduced" if overrides and chosen.scale == "paper" else chosen.scale
+        grid = [
+            (batch_size, seed, variant)
+            for batch_size in batch_sizes or chosen.batch_sizes or self.batch_sizes
+            for seed in seeds or chosen.seeds or self.seeds
+            for variant in variants or self.variants
+        ]
+        cells = []
+        for batch_size, seed, variant in grid:
+            resolved = merge(merge(self.recipe, self.variants[variant]), chosen.recipe)
+            resolved = merge(resolved, {"training": {"batch_size": batch_size}})
+            for key, value in (overrides or {}).items():
+                resolved = merge(resolved, _nested(key, value))
+            resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}
+            resolved |= {"variant": variant, "seed": seed}
+            cells.append(validate(CellConfig, resolved, f"{self.experiment} ({variant})"))
+        return list({cell.model_dump_json(): cell for cell in cells}.values())
+
+
+def experiments_folder() -> Path:
+    """Folder with the experiment files: inside an installed wheel, or beside a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parent / "experiments"
+
+
+def experiment_names() -> list[str]:
+    """Names of the experiments that come with the tool."""
+    files = sorted(experiments_folder().glob("*.yaml"))
+    return [file.stem for file in files if "experiment" in read_yaml(file)]
+
+
+def experiment_file(name_or_path: str) -> Path:
+    """The file of an experiment, given by name or as a path to a YAML file.
+
+    Raises:
+        UserError: neither exists; says what does.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise UserError(f"No experiment file at {path}.")
+        return path
+    names = experiment_names()
+    _known(name_or_path, names, "experiment", "lovasz-repro")
+    return experiments_folder() / f"{name_or_path}.yaml"
+
+
+def load_experiment(name_or_path: str) -> ExperimentConfig:
+    """Read and check an experiment file of kind ``training``."""
+    path = experiment_file(name_or_path)
+    return validate(ExperimentConfig, read_yaml(path), path.name)
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["training.lr=1.0e-4"]`` -> ``{"training.lr": 0.0001}``; values are YAML.
+
+    Raises:
+        UserError: a pair without ``=`` or with a value that is not YAML.
+    """
+    overrides = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {pair}: expected key=value, for example training.lr=1.0e-4.")
+        try:
+            overrides[key] = yaml.load(text, Loader=_NoDuplicates)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair}: {_one_line(error)}") from None
+    return overrides
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, mapping by mapping; neither is altered.
+
+    ``terms`` of a loss are replaced whole: a variant names all of its terms.
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        both_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both_mappings and key != "terms" else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping safely; a repeated key is an error.
+
+    Raises:
+        UserError: not readable, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({_one_line(error)}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")
+    return content
+
+
+def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
+    """Check ``content`` against ``model``.
+
+    Raises:
+        UserError: one line with every problem: dotted key, what is wrong, a near match.
+    """
+    try:
+        return model.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        problems = "; ".join(_problem(model, content, detail) for detail in error.errors())
+        raise UserError(f"{where}: {problems}.") from None
+
+
+def _problem(model: type[BaseModel], content: Mapping[str, Any], detail: Any) -> str:
+    location = [part for part in detail["loc"] if part != "[key]"]
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        return f"unknown key {key}{_near(str(location[-1]), known)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail["input"]
+    if isinstance(value, str) and _is_number(value):
+        message += f", not text; YAML reads {value} as text, write it like 1.0e-4"
+    elif not isinstance(value, dict | list) and detail["type"] != "missing":
+        message += f", not {value!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _known(name: str, known: Any, what: str, where: str) -> str:
+    if name not in known:
+        near = _near(name, list(known))
+        raise UserError(f"{where} has no {what} {name!r}{near}. There are: {', '.join(known)}.")
+    return name
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        repeated = {str(key) for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key given twice: {', '.join(sorted(repeated))}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)

