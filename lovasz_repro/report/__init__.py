@@ -1,1 +1,12 @@
-"""Tables, figures and claims, rebuilt from stored runs. Nothing here trains."""
+"""Tables, figures and claims, rebuilt from stored runs. Nothing here trains.
+
+``runs.py`` decides which stored runs may stand together; everything else builds on it:
+
+- ``tables.py``: one function and one line in ``TABLES`` per table; ``render.py`` writes them as
+  Markdown, LaTeX, CSV and JSON, or prints them.
+- ``figures.py``: one function and one line in ``FIGURES`` per figure; PDF, PNG and a sidecar
+  JSON with the data and the runs behind every curve.
+- ``claims.py``: what the paper claims (``experiments/claims.yaml``) and what the stored runs say.
+
+A number that no stored run gives is a dash with the command that would fill it, never a zero.
+"""

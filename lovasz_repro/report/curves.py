@@ -1,0 +1,192 @@
+"""Fine-tuning of ENet: validation score against iteration (the form of Fig. 9), and per class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lovasz_repro.report.drawing import Curve, Drawing, Missing
+from lovasz_repro.report.runs import (
+    Cohort,
+    Run,
+    RunStore,
+    cohorts,
+    command,
+    headings,
+    mean_and_spread,
+    sources,
+)
+from lovasz_repro.report.style import (
+    COLUMN,
+    GREY,
+    PAGE,
+    variant_colours,
+    variant_order,
+    variant_title,
+)
+
+CAMVID = "camvid-enet"
+SCORE = "val/dataset_miou"
+LINES = ("-", "--", "-.", ":")
+"""Line styles of the batch sizes, ascending."""
+PANELS = 4
+"""Most cohorts that one figure shows."""
+
+
+def camvid_curves(store: RunStore) -> Drawing | Missing:
+    """Validation dataset-mIoU of every variant and batch size, one panel per cohort."""
+    found = cohorts(store, CAMVID)
+    if not found:
+        return Missing("no finished camvid-enet run is stored", command(CAMVID))
+
+    from matplotlib.figure import Figure
+
+    shown = list(zip(found, headings(found), strict=True))[:PANELS]
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    curves: list[Curve] = []
+    for ax, (cohort, heading) in zip(axes, shown, strict=False):
+        curves += _convergence(ax, store, cohort, heading)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    caption = (
+        "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
+        "against iteration, mean and one standard deviation over seeds. Dashed: the network "
+        "before training." + _left_out(found)
+    )
+    return Drawing(figure, caption, tuple(curves))
+
+
+def camvid_classes(store: RunStore) -> Drawing | Missing:
+    """Test IoU of every class before and after fine-tuning, for the largest set of runs."""
+    found = cohorts(store, CAMVID)
+    if not found:
+        return Missing("no finished camvid-enet run is stored", command(CAMVID))
+
+    from matplotlib.figure import Figure
+
+    cohort, heading = found[0], headings(found)[0]
+    size = max(cohort.batch_sizes, key=lambda s: (len(_of_size(cohort, s)), s))
+    runs = _of_size(cohort, size)
+    before = _scores(runs, "initial/test_iou/")
+    order = sorted(before, key=lambda name: (before[name][0], name))
+    figure = Figure(figsize=(COLUMN, 0.6 + 0.21 * len(order)), layout="constrained")
+    ax = figure.subplots()
+    curves = [_dots(ax, "initial network", before, order, GREY, 0.0, runs)]
+    names = variant_order({run.tags["variant"] for run in runs})
+    colours = variant_colours(set(names))
+    for i, name in enumerate(names):
+        offset = 0.16 * (i - (len(names) - 1) / 2)
+        chosen = cohort.select(name, size)
+        after = _scores(chosen, "test/iou/")
+        curves.append(_dots(ax, variant_title(name), after, order, colours[name], offset, chosen))
+    ax.set(xlabel="test IoU (%)", yticks=range(len(order)), xlim=(0, 100))
+    ax.set_yticklabels(order)
+    ax.set_title(f"{heading}, batch size {size}", fontsize=6.5, color=GREY)
+    ax.grid(axis="y")
+    ax.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=2)
+    caption = (
+        "ENet fine-tuned on CamVid: test IoU per class before and after fine-tuning, mean and "
+        f"one standard deviation over seeds ({heading}, batch size {size})."
+    )
+    return Drawing(figure, caption, tuple(curves))
+
+
+def band(histories: Sequence[Sequence[tuple[int, float]]]) -> dict[str, list[float]]:
+    """Mean and spread at the steps that all histories share, in percent.
+
+    A single history has no spread: its band has zero width.
+    """
+    maps = [dict(history) for history in histories]
+    steps = sorted(set.intersection(*(set(m) for m in maps)))
+    stats = [mean_and_spread([100 * m[step] for m in maps]) for step in steps]
+    return {
+        "iteration": [float(step) for step in steps],
+        "mean": [mean for mean, _ in stats],
+        "spread": [spread or 0.0 for _, spread in stats],
+    }
+
+
+def _convergence(ax: Any, store: RunStore, cohort: Cohort, heading: str) -> list[Curve]:
+    curves = []
+    names = variant_order(set(cohort.variants))
+    colours = variant_colours(set(names))
+    for name in names:
+        for size, line in zip(cohort.batch_sizes, LINES * len(cohort.batch_sizes), strict=False):
+            runs = cohort.select(name, size)
+            histories = [store.history(run.run_id, SCORE) for run in runs]
+            if not any(histories):
+                continue
+            data = band([history for history in histories if history])
+            label = f"{variant_title(name)}, batch {size}"
+            _band(ax, data, label, colours[name], line)
+            curves.append(Curve(heading, label, data, sources(runs)))
+    curves += _initial_line(ax, cohort, heading)
+    ax.set(xlabel="iteration", ylabel="validation dataset-mIoU (%)")
+    ax.set_title(heading, fontsize=6.5, color=GREY)
+    ax.grid(axis="y")
+    ax.margins(x=0.02)
+    ax.legend(loc="lower right")
+    return curves
+
+
+def _band(ax: Any, data: dict[str, list[float]], label: str, colour: str, line: str) -> None:
+    x, mean, spread = data["iteration"], data["mean"], data["spread"]
+    if any(spread):
+        low = [m - s for m, s in zip(mean, spread, strict=True)]
+        high = [m + s for m, s in zip(mean, spread, strict=True)]
+        ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    ax.plot(x, mean, line, color=colour, label=label, marker="o", ms=2)
+
+
+def _initial_line(ax: Any, cohort: Cohort, heading: str) -> list[Curve]:
+    key = "initial/val_dataset_miou"
+    runs = [run for run in cohort.runs if key in run.metrics]
+    if not runs:
+        return []
+    mean, _ = mean_and_spread([100 * run.metrics[key] for run in runs])
+    ax.axhline(mean, ls=(0, (4, 3)), lw=0.9, color=GREY, label="before training", zorder=1)
+    return [Curve(heading, "before training", {"mean": [mean]}, sources(runs))]
+
+
+def _scores(runs: Sequence[Run], prefix: str) -> dict[str, tuple[float, float | None]]:
+    """Class -> mean and spread over runs, in percent; classes that no run has are left out."""
+    names = sorted({key for run in runs for key in run.metrics if key.startswith(prefix)})
+    found = {
+        name: [v for run in runs if (v := run.metrics.get(name, float("nan"))) == v]
+        for name in names
+    }
+    return {
+        name.removeprefix(prefix): mean_and_spread([100 * v for v in values])
+        for name, values in found.items()
+        if values
+    }
+
+
+def _dots(
+    ax: Any,
+    label: str,
+    scores: dict[str, tuple[float, float | None]],
+    order: Sequence[str],
+    colour: str,
+    offset: float,
+    runs: Sequence[Run],
+) -> Curve:
+    having = [(i, *scores[name]) for i, name in enumerate(order) if name in scores]
+    x = [mean for _, mean, _ in having]
+    spread = [s or 0.0 for _, _, s in having]
+    y = [i + offset for i, _, _ in having]
+    ax.errorbar(x, y, xerr=spread if any(spread) else None, fmt="o", color=colour, label=label,
+                elinewidth=0.8, mfc="white" if colour == GREY else colour, zorder=3)  # fmt: skip
+    data = {"class": [float(i) for i, _, _ in having], "mean": x, "spread": spread}
+    return Curve("", label, data, sources(runs))
+
+
+def _of_size(cohort: Cohort, size: int) -> list[Run]:
+    return [run for name in cohort.variants for run in cohort.select(name, size)]
+
+
+def _left_out(found: Sequence[Cohort]) -> str:
+    more = len(found) - PANELS
+    return f" {more} more sets of runs are stored and not shown." if more > 0 else ""

@@ -1,0 +1,88 @@
+"""Every figure of the report: one function that reads a store, one line in ``FIGURES``.
+
+A figure is written as PDF, PNG (200 dpi) and JSON: the data of every curve and the runs behind
+it. The same runs give the same bytes. Nothing here touches ``matplotlib.pyplot`` or its state.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lovasz_repro.report.curves import camvid_classes, camvid_curves
+from lovasz_repro.report.drawing import Drawing, Missing
+from lovasz_repro.report.render import chosen
+from lovasz_repro.report.runs import RunStore
+from lovasz_repro.report.style import RC
+from lovasz_repro.report.surfaces import figure_1, figure_2
+from lovasz_repro.report.synthetic_figure import figure_3
+
+FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
+    "figure-1": figure_1,
+    "figure-2": figure_2,
+    "figure-3": figure_3,
+    "camvid-enet": camvid_curves,
+    "camvid-enet-classes": camvid_classes,
+}
+
+
+def write_figures(
+    store: RunStore,
+    out: Path,
+    names: Sequence[str] | None = None,
+    *,
+    missing: Callable[[str, Missing], None] | None = None,
+) -> list[Path]:
+    """Write figures as ``<out>/<name>.pdf``, ``.png`` and ``.json``; returns the files.
+
+    Args:
+        store: where to read.
+        out: folder, made if it is not there.
+        names: figures to write; None: all of ``FIGURES``.
+        missing: called with the name of every figure that lacks its runs.
+
+    Raises:
+        UserError: an unknown figure; says which there are.
+    """
+    import matplotlib
+
+    names = [chosen(name, FIGURES, "figure") for name in names or FIGURES]
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    for name in names:
+        with matplotlib.rc_context(RC):
+            drawing = FIGURES[name](store)
+            if isinstance(drawing, Drawing):
+                files += _save(drawing, out, name)
+            elif missing is not None:
+                missing(name, drawing)
+    return files
+
+
+def _save(drawing: Drawing, out: Path, name: str) -> list[Path]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(drawing.figure)
+    pdf, png, sidecar = (out / f"{name}.{suffix}" for suffix in ("pdf", "png", "json"))
+    drawing.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    drawing.figure.savefig(png, format="png", metadata={"Software": None})
+    sidecar.write_text(_sidecar(drawing, name), encoding="utf-8")
+    return [pdf, png, sidecar]
+
+
+def _sidecar(drawing: Drawing, name: str) -> str:
+    curves = [asdict(curve) for curve in drawing.curves]
+    content = {"name": name, "caption": drawing.caption, "curves": _rounded(curves)}
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with seven digits: what a plot can show, in a file that stays small."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value

@@ -1,0 +1,226 @@
+"""Which stored runs may stand together in a report, and what can be read from them.
+
+A *cohort* is a set of finished runs that differ only in what an experiment varies on purpose
+(variant, loss, batch size, seed). Runs of another profile, scale, data set or setting are
+another cohort: the report shows them apart and never averages over them.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+SCALES = ("paper", "reduced", "demo")
+BATCH_SIZE = "training.batch_size"
+GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE)
+"""Parameters (and all below them) that do not separate cohorts."""
+
+
+class Run(Protocol):
+    """What the report reads of a stored run (``lovasz_repro.store.StoredRun``)."""
+
+    @property
+    def run_id(self) -> str: ...  # noqa: D102
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> str: ...  # noqa: D102
+    @property
+    def started(self) -> float: ...  # noqa: D102
+    @property
+    def params(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def tags(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def metrics(self) -> Mapping[str, float]: ...  # noqa: D102
+
+
+class RunStore(Protocol):
+    """What the report asks of a store (``lovasz_repro.store.Store``)."""
+
+    def runs(self, experiment: str | None = None) -> Sequence[Run]:
+        """Stored runs of an experiment, newest first."""
+        ...
+
+    def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """All (step, value) of a metric, by step."""
+        ...
+
+    def artifact(self, run_id: str, relative_path: str) -> Path:
+        """A file that a run stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one number comes from."""
+
+    run_id: str
+    name: str
+    git_commit: str
+    config_hash: str
+    data_fingerprint: str
+    seed: str
+    device: str
+    profile: str
+    scale: str
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Finished runs that may stand together; one run per variant, batch size and seed."""
+
+    scale: str
+    profile: str
+    data_fingerprint: str
+    settings: tuple[tuple[str, str], ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Batch sizes of the runs, ascending."""
+        return sorted({batch_size(run) for run in self.runs})
+
+    @property
+    def variants(self) -> list[str]:
+        """Variants of the runs, by name."""
+        return sorted({variant(run) for run in self.runs})
+
+    def select(self, variant_name: str, size: int | None = None) -> list[Run]:
+        """Runs of a variant (and batch size), by seed."""
+        return [
+            run
+            for run in self.runs
+            if variant(run) == variant_name and size in (None, batch_size(run))
+        ]
+
+
+def source(run: Run) -> Source:
+    """Provenance of a run, from the tags that every run carries."""
+    known = ("git_commit", "config_hash", "data_fingerprint", "seed", "device", "profile", "scale")
+    return Source(run.run_id, run.name, **{key: run.tags.get(key, "unknown") for key in known})
+
+
+def sources(runs: Iterable[Run]) -> tuple[Source, ...]:
+    """Provenance of several runs: each once, by name, seed and id."""
+    unique = {source(run) for run in runs}
+    return tuple(sorted(unique, key=lambda s: (s.name, natural(s.seed), s.run_id)))
+
+
+def variant(run: Run) -> str:
+    """Row of the experiment's grid that the run belongs to."""
+    return run.tags.get("variant", "")
+
+
+def batch_size(run: Run) -> int:
+    """Images per step; 0 where the run has no such parameter."""
+    return int(run.params.get(BATCH_SIZE, "0"))
+
+
+def seed(run: Run) -> str:
+    """Seed tag of the run."""
+    return run.tags.get("seed", "")
+
+
+def cohorts(store: RunStore, experiment: str, axes: Sequence[str] = ()) -> list[Cohort]:
+    """Finished runs of an experiment, sorted apart: paper scale first, then reduced, then demo.
+
+    Args:
+        store: where to read.
+        experiment: its name.
+        axes: further parameters that the caller compares, so that they do not separate runs.
+    """
+    groups: dict[tuple[str, str, str, tuple[tuple[str, str], ...]], dict[object, Run]] = {}
+    for run in sorted(store.runs(experiment), key=lambda r: (-r.started, r.run_id)):
+        if run.status != "FINISHED":
+            continue
+        key = (
+            run.tags.get("scale", "unknown"),
+            run.tags.get("profile", "unknown"),
+            run.tags.get("data_fingerprint", "unknown"),
+            settings(run, axes),
+        )
+        cell = (variant(run), batch_size(run), seed(run), *(run.params.get(axis) for axis in axes))
+        groups.setdefault(key, {}).setdefault(cell, run)  # the newest of equal runs counts
+    found = [Cohort(*key, runs=tuple(_in_order(runs.values()))) for key, runs in groups.items()]
+    return sorted(found, key=_cohort_order)
+
+
+def settings(run: Run, axes: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
+    """Parameters of a run that separate it from others, sorted."""
+    varied = (*GRID, *axes)
+    return tuple(
+        (key, value)
+        for key, value in sorted(run.params.items())
+        if not any(key == axis or key.startswith(f"{axis}.") for axis in varied)
+    )
+
+
+def headings(found: Sequence[Cohort]) -> list[str]:
+    """What a reader needs to tell cohorts apart: scale, size, device, and what else differs."""
+    return [_heading(cohort, _different(cohort, found)) for cohort in found]
+
+
+def command(experiment: str, profile: str = "paper") -> str:
+    """The command that runs an experiment."""
+    if experiment == "synthetic":
+        return "lovasz-repro synthetic"
+    suffix = "" if profile == "paper" else f" --profile {profile}"
+    return f"lovasz-repro run {experiment}{suffix}"
+
+
+def at_best(store: RunStore, run: Run, key: str) -> float | None:
+    """A metric at the iteration of the best snapshot; None where it was not stored there."""
+    best = run.metrics.get("best/iteration")
+    return dict(store.history(run.run_id, key)).get(int(best)) if best is not None else None
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (n - 1); no spread for a single value."""
+    mean = math.fsum(values) / len(values)
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def natural(text: str) -> list[tuple[int, int | str]]:
+    """Sort key under which "s10" follows "s9"."""
+    parts = re.split(r"(\d+)", text)
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+
+
+def _in_order(runs: Iterable[Run]) -> list[Run]:
+    return sorted(runs, key=lambda r: (variant(r), batch_size(r), natural(seed(r)), r.run_id))
+
+
+def _cohort_order(cohort: Cohort) -> tuple[object, ...]:
+    scale = SCALES.index(cohort.scale) if cohort.scale in SCALES else len(SCALES)
+    return scale, cohort.profile, -len(cohort.runs), cohort.data_fingerprint, cohort.settings
+
+
+def _different(cohort: Cohort, found: Sequence[Cohort]) -> list[str]:
+    """Settings in which a cohort differs from others of its profile, as ``key=value``."""
+    alike = [c for c in found if (c.scale, c.profile) == (cohort.scale, cohort.profile)]
+    names = sorted({key for other in alike for key, _ in other.settings} - {"data.size"})
+    mine = dict(cohort.settings)
+    told = [
+        f"{key}={mine.get(key, 'unset')}"
+        for key in names
+        if key != "training.iterations" and len({dict(c.settings).get(key) for c in alike}) > 1
+    ]
+    if len({c.data_fingerprint for c in alike}) > 1:
+        told.append(f"data {cohort.data_fingerprint[:8]}")
+    return told
+
+
+def _heading(cohort: Cohort, different: Sequence[str]) -> str:
+    mine = dict(cohort.settings)
+    scale = f"{cohort.scale} scale"
+    parts = [scale if cohort.profile == cohort.scale else f"{cohort.profile} profile, {scale}"]
+    if "data.size" in mine:
+        parts.append("×".join(re.findall(r"\d+", mine["data.size"])))
+    if "training.iterations" in mine:
+        parts.append(f"{mine['training.iterations']} iterations")
+    devices = sorted({run.tags.get("device", "unknown device") for run in cohort.runs})
+    return ", ".join([*parts, *different, " / ".join(devices)])

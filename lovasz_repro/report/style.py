@@ -1,0 +1,82 @@
+"""How things are called and drawn, the same in every table and figure.
+
+Sizes are those of a two-column paper; colours are Okabe and Ito's palette, which stays apart
+under the common forms of colour blindness.
+"""
+
+from typing import Any
+
+COLUMN, PAGE = 3.35, 6.95
+"""Width of a column and of a page's text, inches."""
+
+BLACK, GREY = "#000000", "#8a8a8a"
+ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
+)  # fmt: skip
+
+LOSSES = {
+    "jaccard": ("Jaccard loss", BLACK),
+    "lovasz_hinge": ("Lovász hinge", RED),
+    "hinge": ("hinge", BLUE),
+    "cross_entropy": ("cross-entropy", SKY),
+    "soft_iou": ("soft IoU", GREEN),
+}
+"""Losses of the synthetic experiment, in the order of tables and legends."""
+
+VARIANTS = {
+    "weighted-cross-entropy": ("weighted cross-entropy", BLUE),
+    "lovasz-softmax": ("Lovász-Softmax", RED),
+    "sum": ("sum of both", GREEN),
+}
+"""Variants of the ENet experiments, in the order of tables and legends."""
+
+SPARE = (ORANGE, PURPLE, SKY, GREY)
+"""Colours of variants without one of their own."""
+
+RC: dict[str, Any] = {
+    "font.family": "serif",
+    "font.serif": ["STIXGeneral"],
+    "mathtext.fontset": "stix",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "image.interpolation": "nearest",
+}
+"""matplotlib settings of every figure, used through ``matplotlib.rc_context``."""
+
+
+def variant_order(names: set[str]) -> list[str]:
+    """Known variants in their order, then others by name."""
+    return [name for name in VARIANTS if name in names] + sorted(names - set(VARIANTS))
+
+
+def variant_title(name: str) -> str:
+    """A variant as a reader sees it."""
+    return VARIANTS[name][0] if name in VARIANTS else name.replace("-", " ")
+
+
+def variant_colours(names: set[str]) -> dict[str, str]:
+    """A colour per variant, its own or a spare one."""
+    others = sorted(names - set(VARIANTS))
+    spare = {name: SPARE[i % len(SPARE)] for i, name in enumerate(others)}
+    return spare | {name: VARIANTS[name][1] for name in VARIANTS if name in names}

@@ -1,0 +1,94 @@
+"""Figure 3: the synthetic images, and every loss against the bias b."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lovasz_repro.report.drawing import Curve, Drawing, Missing
+from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
+from lovasz_repro.report.style import BLACK, GREY, LOSSES, PAGE
+
+REFERENCE = "jaccard"
+
+
+def figure_3(store: RunStore) -> Drawing | Missing:
+    """A label with its features, and the relative losses with the minimum of each."""
+    found = cohorts(store, "synthetic")
+    if not found:
+        return Missing("no finished synthetic run is stored", command("synthetic"))
+    run = found[0].runs[0]
+    curves = read_curves(store.artifact(run.run_id, "curves.csv"))
+    label, features = _sample(store.artifact(run.run_id, "sample.npz"))
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PAGE, 2.15))
+    grid = figure.add_gridspec(
+        1, 3, width_ratios=(1, 1, 2.3), left=0.01, right=0.99, bottom=0.19, top=0.9, wspace=0.08
+    )
+    _images([figure.add_subplot(grid[0, i]) for i in (0, 1)], label, features)
+    right = grid[0, 2].subgridspec(1, 2, width_ratios=(0.12, 1))
+    drawn = _losses(figure.add_subplot(right[0, 1]), curves, run)
+    figure.text(0.165, 0.02, "(a)", ha="center")
+    figure.text(0.72, 0.02, "(b)", ha="center")
+    caption = (
+        "(a) Label and feature image of the synthetic model. (b) Losses against the bias b, each "
+        "between its minimum (0) and maximum (1) over the search; dots mark the minimum of each "
+        "loss, rings the Jaccard loss at that b. First seed of the stored run."
+    )
+    return Drawing(figure, caption, drawn)
+
+
+def read_curves(path: Path) -> dict[str, list[float]]:
+    """Columns of ``curves.csv``: "b" and one per loss."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def relative(losses: Sequence[float]) -> list[float]:
+    """Losses between 0 (their minimum) and 1 (their maximum)."""
+    low, high = min(losses), max(losses)
+    return [(loss - low) / (high - low) if high > low else 0.0 for loss in losses]
+
+
+def _sample(path: Path) -> tuple[Any, Any]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["label"], arrays["features"]
+
+
+def _images(axes: Sequence[Any], label: Any, features: Any) -> None:
+    for ax, image, title in zip(axes, (label, features), ("label", "features"), strict=True):
+        ax.imshow(image, cmap="gray", interpolation="nearest")
+        ax.set(xticks=[], yticks=[], title=title)
+        for spine in ax.spines.values():
+            spine.set_visible(True)
+
+
+def _losses(ax: Any, curves: dict[str, list[float]], run: Run) -> tuple[Curve, ...]:
+    b = curves["b"]
+    reference = relative(curves[REFERENCE])
+    drawn = []
+    for order, (name, (title, colour)) in enumerate(LOSSES.items()):
+        if name not in curves:
+            continue
+        values = relative(curves[name])
+        at = values.index(min(values))
+        is_reference = name == REFERENCE
+        ax.plot(b, values, color=colour, label=title, lw=1.8 if is_reference else 1.1,
+                zorder=4 if is_reference else 3)  # fmt: skip
+        ax.plot(b[at], 0.0, "o", color=colour, clip_on=False, zorder=6 + order)
+        if not is_reference:
+            ax.plot([b[at]] * 2, [0.0, reference[at]], ":", color=colour, lw=0.8, zorder=2)
+            ax.plot(b[at], reference[at], "o", mec=colour, mfc="white", mew=1.0, zorder=5)
+        data = {"b": b, "loss": curves[name], "relative loss": values, "argmin": [b[at]]}
+        drawn.append(Curve("(b)", title, data, sources([run])))
+    ax.axhline(0.0, color=GREY, lw=0.4, zorder=1)
+    ax.set(xlabel="bias $b$", ylabel="relative loss", xlim=(b[0], b[-1]), ylim=(0.0, 1.02))
+    ax.set_yticks([0.0, 0.5, 1.0])
+    ax.legend(loc="upper center", ncols=len(drawn), bbox_to_anchor=(0.5, 1.17), columnspacing=1.2,
+              labelcolor=BLACK)  # fmt: skip
+    return tuple(drawn)

@@ -1,0 +1,224 @@
+"""Every table of the report: one function that reads a store, one line in ``TABLES``."""
+
+from collections.abc import Callable, Sequence
+
+from lovasz_repro.report.model import Block, Cell, Column, Row, Table, measured
+from lovasz_repro.report.published import paper_table
+from lovasz_repro.report.runs import (
+    SCALES,
+    Cohort,
+    Run,
+    RunStore,
+    at_best,
+    cohorts,
+    command,
+    headings,
+    sources,
+)
+from lovasz_repro.report.style import LOSSES, VARIANTS, variant_order, variant_title
+
+CAMVID = "camvid-enet"
+MEAN = "mean of the classes"
+
+
+def synthetic(store: RunStore) -> Table:
+    """Sec. 4.1 in numbers: where each loss has its minimum, and what that costs in Jaccard."""
+    found = cohorts(store, "synthetic")
+    blocks = [
+        Block(heading, _synthetic_rows(store, run))
+        for cohort, heading in zip(found, headings(found), strict=True)
+        for run in cohort.runs
+    ]
+    return Table(
+        name="synthetic",
+        title="Sec. 4.1: minimum of each loss over the bias b",
+        caption=(
+            "Exhaustive search over the bias b of the classifier f > −b on images of noisy "
+            "circles: where each loss is smallest, the Jaccard loss there, and how far that is "
+            "above the smallest Jaccard loss of any b. Mean ± standard deviation over seeds. "
+            f"Filled by `{command('synthetic')}`."
+        ),
+        row_title="minimised loss",
+        columns=(
+            Column("argmin", "arg min b"),
+            Column("jaccard_at_argmin", "Jaccard loss there", "%"),
+            Column("excess", "above the minimum", "points"),
+            Column("seeds", "seeds", digits=0),
+        ),
+        blocks=tuple(blocks) or (Block("", _synthetic_rows(store, None)),),
+    )
+
+
+def camvid_enet(store: RunStore) -> Table:
+    """The ENet authors' network on CamVid, before and after fine-tuning with each variant."""
+    found = cohorts(store, CAMVID)
+    blocks = [
+        Block(_with_batch_size(heading, size), _camvid_rows(store, cohort, size))
+        for cohort, heading in zip(found, headings(found), strict=True)
+        for size in cohort.batch_sizes
+    ]
+    return Table(
+        name="camvid-enet",
+        title="ENet fine-tuned on CamVid",
+        caption=(
+            "The ENet authors' Cityscapes network on CamVid (11 classes), before training and "
+            "after fine-tuning. Best snapshot on the validation set, scored once on the test "
+            "set. Mean ± standard deviation over seeds. CamVid is not a data set of the paper: "
+            "these numbers stand beside none of it. "
+            f"Filled by `{command(CAMVID)}` (`--profile demo` on a laptop)."
+        ),
+        row_title="network",
+        columns=(
+            Column("val", "val dataset-mIoU", "%", better="higher"),
+            Column("test", "test dataset-mIoU", "%", better="higher"),
+            Column("test-image", "test image-mIoU", "%", better="higher"),
+            Column("seeds", "seeds", digits=0),
+        ),
+        blocks=tuple(blocks) or (Block("", _camvid_rows(store, None, 0)),),
+    )
+
+
+def camvid_enet_classes(store: RunStore) -> Table:
+    """Test IoU of every CamVid class, before and after fine-tuning."""
+    found = cohorts(store, CAMVID)
+    shown = variant_order({name for c in found for name in c.variants} | set(VARIANTS))
+    blocks = [
+        Block(_with_batch_size(heading, size), _class_rows(cohort, size, shown))
+        for cohort, heading in zip(found, headings(found), strict=True)
+        for size in cohort.batch_sizes
+    ]
+    empty = Row(MEAN, MEAN, (Cell(command=command(CAMVID)),) * (1 + len(shown)))
+    return Table(
+        name="camvid-enet-classes",
+        title="ENet fine-tuned on CamVid: IoU per class",
+        caption=(
+            "Test IoU (%) per class of the runs in the table `camvid-enet`. Mean ± standard "
+            f"deviation over seeds. Filled by `{command(CAMVID)}`."
+        ),
+        row_title="class",
+        columns=(
+            Column("initial", "initial network", "%"),
+            *(Column(name, variant_title(name), "%") for name in shown),
+        ),
+        blocks=tuple(blocks) or (Block("", (empty,)),),
+    )
+
+
+def table_1(store: RunStore) -> Table:
+    """Binary Pascal VOC: validation losses after training with each loss."""
+    return paper_table("table-1")
+
+
+def table_2(store: RunStore) -> Table:
+    """Multiclass Pascal VOC under three evaluation regimes."""
+    return paper_table("table-2")
+
+
+def table_3(store: RunStore) -> Table:
+    """Per-class test IoU on Pascal VOC."""
+    return paper_table("table-3")
+
+
+def table_4(store: RunStore) -> Table:
+    """Cityscapes scores before and after fine-tuning."""
+    return paper_table("table-4")
+
+
+TABLES: dict[str, Callable[[RunStore], Table]] = {
+    "synthetic": synthetic,
+    "camvid-enet": camvid_enet,
+    "camvid-enet-classes": camvid_enet_classes,
+    "table-1": table_1,
+    "table-2": table_2,
+    "table-3": table_3,
+    "table-4": table_4,
+}
+
+
+def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[Row, ...]:
+    """Rows of one stored search; every step of a metric's history is a seed."""
+    rows = []
+    for loss, (title, _) in LOSSES.items():
+        cells = []
+        for key, factor in (("argmin", 1.0), ("jaccard_at_argmin", 100.0), ("excess", 100.0)):
+            history = store.history(run.run_id, f"{key}/{loss}") if run else []
+            values = [value for _, value in history]
+            cells.append(
+                measured(values, [run] if run else [], command("synthetic"), factor=factor)
+            )
+        rows.append(Row(loss, title, (*cells, _count(cells[0]))))
+    return tuple(rows)
+
+
+def _camvid_rows(store: RunStore, cohort: Cohort | None, size: int) -> tuple[Row, ...]:
+    fill = command(CAMVID, cohort.profile if cohort else SCALES[0])
+    runs = [run for run in cohort.runs if _has_size(run, cohort, size)] if cohort else []
+    initial = [
+        _initial(runs, f"initial/{key}", fill)
+        for key in ("val_dataset_miou", "test_dataset_miou", "test_image_miou")
+    ]
+    rows = [Row("initial", "initial network, before training", (*initial, None))]
+    for name in variant_order({r.tags.get("variant", "") for r in runs} | set(VARIANTS)):
+        chosen = cohort.select(name, size) if cohort else []
+        cells = (
+            _at_best_over_seeds(store, chosen, "val/dataset_miou", fill),
+            _over_seeds(chosen, "test/dataset_miou", fill),
+            _over_seeds(chosen, "test/image_miou", fill),
+        )
+        rows.append(Row(name, variant_title(name), (*cells, _count(cells[1]))))
+    return tuple(rows)
+
+
+def _class_rows(cohort: Cohort, size: int, shown: Sequence[str]) -> tuple[Row, ...]:
+    fill = command(CAMVID, cohort.profile)
+    runs = [run for run in cohort.runs if _has_size(run, cohort, size)]
+    prefix = "test/iou/"
+    classes = sorted(
+        {k.removeprefix(prefix) for r in runs for k in r.metrics if k.startswith(prefix)}
+    )
+    keys = [(name, f"test/iou/{name}", f"initial/test_iou/{name}") for name in classes]
+    keys.append((MEAN, "test/dataset_miou", "initial/test_dataset_miou"))
+    return tuple(
+        Row(
+            name,
+            name,
+            (
+                _initial(runs, before, fill),
+                *(_over_seeds(cohort.select(variant, size), after, fill) for variant in shown),
+            ),
+            better="higher",
+        )
+        for name, after, before in keys
+    )
+
+
+def _over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell:
+    having = [run for run in runs if key in run.metrics]
+    return measured([run.metrics[key] for run in having], having, fill, factor=100)
+
+
+def _at_best_over_seeds(store: RunStore, runs: Sequence[Run], key: str, fill: str) -> Cell:
+    found = [(run, at_best(store, run, key)) for run in runs]
+    having = [(run, value) for run, value in found if value is not None]
+    return measured([value for _, value in having], [run for run, _ in having], fill, factor=100)
+
+
+def _initial(runs: Sequence[Run], key: str, fill: str) -> Cell:
+    """Score before training: one number, unless the seed or the machine changes it."""
+    having = [run for run in runs if key in run.metrics]
+    distinct = {round(run.metrics[key], 9): run.metrics[key] for run in having}
+    if len(distinct) == 1:
+        return Cell(100 * having[0].metrics[key], None, 1, sources(having), command=fill)
+    return measured([run.metrics[key] for run in having], having, fill, factor=100)
+
+
+def _count(cell: Cell) -> Cell | None:
+    return Cell(float(cell.n), n=cell.n, sources=cell.sources) if cell.n else None
+
+
+def _has_size(run: Run, cohort: Cohort, size: int) -> bool:
+    return run in cohort.select(run.tags.get("variant", ""), size)
+
+
+def _with_batch_size(heading: str, size: int) -> str:
+    return f"{heading}, batch size {size}" if size else heading
