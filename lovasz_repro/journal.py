@@ -1,0 +1,262 @@
+"""The local journal of one run: what it measured, on disk before the store hears of it.
+
+A JSONL file beside the checkpoints, only ever appended to. Each line is one of
+
+    {"step": 20, "time": 1763884800000, "values": {"train/loss": 0.41, "val/x": "nan"}}
+    {"tags": {"resume.count": "1"}}      {"artifact": "curves.csv", "folder": "plots"}
+    {"commit": 20}                       {"finished": 1763884900000}
+
+A ``commit`` line says that the checkpoint of that step is on disk: what stands before it is
+final and may be shipped (`lovasz_repro.shipping`), what stands after it is taken back when the
+run resumes from that checkpoint. So the store never sees a value that is computed twice.
+"""
+
+import errno
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from lovasz_repro.errors import RunFailed, UserError
+
+Record = dict[str, Any]
+
+
+class Point(NamedTuple):
+    """One value of one metric; ``timestamp`` in milliseconds since the epoch."""
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+class Journal:
+    """Open (or create) the journal at ``path`` and hold it alone until `close`.
+
+    A last line that a crash tore is cut off. ``committed`` is the byte offset up to which the
+    content is final.
+
+    Raises:
+        UserError: another process writes this journal, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
+        except Timeout:
+            raise UserError(
+                f"{path.parent} is in use: another process trains this run; wait for it or stop it"
+            ) from None
+        except OSError as error:
+            self._lock.release()
+            raise UserError(f"cannot open the metric journal {path}: {error.strerror}") from None
+        self._read_back()
+
+    def _read_back(self) -> None:
+        """Cut a torn tail, find the last commit and the values that are final."""
+        self.committed = 0
+        self._final: set[tuple[str, int]] = set()
+        end = 0
+        for record, after in read_records(self.path):
+            end = after
+            if is_commit(record):
+                self._settle(end)
+        self._cut(end)
+
+    def _cut(self, offset: int) -> None:
+        os.ftruncate(self._file.fileno(), offset)
+        self._end = offset
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Note values at ``step`` with the present time. The process may die right after.
+
+        A value whose key and step are already committed is the same one computed again after a
+        resume (a test score after the last checkpoint): the first one stands.
+
+        Raises:
+            RunFailed: the disk is full or gone.
+        """
+        fresh = {k: _to_json(v) for k, v in values.items() if (k, step) not in self._final}
+        if fresh:
+            self._append({"step": int(step), "time": _now(), "values": fresh})
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Note tags for the stored run."""
+        self._append({"tags": dict(tags)})
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Note a file for the stored run; it must stay where it is until it is shipped."""
+        self._append({"artifact": os.path.relpath(path, self.path.parent), "folder": folder})
+
+    def sync(self) -> None:
+        """Force the content to the disk; call before the checkpoint of this step is renamed."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def commit(self, step: int) -> None:
+        """Declare everything so far final: the checkpoint of ``step`` is on disk."""
+        self._append({"commit": int(step)})
+        self._settle(self._end)
+
+    def finish(self) -> None:
+        """Declare everything final and the run finished now."""
+        self._append({"finished": _now()})
+        self.sync()
+        self._settle(self._end)
+
+    def _settle(self, end: int) -> None:
+        for record, _ in read_records(self.path, self.committed, end):
+            self._final.update((key, record["step"]) for key in record.get("values", ()))
+        self.committed = end
+
+    def rewind(self, step: int) -> None:
+        """Take back what was noted after the checkpoint of ``step``, before going on from it.
+
+        That is everything after the last ``commit`` of ``step``; without one, everything from
+        the first value of a later step on. One truncation: a crash leaves the old or the new
+        content.
+        """
+        after_commit: int | None = None
+        first_later: int | None = None
+        previous = 0
+        for record, offset in read_records(self.path):
+            if record.get("commit") == step:
+                after_commit = offset
+            later = record.get("step", record.get("commit", step)) > step or "finished" in record
+            if later and first_later is None:
+                first_later = previous
+            previous = offset
+        cut = after_commit if after_commit is not None else first_later
+        if cut is not None and cut < self._end:
+            for run_id, offset in shipped_offsets(self.path).items():
+                note_shipped(self.path, run_id, min(offset, cut))
+            self._cut(cut)
+            self.sync()
+        self._read_back()
+
+    def points(self, after_offset: int = 0) -> tuple[list[Point], int]:
+        """Every committed point after ``after_offset``, and the offset to go on from."""
+        points: list[Point] = []
+        for record, _ in read_records(self.path, after_offset, self.committed):
+            points.extend(points_of(record))
+        return points, max(after_offset, self.committed)
+
+    def close(self) -> None:
+        """Let go of the file; may be called twice."""
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, record: Record) -> None:
+        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._cut(self._end)
+            raise self._failed(error) from None
+        self._end += len(line)
+
+    def _failed(self, error: OSError) -> RunFailed:
+        return RunFailed(
+            f"cannot write the metric journal {self.path}: {error.strerror}; make room and run the"
+            " same command again, it goes on from the last checkpoint"
+        )
+
+
+def read_records(
+    path: Path, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[Record, int]]:
+    """Yield each whole line of a journal as (record, offset after it), from byte ``start`` on.
+
+    Ends before ``stop``, at a torn last line, or where the file does not exist.
+
+    Raises:
+        UserError: a line inside the file is not a journal line.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(start)
+        offset = start
+        for line in file:
+            if not line.endswith(b"\n") or (stop is not None and offset >= stop):
+                return
+            offset += len(line)
+            try:
+                record = json.loads(line)
+                points_of(record)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise UserError(
+                    f"{path} is damaged before byte {offset}: move it away to start this run anew"
+                ) from None
+            yield record, offset
+
+
+def points_of(record: Record) -> list[Point]:
+    """The points of one record, in the order they were logged; none for other records."""
+    if "values" not in record:
+        return []
+    step, moment = int(record["step"]), int(record["time"])
+    return [Point(key, float(value), step, moment) for key, value in record["values"].items()]
+
+
+def is_commit(record: Record) -> bool:
+    """Whether everything before this record is final."""
+    return "commit" in record or "finished" in record
+
+
+def committed_end(path: Path) -> int:
+    """Byte offset up to which the journal at ``path`` is final; 0 where there is none."""
+    return max((offset for record, offset in read_records(path) if is_commit(record)), default=0)
+
+
+def shipped_offsets(path: Path) -> dict[str, int]:
+    """How far the journal at ``path`` has reached each stored run: {run id: byte offset}."""
+    try:
+        offsets = json.loads(_shipped_file(path).read_text())
+        return {str(run_id): int(offset) for run_id, offset in offsets.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # unknown: everything is sent again, which the store does not hold twice
+
+
+def note_shipped(path: Path, run_id: str, offset: int) -> None:
+    """Remember how far the journal at ``path`` has reached the stored run ``run_id``."""
+    offsets = shipped_offsets(path) | {run_id: offset}
+    fresh = path.with_name(path.name + ".shipped.new")
+    fresh.write_text(json.dumps(offsets))
+    os.replace(fresh, _shipped_file(path))
+
+
+def _shipped_file(path: Path) -> Path:
+    return path.with_name(path.name + ".shipped")
+
+
+def _to_json(value: float) -> float | str:
+    """NaN and infinities have no JSON number: keep them as the words float() reads back."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

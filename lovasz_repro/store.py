@@ -1,0 +1,474 @@
+"""Stored runs, on MLflow: the only file that imports it.
+
+By default an SQLite file in the results folder with the artifacts beside it; an MLflow server or
+another database through MLFLOW_TRACKING_URI or ``tracking_uri``. One parent run per experiment,
+one child per variant and seed, found again by its ``identity`` tag.
+
+MLflow is imported when the store is first asked, and a store that does not exist yet is made by
+the first write; until then it reads as empty.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock
+
+from lovasz_repro.errors import UserError
+from lovasz_repro.journal import Point as Point
+from lovasz_repro.shipping import HEARTBEAT, MAX_BATCH
+from lovasz_repro.shipping import Shipper as Shipper
+from lovasz_repro.tracking import (
+    StoreError,
+    check_database,
+    check_server,
+    choose_uri,
+    database_of,
+    explain,
+)
+
+PARENT = "mlflow.parentRunId"
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+STALE_AFTER = 180.0  # seconds without a heartbeat; the shipper renews it every 30
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as the store knows it; times in seconds since the epoch, scores in [0, 1]."""
+
+    run_id: str
+    experiment: str
+    name: str
+    status: str  # one of STATUSES
+    parent_id: str | None
+    started: float
+    ended: float | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]  # the value of the last step
+
+    @property
+    def identity(self) -> str:
+        """Hash of the resolved config and the data fingerprint."""
+        return self.tags.get("identity", "")
+
+
+def is_stale(run: StoredRun, now: float | None = None) -> bool:
+    """Whether a RUNNING run has no living process: no heartbeat for three minutes."""
+    if run.status != "RUNNING":
+        return False
+    beat = float(run.tags.get(HEARTBEAT, 0))
+    return (now or time.time()) - max(beat, run.started) > STALE_AFTER
+
+
+def shown_status(run: StoredRun, now: float | None = None) -> str:
+    """The status for people: MLflow's, with STALE for a run whose process is gone."""
+    return "STALE" if is_stale(run, now) else run.status
+
+
+class Store:
+    """The runs of ``results`` (or of the store that ``tracking_uri`` names).
+
+    Opening the same identity from N processes gives one run: for SQLite through a lock file
+    beside it, for a server through the lock of a common results folder. Processes on machines
+    that share only a server settle on the run that started first.
+
+    Raises (from every method):
+        StoreError: one line; the store is absent, locked, read-only, broken, not reachable.
+    """
+
+    def __init__(self, results: Path, tracking_uri: str | None = None):
+        self.results = Path(results).absolute()
+        self.uri = choose_uri(self.results, tracking_uri)
+        self._database = database_of(self.uri)
+        self._remote = not self.uri.startswith(("sqlite", "postgres", "mysql", "mssql"))
+        self._own = self._database == self.results / "mlflow.db"
+        self._made: tuple[int, int] | None = None  # device and inode of the database
+        self._experiments: dict[str, str] = {}  # name -> id
+        self._client_or_none: Any = None
+        if self.uri.startswith("http"):
+            check_server(self.uri)
+
+    # -- runs: write -----------------------------------------------------------------------
+
+    def open_parent(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+        """Find or create the run that groups an experiment's children; returns its id."""
+        where = f"tags.role = 'parent' AND attributes.run_name = '{_quotable(name)}'"
+        with self._asking(), self._lock():
+            experiment_id = self._experiment_id(experiment, create=True)
+            found = self._search([experiment_id], where)
+            if found:
+                run_id = found[0].info.run_id
+                self._set_tags(run_id, tags)
+                return run_id
+            run = self._client.create_run(
+                experiment_id, run_name=name, tags={**_strings(tags), "role": "parent"}
+            )
+            self._client.set_terminated(run.info.run_id)  # it only groups; children have states
+            return run.info.run_id
+
+    def open_child(
+        self,
+        experiment: str,
+        parent_id: str | None,
+        name: str,
+        identity: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+    ) -> str:
+        """Find the run of ``identity`` or create it; it is RUNNING afterwards. Returns its id.
+
+        A run that is found keeps its parameters (MLflow's are immutable); what differs now is
+        kept as the tag ``changed/<param>``, and a tag that changes (the git commit, the device)
+        leaves its former value in ``previous/<tag>``.
+        """
+        with self._asking(), self._lock():
+            experiment_id = self._experiment_id(experiment, create=True)
+            run = self._oldest(experiment_id, identity)
+            if run is None:
+                fixed = {"identity": identity} | ({PARENT: parent_id} if parent_id else {})
+                made = self._client.create_run(
+                    experiment_id, run_name=name, tags={**_strings(tags), **fixed}
+                )
+                run = self._settle(experiment_id, identity, made)
+            self._update(run, _strings(params), _strings(tags))
+            return run.info.run_id
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        """Add points to a run; a point that it has already is not added again.
+
+        MLflow cannot hold infinities: such a value is stored as NaN and the tag
+        ``nonfinite/<metric>`` tells the first of them.
+        """
+        from mlflow.entities import Metric
+
+        with self._asking():
+            self._note_infinities(run_id, points)
+            metrics = [
+                Metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.timestamp, p.step)
+                for p in points
+            ]
+            for start in range(0, len(metrics), MAX_BATCH):
+                self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        with self._asking():
+            self._set_tags(run_id, tags)
+
+    def close(self, run_id: str, status: str, ended: float | None = None) -> None:
+        """End a run as FINISHED, FAILED or KILLED, now or at ``ended`` (epoch seconds)."""
+        moment = None if ended is None else round(ended * 1000)
+        with self._asking():
+            self._client.set_terminated(run_id, status, moment)
+
+    # -- runs: read ------------------------------------------------------------------------
+
+    def has(self, run_id: str) -> bool:
+        """Whether the store holds this run."""
+        if self._absent():
+            return False
+        with self._asking():
+            try:
+                return self._client.get_run(run_id).info.lifecycle_stage == "active"
+            except self._mlflow_error() as error:
+                if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
+
+    def runs(self, experiment: str | None = None) -> list[StoredRun]:
+        """The child runs of one experiment, or of all, newest first."""
+        if self._absent():
+            return []
+        with self._asking():
+            ids = {e.experiment_id: e.name for e in self._client.search_experiments()}
+            wanted = [i for i, name in ids.items() if experiment in (None, name)]
+            found = self._search(wanted, "tags.identity LIKE '%'") if wanted else []
+            runs = [_stored(run, ids[run.info.experiment_id]) for run in found]
+        return sorted(runs, key=lambda run: (-run.started, run.run_id))
+
+    def find(self, experiment: str, identity: str) -> StoredRun | None:
+        """The run of ``identity``, or None; a finished one before others, then the oldest."""
+        if self._absent():
+            return None
+        with self._asking():
+            experiment_id = self._experiment_id(experiment, create=False)
+            run = self._oldest(experiment_id, identity) if experiment_id else None
+            return None if run is None else _stored(run, experiment)
+
+    def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric by step; of values at one step the latest logged."""
+        return [(step, value) for step, (value, _) in sorted(self._latest(run_id, key).items())]
+
+    def points(self, run_id: str) -> list[Point]:
+        """Every metric of a run, sorted by key and step, one value a step."""
+        with self._asking():
+            keys = sorted(self._client.get_run(run_id).data.metrics)
+        return [
+            Point(key, value, step, moment)
+            for key in keys
+            for step, (value, moment) in sorted(self._latest(run_id, key).items())
+        ]
+
+    def _latest(self, run_id: str, key: str) -> dict[int, tuple[float, int]]:
+        with self._asking():
+            history = self._client.get_metric_history(run_id, key)
+        history.sort(key=lambda metric: metric.timestamp)
+        return {metric.step: (metric.value, metric.timestamp) for metric in history}
+
+    # -- artifacts -------------------------------------------------------------------------
+
+    def add_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Copy a file into a run, under ``folder``; an older one of the same name is replaced."""
+        with self._asking():
+            if self._own:
+                target = self._artifacts(run_id) / _inside(f"{folder or '.'}/{path.name}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fresh = target.with_name(target.name + ".new")
+                shutil.copyfile(path, fresh)
+                os.replace(fresh, target)
+            else:
+                self._client.log_artifact(run_id, str(path), folder)
+
+    def artifact(self, run_id: str, relative_path: str) -> Path:
+        """Local path of a file of a run; fetched first where a server holds it.
+
+        Found below the present results folder also when that was moved after the run.
+
+        Raises:
+            StoreError: the run has no such file.
+        """
+        relative = _inside(relative_path)
+        with self._asking():
+            local = self._artifacts(run_id) / relative
+            if local.is_file() and (self._own or not self._remote):
+                return local
+            if not self._own:
+                local.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(self._mlflow_error(), OSError):
+                    folder = str(self._artifacts(run_id))
+                    return Path(self._client.download_artifacts(run_id, str(relative), folder))
+        raise StoreError(f"run {run_id} has no artifact {relative_path} in {self.results}")
+
+    def artifact_names(self, run_id: str) -> list[str]:
+        """Relative paths of all files of a run, sorted."""
+        with self._asking():
+            if self._own:
+                root = self._artifacts(run_id)
+                files = [p for p in root.rglob("*") if p.is_file() and p.suffix != ".new"]
+                return sorted(p.relative_to(root).as_posix() for p in files)
+            return sorted(self._list_artifacts(run_id, None))
+
+    def _list_artifacts(self, run_id: str, folder: str | None) -> Iterator[str]:
+        for entry in self._client.list_artifacts(run_id, folder):
+            if entry.is_dir:
+                yield from self._list_artifacts(run_id, entry.path)
+            else:
+                yield entry.path
+
+    def _artifacts(self, run_id: str) -> Path:
+        """Where the files of a run lie (or are fetched to) below the results folder."""
+        experiment_id = self._client.get_run(run_id).info.experiment_id
+        experiment = self._client.get_experiment(experiment_id).name
+        return self.results / "artifacts" / experiment / run_id / "artifacts"
+
+    # -- MLflow ----------------------------------------------------------------------------
+
+    @property
+    def _client(self) -> Any:
+        """The MLflow client; makes the database first where it does not exist."""
+        if self._client_or_none is None:
+            if self._absent():
+                _make_database(self._database)
+            if self._database:
+                check_database(self._database)
+                self._made = _inode(self._database)
+            self._client_or_none = _mlflow().MlflowClient(tracking_uri=self.uri)
+        elif self._database and _inode(self._database) != self._made:
+            raise StoreError(f"{self._database} was removed or replaced while in use")
+        return self._client_or_none
+
+    def _absent(self) -> bool:
+        return self._client_or_none is None and bool(self._database and not self._database.exists())
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Turn whatever goes wrong below into one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise explain(error, str(self._database or self.uri)) from error
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One process at a time looks for a run and creates it."""
+        path = self._database or self.results / "mlflow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock"), timeout=60):
+            yield
+
+    def _experiment_id(self, name: str, *, create: bool) -> str:
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is None and not create:
+                return ""
+            if found is not None and found.lifecycle_stage != "active":
+                raise StoreError(
+                    f"experiment {name} was deleted in MLflow; bring it back with"
+                    f" `mlflow experiments restore -x {found.experiment_id}`"
+                )
+            self._experiments[name] = found.experiment_id if found else self._new_experiment(name)
+        return self._experiments[name]
+
+    def _new_experiment(self, name: str) -> str:
+        local = None if self._remote else (self.results / "artifacts" / name).as_uri()
+        try:
+            return self._client.create_experiment(name, artifact_location=local)
+        except self._mlflow_error():  # another machine was quicker
+            return self._client.get_experiment_by_name(name).experiment_id
+
+    def _search(self, experiment_ids: list[str], where: str) -> list[Any]:
+        runs, token = [], None
+        while True:
+            page = self._client.search_runs(
+                experiment_ids,
+                where,
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _oldest(self, experiment_id: str, identity: str) -> Any:
+        found = self._search([experiment_id], f"tags.identity = '{_quotable(identity)}'")
+        order = [(r.info.status != "FINISHED", r.info.start_time, r.info.run_id) for r in found]
+        return found[order.index(min(order))] if found else None
+
+    def _settle(self, experiment_id: str, identity: str, made: Any) -> Any:
+        """After a creation: the run that stands, where a server let two machines create one."""
+        stands = self._oldest(experiment_id, identity)
+        if stands.info.run_id != made.info.run_id:
+            self._client.delete_run(made.info.run_id)
+        return stands
+
+    def _update(self, run: Any, params: dict[str, str], tags: dict[str, str]) -> None:
+        """Bring a run that was found or just made up to what is known now."""
+        before, had = run.data.tags, run.data.params
+        missing = {k: v for k, v in params.items() if k not in had}
+        changed = {f"changed/{k}": v for k, v in params.items() if had.get(k, v) != v}
+        previous = {f"previous/{k}": before[k] for k, v in tags.items() if before.get(k, v) != v}
+        self._log_params(run.info.run_id, missing)
+        self._set_tags(run.info.run_id, tags | changed | previous)
+        if run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+
+    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(k, v) for k, v in params.items()]
+        for start in range(0, len(items), 100):
+            self._client.log_batch(run_id, params=items[start : start + 100])
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        items = [RunTag(k, v) for k, v in _strings(tags).items()]
+        for start in range(0, len(items), 100):
+            self._client.log_batch(run_id, tags=items[start : start + 100])
+
+    def _note_infinities(self, run_id: str, points: Sequence[Point]) -> None:
+        infinite = {f"nonfinite/{p.key}": p for p in reversed(points) if math.isinf(p.value)}
+        if infinite:
+            known = self._client.get_run(run_id).data.tags
+            tags = {k: f"{p.value} at step {p.step}" for k, p in infinite.items() if k not in known}
+            self._set_tags(run_id, tags)
+
+    @staticmethod
+    def _mlflow_error() -> type[Exception]:
+        return _mlflow().exceptions.MlflowException
+
+
+def _mlflow() -> Any:
+    """Import MLflow, quiet: no telemetry, no migration log, no progress bars, no URLs."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the shipper repeats; MLflow would take minutes
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_TRUNCATE_LONG_VALUES": "false",  # an error rather than a cut value
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # its errors reach us as exceptions
+    return mlflow
+
+
+def _make_database(path: Path | None) -> None:
+    """Create an empty MLflow database aside and link it into place, whole or not at all."""
+    assert path is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    _mlflow().MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        os.link(fresh, path)
+    with contextlib.suppress(OSError):
+        fresh.unlink()
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _stored(run: Any, experiment: str) -> StoredRun:
+    info, running = run.info, run.info.status == "RUNNING"
+    return StoredRun(
+        run_id=info.run_id,
+        experiment=experiment,
+        name=info.run_name,
+        status=info.status,
+        parent_id=run.data.tags.get(PARENT),
+        started=info.start_time / 1000,
+        ended=None if running or info.end_time is None else info.end_time / 1000,
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+        metrics=dict(run.data.metrics),
+    )
+
+
+def _strings(values: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
+
+
+def _quotable(text: str) -> str:
+    """A value that may stand between quotes in an MLflow filter."""
+    if not re.fullmatch(r"[\w.,: +-]+", text):
+        raise StoreError(f"{text!r} cannot name a run: use letters, digits and . _ - only")
+    return text
+
+
+def _inside(relative: str) -> PurePosixPath:
+    """A relative path that stays inside its folder."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts:
+        raise StoreError(f"{relative!r} is not a path inside a run")
+    return path
