@@ -1,0 +1,58 @@
+"""The losses of the paper as a library: importable without the rest of the project.
+
+* :func:`lovasz_softmax` (Eq. 11-13) for several classes, :func:`lovasz_hinge` (Eq. 10) for two;
+* :func:`lovasz_extension` (Eq. 8-9) for any set function of counts, such as :class:`JaccardLoss`;
+* the losses they are compared with, and :func:`weighted_sum` to combine them;
+* module forms of all.
+"""
+
+from lovasz_repro.losses.baselines import (
+    binary_cross_entropy,
+    cross_entropy,
+    hinge,
+    soft_iou,
+    weighted_sum,
+)
+from lovasz_repro.losses.extension import lovasz_extension
+from lovasz_repro.losses.lovasz import lovasz_hinge, lovasz_softmax
+from lovasz_repro.losses.modules import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Hinge,
+    LovaszHinge,
+    LovaszSoftmax,
+    SoftIoU,
+    WeightedSum,
+)
+from lovasz_repro.losses.set_functions import (
+    CountFunction,
+    Counts,
+    HammingLoss,
+    JaccardLoss,
+    SetFunction,
+    TverskyLoss,
+)
+
+__all__ = [
+    "BinaryCrossEntropy",
+    "CountFunction",
+    "Counts",
+    "CrossEntropy",
+    "HammingLoss",
+    "Hinge",
+    "JaccardLoss",
+    "LovaszHinge",
+    "LovaszSoftmax",
+    "SetFunction",
+    "SoftIoU",
+    "TverskyLoss",
+    "WeightedSum",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "hinge",
+    "lovasz_extension",
+    "lovasz_hinge",
+    "lovasz_softmax",
+    "soft_iou",
+    "weighted_sum",
+]

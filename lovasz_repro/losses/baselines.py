@@ -1,0 +1,185 @@
+"""The losses the paper compares with (Eq. 1, Sec. 2.1, Table 1, [22]) and weighted sums of losses.
+
+The binary losses follow the binary experiment of the authors (Sec. 4.2): ``per_image=True`` is
+the mean over the valid pixels of each image, averaged over the images. They share the inputs of
+:func:`lovasz_repro.losses.lovasz_hinge`: logits (B, ...) or (B, 1, ...), labels 0 and 1.
+Every loss computes in at least float32 and returns a 0-dim tensor of that dtype.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lovasz_repro.losses.inputs import binary_pixels, class_weight_vector, multiclass_pixels
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits and labels to a 0-dim loss."""
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int | None = None,
+    class_weights: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of Eq. 1: mean over the valid pixels of the batch of -log f_i(y_i).
+
+    Args:
+        logits: (B, C, ...) unnormalised scores, any floating dtype.
+        labels: (B, ...) class ids in [0, C), any integer dtype.
+        ignore_index: label of the pixels that do not count.
+        class_weights: (C,) non-negative weights; the mean over pixels is then weighted by the
+            weight of each pixel's label, as in ``torch.nn.functional.cross_entropy``.
+
+    Returns:
+        0-dim tensor, at least 0. No valid pixel, or labels of zero weight alone, give 0 with a
+        zero gradient.
+
+    Raises:
+        TypeError, ValueError: as :func:`lovasz_repro.losses.lovasz_softmax`.
+    """
+    pixels = multiclass_pixels(logits, labels, ignore_index)
+    weights = class_weight_vector(class_weights, logits.shape[1])
+    counts = pixels.counts.sum(0).double()
+    total_weight = float((counts if weights is None else counts * weights).sum())
+    scores = _at_least_float32(pixels.logits)
+    targets = pixels.labels
+    if pixels.valid is not None:
+        targets = targets.masked_fill(~pixels.valid, -100)
+    summed = functional.cross_entropy(
+        scores,
+        targets,
+        weight=None if weights is None else weights.to(scores),
+        ignore_index=-100,
+        reduction="sum",
+    )
+    return summed / total_weight if total_weight > 0 else summed * 0.0
+
+
+def binary_cross_entropy(
+    logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
+) -> Tensor:
+    """Cross-entropy of the sigmoid of one logit a pixel, mean over pixels.
+
+    Args, raises: as :func:`lovasz_repro.losses.lovasz_hinge`.
+
+    Returns:
+        0-dim tensor, at least 0; an image without valid pixels adds 0.
+    """
+    pixels = binary_pixels(logits, labels, ignore_index)
+    scores = _at_least_float32(pixels.logits)
+    losses = functional.binary_cross_entropy_with_logits(
+        scores, pixels.labels.to(scores), reduction="none"
+    )
+    return _pixel_mean(losses, pixels.valid, per_image)
+
+
+def hinge(
+    logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
+) -> Tensor:
+    """Hinge loss max(1 - F y, 0) with y = +1 on the foreground, -1 elsewhere; mean over pixels.
+
+    Args, raises: as :func:`lovasz_repro.losses.lovasz_hinge`.
+
+    Returns:
+        0-dim tensor, at least 0; an image without valid pixels adds 0.
+    """
+    pixels = binary_pixels(logits, labels, ignore_index)
+    scores = _at_least_float32(pixels.logits)
+    errors = torch.relu(1 - torch.where(pixels.labels == 1, scores, -scores))
+    return _pixel_mean(errors, pixels.valid, per_image)
+
+
+def soft_iou(
+    logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
+) -> Tensor:
+    """One minus the soft IoU of Rahman and Wang 2016 ([22]; facts.md 6.2).
+
+    With p = sigmoid(F) and labels t, I = sum(p t) and U = sum(p + t - p t) over the valid pixels
+    of an image; the loss is 1 - I/U, and 0 where U = 0. It is computed as the sum of the errors
+    |p - t| over U, the same number without the cancellation near I = U.
+
+    Args:
+        logits, labels, ignore_index: as :func:`lovasz_repro.losses.lovasz_hinge`.
+        per_image: True averages over the images, False takes one I and one U over the batch.
+
+    Returns:
+        0-dim tensor in [0, 1]. Without foreground the loss of an image is 1, whatever the
+        logits, with a zero gradient; without valid pixels it is 0.
+
+    Raises:
+        TypeError, ValueError: as :func:`lovasz_repro.losses.lovasz_hinge`.
+    """
+    pixels = binary_pixels(logits, labels, ignore_index)
+    scores = _at_least_float32(pixels.logits)
+    foreground = pixels.labels == 1
+    errors = torch.sigmoid(torch.where(foreground, -scores, scores))
+    if pixels.valid is not None:
+        foreground = foreground & pixels.valid
+        errors = errors.masked_fill(~pixels.valid, 0.0)
+    over = -1 if per_image else (0, 1)
+    union = torch.where(foreground, 1.0, errors).sum(over)
+    empty = union == 0
+    losses = errors.sum(over).masked_fill(empty, 0.0) / union.masked_fill(empty, 1.0)
+    return losses.sum() / max(1, losses.numel())
+
+
+def weighted_sum(
+    logits: Tensor, labels: Tensor, losses: Sequence[Loss], weights: Sequence[float] | None = None
+) -> Tensor:
+    """Weighted sum of losses of the same logits and labels, such as cross-entropy + Lovász.
+
+    Args:
+        logits, labels: handed to every loss.
+        losses: functions or modules of (logits, labels), options bound beforehand.
+        weights: one finite number a loss; all 1 by default. A loss of weight 0 is not computed.
+
+    Returns:
+        0-dim tensor.
+
+    Raises:
+        ValueError: no loss, or not one finite weight a loss.
+    """
+    weights = check_sum(len(losses), weights)
+    terms = [
+        weight * loss(logits, labels)
+        for loss, weight in zip(losses, weights, strict=True)
+        if weight != 0
+    ]
+    return torch.stack(terms).sum() if terms else logits.sum() * 0.0
+
+
+def check_sum(terms: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+    """Weights of a sum with this many terms.
+
+    Raises:
+        ValueError: no term, or not one finite weight a term.
+    """
+    if terms == 0:
+        raise ValueError("a weighted sum needs at least one loss")
+    numbers = (1.0,) * terms if weights is None else tuple(float(weight) for weight in weights)
+    if len(numbers) != terms:
+        raise ValueError(f"{terms} losses need {terms} weights, got {len(numbers)}")
+    for position, weight in enumerate(numbers):
+        if not abs(weight) < float("inf"):
+            raise ValueError(f"weights[{position}] is {weight}, must be finite")
+    return numbers
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _pixel_mean(losses: Tensor, valid: Tensor | None, per_image: bool) -> Tensor:
+    """Mean of (B, P) losses over the valid pixels of each image, then images; or over all."""
+    if not per_image:
+        losses = losses.reshape(1, -1)
+        valid = None if valid is None else valid.reshape(1, -1)
+    if valid is None:
+        means = losses.sum(1) / max(1, losses.shape[1])
+    else:
+        means = losses.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)
+    return means.sum() / max(1, len(means))

@@ -1,0 +1,199 @@
+"""The Lovász extension of a set function, its value and its gradient (Eq. 8-9, Algorithm 1).
+
+The gradient of Eq. 8 with respect to the errors is the vector of marginal gains of Eq. 9, and the
+value is its dot product with the errors. One autograd function computes the gains once, in the
+forward pass, and keeps nothing else: no graph through sort and cumulative sum.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lovasz_repro.losses.set_functions import CountFunction, Counts, SetFunction
+
+# Rows are worked on in groups of about this many pixels, so that the memory for permutations and
+# counts (some 50 bytes a pixel) does not grow with the number of rows.
+PIXELS_AT_ONCE = 2**20
+# PyTorch's CPU radix sort (several times faster than its comparison sort) takes integer keys of
+# one dimension and at least this many elements.
+RADIX_SORT_PIXELS = 2**15
+# float32 represents every integer up to here.
+EXACT_FLOAT32_COUNT = 2**24
+
+
+def lovasz_extension(
+    errors: Tensor,
+    foreground: Tensor,
+    set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Lovász extension of ``set_function`` at ``errors``, row by row (Eq. 8-9, Algorithm 1).
+
+    Rows are independent problems: (P,) gives one value, (N, P) gives N values, and a grid of
+    two-pixel problems (H, W, 2) gives the surface (H, W) that Figures 1 and 2 draw.
+
+    Where errors tie, the gradient is the subgradient that ranks pixels of equal error in the
+    order of their index; it is the same at every call. Double backward works: the extension is
+    piecewise linear, so its second derivative with respect to the errors is zero.
+
+    Args:
+        errors: (..., P) floating. The paper's errors are non-negative; Eq. 8 takes any sign.
+            float16 and bfloat16 are computed in float32, and get a gradient of their own dtype.
+        foreground: (..., P) bool, or integers 0 and 1: the pixels of the class.
+        set_function: a :class:`SetFunction`, such as ``JaccardLoss()``, or a plain function of
+            the tensors (false negatives, false positives, foreground size) that is 0 where the
+            first two are.
+        valid: (..., P) bool. Pixels where it is false do not exist: they have no part in the
+            counts and a zero gradient. All are valid by default.
+
+    Returns:
+        (...) values, float64 for float64 errors, else float32. A row without valid pixels is 0.
+        NaN errors give NaN.
+
+    Raises:
+        TypeError: a dtype that is not listed above.
+        ValueError: shapes or devices that differ, or a foreground value other than 0 and 1.
+    """
+    _check_rows(errors, foreground, valid)
+    if not isinstance(set_function, SetFunction):
+        set_function = CountFunction(set_function)
+    shape, length = errors.shape[:-1], errors.shape[-1]
+    rows = shape.numel()
+    values: Tensor = _LovaszExtension.apply(
+        errors.reshape(rows, length),
+        foreground.reshape(rows, length).bool(),
+        None if valid is None else valid.reshape(rows, length),
+        set_function,
+    )
+    return values.reshape(shape)
+
+
+class _LovaszExtension(torch.autograd.Function):
+    """(N, P) errors to (N,) values; saves the gains, which are the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        errors: Tensor,
+        foreground: Tensor,
+        valid: Tensor | None,
+        set_function: SetFunction,
+    ) -> Tensor:
+        ctx.errors_dtype = errors.dtype
+        errors = errors.to(torch.promote_types(errors.dtype, torch.float32))
+        if valid is not None:
+            errors = errors.masked_fill(~valid, 0.0)
+        gains = marginal_gains(errors, foreground, set_function, valid)
+        ctx.save_for_backward(gains)
+        return _dot(gains, errors)
+
+    @staticmethod
+    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None, None, None]:
+        (gains,) = ctx.saved_tensors
+        return (grad_values[:, None] * gains).to(ctx.errors_dtype), None, None, None
+
+
+def _dot(gains: Tensor, errors: Tensor) -> Tensor:
+    """Sum of gain times error over each row; an infinite error of gain zero counts nothing."""
+    products = (gains * errors).masked_fill_((gains == 0) & errors.isinf(), 0.0)
+    return products.sum(-1)
+
+
+def marginal_gains(
+    errors: Tensor, foreground: Tensor, set_function: SetFunction, valid: Tensor | None = None
+) -> Tensor:
+    """Gains g of Eq. 9 in the order of the pixels (Algorithm 1), outside autograd.
+
+    Args:
+        errors: (N, P) float32 or float64.
+        foreground: (N, P) bool.
+        set_function: the set function whose gains are wanted.
+        valid: (N, P) bool or None; other pixels have gain zero and no part in the counts.
+
+    Returns:
+        (N, P), of the dtype of the errors.
+    """
+    gains = torch.empty_like(errors, memory_format=torch.contiguous_format)
+    step = max(1, PIXELS_AT_ONCE // max(1, errors.shape[1]))
+    for start in range(0, len(errors), step):
+        rows = slice(start, start + step)
+        keep = None if valid is None else valid[rows]
+        is_foreground = foreground[rows] if keep is None else foreground[rows] & keep
+        order = _decreasing_order(errors[rows], keep)
+        ranked = is_foreground.gather(-1, order)
+        counts = _counts_before(ranked, keep, errors.dtype)
+        ranked_gains = torch.where(
+            ranked, set_function.foreground_gain(counts), set_function.background_gain(counts)
+        )
+        gains[rows].scatter_(-1, order, ranked_gains.to(errors.dtype))
+    return gains if valid is None else gains.masked_fill_(~valid, 0.0)
+
+
+def _counts_before(ranked: Tensor, valid: Tensor | None, dtype: torch.dtype) -> Counts:
+    """Counts of the set {pi_1 ... pi_(i-1)} for each rank i; ranked is the sorted foreground.
+
+    Invalid pixels come last in the order, so they change no count that is used.
+    """
+    length = ranked.shape[-1]
+    if length > EXACT_FLOAT32_COUNT:
+        dtype = torch.float64
+    # Integers add up to the same number in any order, on any device.
+    misses = ranked.cumsum(-1, dtype=torch.int64 if length >= 2**31 else torch.int32)
+    size = misses[:, -1:].to(dtype)
+    misses -= ranked.to(misses.dtype)
+    rank = torch.arange(length, dtype=misses.dtype, device=ranked.device)
+    if valid is None:
+        pixels = torch.full_like(size, length)
+    else:
+        pixels = valid.sum(-1, keepdim=True).to(dtype)
+    return Counts(misses.to(dtype), (rank - misses).to(dtype), size, pixels)
+
+
+def _decreasing_order(errors: Tensor, valid: Tensor | None) -> Tensor:
+    """Permutation (N, P) that sorts each row in decreasing order: stable, invalid pixels last."""
+    keys = _sort_keys(errors)
+    if valid is not None:
+        keys.masked_fill_(~valid, torch.iinfo(keys.dtype).max)
+    if keys.device.type == "cpu" and keys.shape[-1] >= RADIX_SORT_PIXELS:
+        return torch.stack([torch.sort(row, stable=True).indices for row in keys])
+    return torch.sort(keys, dim=-1, stable=True).indices
+
+
+def _sort_keys(errors: Tensor) -> Tensor:
+    """Integers whose increasing order is the decreasing order of the floats.
+
+    The bits of a float, read as an integer, grow with its value, and for negative floats with its
+    magnitude; flipping all bits but the sign puts those right. NaN comes first or last.
+    """
+    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[errors.dtype]
+    bits = (errors + 0.0).view(integer)  # + 0.0 turns -0.0 into 0.0
+    sign = bits >> (torch.iinfo(integer).bits - 1)  # 0, or -1 for negative floats
+    return ~(bits ^ (sign & torch.iinfo(integer).max))
+
+
+def _check_rows(errors: Tensor, foreground: Tensor, valid: Tensor | None) -> None:
+    if not errors.is_floating_point():
+        raise TypeError(f"errors must be a floating tensor, got {errors.dtype}")
+    if errors.dim() == 0:
+        raise ValueError("errors must have shape (..., P), got a scalar")
+    masks = {"foreground": foreground} | ({} if valid is None else {"valid": valid})
+    for name, mask in masks.items():
+        if mask.shape != errors.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(mask.shape)}, errors have {tuple(errors.shape)}"
+            )
+        if mask.device != errors.device:
+            raise ValueError(f"{name} is on {mask.device}, errors are on {errors.device}")
+    if valid is not None and valid.dtype != torch.bool:
+        raise TypeError(f"valid must be a bool tensor, got {valid.dtype}")
+    if foreground.is_floating_point() or foreground.is_complex():
+        raise TypeError(f"foreground must be a bool or integer tensor, got {foreground.dtype}")
+    if foreground.dtype != torch.bool and foreground.numel() > 0:
+        low, high = torch.stack(torch.aminmax(foreground)).tolist()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"foreground holds {low if low < 0 else high}, must hold 0 and 1 alone"
+            )

@@ -1,0 +1,138 @@
+"""What every loss asks of its inputs: checks, and logits and labels in one flat form.
+
+Labels are counted per image and class once, on the device; the counts reach the host in one copy
+(one synchronisation on CUDA). They tell which classes are present and whether a label is out of
+range.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pixels(NamedTuple):
+    """Logits and labels with the spatial dimensions made one."""
+
+    logits: Tensor
+    """(B, C, P) for several classes, (B, P) for foreground and background; input dtype."""
+    labels: Tensor
+    """(B, P) int64 class ids, 0 where the pixel is ignored."""
+    valid: Tensor | None
+    """(B, P) bool, or None where every pixel counts."""
+    counts: Tensor
+    """(B, C) int64 on the CPU: valid pixels of each image and class."""
+
+
+def multiclass_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> Pixels:
+    """Check logits (B, C, ...) and labels (B, ...) and flatten the space to P pixels.
+
+    Raises:
+        TypeError: logits not floating, or labels neither integer nor bool.
+        ValueError: shapes or devices that do not fit, or a label that is neither a class id in
+            [0, C) nor ``ignore_index``.
+    """
+    _check_dtypes(logits, labels)
+    if logits.dim() < 2:
+        raise ValueError(f"logits must have shape (B, C, ...), got {tuple(logits.shape)}")
+    batch, classes = logits.shape[:2]
+    if classes == 0:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} have no class")
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} need "
+            f"{tuple(logits.shape[:1] + logits.shape[2:])}"
+        )
+    space = logits.shape[2:].numel()
+    flat_labels, valid, counts = _flat_labels(labels, batch, space, classes, ignore_index)
+    return Pixels(logits.reshape(batch, classes, space), flat_labels, valid, counts)
+
+
+def binary_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> Pixels:
+    """Check logits (B, ...) or (B, 1, ...) and labels 0/1 and flatten the space to P pixels.
+
+    The logits of ignored pixels are set to zero, so that nothing they hold, NaN included, reaches
+    a loss.
+
+    Raises:
+        TypeError: logits not floating, or labels neither integer nor bool.
+        ValueError: shapes or devices that do not fit, or a label that is neither 0, 1 nor
+            ``ignore_index``.
+    """
+    _check_dtypes(logits, labels)
+    if logits.dim() < 1:
+        raise ValueError("logits must have shape (B, ...), got a scalar")
+    has_channel = logits.dim() >= 2 and logits.shape[1] == 1
+    if labels.shape != logits.shape and not (
+        has_channel and labels.shape == logits.shape[:1] + logits.shape[2:]
+    ):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} need "
+            "the same shape, or theirs without a channel dimension of size 1"
+        )
+    batch, space = logits.shape[0], logits.shape[1:].numel()
+    flat_labels, valid, counts = _flat_labels(labels, batch, space, 2, ignore_index)
+    flat = logits.reshape(batch, space)
+    if valid is not None:
+        flat = flat.masked_fill(~valid, 0.0)
+    return Pixels(flat, flat_labels, valid, counts)
+
+
+def class_weight_vector(
+    class_weights: Sequence[float] | Tensor | None, num_classes: int
+) -> Tensor | None:
+    """Class weights as a float64 tensor (C,) on the CPU, or None.
+
+    Raises:
+        ValueError: not one weight a class, or a weight that is negative or not finite.
+    """
+    if class_weights is None:
+        return None
+    weights = torch.as_tensor(class_weights).detach().to("cpu", torch.float64)
+    if weights.shape != (num_classes,):
+        raise ValueError(
+            f"class_weights have shape {tuple(weights.shape)}, {num_classes} classes need "
+            f"({num_classes},)"
+        )
+    for index, weight in enumerate(weights.tolist()):
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"class_weights[{index}] is {weight}, must be finite and at least 0")
+    return weights
+
+
+def _check_dtypes(logits: Tensor, labels: Tensor) -> None:
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be a floating tensor, got {logits.dtype}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be an integer or bool tensor, got {labels.dtype}")
+    if labels.device != logits.device:
+        raise ValueError(f"labels are on {labels.device}, logits are on {logits.device}")
+
+
+def _flat_labels(
+    labels: Tensor, batch: int, space: int, classes: int, ignore_index: int | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Labels, validity and counts of :class:`Pixels`."""
+    flat = labels.reshape(batch, space).long()
+    # Bins 0 ... C-1 are the classes, C the ignored pixels, C + 1 what should not be there.
+    bins = torch.where((flat >= 0) & (flat < classes), flat, classes + 1)
+    if ignore_index is not None:
+        bins.masked_fill_(flat == ignore_index, classes)
+    counts = torch.zeros(batch, classes + 2, dtype=torch.int64, device=flat.device)
+    counts = counts.scatter_add_(1, bins, torch.ones_like(flat)).cpu()
+    if counts[:, classes + 1].any():
+        _raise_out_of_range(int(flat[bins == classes + 1][0]), classes, ignore_index)
+    if not counts[:, classes].any():
+        return flat, None, counts[:, :classes]
+    valid = bins != classes
+    return flat.masked_fill(~valid, 0), valid, counts[:, :classes]
+
+
+def _raise_out_of_range(label: int, classes: int, ignore_index: int | None) -> None:
+    hint = "no ignore_index is set" if ignore_index is None else f"ignore_index is {ignore_index}"
+    if classes == 2 and label == -1:
+        hint += "; background is 0 here, not -1"
+    raise ValueError(
+        f"label {label} is out of range for {classes} classes (0 to {classes - 1}); {hint}"
+    )
