@@ -3,7 +3,7 @@
 Index order is the order of the network's outputs and of the label files that this project
 reads: CamVid 0-10 (SegNet layout), VOC 0-20, Cityscapes 0-19 in the 20-class convention of the
 released ENet, where 0 is "unlabelled" and is never scored or predicted, and 1..19 is the
-official trainId + 1 (facts.md 3.3, 4).
+official trainId + 1.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,17 @@ class ClassTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def select(self, names: tuple[str, ...]) -> "ClassTable":
+        """The table of some of these classes, in the given order."""
+        rows = [self.names.index(name) for name in names]
+        return ClassTable(
+            self.dataset,
+            names,
+            tuple(self.colours[row] for row in rows),
+            tuple(self.label_ids[row] for row in rows),
+            tuple(self.predictable[row] for row in rows),
+        )
 
 
 # name, official id, colour: cityscapesScripts helpers/labels.py, by trainId
@@ -116,7 +127,7 @@ def voc_colour(index: int) -> RGB:
     """Pascal VOC's colour of a class id 0..255.
 
     Bits 0, 1, 2 of the id go to the most significant bit of R, G, B; the next three bits to
-    the next bit, and so on (facts.md 2).
+    the next bit, and so on.
     """
     channels = [0, 0, 0]
     for bit in range(8):
@@ -140,19 +151,31 @@ VOC = ClassTable(
 CLASS_TABLES = {table.dataset: table for table in (CITYSCAPES, CAMVID, VOC)}
 
 
-def class_table(dataset: str, names: tuple[str, ...]) -> ClassTable:
-    """The table of a known data set if `names` are its classes, else one with VOC's colours.
+def class_table(dataset: str, names: tuple[str, ...], count: int) -> ClassTable:
+    """The table for a network's outputs.
 
-    Raises ValueError for more than 255 classes, which an 8-bit label file cannot hold.
+    Arguments:
+        dataset: short name of the data set; another than the three here gets VOC's colours.
+        names: class names in output order; empty for the data set's own.
+        count: number of outputs.
+
+    Raises ValueError for more than 255 outputs, which an 8-bit label file cannot hold.
     """
     known = CLASS_TABLES.get(dataset)
-    if known is not None and known.names == names:
+    if known is not None and not names and len(known) == count:
         return known
-    if len(names) > 255:
-        raise ValueError(f"{len(names)} classes do not fit in an 8-bit label file (at most 255)")
-    count = len(names)
-    colours = tuple(voc_colour(index) for index in range(count))
-    return ClassTable(dataset, names, colours, tuple(range(count)), (True,) * count)
+    if known is not None and names and set(names) <= set(known.names):
+        return known.select(names)
+    if count > 255:
+        raise ValueError(f"{count} classes do not fit in an 8-bit label file (at most 255)")
+    indices = tuple(range(count))
+    return ClassTable(
+        dataset=dataset,
+        names=names or tuple(f"class {index}" for index in indices),
+        colours=tuple(voc_colour(index) for index in indices),
+        label_ids=indices,
+        predictable=(True,) * count,
+    )
 
 
 def colourise(classes: np.ndarray, table: ClassTable) -> np.ndarray:

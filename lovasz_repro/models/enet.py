@@ -1,9 +1,10 @@
 """ENet as its authors released it for Cityscapes, the network fine-tuned in Sec. 4.4 of the paper.
 
 Paszke et al., "ENet: A deep neural network architecture for real-time semantic segmentation"
-(arXiv:1606.02147), in the variant of the released Torch7 weights (facts.md 3.1), which differs
-from most ports: biases on the spatial convolutions, one PReLU slope per channel in the decoder
-too, batch normalisation with eps 1e-3, and Torch7's dropout convention.
+(arXiv:1606.02147), in the variant of the Torch7 weights that its authors released
+(e-lab/ENet-training). It differs from most ports: biases on the spatial convolutions, one PReLU
+slope per channel in the decoder too, a bottleneck a quarter of the *output* width, batch
+normalisation with eps 1e-3, and Torch7's dropout convention.
 
     stage      output (C, H, W) for a 3x512x1024 input
     initial     16, 256, 512   strided convolution beside max-pooling
@@ -15,7 +16,7 @@ too, batch normalisation with eps 1e-3, and Torch7's dropout convention.
     classifier  classes, 512, 1024
 
 Submodules are registered in the order in which data flows, main branch before skip branch:
-`weights.py` pairs them with the released file by position.
+`torch7_enet.py` pairs them with the released file by position.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lovasz_repro.models.layers import ChannelPReLU, DropoutConvention, SpatialDropout
+
 Activation = Literal["prelu", "relu"]
-DropoutConvention = Literal["torch7", "pytorch"]
 
 STRIDE = 8  # the encoder halves height and width three times
 
@@ -107,38 +109,7 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 def activate(kind: Activation, channels: int) -> nn.Module:
     """PReLU with one slope per channel, or ReLU."""
-    return nn.PReLU(channels) if kind == "prelu" else nn.ReLU()
-
-
-class SpatialDropout(nn.Module):
-    """Drops whole channels with probability p, in one of two conventions.
-
-    "torch7": training applies the 0/1 mask as it is, evaluation multiplies by 1 - p.
-    "pytorch": training divides by 1 - p, evaluation does nothing.
-    """
-
-    def __init__(self, p: float, convention: DropoutConvention = "torch7") -> None:
-        super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"dropout probability must be in [0, 1), got {p}")
-        if convention not in ("torch7", "pytorch"):
-            raise ValueError(
-                f"dropout_convention must be 'torch7' or 'pytorch', got {convention!r}"
-            )
-        self.p = p
-        self.convention = convention
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
-        if self.convention == "pytorch":
-            return functional.dropout2d(x, self.p, self.training)
-        if not self.training:
-            return x * (1 - self.p)
-        return x * torch.empty_like(x[:, :, :1, :1]).bernoulli_(1 - self.p)
-
-    def extra_repr(self) -> str:
-        """What `print(model)` shows."""
-        return f"p={self.p}, convention={self.convention}"
+    return ChannelPReLU(channels) if kind == "prelu" else nn.ReLU()
 
 
 class InitialBlock(nn.Module):

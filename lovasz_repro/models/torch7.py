@@ -4,7 +4,7 @@ Foreign weights are untrusted input: every size is compared with what is left of
 before anything is allocated, nesting is bounded, only the classes named here are accepted,
 nothing in the file is executed, and whatever is wrong ends in one ValueError that names the
 file and the byte. Tensors are read-only views into the file's bytes, so reading takes memory
-in proportion to the file. Read what one function, `read_torch7`, documents.
+in proportion to the file.
 
 Layout (torch7 File.lua, generic/Tensor.c, generic/Storage.c, on 64-bit little-endian machines):
 a value is an int32 tag and its payload; tables, tensors and objects carry an int32 index by

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lovasz_repro.models.enet import Activation, ENet, SpatialDropout
+from lovasz_repro.models.enet import Activation, ENet
+from lovasz_repro.models.layers import SpatialDropout
 from lovasz_repro.models.torch7 import Torch7Object
 
 CONTAINERS = {"Sequential", "ConcatTable"}
@@ -24,6 +25,13 @@ def enet_tensors(root: Any) -> tuple[dict[str, Tensor], Activation]:
 
     Raises ValueError naming the first layer that ENet does not have.
     """
+    try:
+        return _enet_tensors(root)
+    except ValueError as error:
+        raise ValueError(f"not an ENet: {error}") from error
+
+
+def _enet_tensors(root: Any) -> tuple[dict[str, Tensor], Activation]:
     layers = list(torch7_layers(root, set()))
     found = [describe_torch7(layer) for layer in layers]
     if not found or not found[-1].startswith("transposed convolution"):
@@ -75,55 +83,60 @@ def compare(found: list[str], wanted: list[str]) -> None:
 
 def describe_torch7(layer: Torch7Object) -> str:
     """One line with all that must agree, in the words of `describe_own`."""
-    kind, get = kind_of(layer), layer.fields.get
+    kind = kind_of(layer)
     if kind in ("SpatialConvolution", "SpatialConvolutionMM", "SpatialDilatedConvolution"):
-        out, into = get("nOutputPlane"), get("nInputPlane")
-        extra = f"dilation {get('dilationH', 1)}x{get('dilationW', 1)}, groups {get('groups', 1)}"
-        return f"convolution {into}->{out} " + _geometry(layer, extra)
+        dilation, groups = pair(layer, "dilation{}", 1), setting(layer, "groups", 1)
+        return f"convolution {geometry(layer)}, dilation {dilation}, groups {groups}"
     if kind == "SpatialFullConvolution":
-        out, into = get("nOutputPlane"), get("nInputPlane")
-        extra = f"output padding {get('adjH', 0)}x{get('adjW', 0)}"
-        return f"transposed convolution {into}->{out} " + _geometry(layer, extra)
+        return f"transposed convolution {geometry(layer)}, output padding {pair(layer, 'adj{}')}"
     if kind == "SpatialMaxPooling":
-        return f"max-pooling {get('kH')}x{get('kW')}, stride {get('dH')}x{get('dW')}"
+        return f"max-pooling {pair(layer, 'k{}')}, stride {pair(layer, 'd{}')}"
     if kind == "SpatialMaxUnpooling":
         return "max-unpooling"
     if kind == "SpatialBatchNormalization":
         channels = parameter(layer, "running_mean", 1).size
-        return f"batch normalisation of {channels}, eps {get('eps')}"
+        return f"batch normalisation of {channels}, eps {setting(layer, 'eps')}"
     if kind == "PReLU":
-        return f"PReLU of {get('nOutputPlane')}"
+        return f"PReLU of {setting(layer, 'nOutputPlane')}"
     if kind == "SpatialDropout":
-        return f"dropout {get('p')}"
+        return f"dropout {setting(layer, 'p')}"
     return kind
 
 
-def _geometry(layer: Torch7Object, extra: str) -> str:
-    get = layer.fields.get
-    bias = "bias" if get("bias") is not None else "no bias"
+def geometry(layer: Torch7Object) -> str:
+    """What all convolutions have."""
+    into, out = setting(layer, "nInputPlane"), setting(layer, "nOutputPlane")
+    bias = "no bias" if layer.fields.get("bias") is None else "bias"
     return (
-        f"{get('kH')}x{get('kW')}, stride {get('dH')}x{get('dW')}, "
-        f"padding {get('padH', 0)}x{get('padW', 0)}, {extra}, {bias}"
+        f"{into}->{out} {pair(layer, 'k{}')}, {bias}, "
+        f"stride {pair(layer, 'd{}')}, padding {pair(layer, 'pad{}')}"
     )
+
+
+def pair(layer: Torch7Object, name: str, default: int = 0) -> str:
+    """A setting of height and width, such as "k{}" for kH and kW."""
+    height, width = (setting(layer, name.format(axis), default) for axis in "HW")
+    return f"{height}x{width}"
+
+
+def setting(layer: Torch7Object, name: str, default: int = 0) -> int | float:
+    """A field that must be a number; raises ValueError where it is something else."""
+    value = layer.fields.get(name, default)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{layer.class_name} whose {name!r} is no number")
+    return value
 
 
 def describe_own(module: nn.Module) -> str:
     """One line with all that must agree, in the words of `describe_torch7`."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        transposed = isinstance(module, nn.ConvTranspose2d)
-        extra = (
-            f"output padding {_pair(module.output_padding)}"
-            if transposed
-            else f"dilation {_pair(module.dilation)}, groups {module.groups}"
-        )
-        return (
-            f"{'transposed ' if transposed else ''}convolution "
-            f"{module.in_channels}->{module.out_channels} {_pair(module.kernel_size)}, "
-            f"stride {_pair(module.stride)}, padding {_pair(module.padding)}, {extra}, "
-            f"{'no bias' if module.bias is None else 'bias'}"
-        )
+    if isinstance(module, nn.ConvTranspose2d):
+        padding = own_pair(module.output_padding)
+        return f"transposed convolution {own_geometry(module)}, output padding {padding}"
+    if isinstance(module, nn.Conv2d):
+        dilation, groups = own_pair(module.dilation), module.groups
+        return f"convolution {own_geometry(module)}, dilation {dilation}, groups {groups}"
     if isinstance(module, nn.MaxPool2d):
-        return f"max-pooling {_pair(module.kernel_size)}, stride {_pair(module.stride)}"
+        return f"max-pooling {own_pair(module.kernel_size)}, stride {own_pair(module.stride)}"
     if isinstance(module, nn.MaxUnpool2d):
         return "max-unpooling"
     if isinstance(module, nn.BatchNorm2d):
@@ -135,7 +148,17 @@ def describe_own(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _pair(value: Any) -> str:
+def own_geometry(module: nn.Conv2d | nn.ConvTranspose2d) -> str:
+    """What all convolutions have."""
+    return (
+        f"{module.in_channels}->{module.out_channels} {own_pair(module.kernel_size)}, "
+        f"{'no bias' if module.bias is None else 'bias'}, "
+        f"stride {own_pair(module.stride)}, padding {own_pair(module.padding)}"
+    )
+
+
+def own_pair(value: Any) -> str:
+    """Height and width of a setting that PyTorch keeps as one number or as a pair."""
     height, width = value if isinstance(value, tuple) else (value, value)
     return f"{height}x{width}"
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.models.enet import Activation, DropoutConvention, ENet
+from lovasz_repro.models.enet import Activation, ENet
+from lovasz_repro.models.layers import DropoutConvention
 from lovasz_repro.models.torch7 import read_torch7
 from lovasz_repro.models.torch7_enet import enet_tensors
 
@@ -48,15 +49,15 @@ class Weights:
     notes: dict[str, str] = field(default_factory=dict)
 
     def build(self) -> ENet:
-        """The network with these weights, in training mode; draws no random numbers.
-
-        Raises ValueError where a tensor is missing, left over or of another shape.
-        """
-        with torch.device("meta"):
-            model = ENet(self.num_classes, self.decoder, self.dropout_convention)
-        check_tensors(self.tensors, model)
+        """The network with a copy of these weights, in training mode; draws no random numbers."""
+        model = self.empty_model()
         model.load_state_dict({k: v.clone() for k, v in self.tensors.items()}, assign=True)
         return model
+
+    def empty_model(self) -> ENet:
+        """The network without storage for its weights."""
+        with torch.device("meta"):
+            return ENet(self.num_classes, self.decoder, self.dropout_convention)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -66,15 +67,16 @@ def check_tensors(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
     surplus = [name for name in tensors if name not in expected]
     if missing or surplus:
         name, count = (missing or surplus)[0], len(missing or surplus)
-        raise ValueError(f"{'lacks' if missing else 'has unknown'} {name!r} ({count} such tensors)")
+        what = "lacks" if missing else "has a surplus"
+        raise ValueError(f"not an ENet: {what} tensor {name!r} ({count} such)")
     for name, tensor in tensors.items():
         shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if shape != wanted or tensor.dtype != expected[name].dtype:
             raise ValueError(
-                f"{name!r} is {tensor.dtype} {shape}, not {expected[name].dtype} {wanted}"
+                f"tensor {name!r} is {tensor.dtype} {shape}, not {expected[name].dtype} {wanted}"
             )
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name!r} holds values that are not finite")
+            raise ValueError(f"tensor {name!r} holds values that are not finite")
 
 
 def load_weights(path: Path) -> Weights:
@@ -88,17 +90,17 @@ def load_weights(path: Path) -> Weights:
             head = file.read(9)
         if head[8:] == b"{" or path.suffix == ".safetensors":
             weights = read_snapshot(path)
-        elif head[:4] in (b"PK\x03\x04", b"\x80\x02\x8a\x0a"):
+        elif head[:1] == b"\x80" or head[:4] == b"PK\x03\x04":
             raise ValueError("a PyTorch pickle, which is not read")
         else:
             weights = read_released(path)
-        weights.build()
+        check_tensors(weights.tensors, weights.empty_model())
     except OSError as error:
         raise UserError(f"weights {path}: {error.strerror or error}") from error
     except ValueError as error:
         problem = str(error).removeprefix(f"{path}: ")
         raise UserError(
-            f"weights {path}: not an ENet: {problem}. "
+            f"weights {path}: {problem}. "
             "Give the authors' Torch7 file (enet-model.net) or a .safetensors snapshot of a run"
         ) from error
     return weights
@@ -127,12 +129,14 @@ def read_snapshot(path: Path) -> Weights:
         raise ValueError(f"unreadable safetensors file ({error})") from error
     architecture = notes.pop("architecture", "missing")
     if architecture != "enet":
-        raise ValueError(f"its metadata entry 'architecture' is {architecture[:60]!r}")
+        raise ValueError(f"not an ENet: architecture {architecture[:60]!r} in its metadata")
     try:
-        names = tuple(json.loads(notes.pop("class_names")))
-        weights = Weights(
+        names = class_names(notes.pop("class_names"))
+        if notes.pop("num_classes") != str(len(names)):
+            raise ValueError(f"its metadata names {len(names)} classes, but counts others")
+        return Weights(
             tensors=tensors,
-            num_classes=int(notes.pop("num_classes")),
+            num_classes=len(names),
             decoder=cast(Activation, notes.pop("decoder")),
             dropout_convention=cast(DropoutConvention, notes.pop("dropout_convention")),
             dataset=notes.pop("dataset"),
@@ -141,9 +145,17 @@ def read_snapshot(path: Path) -> Weights:
         )
     except KeyError as error:
         raise ValueError(f"its metadata has no entry {error}") from error
-    if len(names) != weights.num_classes or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"its metadata names {len(names)} classes of {weights.num_classes}")
-    return weights
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """Class names from a JSON list of strings; raises ValueError where it is none."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its metadata entry 'class_names' is no list of names")
+    return tuple(names)
 
 
 def save_weights(model: ENet, path: Path, metadata: Mapping[str, Any]) -> None:

@@ -1,0 +1,234 @@
+"""Runs a trained network on any photograph: `lovasz-repro predict`.
+
+For every image two files of the photograph's own size: `<stem>_labelIds.png`, 8-bit, the
+official label ids for a Cityscapes network and the class index for any other, and
+`<stem>_overlay.png`, the photograph under the data set's colours.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from lovasz_repro.data.palettes import ClassTable, class_table, colourise
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.photo import read_photo
+from lovasz_repro.models.enet import STRIDE, ENet
+from lovasz_repro.models.weights import load_weights, write_atomically
+
+OPACITY = 0.55  # of the class colours over the photograph
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written for one image.
+
+    Attributes:
+        image: the photograph.
+        label_ids: the 8-bit label file.
+        overlay: the coloured picture.
+        size: height and width of both, those of the upright photograph.
+    """
+
+    image: Path
+    label_ids: Path
+    overlay: Path
+    size: tuple[int, int]
+
+
+def predict_images(
+    images: Sequence[Path],
+    weights: Path,
+    out: Path,
+    size: tuple[int, int] | None = None,
+    device: str = "cpu",
+    progress: Callable[[Path], None] | None = None,
+) -> list[Prediction]:
+    """Label every image with the network in `weights` and write the results to `out`.
+
+    Arguments:
+        images: photographs, see `read_photo`; no two with the same stem.
+        weights: see `load_weights`.
+        out: folder, made where it does not exist.
+        size: (height, width) at which the network sees the images, multiples of 8. Images of
+            another size are resampled to it and the scores back, both bilinearly. None: each
+            image's own size; where that is no multiple of 8 its last row and column are
+            repeated up to the next one and the scores cropped, so nothing is resampled.
+        device: "cpu", "cuda", "cuda:1", ...
+        progress: called with each image once it is done or found bad.
+
+    Raises UserError, before anything is written, for weights, size, device, folder or names
+    that cannot be used; and at the end, when all other images are done, for images that
+    could not be read.
+    """
+    check_request(images, out, size)
+    loaded = load_weights(weights)
+    table = class_table(loaded.dataset, loaded.class_names, loaded.num_classes)
+    model = loaded.build().eval().to(open_device(device))
+    make_folder(out)
+    done: list[Prediction] = []
+    bad: list[str] = []
+    for path in images:
+        try:
+            photo = read_photo(path)
+            classes = label_photo(model, photo, size, allowed(table))
+            done.append(write_prediction(path, photo, classes, table, out))
+        except ValueError as error:
+            bad.append(f"{path} {error}")
+        if progress is not None:
+            progress(path)
+    if bad:
+        rest = f" The other {len(done)} are in {out}." if done else ""
+        raise UserError(f"image {'; '.join(bad)}.{rest}")
+    return done
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "512x1024" as (height, width) = (512, 1024); raises UserError unless multiples of 8."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and height.isascii() and width.isascii()):
+        raise UserError(f"size {text!r}: give HEIGHTxWIDTH, for example 512x1024")
+    size = int(height), int(width)
+    check_size(size)
+    return size
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise UserError unless both sides are positive multiples of 8."""
+    if any(side < STRIDE or side % STRIDE for side in size):
+        height, width = size
+        raise UserError(
+            f"size {height}x{width}: height and width must be multiples of {STRIDE}, "
+            f"for example {_nearest(height)}x{_nearest(width)}"
+        )
+
+
+def _nearest(side: int) -> int:
+    return max(STRIDE, (side + STRIDE // 2) // STRIDE * STRIDE)
+
+
+def check_request(images: Sequence[Path], out: Path, size: tuple[int, int] | None) -> None:
+    """Raise UserError for a size or for names with which results would be lost."""
+    if not images:
+        raise UserError("no image given")
+    if size is not None:
+        check_size(size)
+    by_stem: dict[str, Path] = {}
+    for path in images:
+        other = by_stem.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(
+                f"images {other} and {path} would both be written as {path.stem}_labelIds.png: "
+                "rename one or use two output folders"
+            )
+    inputs = {path.resolve() for path in images}
+    for stem in by_stem:
+        for result in result_paths(stem, out):
+            if result.resolve() in inputs:
+                raise UserError(f"result {result} would overwrite an input: choose another --out")
+
+
+def result_paths(stem: str, out: Path) -> tuple[Path, Path]:
+    """The label file and the overlay of an image."""
+    return out / f"{stem}_labelIds.png", out / f"{stem}_overlay.png"
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name; raises UserError where this machine or build has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"device {name!r}: {problem}; use --device cpu") from error
+    return device
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder and its parents; raises UserError where that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {out}: {error.strerror or error}") from error
+
+
+def allowed(table: ClassTable) -> list[int]:
+    """The outputs that may be answered; "unlabelled" is not an answer."""
+    return [index for index, predictable in enumerate(table.predictable) if predictable]
+
+
+def label_photo(
+    model: ENet, photo: Image.Image, size: tuple[int, int] | None, classes: Sequence[int]
+) -> np.ndarray:
+    """Best of `classes` for every pixel of `photo`: (H, W) uint8 of output indices.
+
+    Raises ValueError where the image is too large for the device's memory.
+    """
+    own = (photo.height, photo.width)
+    seen = photo if size in (None, own) else photo.resize(size[::-1], Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            logits = model(pad_to_stride(pixels.to(device).float() / 255))
+            logits = logits[:, :, : seen.height, : seen.width]
+            return best_class(logits, classes, own).cpu().numpy()
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise ValueError("is too large for the memory; give a smaller --size") from error
+
+
+def pad_to_stride(images: Tensor) -> Tensor:
+    """(B, 3, h, w) with the last row and column repeated up to multiples of 8."""
+    right, bottom = -images.shape[3] % STRIDE, -images.shape[2] % STRIDE
+    if not right and not bottom:
+        return images
+    return functional.pad(images, (0, right, 0, bottom), mode="replicate")
+
+
+def best_class(logits: Tensor, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """The class with the highest score at every pixel of a picture of `size`.
+
+    Arguments:
+        logits: (1, C, h, w), resampled bilinearly where (h, w) is not `size`, one class after
+            another, so that a large photograph needs memory for three planes, not for C.
+        classes: the outputs among which to choose; the first of equals wins.
+        size: (H, W).
+
+    Returns (H, W) uint8.
+    """
+    best = torch.full(size, -torch.inf, device=logits.device)
+    answer = torch.full(size, classes[0], dtype=torch.uint8, device=logits.device)
+    for index in classes:
+        plane = logits[:, index : index + 1]
+        if plane.shape[2:] != size:
+            plane = functional.interpolate(plane, size, mode="bilinear", align_corners=False)
+        scores = plane[0, 0]
+        answer[scores > best] = index
+        torch.maximum(best, scores, out=best)
+    return answer
+
+
+def write_prediction(
+    image: Path, photo: Image.Image, classes: np.ndarray, table: ClassTable, out: Path
+) -> Prediction:
+    """Write the two files of one image; raises UserError where they cannot be written."""
+    label_ids = np.asarray(table.label_ids, np.uint8)[classes]
+    colours = Image.fromarray(colourise(classes, table))
+    pictures = (Image.fromarray(label_ids), Image.blend(photo, colours, OPACITY))
+    paths = result_paths(image.stem, out)
+    for path, picture in zip(paths, pictures, strict=True):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        try:
+            write_atomically(path, buffer.getvalue())
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return Prediction(image, *paths, size=(photo.height, photo.width))
