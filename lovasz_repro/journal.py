@@ -15,6 +15,7 @@ import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ class Journal:
     """Open (or create) the journal at ``path`` and hold it alone until `close`.
 
     A last line that a crash tore is cut off. ``committed`` is the byte offset up to which the
-    content is final.
+    content is final. Who reads that part while `rewind` may run holds ``guard``.
 
     Raises:
         UserError: another process writes this journal, or the folder cannot be written.
@@ -48,6 +49,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path = path
+        self.guard = threading.Lock()
         self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,27 +126,36 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Take back what was noted after the checkpoint of ``step``, before going on from it.
 
-        That is everything after the last ``commit`` of ``step``; without one, everything from
-        the first value of a later step on. One truncation: a crash leaves the old or the new
-        content.
+        That is everything after the last ``commit`` of ``step``; where a crash came between
+        checkpoint and commit, everything from the first value of a later step on; and simply
+        everything when the run starts anew at step 0. One truncation: a crash leaves the old
+        content or the new one.
         """
-        after_commit: int | None = None
-        first_later: int | None = None
+        with self.guard:
+            cut = self._end_of(step)
+            if cut < self._end:
+                for run_id, offset in shipped_offsets(self.path).items():
+                    note_shipped(self.path, run_id, min(offset, cut))
+                self._cut(cut)
+                self.sync()
+            self._read_back()
+
+    def _end_of(self, step: int) -> int:
+        """Byte offset at which the content that the checkpoint of ``step`` covers ends."""
+        after_commit = first_later = None
         previous = 0
         for record, offset in read_records(self.path):
             if record.get("commit") == step:
                 after_commit = offset
-            later = record.get("step", record.get("commit", step)) > step or "finished" in record
-            if later and first_later is None:
+            later = _step_of(record, step) > step or "finished" in record
+            if first_later is None and later:
                 first_later = previous
             previous = offset
-        cut = after_commit if after_commit is not None else first_later
-        if cut is not None and cut < self._end:
-            for run_id, offset in shipped_offsets(self.path).items():
-                note_shipped(self.path, run_id, min(offset, cut))
-            self._cut(cut)
-            self.sync()
-        self._read_back()
+        if after_commit is not None:
+            return after_commit
+        if step == 0:
+            return 0
+        return previous if first_later is None else first_later
 
     def points(self, after_offset: int = 0) -> tuple[list[Point], int]:
         """Every committed point after ``after_offset``, and the offset to go on from."""
@@ -219,6 +230,10 @@ def points_of(record: Record) -> list[Point]:
         return []
     step, moment = int(record["step"]), int(record["time"])
     return [Point(key, float(value), step, moment) for key, value in record["values"].items()]
+
+
+def _step_of(record: Record, default: int) -> int:
+    return int(record.get("step", record.get("commit", default)))
 
 
 def is_commit(record: Record) -> bool:

@@ -110,13 +110,13 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run_identity(config: str, data: str, **parts: str | int) -> str:
+def run_identity(*hashes: str, **parts: str | int) -> str:
     """16 hexadecimal digits that tell one run from every other.
 
-    From its config hash, its data fingerprint and whatever else makes it another run (variant,
-    seed, batch size), given by name.
+    From its config hash, then its data fingerprint and those of other inputs, and whatever else
+    makes it another run, given by name.
     """
-    return config_hash({"config": config, "data": data, **parts})
+    return config_hash({"hashes": hashes, "parts": parts})
 
 
 def fingerprint_files(paths: Iterable[Path], root: Path, cache: Path | None = None) -> str:

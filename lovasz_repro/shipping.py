@@ -16,7 +16,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.journal import (
     Journal,
     Point,
@@ -27,16 +27,16 @@ from lovasz_repro.journal import (
     read_records,
     shipped_offsets,
 )
+from lovasz_repro.stored import HEARTBEAT
 
 MAX_BATCH = 900  # MLflow takes 1000 metrics, params and tags together in one call
-HEARTBEAT = "heartbeat"  # tag: epoch seconds at which the training process was last alive
 
 
 class Sink(Protocol):
     """What a shipper needs of `lovasz_repro.store.Store`."""
 
-    def has(self, run_id: str) -> bool:
-        """Whether the store knows the run."""
+    def get(self, run_id: str) -> object | None:
+        """The run, or None where the store does not hold it."""
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
         """Add points to a run."""
@@ -78,7 +78,12 @@ class Shipper:
         self._next_beat = 0.0
         self._failure: Exception | None = None
         self._stop = threading.Event()
-        note_shipped(journal.path, run_id, shipped_offsets(journal.path).get(run_id, 0))
+        try:
+            note_shipped(journal.path, run_id, shipped_offsets(journal.path).get(run_id, 0))
+        except OSError as error:
+            raise RunFailed(
+                f"cannot write beside {journal.path}: {error.strerror}; make room and run again"
+            ) from None
         self._thread = threading.Thread(target=self._work, name="ship-metrics", daemon=True)
         self._thread.start()
 
@@ -86,7 +91,7 @@ class Shipper:
         """The checkpoint of ``step`` is on disk: what was logged before it may be shipped."""
         self._journal.commit(step)
 
-    def close(self, status: str | None = None, *, patience: float = 30.0) -> bool:
+    def close(self, status: str | None = None, *, patience: float = 10.0) -> bool:
         """Stop; send what is committed; end the run as ``status`` (MLflow's names) if given.
 
         FINISHED makes everything in the journal final; after another status the values since
@@ -116,7 +121,9 @@ class Shipper:
 
     def _attempt(self, status: str | None = None) -> bool:
         try:
-            ship(self._store, self._run_id, self._journal.path, self._journal.committed, self._say)
+            with self._journal.guard:
+                stop = self._journal.committed
+                ship(self._store, self._run_id, self._journal.path, stop, self._say)
             if not self._stop.is_set():
                 self._beat()
             elif status not in (None, "FINISHED"):  # `ship` ends a finished run
@@ -205,7 +212,7 @@ def ship_pending(
             with FileLock(journal.with_name(journal.name + ".lock"), timeout=0):
                 stop = committed_end(journal)
                 for run_id, offset in shipped_offsets(journal).items():
-                    if offset < stop and store.has(run_id):
+                    if offset < stop and store.get(run_id):
                         sent += ship(store, run_id, journal, stop, say)
         except Timeout:
             continue

@@ -13,19 +13,17 @@ import logging
 import math
 import os
 import re
-import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from lovasz_repro import artifacts
 from lovasz_repro.errors import UserError
-from lovasz_repro.journal import Point as Point
-from lovasz_repro.shipping import HEARTBEAT, MAX_BATCH
-from lovasz_repro.shipping import Shipper as Shipper
+from lovasz_repro.journal import Point
+from lovasz_repro.shipping import MAX_BATCH, Shipper
+from lovasz_repro.stored import StoredRun, is_stale, shown_status
 from lovasz_repro.tracking import (
     StoreError,
     check_database,
@@ -35,43 +33,9 @@ from lovasz_repro.tracking import (
     explain,
 )
 
+__all__ = ["Point", "Shipper", "Store", "StoreError", "StoredRun", "is_stale", "shown_status"]
+
 PARENT = "mlflow.parentRunId"
-STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
-STALE_AFTER = 180.0  # seconds without a heartbeat; the shipper renews it every 30
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """One run as the store knows it; times in seconds since the epoch, scores in [0, 1]."""
-
-    run_id: str
-    experiment: str
-    name: str
-    status: str  # one of STATUSES
-    parent_id: str | None
-    started: float
-    ended: float | None
-    params: dict[str, str]
-    tags: dict[str, str]
-    metrics: dict[str, float]  # the value of the last step
-
-    @property
-    def identity(self) -> str:
-        """Hash of the resolved config and the data fingerprint."""
-        return self.tags.get("identity", "")
-
-
-def is_stale(run: StoredRun, now: float | None = None) -> bool:
-    """Whether a RUNNING run has no living process: no heartbeat for three minutes."""
-    if run.status != "RUNNING":
-        return False
-    beat = float(run.tags.get(HEARTBEAT, 0))
-    return (now or time.time()) - max(beat, run.started) > STALE_AFTER
-
-
-def shown_status(run: StoredRun, now: float | None = None) -> str:
-    """The status for people: MLflow's, with STALE for a run whose process is gone."""
-    return "STALE" if is_stale(run, now) else run.status
 
 
 class Store:
@@ -123,12 +87,15 @@ class Store:
         identity: str,
         params: Mapping[str, object],
         tags: Mapping[str, str],
+        *,
+        started: float | None = None,
     ) -> str:
         """Find the run of ``identity`` or create it; it is RUNNING afterwards. Returns its id.
 
-        A run that is found keeps its parameters (MLflow's are immutable); what differs now is
-        kept as the tag ``changed/<param>``, and a tag that changes (the git commit, the device)
-        leaves its former value in ``previous/<tag>``.
+        A new one counts as ``started`` now or at these epoch seconds. One that is found keeps
+        its parameters (MLflow's are immutable); what differs now becomes the tag
+        ``changed/<param>``, and a tag that changes (the git commit, the device) leaves its
+        former value in ``previous/<tag>``.
         """
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
@@ -136,7 +103,10 @@ class Store:
             if run is None:
                 fixed = {"identity": identity} | ({PARENT: parent_id} if parent_id else {})
                 made = self._client.create_run(
-                    experiment_id, run_name=name, tags={**_strings(tags), **fixed}
+                    experiment_id,
+                    start_time=None if started is None else round(started * 1000),
+                    tags={**_strings(tags), **fixed},
+                    run_name=name,
                 )
                 run = self._settle(experiment_id, identity, made)
             self._update(run, _strings(params), _strings(tags))
@@ -148,14 +118,13 @@ class Store:
         MLflow cannot hold infinities: such a value is stored as NaN and the tag
         ``nonfinite/<metric>`` tells the first of them.
         """
-        from mlflow.entities import Metric
-
+        metric = _mlflow().entities.Metric
+        metrics = [
+            metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.timestamp, p.step)
+            for p in points
+        ]
         with self._asking():
             self._note_infinities(run_id, points)
-            metrics = [
-                Metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.timestamp, p.step)
-                for p in points
-            ]
             for start in range(0, len(metrics), MAX_BATCH):
                 self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
 
@@ -170,19 +139,27 @@ class Store:
         with self._asking():
             self._client.set_terminated(run_id, status, moment)
 
+    def remove(self, run_id: str) -> None:
+        """Hide a run; MLflow keeps it and can restore it."""
+        with self._asking():
+            self._client.delete_run(run_id)
+
     # -- runs: read ------------------------------------------------------------------------
 
-    def has(self, run_id: str) -> bool:
-        """Whether the store holds this run."""
+    def get(self, run_id: str) -> StoredRun | None:
+        """The run of this id, parent or child; None where the store does not hold it."""
         if self._absent():
-            return False
+            return None
         with self._asking():
             try:
-                return self._client.get_run(run_id).info.lifecycle_stage == "active"
+                run = self._client.get_run(run_id)
             except self._mlflow_error() as error:
                 if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                    return False
+                    return None
                 raise
+            if run.info.lifecycle_stage != "active":
+                return None
+            return _stored(run, self._client.get_experiment(run.info.experiment_id).name)
 
     def runs(self, experiment: str | None = None) -> list[StoredRun]:
         """The child runs of one experiment, or of all, newest first."""
@@ -210,8 +187,8 @@ class Store:
 
     def points(self, run_id: str) -> list[Point]:
         """Every metric of a run, sorted by key and step, one value a step."""
-        with self._asking():
-            keys = sorted(self._client.get_run(run_id).data.metrics)
+        run = self.get(run_id)
+        keys = sorted(run.metrics) if run else []
         return [
             Point(key, value, step, moment)
             for key in keys
@@ -230,41 +207,35 @@ class Store:
         """Copy a file into a run, under ``folder``; an older one of the same name is replaced."""
         with self._asking():
             if self._own:
-                target = self._artifacts(run_id) / _inside(f"{folder or '.'}/{path.name}")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                fresh = target.with_name(target.name + ".new")
-                shutil.copyfile(path, fresh)
-                os.replace(fresh, target)
+                artifacts.put(self._artifacts(run_id), path, folder)
             else:
                 self._client.log_artifact(run_id, str(path), folder)
 
     def artifact(self, run_id: str, relative_path: str) -> Path:
-        """Local path of a file of a run; fetched first where a server holds it.
+        """Local path of a file of a run; fetched first where another store holds it.
 
         Found below the present results folder also when that was moved after the run.
 
         Raises:
             StoreError: the run has no such file.
         """
-        relative = _inside(relative_path)
+        relative = artifacts.inside(relative_path)
         with self._asking():
-            local = self._artifacts(run_id) / relative
-            if local.is_file() and (self._own or not self._remote):
-                return local
+            root = self._artifacts(run_id)
+            if (root / relative).is_file() and not self._remote:
+                return root / relative
             if not self._own:
-                local.parent.mkdir(parents=True, exist_ok=True)
+                root.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(self._mlflow_error(), OSError):
-                    folder = str(self._artifacts(run_id))
-                    return Path(self._client.download_artifacts(run_id, str(relative), folder))
-        raise StoreError(f"run {run_id} has no artifact {relative_path} in {self.results}")
+                    found = self._client.download_artifacts(run_id, str(relative), str(root))
+                    return Path(found)
+        raise StoreError(f"run {run_id} has no artifact {relative_path} (looked in {root})")
 
     def artifact_names(self, run_id: str) -> list[str]:
         """Relative paths of all files of a run, sorted."""
         with self._asking():
             if self._own:
-                root = self._artifacts(run_id)
-                files = [p for p in root.rglob("*") if p.is_file() and p.suffix != ".new"]
-                return sorted(p.relative_to(root).as_posix() for p in files)
+                return artifacts.names(self._artifacts(run_id))
             return sorted(self._list_artifacts(run_id, None))
 
     def _list_artifacts(self, run_id: str, folder: str | None) -> Iterator[str]:
@@ -322,6 +293,8 @@ class Store:
             found = self._client.get_experiment_by_name(name)
             if found is None and not create:
                 return ""
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):  # it names a folder too
+                raise StoreError(f"{name!r} cannot name an experiment: use letters, digits, . _ -")
             if found is not None and found.lifecycle_stage != "active":
                 raise StoreError(
                     f"experiment {name} was deleted in MLflow; bring it back with"
@@ -376,16 +349,12 @@ class Store:
             self._client.update_run(run.info.run_id, status="RUNNING")
 
     def _log_params(self, run_id: str, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        items = [Param(k, v) for k, v in params.items()]
+        items = [_mlflow().entities.Param(k, v) for k, v in params.items()]
         for start in range(0, len(items), 100):
             self._client.log_batch(run_id, params=items[start : start + 100])
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        items = [RunTag(k, v) for k, v in _strings(tags).items()]
+        items = [_mlflow().entities.RunTag(k, v) for k, v in _strings(tags).items()]
         for start in range(0, len(items), 100):
             self._client.log_batch(run_id, tags=items[start : start + 100])
 
@@ -464,11 +433,3 @@ def _quotable(text: str) -> str:
     if not re.fullmatch(r"[\w.,: +-]+", text):
         raise StoreError(f"{text!r} cannot name a run: use letters, digits and . _ - only")
     return text
-
-
-def _inside(relative: str) -> PurePosixPath:
-    """A relative path that stays inside its folder."""
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts:
-        raise StoreError(f"{relative!r} is not a path inside a run")
-    return path

@@ -15,7 +15,7 @@ from pathlib import Path
 from lovasz_repro.errors import UserError
 
 HEALTH_TIMEOUT = 3.0  # seconds
-LOCK_TIMEOUT = 5.0  # seconds to wait for another process to finish its write
+LOCK_TIMEOUT = 10.0  # seconds to wait for another process to finish its write
 
 
 class StoreError(UserError):
@@ -76,7 +76,7 @@ def check_database(path: Path) -> None:
         StoreError: locked by another process, not a database, no MLflow tables, not readable.
     """
     try:
-        uri = path.absolute().as_uri() + "?mode=ro"
+        uri = path.absolute().as_uri() + "?mode=rw"  # rw rolls back what a killed writer left
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT)) as database:
             database.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as error:
@@ -95,7 +95,10 @@ def explain(error: BaseException, where: str) -> StoreError:
 
 _MEANINGS = [
     ("database is locked", "locked by another process; wait for it, or stop it, and run again"),
-    ("readonly database|read-only", "cannot be written; check the rights of the file and folder"),
+    (
+        "readonly database|read-only|Permission denied",
+        "cannot be written; check the rights of the file and folder",
+    ),
     (
         "not a database|malformed|disk image",
         "damaged; restore a copy, or move it away and bring runs back with `runs import`",
