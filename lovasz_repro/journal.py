@@ -233,7 +233,7 @@ def points_of(record: Record) -> list[Point]:
 
 
 def _step_of(record: Record, default: int) -> int:
-    return int(record.get("step", record.get("commit", default)))
+    return int(record["step"] if "step" in record else record.get("commit", default))
 
 
 def is_commit(record: Record) -> bool:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lovasz_repro import artifacts
 from lovasz_repro.errors import UserError
 from lovasz_repro.journal import Point
 from lovasz_repro.shipping import MAX_BATCH, Shipper
-from lovasz_repro.stored import StoredRun, is_stale, shown_status
+from lovasz_repro.stored import HEARTBEAT, StoredRun, is_stale, shown_status
 from lovasz_repro.tracking import (
     StoreError,
     check_database,
@@ -95,7 +96,7 @@ class Store:
         A new one counts as ``started`` now or at these epoch seconds. One that is found keeps
         its parameters (MLflow's are immutable); what differs now becomes the tag
         ``changed/<param>``, and a tag that changes (the git commit, the device) leaves its
-        former value in ``previous/<tag>``.
+        former values in ``previous/<tag>``.
         """
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
@@ -109,7 +110,9 @@ class Store:
                     run_name=name,
                 )
                 run = self._settle(experiment_id, identity, made)
+            alive = {HEARTBEAT: str(int(time.time()))} if started is None else {}
             self._update(run, _strings(params), _strings(tags))
+            self._set_tags(run.info.run_id, alive)
             return run.info.run_id
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
@@ -342,7 +345,11 @@ class Store:
         before, had = run.data.tags, run.data.params
         missing = {k: v for k, v in params.items() if k not in had}
         changed = {f"changed/{k}": v for k, v in params.items() if had.get(k, v) != v}
-        previous = {f"previous/{k}": before[k] for k, v in tags.items() if before.get(k, v) != v}
+        previous = {
+            f"previous/{k}": ", ".join(filter(None, [before.get(f"previous/{k}"), before[k]]))
+            for k, v in tags.items()
+            if before.get(k, v) != v
+        }
         self._log_params(run.info.run_id, missing)
         self._set_tags(run.info.run_id, tags | changed | previous)
         if run.info.status != "RUNNING":

@@ -1,10 +1,16 @@
 """What every test shares: where real data lies, and calm settings for property tests."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from lovasz_repro.store import Store
 
 settings.register_profile(
     "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -33,3 +39,43 @@ def camvid_root() -> Path:
 def enet_weights() -> Path:
     """The Torch7 file that the ENet authors released for Cityscapes."""
     return real_data("weights", "enet-model.net")
+
+
+# -- stores: one empty MLflow database per session, copied into each test ------------------------
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables and nothing in them (seconds to make)."""
+    from lovasz_repro.store import _make_database
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    _make_database(path)
+    return path
+
+
+@pytest.fixture
+def make_store(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., "Store"]:
+    """``make_store("name")``: an empty store in the folder ``tmp_path / name``."""
+    from lovasz_repro.store import Store
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def make(name: str = "results") -> Store:
+        results = tmp_path / name
+        results.mkdir()
+        shutil.copy(empty_database, results / "mlflow.db")
+        return Store(results)
+
+    return make
+
+
+@pytest.fixture
+def store(make_store: Callable[..., "Store"]) -> "Store":
+    """An empty store in ``tmp_path / "results"``."""
+    return make_store()
+
+
+# -- end of stores -------------------------------------------------------------------------------
