@@ -62,7 +62,11 @@ class Journal:
         except OSError as error:
             self._lock.release()
             raise UserError(f"cannot open the metric journal {path}: {error.strerror}") from None
-        self._read_back()
+        try:
+            self._read_back()
+        except BaseException:
+            self.close()
+            raise
 
     def _read_back(self) -> None:
         """Cut a torn tail, find the last commit and the values that are final."""
@@ -215,8 +219,9 @@ def read_records(
                 return
             offset += len(line)
             try:
-                record = json.loads(line)
+                record = dict(json.loads(line))
                 points_of(record)
+                _step_of(record, 0)
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise UserError(
                     f"{path} is damaged before byte {offset}: move it away to start this run anew"

@@ -264,18 +264,17 @@ def _read_run(folder: Path) -> RunFile:
 
 
 def _read_points(folder: Path) -> list[Point]:
-    path, line = folder / "metrics.csv", 1
+    path = folder / "metrics.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file, strict=True)
-            if next(rows, None) != HEADER:
-                raise ValueError("the first line is not " + ",".join(HEADER))
-            points = []
-            for line, (key, step, value, moment) in enumerate(rows, start=2):
-                points.append(Point(key, float(value), int(step), int(moment)))
-            return points
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}, after line {line}: not exported metrics ({error})") from None
+            try:
+                if next(rows, None) != HEADER:
+                    raise ValueError("expected " + ",".join(HEADER))
+                return [Point(key, float(v), int(step), int(time)) for key, step, v, time in rows]
+            except (ValueError, csv.Error) as error:
+                place = f"{path}, line {max(rows.line_num, 1)}"
+                raise UserError(f"{place}: not an exported metrics file ({error})") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

@@ -1,0 +1,270 @@
+"""The journal against a plain list: what was logged before a commit is there, once, in order."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.journal import Journal, note_shipped, read_records, shipped_offsets
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "journal.jsonl"
+
+
+def triples(journal: Journal) -> list[tuple[str, int, float]]:
+    return [(p.key, p.step, p.value) for p in journal.points()[0]]
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_only_committed_points_are_given_out_and_each_once(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.log(1, {"loss": 0.5, "lr": 0.1})
+        assert journal.points() == ([], 0)
+        journal.commit(1)
+        points, offset = journal.points()
+        assert [(p.key, p.value, p.step) for p in points] == [("loss", 0.5, 1), ("lr", 0.1, 1)]
+        journal.log(2, {"loss": 0.4})
+        assert journal.points(offset) == ([], offset)
+        journal.commit(2)
+        points, offset = journal.points(offset)
+        assert [(p.key, p.value, p.step) for p in points] == [("loss", 0.4, 2)]
+        assert journal.points(offset) == ([], offset)
+
+
+def test_every_float_comes_back_as_it_was_and_the_file_is_strict_json(path: Path) -> None:
+    values = [0.1, 1e-320, 1.7976931348623157e308, -0.0, math.nan, math.inf, -math.inf]
+    with Journal(path) as journal:
+        journal.log(0, {f"m{i}": value for i, value in enumerate(values)})
+        journal.commit(0)
+        back = [value for _, _, value in triples(journal)]
+    assert [repr(value) for value in back] == [repr(value) for value in values]
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is not JSON")
+
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
+def test_time_is_taken_once_in_milliseconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1_763_884_800_123_456_789)
+    with Journal(path) as journal:
+        journal.log(3, {"loss": 1.0})
+        journal.commit(3)
+    monkeypatch.undo()
+    with Journal(path) as journal:
+        assert journal.points()[0][0].timestamp == 1_763_884_800_123
+
+
+@given(
+    steps=st.integers(0, 12),
+    every=st.integers(1, 5),
+    data=st.data(),
+)
+def test_resumed_at_any_point_equals_never_stopped(
+    steps: int, every: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Cut the file at any byte, resume from the last checkpoint: the points are those of one go."""
+
+    def train(path: Path, upto: int) -> None:
+        with Journal(path) as journal:
+            commits = [record["commit"] for record, _ in read_records(path) if "commit" in record]
+            start = max(commits, default=0)
+            journal.rewind(start)
+            if start == 0:
+                journal.log(0, {"val": 0.0})
+            for step in range(start + 1, upto + 1):
+                journal.log(step, {"loss": 1 / step})
+                if step % every == 0:
+                    journal.commit(step)
+            journal.log(upto, {"test": 1.0})
+            journal.finish()
+
+    folder = tmp_path_factory.mktemp("journals")
+    whole, cut = folder / "whole.jsonl", folder / "cut.jsonl"
+    train(whole, steps)
+    content = whole.read_bytes()
+    finished_line = content.rstrip(b"\n").rfind(b"\n") + 1
+    cut.write_bytes(content[: data.draw(st.integers(0, finished_line), label="cut")])
+    train(cut, steps)
+    with Journal(whole) as one, Journal(cut) as other:
+        assert triples(one) == triples(other)
+        assert len(set(triples(other))) == len(triples(other))
+
+
+def test_rewind_without_a_commit_line_keeps_what_the_checkpoint_covers(path: Path) -> None:
+    """Killed between the checkpoint's rename and the commit line: nothing of it is lost."""
+    with Journal(path) as journal:
+        for step in (1, 2, 3):
+            journal.log(step, {"loss": float(step)})
+    with Journal(path) as journal:
+        journal.rewind(2)
+        journal.commit(2)
+        assert triples(journal) == [("loss", 1, 1.0), ("loss", 2, 2.0)]
+
+
+def test_a_run_that_starts_anew_begins_with_an_empty_journal(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.log(0, {"val": 0.1})
+        journal.log(1, {"loss": 1.0})
+    with Journal(path) as journal:
+        journal.rewind(0)
+        assert path.read_bytes() == b""
+
+
+def test_rewind_behind_what_was_shipped_ships_again_from_there(path: Path) -> None:
+    """The last checkpoint was damaged, so training goes on from the one before it."""
+    with Journal(path) as journal:
+        for step in (1, 2):
+            journal.log(step, {"loss": float(step)})
+            journal.commit(step)
+            if step == 1:
+                first = journal.committed
+        note_shipped(path, "run", journal.committed)
+        journal.rewind(1)
+        assert shipped_offsets(path) == {"run": first}
+        assert triples(journal) == [("loss", 1, 1.0)]
+
+
+def test_a_value_computed_again_after_its_commit_does_not_count_twice(path: Path) -> None:
+    """The test score is computed after the last checkpoint, so a resume computes it again."""
+    with Journal(path) as journal:
+        journal.log(5, {"test": 0.7})
+        journal.commit(5)
+    with Journal(path) as journal:
+        journal.rewind(5)
+        journal.log(5, {"test": 0.7, "other": 1.0})
+        journal.commit(5)
+        assert triples(journal) == [("test", 5, 0.7), ("other", 5, 1.0)]
+
+
+def test_a_torn_last_line_is_cut_off(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.log(1, {"loss": 0.5})
+        journal.commit(1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 2, "val')
+    with Journal(path) as journal:
+        assert path.read_bytes() == whole
+        journal.log(2, {"loss": 0.4})
+        journal.commit(2)
+        assert triples(journal) == [("loss", 1, 0.5), ("loss", 2, 0.4)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "[1]",
+        '{"commit": "x"}',
+        "3",
+        '{"step": 1}x',
+        '{"values": {"a": 1}}',
+        '{"values": 3, "step": 1}',
+    ],
+)
+def test_a_damaged_line_is_one_clear_line(path: Path, line: str) -> None:
+    path.parent.mkdir()
+    path.write_text(line + '\n{"commit": 1}\n')
+    with pytest.raises(UserError, match=r"journal.jsonl is damaged") as caught:
+        Journal(path)
+    assert "\n" not in str(caught.value)
+    path.unlink()
+    Journal(path).close()  # the failure did not keep the lock
+
+
+def test_two_processes_cannot_train_one_run(path: Path) -> None:
+    with Journal(path):
+        code = f"""
+            from pathlib import Path
+            from lovasz_repro.journal import Journal
+            Journal(Path({str(path)!r}))
+        """
+        other = python(code)
+        assert "UserError" in other.stderr
+        assert "another process trains this run" in other.stderr
+    Journal(path).close()
+
+
+def test_nothing_logged_is_lost_with_the_process(path: Path) -> None:
+    """SIGKILL right after log(): the line is in the file, the lock is free."""
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from lovasz_repro.journal import Journal
+        journal = Journal(Path({str(path)!r}))
+        journal.log(1, {{"loss": 0.25}})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    died = python(code)
+    assert died.returncode == -signal.SIGKILL
+    with Journal(path) as journal:
+        journal.commit(1)
+        assert triples(journal) == [("loss", 1, 0.25)]
+
+
+class FullDisk:
+    """A file that takes a few bytes of a write, then none."""
+
+    def __init__(self, file: object, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part, self.room = data[: self.room], 0
+        return self.file.write(part)  # type: ignore[attr-defined, no-any-return]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("room", [0, 7])
+def test_a_full_disk_fails_the_run_clearly_and_leaves_the_journal_whole(
+    path: Path, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(path) as journal:
+        journal.log(1, {"loss": 0.5})
+        journal.commit(1)
+        before = path.read_bytes()
+        monkeypatch.setattr(journal, "_file", FullDisk(journal._file, room))
+        with pytest.raises(RunFailed, match="No space left on device; make room"):
+            journal.log(2, {"loss": 0.4})
+        assert path.read_bytes() == before
+        monkeypatch.undo()
+        journal.log(2, {"loss": 0.4})  # room was made
+        journal.commit(2)
+        assert triples(journal) == [("loss", 1, 0.5), ("loss", 2, 0.4)]
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot open the metric journal"):
+        Journal(tmp_path / "file" / "run" / "journal.jsonl")
+
+
+def test_a_lost_or_damaged_shipped_file_means_everything_is_sent_again(path: Path) -> None:
+    with Journal(path):
+        assert shipped_offsets(path) == {}
+        note_shipped(path, "a", 3)
+        note_shipped(path, "b", 5)
+        assert shipped_offsets(path) == {"a": 3, "b": 5}
+        path.with_name("journal.jsonl.shipped").write_text("[1]")
+        assert shipped_offsets(path) == {}
