@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lovasz_repro.losses.eager import eager
 from lovasz_repro.losses.inputs import binary_pixels, class_weight_vector, multiclass_pixels
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits and labels to a 0-dim loss."""
 
 
+@eager
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -45,7 +47,7 @@ def cross_entropy(
     weights = class_weight_vector(class_weights, logits.shape[1])
     counts = pixels.counts.sum(0).double()
     total_weight = float((counts if weights is None else counts * weights).sum())
-    scores = _at_least_float32(pixels.logits)
+    scores = pixels.logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = pixels.labels
     if pixels.valid is not None:
         targets = targets.masked_fill(~pixels.valid, -100)
@@ -59,6 +61,7 @@ def cross_entropy(
     return summed / total_weight if total_weight > 0 else summed * 0.0
 
 
+@eager
 def binary_cross_entropy(
     logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
 ) -> Tensor:
@@ -69,14 +72,14 @@ def binary_cross_entropy(
     Returns:
         0-dim tensor, at least 0; an image without valid pixels adds 0.
     """
-    pixels = binary_pixels(logits, labels, ignore_index)
-    scores = _at_least_float32(pixels.logits)
+    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
     losses = functional.binary_cross_entropy_with_logits(
-        scores, pixels.labels.to(scores), reduction="none"
+        pixels.logits, pixels.foreground.to(pixels.logits), reduction="none"
     )
-    return _pixel_mean(losses, pixels.valid, per_image)
+    return _pixel_mean(losses, pixels.valid)
 
 
+@eager
 def hinge(
     logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
 ) -> Tensor:
@@ -87,12 +90,12 @@ def hinge(
     Returns:
         0-dim tensor, at least 0; an image without valid pixels adds 0.
     """
-    pixels = binary_pixels(logits, labels, ignore_index)
-    scores = _at_least_float32(pixels.logits)
-    errors = torch.relu(1 - torch.where(pixels.labels == 1, scores, -scores))
-    return _pixel_mean(errors, pixels.valid, per_image)
+    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
+    errors = torch.relu(1 + torch.where(pixels.foreground, -pixels.logits, pixels.logits))
+    return _pixel_mean(errors, pixels.valid)
 
 
+@eager
 def soft_iou(
     logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
 ) -> Tensor:
@@ -113,18 +116,14 @@ def soft_iou(
     Raises:
         TypeError, ValueError: as :func:`lovasz_repro.losses.lovasz_hinge`.
     """
-    pixels = binary_pixels(logits, labels, ignore_index)
-    scores = _at_least_float32(pixels.logits)
-    foreground = pixels.labels == 1
-    errors = torch.sigmoid(torch.where(foreground, -scores, scores))
+    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
+    errors = torch.sigmoid(torch.where(pixels.foreground, -pixels.logits, pixels.logits))
     if pixels.valid is not None:
-        foreground = foreground & pixels.valid
         errors = errors.masked_fill(~pixels.valid, 0.0)
-    over = -1 if per_image else (0, 1)
-    union = torch.where(foreground, 1.0, errors).sum(over)
+    union = torch.where(pixels.foreground, 1.0, errors).sum(1)
     empty = union == 0
-    losses = errors.sum(over).masked_fill(empty, 0.0) / union.masked_fill(empty, 1.0)
-    return losses.sum() / max(1, losses.numel())
+    losses = errors.sum(1).masked_fill(empty, 0.0) / union.masked_fill(empty, 1.0)
+    return losses.sum() / max(1, len(losses))
 
 
 def weighted_sum(
@@ -169,15 +168,8 @@ def check_sum(terms: int, weights: Sequence[float] | None) -> tuple[float, ...]:
     return numbers
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _pixel_mean(losses: Tensor, valid: Tensor | None, per_image: bool) -> Tensor:
-    """Mean of (B, P) losses over the valid pixels of each image, then images; or over all."""
-    if not per_image:
-        losses = losses.reshape(1, -1)
-        valid = None if valid is None else valid.reshape(1, -1)
+def _pixel_mean(losses: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the rows of (R, P) of their mean over valid pixels; a row without any adds 0."""
     if valid is None:
         means = losses.sum(1) / max(1, losses.shape[1])
     else:

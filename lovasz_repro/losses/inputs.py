@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 
-class Pixels(NamedTuple):
-    """Logits and labels with the spatial dimensions made one."""
+class MulticlassPixels(NamedTuple):
+    """Logits and labels of several classes, with the spatial dimensions made one."""
 
     logits: Tensor
-    """(B, C, P) for several classes, (B, P) for foreground and background; input dtype."""
+    """(B, C, P), input dtype."""
     labels: Tensor
     """(B, P) int64 class ids, 0 where the pixel is ignored."""
     valid: Tensor | None
@@ -25,7 +25,25 @@ class Pixels(NamedTuple):
     """(B, C) int64 on the CPU: valid pixels of each image and class."""
 
 
-def multiclass_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> Pixels:
+class BinaryPixels(NamedTuple):
+    """Logits and labels of foreground and background, with the spatial dimensions made one."""
+
+    logits: Tensor
+    """(B, P), float64 or float32, 0 where the pixel is ignored."""
+    foreground: Tensor
+    """(B, P) bool, false where the pixel is ignored."""
+    valid: Tensor | None
+    """(B, P) bool, or None where every pixel counts."""
+
+    def rows(self, per_image: bool) -> "BinaryPixels":
+        """The same with one row an image, or one row for the batch."""
+        if per_image:
+            return self
+        valid = None if self.valid is None else self.valid.reshape(1, -1)
+        return BinaryPixels(self.logits.reshape(1, -1), self.foreground.reshape(1, -1), valid)
+
+
+def multiclass_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> MulticlassPixels:
     """Check logits (B, C, ...) and labels (B, ...) and flatten the space to P pixels.
 
     Raises:
@@ -45,11 +63,23 @@ def multiclass_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) 
             f"{tuple(logits.shape[:1] + logits.shape[2:])}"
         )
     space = logits.shape[2:].numel()
-    flat_labels, valid, counts = _flat_labels(labels, batch, space, classes, ignore_index)
-    return Pixels(logits.reshape(batch, classes, space), flat_labels, valid, counts)
+    flat = labels.reshape(batch, space).long()
+    # Bins 0 ... C-1 are the classes, C the ignored pixels, C + 1 what should not be there.
+    bins = torch.where((flat >= 0) & (flat < classes), flat, classes + 1)
+    if ignore_index is not None:
+        bins.masked_fill_(flat == ignore_index, classes)
+    counts = _count(bins, classes + 2)
+    if counts[:, classes + 1].any():
+        _raise_out_of_range(int(flat[bins == classes + 1][0]), classes, ignore_index)
+    valid = None
+    if counts[:, classes].any():
+        valid = bins != classes
+        flat = flat.masked_fill(~valid, 0)
+    flat_logits = logits.reshape(batch, classes, space)
+    return MulticlassPixels(flat_logits, flat, valid, counts[:, :classes])
 
 
-def binary_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> Pixels:
+def binary_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> BinaryPixels:
     """Check logits (B, ...) or (B, 1, ...) and labels 0/1 and flatten the space to P pixels.
 
     The logits of ignored pixels are set to zero, so that nothing they hold, NaN included, reaches
@@ -72,11 +102,17 @@ def binary_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> P
             "the same shape, or theirs without a channel dimension of size 1"
         )
     batch, space = logits.shape[0], logits.shape[1:].numel()
-    flat_labels, valid, counts = _flat_labels(labels, batch, space, 2, ignore_index)
-    flat = logits.reshape(batch, space)
-    if valid is not None:
-        flat = flat.masked_fill(~valid, 0.0)
-    return Pixels(flat, flat_labels, valid, counts)
+    flat_labels = labels.reshape(batch, space)
+    scores = logits.reshape(batch, space).to(torch.promote_types(logits.dtype, torch.float32))
+    foreground = flat_labels == 1
+    known, valid = foreground | (flat_labels == 0), None
+    if ignore_index is not None:
+        valid = flat_labels != ignore_index
+        known, foreground = known | ~valid, foreground & valid
+        scores = scores.masked_fill(~valid, 0.0)
+    if not known.all():
+        _raise_out_of_range(int(flat_labels[~known][0]), 2, ignore_index)
+    return BinaryPixels(scores, foreground, valid)
 
 
 def class_weight_vector(
@@ -110,23 +146,13 @@ def _check_dtypes(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels are on {labels.device}, logits are on {logits.device}")
 
 
-def _flat_labels(
-    labels: Tensor, batch: int, space: int, classes: int, ignore_index: int | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Labels, validity and counts of :class:`Pixels`."""
-    flat = labels.reshape(batch, space).long()
-    # Bins 0 ... C-1 are the classes, C the ignored pixels, C + 1 what should not be there.
-    bins = torch.where((flat >= 0) & (flat < classes), flat, classes + 1)
-    if ignore_index is not None:
-        bins.masked_fill_(flat == ignore_index, classes)
-    counts = torch.zeros(batch, classes + 2, dtype=torch.int64, device=flat.device)
-    counts = counts.scatter_add_(1, bins, torch.ones_like(flat)).cpu()
-    if counts[:, classes + 1].any():
-        _raise_out_of_range(int(flat[bins == classes + 1][0]), classes, ignore_index)
-    if not counts[:, classes].any():
-        return flat, None, counts[:, :classes]
-    valid = bins != classes
-    return flat.masked_fill(~valid, 0), valid, counts[:, :classes]
+def _count(bins: Tensor, size: int) -> Tensor:
+    """(B, size) int64 on the CPU: how often each number in [0, size) is in each row of (B, P)."""
+    first = torch.arange(len(bins), device=bins.device)[:, None] * size
+    index = (bins + first).reshape(-1)
+    counts = torch.zeros(len(bins) * size, dtype=torch.int64, device=bins.device)
+    counts.scatter_add_(0, index, counts.new_ones(()).expand(len(index)))
+    return counts.cpu().reshape(len(bins), size)
 
 
 def _raise_out_of_range(label: int, classes: int, ignore_index: int | None) -> None:

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lovasz_repro.losses.extension import lovasz_extension, marginal_gains
+from lovasz_repro.losses.eager import eager
+from lovasz_repro.losses.extension import gain_error_products, marginal_gains
 from lovasz_repro.losses.inputs import (
-    Pixels,
+    BinaryPixels,
+    MulticlassPixels,
     binary_pixels,
     class_weight_vector,
     multiclass_pixels,
@@ -33,6 +35,7 @@ from lovasz_repro.losses.inputs import (
 from lovasz_repro.losses.set_functions import JaccardLoss
 
 
+@eager
 def lovasz_softmax(
     logits: Tensor,
     labels: Tensor,
@@ -81,6 +84,7 @@ def lovasz_softmax(
     return loss
 
 
+@eager
 def lovasz_hinge(
     logits: Tensor,
     labels: Tensor,
@@ -110,16 +114,9 @@ def lovasz_hinge(
         TypeError: logits not floating, or labels neither integer nor bool.
         ValueError: shapes that do not fit, or a label other than 0, 1 and ``ignore_index``.
     """
-    pixels = binary_pixels(logits, labels, ignore_index)
-    foreground = pixels.labels == 1
-    scores = pixels.logits.to(torch.promote_types(logits.dtype, torch.float32))
-    errors = torch.relu(1 - torch.where(foreground, scores, -scores))
-    valid = pixels.valid
-    if not per_image:
-        errors, foreground = errors.reshape(1, -1), foreground.reshape(1, -1)
-        valid = None if valid is None else valid.reshape(1, -1)
-    values = lovasz_extension(errors, foreground, JaccardLoss(), valid=valid)
-    return values.sum() / max(1, len(values))
+    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
+    loss: Tensor = _LovaszHinge.apply(pixels.logits, pixels)
+    return loss
 
 
 class _Rows(NamedTuple):
@@ -168,6 +165,29 @@ def _averaged(counts: Tensor, classes: str | Sequence[int]) -> Tensor:
     return listed & not_empty
 
 
+class _LovaszHinge(torch.autograd.Function):
+    """Logits (R, P) to the mean over the rows of Eq. 10.
+
+    Where m > 0 the derivative of the error is -1 on the foreground and 1 elsewhere, so the one of
+    the loss is the gain with that sign. It is constant almost everywhere: double backward works.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, pixels: BinaryPixels) -> Tensor:
+        errors = torch.where(pixels.foreground, -logits, logits).add_(1).relu_()
+        gradient = marginal_gains(errors, pixels.foreground, JaccardLoss(), pixels.valid)
+        gradient /= max(1, len(errors))
+        loss = gain_error_products(gradient, errors).sum()
+        gradient.masked_fill_(errors == 0, 0.0)
+        ctx.save_for_backward(torch.where(pixels.foreground, -gradient, gradient))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss, None
+
+
 class _LovaszSoftmax(torch.autograd.Function):
     """Logits (B, C, P) to the loss, by the closed form of the module docstring.
 
@@ -177,7 +197,7 @@ class _LovaszSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, pixels: Pixels, rows: _Rows, needs_gradient: bool
+        ctx: Any, logits: Tensor, pixels: MulticlassPixels, rows: _Rows, needs_gradient: bool
     ) -> Tensor:
         ctx.logits_dtype = logits.dtype
         errors, label_probability = _softmax_errors(logits, pixels)
@@ -203,7 +223,7 @@ class _LovaszSoftmax(torch.autograd.Function):
         return (gradient * grad_loss).to(ctx.logits_dtype), None, None, None
 
 
-def _softmax_errors(logits: Tensor, pixels: Pixels) -> tuple[Tensor, Tensor]:
+def _softmax_errors(logits: Tensor, pixels: MulticlassPixels) -> tuple[Tensor, Tensor]:
     """Errors m (B, C, P) of Eq. 11 and the label's probability (B, 1, P); 0 on ignored pixels.
 
     The label's error is the sum of the other probabilities, which unlike 1 - f_y keeps its
@@ -219,7 +239,7 @@ def _softmax_errors(logits: Tensor, pixels: Pixels) -> tuple[Tensor, Tensor]:
     return errors, label_probability
 
 
-def _class_gains(errors: Tensor, pixels: Pixels, rows: _Rows, item: int) -> Tensor:
+def _class_gains(errors: Tensor, pixels: MulticlassPixels, rows: _Rows, item: int) -> Tensor:
     """Weighted gains of one class. errors: (B, P), gains: (B, P)."""
     shape, length = (len(rows.counts), -1), errors.shape
     errors = errors.reshape(shape)
