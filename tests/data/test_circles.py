@@ -38,6 +38,13 @@ def test_smallest_circle_always_holds_a_pixel():
     assert labels.any(axis=(1, 2)).all()
 
 
+def test_largest_circle_touches_all_four_sides():
+    label = draw_circles(0, images=1, radius=(25, 25)).labels[0]
+    assert np.array_equal(label, label[::-1])
+    assert np.array_equal(label, label.T)
+    assert label[0].any()
+
+
 def test_radii_and_places_vary_within_their_ranges():
     labels = draw_circles(4, images=3000, radius=(3, 20)).labels
     radii = np.sqrt(labels.sum(axis=(1, 2)) / math.pi)
