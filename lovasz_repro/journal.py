@@ -130,10 +130,10 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Take back what was noted after the checkpoint of ``step``, before going on from it.
 
-        That is everything after the last ``commit`` of ``step``; where a crash came between
-        checkpoint and commit, everything from the first value of a later step on; and simply
-        everything when the run starts anew at step 0. One truncation: a crash leaves the old
-        content or the new one.
+        That is everything after the last ``commit`` of ``step``. Where a crash came between
+        checkpoint and commit, it is everything from the first value of a later step on. A run
+        that starts anew at step 0 takes back everything, one that had finished nothing. The file
+        is cut once: a crash leaves the old content or the new one.
         """
         with self.guard:
             cut = self._end_of(step)
@@ -146,20 +146,19 @@ class Journal:
 
     def _end_of(self, step: int) -> int:
         """Byte offset at which the content that the checkpoint of ``step`` covers ends."""
-        after_commit = first_later = None
+        committed = finished = later = None
         previous = 0
         for record, offset in read_records(self.path):
             if record.get("commit") == step:
-                after_commit = offset
-            later = _step_of(record, step) > step or "finished" in record
-            if first_later is None and later:
-                first_later = previous
+                committed = offset
+            if "finished" in record:
+                finished = offset
+            elif later is None and _step_of(record, step) > step:
+                later = previous
             previous = offset
-        if after_commit is not None:
-            return after_commit
-        if step == 0:
+        if step == 0 and committed is None:
             return 0
-        return previous if first_later is None else first_later
+        return next(end for end in (finished, committed, later, previous) if end is not None)
 
     def points(self, after_offset: int = 0) -> tuple[list[Point], int]:
         """Every committed point after ``after_offset``, and the offset to go on from."""
