@@ -8,6 +8,7 @@ from lovasz_repro.report.runs import (
     Cohort,
     Run,
     RunStore,
+    before_training,
     cohorts,
     command,
     headings,
@@ -40,15 +41,21 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
     from matplotlib.figure import Figure
 
     shown = list(zip(found, headings(found), strict=True))[:PANELS]
+    look = _look([cohort for cohort, _ in shown])
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, 2.5 * rows), layout="constrained")
+    width = COLUMN if columns == 1 else PAGE
+    legend_rows = -(-(len(look) + 1) // (2 * columns))
+    height = 2.15 * rows + 0.17 * legend_rows
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     curves: list[Curve] = []
     for ax, (cohort, heading) in zip(axes, shown, strict=False):
-        curves += _convergence(ax, store, cohort, heading)
+        curves += _convergence(ax, store, cohort, heading, look)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
+    lines = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=2 * columns)
     caption = (
         "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
         "against iteration, mean and one standard deviation over seeds. Dashed: the network "
@@ -68,9 +75,9 @@ def camvid_classes(store: RunStore) -> Drawing | Missing:
     cohort, heading = found[0], headings(found)[0]
     size = max(cohort.batch_sizes, key=lambda s: (len(_of_size(cohort, s)), s))
     runs = _of_size(cohort, size)
-    before = _scores(runs, "initial/test_iou/")
+    before = _scores(runs, "initial/test/iou/")
     order = sorted(before, key=lambda name: (before[name][0], name))
-    figure = Figure(figsize=(COLUMN, 0.6 + 0.21 * len(order)), layout="constrained")
+    figure = Figure(figsize=(COLUMN, 1.0 + 0.21 * len(order)), layout="constrained")
     ax = figure.subplots()
     curves = [_dots(ax, "initial network", before, order, GREY, 0.0, runs)]
     names = variant_order({run.tags["variant"] for run in runs})
@@ -80,8 +87,8 @@ def camvid_classes(store: RunStore) -> Drawing | Missing:
         chosen = cohort.select(name, size)
         after = _scores(chosen, "test/iou/")
         curves.append(_dots(ax, variant_title(name), after, order, colours[name], offset, chosen))
-    ax.set(xlabel="test IoU (%)", yticks=range(len(order)), xlim=(0, 100))
-    ax.set_yticklabels(order)
+    ax.set(xlabel="test IoU (%)", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
+    ax.set_yticks(range(len(order)), order)
     ax.set_title(f"{heading}, batch size {size}", fontsize=6.5, color=GREY)
     ax.grid(axis="y")
     ax.set_axisbelow(True)
@@ -108,44 +115,61 @@ def band(histories: Sequence[Sequence[tuple[int, float]]]) -> dict[str, list[flo
     }
 
 
-def _convergence(ax: Any, store: RunStore, cohort: Cohort, heading: str) -> list[Curve]:
+def _look(found: Sequence[Cohort]) -> dict[tuple[str, int], dict[str, Any]]:
+    """(variant, batch size) -> label and line: colour for the variant, dashes for the size."""
+    names = {name for cohort in found for name in cohort.variants}
+    sizes = sorted({size for cohort in found for size in cohort.batch_sizes})
+    colours = variant_colours(names)
+    return {
+        (name, size): {
+            "label": f"{variant_title(name)}, batch size {size}",
+            "color": colours[name],
+            "ls": LINES[i % len(LINES)],
+        }
+        for name in variant_order(names)
+        for i, size in enumerate(reversed(sizes))
+    }
+
+
+def _convergence(
+    ax: Any,
+    store: RunStore,
+    cohort: Cohort,
+    heading: str,
+    look: dict[tuple[str, int], dict[str, Any]],
+) -> list[Curve]:
     curves = []
-    names = variant_order(set(cohort.variants))
-    colours = variant_colours(set(names))
-    for name in names:
-        for size, line in zip(cohort.batch_sizes, LINES * len(cohort.batch_sizes), strict=False):
-            runs = cohort.select(name, size)
-            histories = [store.history(run.run_id, SCORE) for run in runs]
-            if not any(histories):
-                continue
-            data = band([history for history in histories if history])
-            label = f"{variant_title(name)}, batch {size}"
-            _band(ax, data, label, colours[name], line)
-            curves.append(Curve(heading, label, data, sources(runs)))
-    curves += _initial_line(ax, cohort, heading)
+    for (name, size), line in look.items():
+        runs = cohort.select(name, size)
+        histories = [store.history(run.run_id, SCORE) for run in runs]
+        if not all(histories) or not histories:
+            continue
+        data = band(histories)
+        _band(ax, data, line)
+        curves.append(Curve(heading, line["label"], data, sources(runs)))
+    curves += _initial_line(ax, store, cohort, heading)
     ax.set(xlabel="iteration", ylabel="validation dataset-mIoU (%)")
     ax.set_title(heading, fontsize=6.5, color=GREY)
     ax.grid(axis="y")
     ax.margins(x=0.02)
-    ax.legend(loc="lower right")
     return curves
 
 
-def _band(ax: Any, data: dict[str, list[float]], label: str, colour: str, line: str) -> None:
+def _band(ax: Any, data: dict[str, list[float]], line: dict[str, Any]) -> None:
     x, mean, spread = data["iteration"], data["mean"], data["spread"]
     if any(spread):
         low = [m - s for m, s in zip(mean, spread, strict=True)]
         high = [m + s for m, s in zip(mean, spread, strict=True)]
-        ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-    ax.plot(x, mean, line, color=colour, label=label, marker="o", ms=2)
+        ax.fill_between(x, low, high, color=line["color"], alpha=0.18, lw=0)
+    ax.plot(x, mean, marker="o", ms=1.8, **line)
 
 
-def _initial_line(ax: Any, cohort: Cohort, heading: str) -> list[Curve]:
-    key = "initial/val_dataset_miou"
-    runs = [run for run in cohort.runs if key in run.metrics]
+def _initial_line(ax: Any, store: RunStore, cohort: Cohort, heading: str) -> list[Curve]:
+    scores = {run.run_id: before_training(store, run, SCORE) for run in cohort.runs}
+    runs = [run for run in cohort.runs if scores[run.run_id] is not None]
     if not runs:
         return []
-    mean, _ = mean_and_spread([100 * run.metrics[key] for run in runs])
+    mean, _ = mean_and_spread([100 * (scores[run.run_id] or 0.0) for run in runs])
     ax.axhline(mean, ls=(0, (4, 3)), lw=0.9, color=GREY, label="before training", zorder=1)
     return [Curve(heading, "before training", {"mean": [mean]}, sources(runs))]
 

@@ -1,6 +1,6 @@
 """What a figure is: a picture, and for every curve in it the data and the runs it came from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ class Curve:
 
     panel: str
     label: str
-    data: dict[str, Sequence[float]]
+    data: Mapping[str, Sequence[float]]
     """Axis name -> values as drawn."""
     sources: tuple[Source, ...] = ()
     """Runs behind it; empty where it is computed from a definition alone."""

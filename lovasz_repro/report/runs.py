@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -97,6 +97,10 @@ class Cohort:
             if variant(run) == variant_name and size in (None, batch_size(run))
         ]
 
+    def of_batch_size(self, size: int) -> "Cohort":
+        """The runs of one batch size."""
+        return replace(self, runs=tuple(run for run in self.runs if batch_size(run) == size))
+
 
 def source(run: Run) -> Source:
     """Provenance of a run, from the tags that every run carries."""
@@ -164,6 +168,11 @@ def headings(found: Sequence[Cohort]) -> list[str]:
     return [_heading(cohort, _different(cohort, found)) for cohort in found]
 
 
+def with_batch_size(heading: str, size: int) -> str:
+    """A heading that names the batch size, where runs have one."""
+    return f"{heading}, batch size {size}" if size else heading
+
+
 def command(experiment: str, profile: str = "paper") -> str:
     """The command that runs an experiment."""
     if experiment == "synthetic":
@@ -176,6 +185,15 @@ def at_best(store: RunStore, run: Run, key: str) -> float | None:
     """A metric at the iteration of the best snapshot; None where it was not stored there."""
     best = run.metrics.get("best/iteration")
     return dict(store.history(run.run_id, key)).get(int(best)) if best is not None else None
+
+
+def before_training(store: RunStore, run: Run, key: str) -> float | None:
+    """A score of the network as it was before the first step: ``test/dataset_miou`` is stored
+    as ``initial/test/dataset_miou``, validation as step 0 of its history."""
+    initial = run.metrics.get(f"initial/{key}")
+    if initial is None and key.startswith("val/"):
+        initial = dict(store.history(run.run_id, key)).get(0)
+    return initial
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -196,7 +214,8 @@ def _in_order(runs: Iterable[Run]) -> list[Run]:
 
 def _cohort_order(cohort: Cohort) -> tuple[object, ...]:
     scale = SCALES.index(cohort.scale) if cohort.scale in SCALES else len(SCALES)
-    return scale, cohort.profile, -len(cohort.runs), cohort.data_fingerprint, cohort.settings
+    size = sum(int(run.params.get("seeds", "1")) for run in cohort.runs)
+    return scale, cohort.profile, -size, cohort.data_fingerprint, cohort.settings
 
 
 def _different(cohort: Cohort, found: Sequence[Cohort]) -> list[str]:
@@ -216,11 +235,19 @@ def _different(cohort: Cohort, found: Sequence[Cohort]) -> list[str]:
 
 def _heading(cohort: Cohort, different: Sequence[str]) -> str:
     mine = dict(cohort.settings)
-    scale = f"{cohort.scale} scale"
-    parts = [scale if cohort.profile == cohort.scale else f"{cohort.profile} profile, {scale}"]
+    parts = [f"{cohort.profile} profile"]
+    if cohort.profile == "unknown":
+        parts = [f"{cohort.scale} scale"]
+    elif cohort.profile != cohort.scale:
+        parts.append(f"{cohort.scale} scale")
     if "data.size" in mine:
         parts.append("×".join(re.findall(r"\d+", mine["data.size"])))
     if "training.iterations" in mine:
         parts.append(f"{mine['training.iterations']} iterations")
-    devices = sorted({run.tags.get("device", "unknown device") for run in cohort.runs})
+    devices = sorted({_short_device(run.tags.get("device", "")) for run in cohort.runs})
     return ", ".join([*parts, *different, " / ".join(devices)])
+
+
+def _short_device(device: str) -> str:
+    """ "CPU Some Model @ 2.9 GHz (8 cores)" -> "CPU (8 cores)"; GPUs keep their name."""
+    return re.sub(r"^CPU .*(\(\d+ cores?\))$", r"CPU \1", device) or "unknown device"

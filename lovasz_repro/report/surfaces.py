@@ -77,10 +77,10 @@ def loss_of_two_pixels(errors: Grid, ground_truth: tuple[int, int]) -> Grid:
     """
     import torch
 
-    from lovasz_repro.losses import jaccard, lovasz_extension
+    from lovasz_repro.losses import JaccardLoss, lovasz_extension
 
     foreground = torch.tensor([label == 1 for label in ground_truth]).expand(errors.shape)
-    losses = lovasz_extension(torch.from_numpy(errors), foreground, jaccard)
+    losses = lovasz_extension(torch.from_numpy(errors), foreground, JaccardLoss())
     return np.asarray(losses, dtype=np.float64)
 
 
@@ -95,10 +95,10 @@ def discrete_jaccard_loss(wrong: tuple[bool, bool], ground_truth: tuple[int, int
 def _draw(surface: Surface, caption: str) -> Drawing:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PAGE, 2.05))
+    figure = Figure(figsize=(PAGE, 1.75))
     curves: list[Curve] = []
     for i, ground_truth in enumerate(GROUND_TRUTHS):
-        axes = figure.add_axes((0.25 * i - 0.012, 0.02, 0.25, 0.90), projection="3d",
+        axes = figure.add_axes((0.25 * i, -0.06, 0.25, 1.12), projection="3d",
                                computed_zorder=False)  # fmt: skip
         curves += _panel(axes, surface, ground_truth)
     return Drawing(figure, caption, tuple(curves))
@@ -139,13 +139,18 @@ def _dots(surface: Surface, ground_truth: tuple[int, int]) -> tuple[list[float],
 
 def _dress(axes: Any, surface: Surface, ground_truth: tuple[int, int]) -> None:
     axes.view_init(*surface.view)
-    axes.set_box_aspect((1, 1, 0.8), zoom=0.82)
-    axes.set_title(f"GT = [{ground_truth[0]}, {ground_truth[1]}]".replace("-", "−"), pad=-2, y=0.98)
-    for number, axis in ((1, axes.xaxis), (2, axes.yaxis), (0, axes.zaxis)):
+    axes.set_box_aspect((1, 1, 0.8), zoom=0.95)
+    axes.set_title(f"GT = [{ground_truth[0]}, {ground_truth[1]}]".replace("-", "−"), y=0.93)
+    labels = (f"${surface.symbol}_1$", f"${surface.symbol}_2$", "loss")
+    ticks = (surface.ticks, surface.ticks, surface.z_ticks)
+    for axis, label, places, pad in zip(
+        (axes.xaxis, axes.yaxis, axes.zaxis), labels, ticks, (-10, -10, -8), strict=True
+    ):
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
         axis._axinfo["grid"].update(color="#dddddd", linewidth=0.4)
-        if number:
-            axis.set_label_text(f"${surface.symbol}_{number}$", labelpad=-9)
-            axis.set_ticks(surface.ticks)
-    axes.zaxis.set_ticks(surface.z_ticks)
-    axes.tick_params(pad=-4, labelsize=6.5)
+        axis.set_ticks(places, [f"{place:g}".replace("-", "−") for place in places])
+        axis.set_rotate_label(False)
+        axis.set_label_text(label)
+        axis.labelpad = pad
+    axes.zaxis.label.set_rotation(90)
+    axes.tick_params(pad=-4.5, labelsize=6.5)

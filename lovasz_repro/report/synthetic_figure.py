@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lovasz_repro.errors import UserError
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
 from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
-from lovasz_repro.report.style import BLACK, GREY, LOSSES, PAGE
+from lovasz_repro.report.style import GREY, LOSSES, PAGE
 
 REFERENCE = "jaccard"
 
@@ -18,20 +19,27 @@ def figure_3(store: RunStore) -> Drawing | Missing:
     if not found:
         return Missing("no finished synthetic run is stored", command("synthetic"))
     run = found[0].runs[0]
-    curves = read_curves(store.artifact(run.run_id, "curves.csv"))
-    label, features = _sample(store.artifact(run.run_id, "sample.npz"))
+    try:
+        curves = read_curves(store.artifact(run.run_id, "curves.csv"))
+        label, features = _sample(store.artifact(run.run_id, "sample.npz"))
+    except UserError as error:
+        return Missing(str(error), command("synthetic"))
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PAGE, 2.15))
+    figure = Figure(figsize=(PAGE, 2.2))
     grid = figure.add_gridspec(
-        1, 3, width_ratios=(1, 1, 2.3), left=0.01, right=0.99, bottom=0.19, top=0.9, wspace=0.08
-    )
-    _images([figure.add_subplot(grid[0, i]) for i in (0, 1)], label, features)
-    right = grid[0, 2].subgridspec(1, 2, width_ratios=(0.12, 1))
-    drawn = _losses(figure.add_subplot(right[0, 1]), curves, run)
-    figure.text(0.165, 0.02, "(a)", ha="center")
-    figure.text(0.72, 0.02, "(b)", ha="center")
+        1, 4, width_ratios=(1, 1, 0.26, 2.35), left=0.005, right=0.99, bottom=0.27, top=0.89,
+        wspace=0.06
+    )  # fmt: skip
+    images = [figure.add_subplot(grid[0, i]) for i in (0, 1)]
+    plot = figure.add_subplot(grid[0, 3])
+    _images(images, label, features)
+    drawn = _losses(plot, curves, run)
+    for axes, text in ((images, "(a) sample label & features"),
+                       ([plot], "(b) relative losses for varying bias $b$")):  # fmt: skip
+        left, right = axes[0].get_position().x0, axes[-1].get_position().x1
+        figure.text((left + right) / 2, 0.03, text, ha="center")
     caption = (
         "(a) Label and feature image of the synthetic model. (b) Losses against the bias b, each "
         "between its minimum (0) and maximum (1) over the search; dots mark the minimum of each "
@@ -89,6 +97,6 @@ def _losses(ax: Any, curves: dict[str, list[float]], run: Run) -> tuple[Curve, .
     ax.axhline(0.0, color=GREY, lw=0.4, zorder=1)
     ax.set(xlabel="bias $b$", ylabel="relative loss", xlim=(b[0], b[-1]), ylim=(0.0, 1.02))
     ax.set_yticks([0.0, 0.5, 1.0])
-    ax.legend(loc="upper center", ncols=len(drawn), bbox_to_anchor=(0.5, 1.17), columnspacing=1.2,
-              labelcolor=BLACK)  # fmt: skip
+    ax.legend(loc="lower center", ncols=len(drawn), bbox_to_anchor=(0.5, 0.99), columnspacing=1.0,
+              handlelength=1.1, handletextpad=0.5)  # fmt: skip
     return tuple(drawn)

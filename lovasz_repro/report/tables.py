@@ -5,15 +5,16 @@ from collections.abc import Callable, Sequence
 from lovasz_repro.report.model import Block, Cell, Column, Row, Table, measured
 from lovasz_repro.report.published import paper_table
 from lovasz_repro.report.runs import (
-    SCALES,
     Cohort,
     Run,
     RunStore,
     at_best,
+    before_training,
     cohorts,
     command,
     headings,
     sources,
+    with_batch_size,
 )
 from lovasz_repro.report.style import LOSSES, VARIANTS, variant_order, variant_title
 
@@ -53,7 +54,7 @@ def camvid_enet(store: RunStore) -> Table:
     """The ENet authors' network on CamVid, before and after fine-tuning with each variant."""
     found = cohorts(store, CAMVID)
     blocks = [
-        Block(_with_batch_size(heading, size), _camvid_rows(store, cohort, size))
+        Block(with_batch_size(heading, size), _camvid_rows(store, cohort.of_batch_size(size)))
         for cohort, heading in zip(found, headings(found), strict=True)
         for size in cohort.batch_sizes
     ]
@@ -74,7 +75,7 @@ def camvid_enet(store: RunStore) -> Table:
             Column("test-image", "test image-mIoU", "%", better="higher"),
             Column("seeds", "seeds", digits=0),
         ),
-        blocks=tuple(blocks) or (Block("", _camvid_rows(store, None, 0)),),
+        blocks=tuple(blocks) or (Block("", _camvid_rows(store, None)),),
     )
 
 
@@ -83,7 +84,7 @@ def camvid_enet_classes(store: RunStore) -> Table:
     found = cohorts(store, CAMVID)
     shown = variant_order({name for c in found for name in c.variants} | set(VARIANTS))
     blocks = [
-        Block(_with_batch_size(heading, size), _class_rows(cohort, size, shown))
+        Block(with_batch_size(heading, size), _class_rows(store, cohort.of_batch_size(size), shown))
         for cohort, heading in zip(found, headings(found), strict=True)
         for size in cohort.batch_sizes
     ]
@@ -150,16 +151,16 @@ def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _camvid_rows(store: RunStore, cohort: Cohort | None, size: int) -> tuple[Row, ...]:
-    fill = command(CAMVID, cohort.profile if cohort else SCALES[0])
-    runs = [run for run in cohort.runs if _has_size(run, cohort, size)] if cohort else []
+def _camvid_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
+    fill = command(CAMVID, cohort.profile) if cohort else command(CAMVID)
+    runs = cohort.runs if cohort else ()
     initial = [
-        _initial(runs, f"initial/{key}", fill)
-        for key in ("val_dataset_miou", "test_dataset_miou", "test_image_miou")
+        _initial(store, runs, key, fill)
+        for key in ("val/dataset_miou", "test/dataset_miou", "test/image_miou")
     ]
     rows = [Row("initial", "initial network, before training", (*initial, None))]
     for name in variant_order({r.tags.get("variant", "") for r in runs} | set(VARIANTS)):
-        chosen = cohort.select(name, size) if cohort else []
+        chosen = cohort.select(name) if cohort else []
         cells = (
             _at_best_over_seeds(store, chosen, "val/dataset_miou", fill),
             _over_seeds(chosen, "test/dataset_miou", fill),
@@ -169,26 +170,25 @@ def _camvid_rows(store: RunStore, cohort: Cohort | None, size: int) -> tuple[Row
     return tuple(rows)
 
 
-def _class_rows(cohort: Cohort, size: int, shown: Sequence[str]) -> tuple[Row, ...]:
+def _class_rows(store: RunStore, cohort: Cohort, shown: Sequence[str]) -> tuple[Row, ...]:
     fill = command(CAMVID, cohort.profile)
-    runs = [run for run in cohort.runs if _has_size(run, cohort, size)]
+    runs = cohort.runs
     prefix = "test/iou/"
     classes = sorted(
         {k.removeprefix(prefix) for r in runs for k in r.metrics if k.startswith(prefix)}
     )
-    keys = [(name, f"test/iou/{name}", f"initial/test_iou/{name}") for name in classes]
-    keys.append((MEAN, "test/dataset_miou", "initial/test_dataset_miou"))
+    keys = [(name, prefix + name) for name in classes] + [(MEAN, "test/dataset_miou")]
     return tuple(
         Row(
             name,
             name,
             (
-                _initial(runs, before, fill),
-                *(_over_seeds(cohort.select(variant, size), after, fill) for variant in shown),
+                _initial(store, runs, key, fill),
+                *(_over_seeds(cohort.select(variant), key, fill) for variant in shown),
             ),
             better="higher",
         )
-        for name, after, before in keys
+        for name, key in keys
     )
 
 
@@ -203,22 +203,15 @@ def _at_best_over_seeds(store: RunStore, runs: Sequence[Run], key: str, fill: st
     return measured([value for _, value in having], [run for run, _ in having], fill, factor=100)
 
 
-def _initial(runs: Sequence[Run], key: str, fill: str) -> Cell:
+def _initial(store: RunStore, runs: Sequence[Run], key: str, fill: str) -> Cell:
     """Score before training: one number, unless the seed or the machine changes it."""
-    having = [run for run in runs if key in run.metrics]
-    distinct = {round(run.metrics[key], 9): run.metrics[key] for run in having}
-    if len(distinct) == 1:
-        return Cell(100 * having[0].metrics[key], None, 1, sources(having), command=fill)
-    return measured([run.metrics[key] for run in having], having, fill, factor=100)
+    scores = [(run, before_training(store, run, key)) for run in runs]
+    having = [(run, score) for run, score in scores if score is not None]
+    if len({round(score, 9) for _, score in having}) == 1:
+        having_runs = [run for run, _ in having]
+        return Cell(100 * having[0][1], None, 1, sources(having_runs), command=fill)
+    return measured([score for _, score in having], [run for run, _ in having], fill, factor=100)
 
 
 def _count(cell: Cell) -> Cell | None:
     return Cell(float(cell.n), n=cell.n, sources=cell.sources) if cell.n else None
-
-
-def _has_size(run: Run, cohort: Cohort, size: int) -> bool:
-    return run in cohort.select(run.tags.get("variant", ""), size)
-
-
-def _with_batch_size(heading: str, size: int) -> str:
-    return f"{heading}, batch size {size}" if size else heading

@@ -117,12 +117,11 @@ def add_camvid(
         "best/iteration": 400.0,
         "test/dataset_miou": test,
         "test/image_miou": test + 0.1,
-        "initial/val_dataset_miou": 0.30,
-        "initial/test_dataset_miou": 0.31,
+        "initial/test/dataset_miou": 0.31,
     }
     for name, offset in {"sky": 0.3, "car": 0.0, "sign symbol": -0.3}.items():
         metrics[f"test/iou/{name}"] = test + offset
-        metrics[f"initial/test_iou/{name}"] = 0.31 + offset
+        metrics[f"initial/test/iou/{name}"] = 0.31 + offset
     history = {"val/dataset_miou": curve}
     tags = {"device": device}
     return store.add(

@@ -1,0 +1,131 @@
+"""What the paper claims, and what the stored runs say about it.
+
+A claim is decided by paper-scale runs of its experiment alone. Runs of other scales, and related
+experiments, are evidence beside it, each set of runs for itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from lovasz_repro.report.claims_schema import Claim, ClaimsFile, Names, RisesWith, Rule, load_claims
+from lovasz_repro.report.rules import NO_SPREAD, Outcome, Verdict, decide
+from lovasz_repro.report.runs import (
+    BATCH_SIZE,
+    Cohort,
+    RunStore,
+    cohorts,
+    headings,
+    with_batch_size,
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one set of runs says about a claim."""
+
+    experiment: str
+    data: str
+    scale: str
+    heading: str
+    decides: bool
+    """Paper-scale runs of the claim's own experiment."""
+    outcome: Outcome
+    note: str
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """A claim, its verdict at paper scale, and all evidence."""
+
+    claim: Claim
+    verdict: Verdict
+    evidence: tuple[Evidence, ...]
+    command: str
+    """What decides the claim; empty where it is decided."""
+
+
+def evaluate_claims(store: RunStore) -> list[ClaimVerdict]:
+    """Compare every claim with the stored runs, in the order of the paper.
+
+    Raises:
+        UserError: ``experiments/claims.yaml`` is not as it should be.
+    """
+    remembered = _Remembered(store)
+    known = load_claims()
+    return [_evaluate(remembered, known, claim) for claim in known.claims]
+
+
+def _evaluate(store: RunStore, known: ClaimsFile, claim: Claim) -> ClaimVerdict:
+    own = list(_evidence(store, known, claim.experiment, claim.rule, decides=True))
+    related = [
+        item
+        for also in claim.also
+        for item in _evidence(store, known, also.experiment, also.rule, note=also.note)
+    ]
+    deciding = [item for item in own if item.decides]
+    verdict = _headline([item.outcome for item in deciding])
+    names = known.experiments[claim.experiment]
+    command = names.command if verdict == "not yet run" else ""
+    return ClaimVerdict(claim, verdict, (*own, *related), command)
+
+
+def _headline(outcomes: list[Outcome]) -> Verdict:
+    """The verdict of the largest set of complete paper-scale runs."""
+    complete = [outcome for outcome in outcomes if outcome.verdict != "not yet run"]
+    if not complete:
+        return "not yet run"
+    return max(complete, key=lambda o: min(effect.n for effect in o.effects)).verdict
+
+
+def _evidence(
+    store: RunStore,
+    known: ClaimsFile,
+    experiment: str,
+    rule: Rule,
+    *,
+    decides: bool = False,
+    note: str = "",
+) -> Iterator[Evidence]:
+    names = known.experiments[experiment]
+    for cohort, heading in _sets_of_runs(store, experiment, names, rule):
+        outcome = decide(store, cohort, rule, names.pairs)
+        if not outcome.effects:
+            continue
+        single = any(effect.n == 1 for effect in outcome.effects)
+        notes = [note, NO_SPREAD if single else "", _lacking(outcome)]
+        yield Evidence(
+            experiment,
+            names.data,
+            cohort.scale,
+            heading,
+            decides and cohort.scale == "paper",
+            outcome,
+            "; ".join(text for text in notes if text),
+        )
+
+
+def _sets_of_runs(
+    store: RunStore, experiment: str, names: Names, rule: Rule
+) -> Iterator[tuple[Cohort, str]]:
+    """Cohorts, one per batch size unless the rule compares batch sizes, with their headings."""
+    found = cohorts(store, experiment, (*names.axes, *names.pairs))
+    for cohort, heading in zip(found, headings(found), strict=True):
+        if isinstance(rule, RisesWith) and rule.parameter == BATCH_SIZE:
+            yield cohort, heading
+        else:
+            for size in cohort.batch_sizes:
+                yield cohort.of_batch_size(size), with_batch_size(heading, size)
+
+
+def _lacking(outcome: Outcome) -> str:
+    return f"lacks {', '.join(outcome.missing)}" if outcome.missing else ""
+
+
+class _Remembered:
+    """A store that is asked every question once."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.runs = cache(store.runs)
+        self.history = cache(store.history)
+        self.artifact = store.artifact

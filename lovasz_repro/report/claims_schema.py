@@ -1,0 +1,209 @@
+"""What may stand in ``experiments/claims.yaml``: claims, and the few rules that decide them."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from lovasz_repro.config import Strict, experiments_folder, read_yaml, validate
+
+At = Literal["last", "best", "start"]
+Tolerance = Annotated[float, Field(ge=0)]
+
+
+class Operand(NamedTuple):
+    """One number per run: a metric of a variant, at a moment of its training."""
+
+    variant: str
+    metric: str
+    at: At
+
+
+class Side(Strict):
+    """One side of a difference; what is left out comes from the rule."""
+
+    variant: str
+    metric: str | None = None
+    at: At | None = None
+
+
+class Compare(Strict):
+    """A difference ``of`` - ``over``; a bare name is a variant."""
+
+    of: str | Side
+    over: str | Side
+    metric: str | None = None
+
+
+class Selection(Strict):
+    """What every rule can narrow."""
+
+    samples: Literal["runs", "steps"] = "runs"
+    """A sample is a run, or a step of a metric's history."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """Parameters that runs must have."""
+
+
+class Difference(Selection):
+    """Every difference is above 0 (``greater``) or below (``less``)."""
+
+    kind: Literal["greater", "less"]
+    metric: str | None = None
+    metrics: list[str] = Field(default_factory=list)
+    """Take every difference in each of these."""
+    at: At = "last"
+    compare: list[Compare] = Field(min_length=1)
+
+    def differences(self) -> Iterator[tuple[Operand, Operand]]:
+        """All differences, as operands with nothing left out."""
+        for compare in self.compare:
+            for metric in self.metrics or [compare.metric or self.metric or ""]:
+                yield self._operand(compare.of, metric), self._operand(compare.over, metric)
+
+    def operands(self) -> Iterator[Operand]:
+        """Every number that the rule reads."""
+        for pair in self.differences():
+            yield from pair
+
+    @model_validator(mode="after")
+    def _metrics_are_named(self) -> "Difference":
+        if not all(operand.metric for operand in self.operands()):
+            raise ValueError("a side of a comparison has no metric, nor has the rule")
+        return self
+
+    def _operand(self, side: str | Side, metric: str) -> Operand:
+        if isinstance(side, str):
+            return Operand(side, metric, self.at)
+        return Operand(side.variant, side.metric or metric, side.at or self.at)
+
+
+class Tolerated(Difference):
+    """Every difference is below the tolerance (``no_greater``) or smaller than it (``within``)."""
+
+    kind: Literal["no_greater", "within"]  # type: ignore[assignment]
+    tolerance: Tolerance
+    because: str
+    """Why this tolerance."""
+
+
+class OnlyBelow(Selection):
+    """Of several metrics of a run, only one is below the tolerance."""
+
+    kind: Literal["only_below"]
+    only: str
+    others: list[str] = Field(min_length=1)
+    tolerance: Tolerance
+    because: str
+
+    def operands(self) -> Iterator[Operand]:
+        """Every number that the rule reads."""
+        for metric in (self.only, *self.others):
+            yield Operand("", metric, "last")
+
+
+class RisesWith(Selection):
+    """The slope of a metric over log2 of a parameter is above 0."""
+
+    kind: Literal["rises_with"]
+    variant: str
+    metric: str
+    at: At = "last"
+    parameter: str
+
+    def operands(self) -> Iterator[Operand]:
+        """The number that the rule reads."""
+        yield Operand(self.variant, self.metric, self.at)
+
+
+class Correlated(Selection):
+    """Two metrics are correlated along each run."""
+
+    kind: Literal["correlated"]
+    variant: str
+    metrics: tuple[str, str]
+    at_least: Annotated[float, Field(ge=-1, le=1)]
+    because: str
+
+    def operands(self) -> Iterator[Operand]:
+        """The two histories that the rule reads."""
+        for metric in self.metrics:
+            yield Operand(self.variant, metric, "last")
+
+
+Rule = Annotated[
+    Difference | Tolerated | OnlyBelow | RisesWith | Correlated, Field(discriminator="kind")
+]
+
+
+class Also(Strict):
+    """A related experiment, shown beside the claim; it decides nothing."""
+
+    experiment: str
+    note: str
+    rule: Rule
+
+
+class Claim(Strict):
+    """One checkable statement of the paper."""
+
+    id: str
+    statement: str
+    place: str
+    published: dict[str, float]
+    experiment: str
+    """Whose paper-scale runs decide it."""
+    rule: Rule
+    also: list[Also] = Field(default_factory=list)
+
+
+class Names(Strict):
+    """An experiment as the rules see it: every name they use, and what it means."""
+
+    data: str
+    command: str
+    """What runs it at paper scale."""
+    axes: list[str] = Field(default_factory=list)
+    """Parameters that variants change on purpose, beside the loss."""
+    pairs: list[str] = Field(default_factory=list)
+    """Parameters by which differences are paired, beside the seed."""
+    variants: dict[str, str]
+    metrics: dict[str, str]
+
+
+class ClaimsFile(Strict):
+    """``experiments/claims.yaml``."""
+
+    experiments: dict[str, Names]
+    claims: list[Claim] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "ClaimsFile":
+        ids = [claim.id for claim in self.claims]
+        repeated = {name for name in ids if ids.count(name) > 1}
+        if repeated:
+            raise ValueError(f"claim {min(repeated)} is given twice")
+        for claim in self.claims:
+            self._check(claim.id, claim.experiment, claim.rule)
+            for also in claim.also:
+                self._check(claim.id, also.experiment, also.rule)
+        return self
+
+    def _check(self, claim: str, experiment: str, rule: Rule) -> None:
+        if experiment not in self.experiments:
+            raise ValueError(f"claim {claim}: experiment {experiment} is not described")
+        names = self.experiments[experiment]
+        for operand in rule.operands():
+            if operand.variant and operand.variant not in names.variants:
+                raise ValueError(f"claim {claim}: {experiment} has no variant {operand.variant}")
+            if operand.metric not in names.metrics:
+                raise ValueError(f"claim {claim}: {experiment} has no metric {operand.metric}")
+
+
+def load_claims() -> ClaimsFile:
+    """Read and check the claims.
+
+    Raises:
+        UserError: unknown key, wrong type, a name that is not described; one line.
+    """
+    path = experiments_folder() / "claims.yaml"
+    return validate(ClaimsFile, read_yaml(path), path.name)
