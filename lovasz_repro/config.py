@@ -259,6 +259,17 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one, with dotted keys: {"training": {"lr": 0.1}} -> training.lr: 0.1."""
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping safely; a repeated key is an error.
 
@@ -348,7 +359,7 @@ class _NoDuplicates(yaml.SafeLoader):
     """PyYAML's safe loader, but a key that is given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = {str(key) for key in keys if keys.count(key) > 1}
         if repeated:
             raise yaml.constructor.ConstructorError(

@@ -73,12 +73,13 @@ class ProgressTask:
         self._description, self._total, self._completed = description, total, completed
         self._began, self._begun_at = time.monotonic(), completed
         self._last_line = self._began
+        self._note = ""
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Move on by ``steps``; ``note`` replaces the text at the end of the bar."""
         self._completed += steps
-        fields = {} if note is None else {"note": note}
-        self._progress._bars.update(self._id, advance=steps, **fields)
+        self._note = self._note if note is None else note
+        self._progress._bars.update(self._id, advance=steps, note=self._note)
         now = time.monotonic()
         if self._progress._bars.disable and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
@@ -86,7 +87,7 @@ class ProgressTask:
             left = _clock((self._total - self._completed) / rate) if rate else "?"
             position = f"{self._completed}/{self._total}"
             self._progress.line(
-                f"{self._description}  {position}  {_rate(rate)}  {left} left  {note or ''}"
+                f"{self._description}  {position}  {_rate(rate)}  {left} left  {self._note}"
             )
 
     def close(self) -> None:

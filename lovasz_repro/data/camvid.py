@@ -13,24 +13,16 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from lovasz_repro.data.palettes import CAMVID
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.transforms import mirror, resize_image, resize_mask
 from lovasz_repro.errors import UserError
 
-CLASSES = (
-    "sky", "building", "pole", "road", "pavement", "tree",
-    "sign symbol", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
+CLASSES = CAMVID.names
 VOID = 11
-FROM_CITYSCAPES = {
-    "sky": "sky", "building": "building", "pole": "pole", "road": "road",
-    "pavement": "sidewalk", "tree": "vegetation", "sign symbol": "traffic sign",
-    "fence": "fence", "car": "car", "pedestrian": "person", "bicyclist": "bicycle",
-}  # fmt: skip
-"""Each class and the Cityscapes class whose classifier it starts from."""
-SPLIT_SIZES = {"train": 367, "val": 101, "test": 233}
-
 Split = Literal["train", "val", "test"]
+SPLIT_SIZES: dict[Split, int] = {"train": 367, "val": 101, "test": 233}
+
 Example = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -79,7 +71,7 @@ class CamVid(Dataset[Example]):
 
     def __getitem__(self, item: int | Draw) -> Example:
         draw = item if isinstance(item, Draw) else Draw(item, 0)
-        image, labels = self.decoded(draw.index)
+        image, labels = self.decoded(draw.image)
         if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
             image, labels = mirror(image, labels)
         image = np.ascontiguousarray(image.transpose(2, 0, 1))

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """One training image of one batch."""
 
-    index: int
+    image: int
     """Which image of the data set."""
     position: int
     """How many images were drawn before it, over the whole training; seeds its augmentation."""

@@ -69,7 +69,8 @@ def evaluate(
         labels = labels.to(device, non_blocking=True).long()
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(inputs)
-        predictions = at_label_size(logits.float(), labels).argmax(dim=1)
+        # max, not argmax: the same answer, several times faster on the CPU along dim 1
+        predictions = at_label_size(logits.float(), labels).max(dim=1).indices
         confusion.update(predictions, labels)
         image_total += float(image_miou(predictions, labels, num_classes, ignore_index).sum())
         images_seen += len(images)

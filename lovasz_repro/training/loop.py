@@ -10,7 +10,6 @@ from torch import nn
 from lovasz_repro.config import TrainingConfig
 from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.objective import Objective
 from lovasz_repro.training.schedule import poly
 from lovasz_repro.training.stopping import Interrupted, StopRequest
@@ -57,6 +56,10 @@ class TrainingState:
         if torch.cuda.is_available() and len(checkpoint["rng_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["rng_cuda"]])
 
+    def load_best(self) -> None:
+        """Give the model the weights of its best snapshot."""
+        self.model.load_state_dict(self.best_weights)
+
 
 def train(
     state: TrainingState,
@@ -65,10 +68,9 @@ def train(
     config: TrainingConfig,
     device: torch.device,
     *,
-    validate: Callable[[nn.Module], Values],
+    validate: Callable[[], Values],
     log: Callable[[int, Values], None],
-    checkpoints: Checkpoints,
-    saved: Callable[[int], None],
+    save: Callable[[TrainingState], None],
     stop: StopRequest,
 ) -> None:
     """Train ``state.model`` from ``state.iteration`` to ``config.iterations``.
@@ -80,10 +82,9 @@ def train(
         objective: the loss of a batch, from logits and labels.
         config: schedule, precision, rhythm of validation and checkpoints.
         device: where the model is.
-        validate: scores of a model; "val/dataset_miou" chooses the best snapshot.
+        validate: scores of the model as it is; "val/dataset_miou" chooses the best snapshot.
         log: takes (iteration, values).
-        checkpoints: where the state is kept.
-        saved: called with the iteration once its checkpoint is durable.
+        save: writes a checkpoint of the state.
         stop: looked at after every step.
 
     Raises:
@@ -91,19 +92,18 @@ def train(
         Interrupted: a signal asked to stop; the checkpoint is written.
     """
     if state.iteration == 0:
-        log(0, validate(state.model))
+        log(0, validate())
     for images, labels in batches:
         lr = poly(config.lr, state.iteration, config.iterations, config.power)
         loss = training_step(state, images, labels, objective, config, lr, device)
         state.iteration += 1
         log(state.iteration, {"train/loss": loss, "train/lr": lr})
         if _due(state.iteration, config.validate_every, config.iterations):
-            scores = validate(state.model)
+            scores = validate()
             log(state.iteration, scores)
             keep_best(state, scores["val/dataset_miou"])
         if stop.number or _due(state.iteration, config.checkpoint_every, config.iterations):
-            checkpoints.save(state.iteration, state.to_checkpoint())
-            saved(state.iteration)
+            save(state)
         if stop.number and state.iteration < config.iterations:
             raise Interrupted(stop.number, f"Stopped at iteration {state.iteration}, saved.")
 

@@ -19,7 +19,7 @@ def batches(dataset_size: int, batch_size: int, iterations: int, **options: int)
 def test_every_image_is_drawn_equally_often(
     dataset_size: int, batch_size: int, iterations: int
 ) -> None:
-    drawn = [d.index for batch in batches(dataset_size, batch_size, iterations) for d in batch]
+    drawn = [d.image for batch in batches(dataset_size, batch_size, iterations) for d in batch]
     epochs = len(drawn) // dataset_size
     for epoch in range(epochs):
         part = drawn[epoch * dataset_size : (epoch + 1) * dataset_size]
@@ -49,8 +49,8 @@ def test_positions_count_every_draw() -> None:
 
 def test_seeds_and_epochs_shuffle_differently() -> None:
     first, second = batches(50, 50, 2)
-    assert [d.index for d in first] != [d.index for d in second]
-    assert [d.index for d in first] != [d.index for d in batches(50, 50, 1, seed=1)[0]]
+    assert [d.image for d in first] != [d.image for d in second]
+    assert [d.image for d in first] != [d.image for d in batches(50, 50, 1, seed=1)[0]]
 
 
 def test_mix_spreads_nearby_seeds() -> None:

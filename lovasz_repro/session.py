@@ -1,0 +1,125 @@
+"""One run at work: its folder, checkpoints, metric journal, stored run and place on the screen.
+
+    <results>/work/<experiment>/<profile>/<run name>-<identity>/
+      config.yaml  journal.jsonl  checkpoint-*.pt  best.safetensors
+
+Entering a session locks the folder, opens the stored run and listens for signals; leaving it
+ends the stored run as FINISHED, KILLED or FAILED. Training meets the store only through ``log``
+and ``save``, which never wait for it.
+"""
+
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import yaml
+
+from lovasz_repro.config import CellConfig
+from lovasz_repro.errors import RunFailed
+from lovasz_repro.journal import Journal
+from lovasz_repro.progress import Progress, ProgressTask
+from lovasz_repro.shipping import Shipper
+from lovasz_repro.store import Store
+from lovasz_repro.training.checkpoint import Checkpoints
+from lovasz_repro.training.loop import TrainingState
+from lovasz_repro.training.stopping import Interrupted, StopRequest
+
+
+def run_folder(results: Path, cell: CellConfig, identity: str) -> Path:
+    """Where a run works; the same run finds the same folder again."""
+    name = f"{cell.name}-{identity[:8]}"
+    return results / "work" / cell.experiment / cell.profile / name
+
+
+class RunSession:
+    """Everything a run needs around its training; use as a context.
+
+    Args:
+        store: where the run is kept.
+        run_id: the stored run, open.
+        folder: where the run works.
+        cell: the run's resolved config.
+        progress: the screen.
+        label: what the run is called there.
+
+    Raises:
+        UserError: another process is working on the run.
+        RunFailed: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run_id: str,
+        folder: Path,
+        cell: CellConfig,
+        progress: Progress,
+        label: str,
+    ) -> None:
+        self.folder, self.cell, self.progress, self.label = folder, cell, progress, label
+        self.stop = StopRequest()
+        self._store, self._run_id = store, run_id
+        self._task: ProgressTask | None = None
+
+    def __enter__(self) -> "RunSession":
+        self._journal = Journal(self.folder / "journal.jsonl")
+        self._checkpoints = Checkpoints(self.folder)
+        self._write_config()
+        self._shipper = Shipper(self._store, self._run_id, self._journal, say=self.progress.line)
+        self.stop.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop.__exit__(kind, error, trace)
+        if self._task:
+            self._task.close()
+        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        self._shipper.close("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
+        self._journal.close()
+
+    @property
+    def best_weights(self) -> Path:
+        """File of the snapshot that scored best on validation."""
+        return self.folder / "best.safetensors"
+
+    def resume(self, state: TrainingState, device: torch.device) -> None:
+        """Bring ``state`` to the last checkpoint, if there is one, and the journal with it."""
+        if checkpoint := self._checkpoints.load_latest(device):
+            state.restore(checkpoint)
+            self.line(f"goes on from iteration {state.iteration}")
+        self._journal.rewind(state.iteration)
+        total = self.cell.training.iterations
+        self._task = self.progress.task(self.label, total, completed=state.iteration)
+
+    def log(self, iteration: int, values: dict[str, float]) -> None:
+        """Note metric values; moves the bar when they are a training step's."""
+        self._journal.log(iteration, values)
+        if self._task and "train/loss" in values:
+            self._task.advance(note=f"loss {values['train/loss']:.3f}")
+
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint; only then may the metrics up to it go to the store."""
+        self._journal.sync()
+        self._checkpoints.save(state.iteration, state.to_checkpoint())
+        self._shipper.commit(state.iteration)
+
+    def keep(self, *files: Path) -> None:
+        """Files that the stored run shall have."""
+        for file in files:
+            self._journal.artifact(file)
+
+    def line(self, text: str) -> None:
+        """A line about this run that stays on the screen."""
+        self.progress.line(f"{self.label}  {text}")
+
+    def _write_config(self) -> None:
+        content = yaml.safe_dump(self.cell.model_dump(mode="json"), sort_keys=False)
+        try:
+            (self.folder / "config.yaml").write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise RunFailed(f"{self.folder}: cannot be written ({error.strerror}).") from error
