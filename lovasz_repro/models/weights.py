@@ -186,7 +186,21 @@ def save_weights(model: ENet, path: Path, metadata: Mapping[str, Any]) -> None:
         "class_names": json.dumps(names),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, header))
+    write_atomically(path, ordered(safetensors.torch.save(tensors, header)))
+
+
+def ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: equal weights give equal bytes.
+
+    The library writes the metadata in random order. A file is the length of its header (8
+    bytes), the header as JSON padded to a multiple of 8, and the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
