@@ -128,6 +128,13 @@ def test_seeds_decide_the_result_alone(tiny):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_finds_what_the_cpu_finds(tiny):
+    on_cpu, on_gpu = search(tiny, [0, 1]), search(tiny, [0, 1], device="cuda")
+    for name, values in on_cpu.metrics.items():
+        assert on_gpu.metrics[name] == pytest.approx(values, abs=2e-3), name
+
+
 def test_progress_counts_seeds_and_may_stop_the_search(tiny):
     calls = []
     search(tiny, range(3), progress=lambda done, total: calls.append((done, total)))
