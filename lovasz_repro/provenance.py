@@ -1,5 +1,6 @@
 """Where a number comes from: source commit, package versions, device, config and data hashes."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -166,9 +167,7 @@ def _read_cache(cache: Path | None) -> dict[str, list[Any]]:
 def _write_cache(cache: Path, entries: Mapping[str, list[Any]]) -> None:
     """A cache that cannot be written costs time, not the run."""
     fresh = cache.with_name(f"{cache.name}.{os.getpid()}.new")
-    try:
+    with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_text(json.dumps(entries))
         os.replace(fresh, cache)
-    except OSError:
-        fresh.unlink(missing_ok=True)

@@ -1,0 +1,317 @@
+"""Export and import: the same bytes after a round trip, nothing twice, nothing foreign let in."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lovasz_repro.errors import UserError
+from lovasz_repro.journal import Point
+from lovasz_repro.store import Store
+from lovasz_repro.transfer import _iso, _seconds, export_runs, import_runs
+
+MakeStore = Callable[..., Store]
+STARTED, ENDED = 1_763_884_800.123, 1_763_888_400.456
+
+
+def fill(store: Store, tmp_path: Path) -> dict[str, str]:
+    """Three runs, one of each end; returns {identity: run id}."""
+    parent = store.open_parent("camvid-enet", "camvid-enet-paper", {"title": "ENet on CamVid"})
+    ids = {}
+    for number, status in enumerate(("FINISHED", "FAILED", "RUNNING")):
+        identity = f"{number}{'0123456789abcde'}"
+        run_id = store.open_child(
+            "camvid-enet",
+            parent,
+            f"sum-b5-s{number}",
+            identity,
+            {"loss": "Lovász, with ”quotes”\n and a line", "training.lr": 0.1},
+            {"seed": str(number), "device": "CPU Größe (2 cores)"},
+            started=STARTED + number,
+        )
+        values = [0.1, 1 / 3, math.nan, 1e-300, -math.inf]
+        store.log(run_id, [Point("val/iou/sign big", v, s, 1000 * s) for s, v in enumerate(values)])
+        store.log(run_id, [Point("loss", v, s, 1000 * s + 1) for s, v in enumerate(values)])
+        for folder in (None, "plots/deep"):
+            (tmp_path / "small.csv").write_text(f"{number} {folder}")
+            store.add_artifact(run_id, tmp_path / "small.csv", folder)
+        if status != "RUNNING":
+            store.close(run_id, status, ENDED + number)
+        ids[identity] = run_id
+    return ids
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_round_trip_keeps_everything_and_gives_the_same_bytes(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    here, there = make_store("here"), make_store("there")
+    ids = fill(here, tmp_path)
+    assert export_runs(here, tmp_path / "one") == 3
+    report = import_runs(there, tmp_path / "one")
+    assert sorted(report.added) == [f"camvid-enet/sum-b5-s{n}" for n in range(3)]
+    assert not report.present + report.updated + report.kept
+    for identity, run_id in ids.items():
+        before, after = here.find("camvid-enet", identity), there.find("camvid-enet", identity)
+        assert before is not None
+        assert after is not None
+        assert (after.name, after.status, after.params) == (
+            before.name,
+            before.status,
+            before.params,
+        )
+        assert (after.started, after.ended) == (before.started, before.ended)
+        assert after.tags["origin_run_id"] == run_id
+        assert after.tags["device"] == "CPU Größe (2 cores)"
+        assert after.tags["nonfinite/loss"] == "-inf at step 4"
+        assert repr(there.points(after.run_id)) == repr(here.points(run_id))
+        assert after.parent_id is not None
+        parent = there.get(after.parent_id)
+        assert parent is not None
+        assert (parent.name, parent.tags["title"]) == ("camvid-enet-paper", "ENet on CamVid")
+        assert there.artifact(after.run_id, "plots/deep/small.csv").read_text().endswith("deep")
+    assert export_runs(there, tmp_path / "two") == 3
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert len(tree(tmp_path / "one")) == 3 * 4
+
+
+def test_importing_twice_adds_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+    here, there = make_store("here"), make_store("there")
+    fill(here, tmp_path)
+    export_runs(here, tmp_path / "out")
+    import_runs(there, tmp_path / "out")
+    before = there.runs()
+    report = import_runs(there, tmp_path / "out")
+    assert len(report.present) == 3
+    assert not report.added + report.updated + report.kept
+    assert repr(there.runs()) == repr(before)
+    assert len(import_runs(here, tmp_path / "out").present) == 3  # back where they came from
+    assert len(here.runs()) == 3
+
+
+def test_exporting_again_changes_no_byte_and_leaves_no_old_file(
+    store: Store, tmp_path: Path
+) -> None:
+    fill(store, tmp_path)
+    export_runs(store, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    [stale] = (tmp_path / "out").glob("*/sum-b5-s0-*/artifacts")
+    (stale / "stale.txt").write_text("of an earlier export")
+    export_runs(store, tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_some_runs_only(store: Store, tmp_path: Path) -> None:
+    ids = fill(store, tmp_path)
+    store.open_child("other", None, "run", "id", {}, {})
+    assert export_runs(store, tmp_path / "a", "other") == 1
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["other"]
+    one = ids["00123456789abcde"]
+    assert export_runs(store, tmp_path / "b", run_ids=[one]) == 1
+    [folder] = (tmp_path / "b" / "camvid-enet").iterdir()
+    assert folder.name == "sum-b5-s0-00123456"
+    with pytest.raises(UserError, match="no run unknown in this store"):
+        export_runs(store, tmp_path / "c", run_ids=[one, "unknown"])
+    assert export_runs(store, tmp_path / "d", "nothing") == 0
+
+
+def test_an_import_that_was_cut_short_is_completed(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = make_store("here"), make_store("there")
+    fill(here, tmp_path)
+    export_runs(here, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(there, "add_artifact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_runs(there, tmp_path / "out")
+    assert [run.status for run in there.runs()] == ["RUNNING"]  # not taken for finished
+    assert len(import_runs(there, tmp_path / "out").added) == 3
+    export_runs(there, tmp_path / "two")
+    assert tree(tmp_path / "out") == tree(tmp_path / "two")
+
+
+def test_a_run_that_went_on_is_imported_anew(make_store: MakeStore, tmp_path: Path) -> None:
+    here, there = make_store("here"), make_store("there")
+    ids = fill(here, tmp_path)
+    export_runs(here, tmp_path / "out")
+    import_runs(there, tmp_path / "out")
+    running = ids["20123456789abcde"]
+    here.log(running, [Point("loss", 0.01, 99, 1)])
+    export_runs(here, tmp_path / "out")
+    report = import_runs(there, tmp_path / "out")
+    assert report.updated == ["camvid-enet/sum-b5-s2"]
+    here.close(running, "FINISHED", ENDED)
+    export_runs(here, tmp_path / "out")
+    assert import_runs(there, tmp_path / "out").updated == ["camvid-enet/sum-b5-s2"]
+    export_runs(there, tmp_path / "two")
+    assert tree(tmp_path / "out") == tree(tmp_path / "two")
+    assert len(there.runs()) == 3
+
+
+def test_a_finished_run_takes_the_place_of_a_dead_one_not_of_a_living_one(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    here, there = make_store("here"), make_store("there")
+    fill(here, tmp_path)
+    export_runs(here, tmp_path / "out")
+    identity = "00123456789abcde"
+    own = there.open_child("camvid-enet", None, "sum-b5-s0", identity, {}, {})
+    assert import_runs(there, tmp_path / "out").kept == ["camvid-enet/sum-b5-s0"]
+    there.close(own, "KILLED")
+    assert import_runs(there, tmp_path / "out").updated == ["camvid-enet/sum-b5-s0"]
+    found = there.find("camvid-enet", identity)
+    assert found is not None
+    assert (found.status, found.run_id != own) == ("FINISHED", True)
+
+
+def test_large_files_stay_behind_and_are_named(make_store: MakeStore, tmp_path: Path) -> None:
+    here, there = make_store("here"), make_store("there")
+    run_id = here.open_child("e", None, "run", "id", {}, {})
+    (tmp_path / "weights.bin").write_bytes(bytes(101))
+    (tmp_path / "curve.csv").write_bytes(bytes(100))
+    here.add_artifact(run_id, tmp_path / "weights.bin", "best")
+    here.add_artifact(run_id, tmp_path / "curve.csv")
+    here.close(run_id, "FINISHED")
+    said: list[str] = []
+    export_runs(here, tmp_path / "out", max_artifact=100, say=said.append)
+    assert said == ["e/run: best/weights.bin is larger than 100 bytes, left out"]
+    assert [name for name in tree(tmp_path / "out") if "artifacts" in name] == [
+        "e/run-id/artifacts/curve.csv"
+    ]
+    import_runs(there, tmp_path / "out")
+    export_runs(there, tmp_path / "two")
+    assert tree(tmp_path / "out") == tree(tmp_path / "two")
+    assert json.loads(tree(tmp_path / "two")["e/run-id/run.json"])["left_out"] == [
+        "best/weights.bin"
+    ]
+
+
+@given(milliseconds=st.integers(0, 4_000_000_000_000))
+def test_times_keep_their_millisecond(milliseconds: int) -> None:
+    assert round(_seconds(_iso(milliseconds / 1000)) * 1000) == milliseconds
+
+
+def test_the_time_format_is_plain_utc() -> None:
+    assert _iso(1_763_884_800.007) == "2025-11-23T08:00:00.007Z"
+
+
+# -- hostile and broken files --------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(make_store: MakeStore, tmp_path: Path) -> Path:
+    """The folder of one exported run."""
+    store = make_store("source")
+    run_id = store.open_child("e", None, "run", "id", {}, {})
+    store.log(run_id, [Point("loss", 0.5, 1, 1)])
+    (tmp_path / "a.txt").write_text("x")
+    store.add_artifact(run_id, tmp_path / "a.txt")
+    store.close(run_id, "FINISHED")
+    export_runs(store, tmp_path / "out")
+    return tmp_path / "out" / "e" / "run-id"
+
+
+def refused(store: Store, source: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        import_runs(store, source)
+    assert store.runs() == []  # all files are checked before the first run is added
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("experiment", "../../outside", "experiment: String should match pattern"),
+        ("experiment", "a/b", "experiment"),
+        ("name", "..", "name: String should match"),
+        ("identity", "x' OR 1=1 --", "identity"),
+        ("identity", "id\n", "identity"),
+        ("status", "DONE", "status"),
+        ("started", "yesterday", "started"),
+        ("params", {"lr": 0.1}, "params.lr: Input should be a valid string"),
+        ("tags", [], "tags"),
+        ("format", 2, "format"),
+        ("extra", 1, "extra: Extra inputs are not permitted"),
+        ("parent", {"name": "../x", "tags": {}}, "parent.name"),
+        ("ended", None, ""),
+    ],
+)
+def test_a_run_file_that_is_not_ours(
+    store: Store, exported: Path, key: str, value: Any, told: str
+) -> None:
+    content = json.loads((exported / "run.json").read_text())
+    (exported / "run.json").write_text(json.dumps(content | {key: value}))
+    if told:
+        text = refused(store, exported.parents[1])
+        assert told in text
+        assert "run.json is not an exported run" in text
+    else:  # an end is not required
+        assert import_runs(store, exported.parents[1]).added == ["e/run"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null", b" " * 5_000_000])
+def test_a_run_file_that_is_no_object(store: Store, exported: Path, content: bytes) -> None:
+    (exported / "run.json").write_bytes(content)
+    assert "run.json" in refused(store, exported)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "line 1"),
+        (b"step,key\n", "line 1: not an exported metrics file (expected key,step,value,timestamp)"),
+        (b"key,step,value,timestamp\nloss,1,0.5,1\nloss,1,high,1\n", "line 3"),
+        (b"key,step,value,timestamp\nloss,1.5,0.5,1\n", "line 2"),
+        (b"key,step,value,timestamp\nloss,1\n", "line 2"),
+        (b'key,step,value,timestamp\n"loss,1\n', "line 2"),
+        (b"key,step,value,timestamp\n\xff,1,1,1\n", "metrics.csv"),
+        (b"key,step,value,timestamp\n" + b"x" * 200_000, "line 2"),
+    ],
+)
+def test_a_metrics_file_that_is_not_ours(
+    store: Store, exported: Path, content: bytes, told: str
+) -> None:
+    (exported / "metrics.csv").write_bytes(content)
+    assert told in refused(store, exported)
+
+
+def test_a_missing_metrics_file_and_an_empty_folder(
+    store: Store, exported: Path, tmp_path: Path
+) -> None:
+    (exported / "metrics.csv").unlink()
+    assert "cannot read" in refused(store, exported)
+    shutil.rmtree(exported)
+    assert "no exported runs below" in refused(store, tmp_path / "out")
+    assert "no exported runs below" in refused(store, tmp_path / "missing")
+
+
+def test_links_are_refused(store: Store, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    os.symlink(tmp_path / "secret", exported / "artifacts" / "link")
+    assert "is a link" in refused(store, exported)
+
+
+def test_a_broken_run_among_good_ones_stops_the_import_before_it_begins(
+    store: Store, exported: Path
+) -> None:
+    shutil.copytree(exported, exported.with_name("zzz"))
+    (exported.with_name("zzz") / "run.json").write_text("{}")
+    assert "zzz" in refused(store, exported.parent)
