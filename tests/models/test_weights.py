@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.errors import UserError
@@ -402,8 +403,6 @@ def test_released_network_for_camvid_knows_its_classes(
     enet_weights: Path, camvid_root: Path
 ) -> None:
     """Better than the 16.8 % share of sky or 31.7 % of road that a constant answer would get."""
-    from PIL import Image
-
     mapped = map_classifier(load_enet(enet_weights), CAMVID_FROM_CITYSCAPES).eval()
     right = total = 0
     for path in sorted((camvid_root / "test").iterdir())[60:200:35]:

@@ -1,0 +1,322 @@
+"""`predict`: what it writes, what it must not resample, and how it refuses."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation import predict
+from lovasz_repro.evaluation.predict import best_class, parse_size, predict_images
+from lovasz_repro.models.enet import ENet
+from lovasz_repro.models.weights import save_weights
+
+# facts of cityscapesScripts: official id of trainId 0..18
+OFFICIAL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+
+
+def random_network(outputs: int) -> ENet:
+    """A network that answers with many classes: random weights, spread scores."""
+    torch.manual_seed(outputs)
+    model = ENet(outputs)
+    model(torch.rand(4, 3, 64, 64))
+    with torch.no_grad():
+        model.classifier.weight.normal_()
+    return model.eval()
+
+
+def saved_network(model: ENet, path: Path, dataset: str, names: tuple[str, ...]) -> Path:
+    save_weights(model, path, {"dataset": dataset, "class_names": names})
+    return path
+
+
+@pytest.fixture(scope="module")
+def cityscapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[ENet, Path]:
+    model, folder = random_network(20), tmp_path_factory.mktemp("weights")
+    with torch.no_grad():
+        model.classifier.bias[0] = 1000  # "unlabelled" would win everywhere
+    return model, saved_network(model, folder / "c.safetensors", "cityscapes", CITYSCAPES.names)
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory: pytest.TempPathFactory) -> tuple[ENet, Path]:
+    model, folder = random_network(11), tmp_path_factory.mktemp("weights")
+    return model, saved_network(model, folder / "c.safetensors", "camvid", CAMVID.names)
+
+
+def photo(folder: Path, height: int, width: int, name: str = "street.png") -> Path:
+    values = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(values).save(folder / name)
+    return folder / name
+
+
+def network_input(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        values = np.array(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(values).permute(2, 0, 1)[None] / 255
+
+
+def scores(model: ENet, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(images)
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def forbid_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("resampled")
+
+    monkeypatch.setattr(functional, "interpolate", refuse)
+    monkeypatch.setattr(Image.Image, "resize", refuse)
+
+
+# What is written
+
+
+def test_cityscapes_writes_official_ids_and_never_unlabelled(cityscapes, tmp_path: Path) -> None:
+    model, weights = cityscapes
+    path = photo(tmp_path / "in", 32, 48)
+    (done,) = predict_images([path], weights, tmp_path / "out")
+    assert done.image == path
+    assert done.label_ids == tmp_path / "out" / "street_labelIds.png"
+    assert done.size == (32, 48)
+    best = scores(model, network_input(path))[0, 1:].argmax(0).numpy()
+    assert len(np.unique(best)) > 5
+    labels = read(done.label_ids)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, np.array(OFFICIAL_IDS)[best])
+
+
+def test_camvid_writes_class_indices(camvid, tmp_path: Path) -> None:
+    model, weights = camvid
+    path = photo(tmp_path / "in", 32, 48)
+    (done,) = predict_images([path], weights, tmp_path / "out")
+    expected = scores(model, network_input(path))[0].argmax(0).numpy()
+    assert np.array_equal(read(done.label_ids), expected)
+
+
+def test_overlay_mixes_photograph_and_class_colours(camvid, tmp_path: Path) -> None:
+    path = photo(tmp_path / "in", 32, 48)
+    (done,) = predict_images([path], camvid[1], tmp_path / "out")
+    colours = np.array(CAMVID.colours)[read(done.label_ids)]
+    expected = (1 - predict.OPACITY) * read(path) + predict.OPACITY * colours
+    assert np.abs(read(done.overlay) - expected).max() <= 1
+
+
+def test_unknown_data_set_still_works(tmp_path: Path) -> None:
+    names = ("left", "right")
+    weights = saved_network(random_network(2), tmp_path / "w.safetensors", "toy", names)
+    (done,) = predict_images([photo(tmp_path / "in", 16, 16)], weights, tmp_path / "out")
+    assert set(np.unique(read(done.label_ids))) <= {0, 1}
+
+
+def test_progress_hears_of_every_image(camvid, tmp_path: Path) -> None:
+    paths = [photo(tmp_path / "in", 8, 8, f"{name}.png") for name in "abc"]
+    heard: list[Path] = []
+    predict_images(paths, camvid[1], tmp_path / "out", progress=heard.append)
+    assert heard == paths
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [None, (32, 48)])
+def test_own_size_is_not_resampled(camvid, tmp_path: Path, monkeypatch, size) -> None:
+    path = photo(tmp_path / "in", 32, 48)
+    seen: list[torch.Tensor] = []
+    forward = ENet.forward
+
+    def watched(self: ENet, images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return forward(self, images)
+
+    monkeypatch.setattr(ENet, "forward", watched)
+    forbid_resampling(monkeypatch)
+    predict_images([path], camvid[1], tmp_path / "out", size)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], network_input(path))
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 47), (1, 1), (40, 9)])
+def test_other_own_sizes_are_padded_and_cropped(
+    camvid, tmp_path: Path, monkeypatch, height: int, width: int
+) -> None:
+    model, weights = camvid
+    path = photo(tmp_path / "in", height, width)
+    padded = np.pad(
+        network_input(path).numpy(),
+        [(0, 0), (0, 0), (0, -height % 8), (0, -width % 8)],
+        mode="edge",
+    )
+    expected = scores(model, torch.from_numpy(padded))[0, :, :height, :width].argmax(0).numpy()
+    forbid_resampling(monkeypatch)
+    (done,) = predict_images([path], weights, tmp_path / "out")
+    assert done.size == (height, width)
+    assert np.array_equal(read(done.label_ids), expected)
+
+
+def test_another_size_resamples_photograph_and_scores(camvid, tmp_path: Path) -> None:
+    model, weights = camvid
+    path = photo(tmp_path / "in", 30, 50)
+    (done,) = predict_images([path], weights, tmp_path / "out", (64, 32))
+    with Image.open(path) as image:
+        values = np.array(image.resize((32, 64), Image.Resampling.BILINEAR), dtype=np.float32)
+    logits = scores(model, torch.from_numpy(values).permute(2, 0, 1)[None] / 255)
+    restored = functional.interpolate(logits, (30, 50), mode="bilinear", align_corners=False)
+    labels = read(done.label_ids)
+    assert labels.shape == (30, 50)
+    assert (labels == restored[0].argmax(0).numpy()).mean() > 0.999  # rounding may turn a tie
+
+
+def test_rotated_photograph_is_labelled_upright(camvid, tmp_path: Path) -> None:
+    upright = photo(tmp_path / "in", 24, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rotated = tmp_path / "in" / "rotated.png"
+    Image.fromarray(np.rot90(read(upright), 1).copy()).save(rotated, exif=exif)
+    first, second = predict_images([upright, rotated], camvid[1], tmp_path / "out")
+    assert second.size == (24, 40)
+    assert np.array_equal(read(first.label_ids), read(second.label_ids))
+
+
+def test_best_class_equals_argmax_of_all_scores() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 6, 5, 7)
+    answer = best_class(logits, range(6), (5, 7))
+    assert torch.equal(answer.long(), logits[0].argmax(0))
+    larger = functional.interpolate(logits, (11, 9), mode="bilinear", align_corners=False)
+    chosen = [1, 2, 4]
+    expected = torch.tensor(chosen)[larger[0, chosen].argmax(0)]
+    assert torch.equal(best_class(logits, chosen, (11, 9)).long(), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512x1024", (512, 1024)), ("8X16", (8, 16)), ("008x8", (8, 8))]
+)
+def test_parse_size(text: str, size: tuple[int, int]) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "512", "x", "512x", "ax8", "-8x8", "8x8x8", "8.0x8", "²x8"])
+def test_size_that_is_none(text: str) -> None:
+    with pytest.raises(UserError, match="give HEIGHTxWIDTH"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "better"), [("360x481", "360x480"), ("0x8", "8x8"), ("3x100", "8x104")]
+)
+def test_size_that_is_no_multiple_of_8(text: str, better: str) -> None:
+    with pytest.raises(UserError, match=f"size {text}: .* multiples of 8, for example {better}$"):
+        parse_size(text)
+
+
+# What is refused
+
+
+def refusal(*arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        predict_images(*arguments, **options)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+def test_bad_images_are_listed_after_the_good_ones_are_done(camvid, tmp_path: Path) -> None:
+    good = [photo(tmp_path / "in", 16, 16, name) for name in ("a.png", "d.png")]
+    truncated = photo(tmp_path / "in", 64, 64, "b.png")
+    truncated.write_bytes(truncated.read_bytes()[:5000])
+    absent, out = tmp_path / "in" / "c.png", tmp_path / "out"
+    heard: list[Path] = []
+    paths = [good[0], truncated, absent, good[1]]
+    message = refusal(paths, camvid[1], out, progress=heard.append)
+    assert f"{truncated} cannot be read" in message
+    assert f"{absent} no such file" in message
+    assert f"The other 2 are in {out}" in message
+    assert heard == paths
+    written = sorted(path.name for path in out.iterdir())
+    assert written == ["a_labelIds.png", "a_overlay.png", "d_labelIds.png", "d_overlay.png"]
+
+
+def test_same_stem_is_refused_before_anything_is_written(camvid, tmp_path: Path) -> None:
+    first, second = photo(tmp_path / "in", 8, 8, "a.png"), photo(tmp_path / "b", 8, 8, "a.bmp")
+    message = refusal([first, second], camvid[1], tmp_path / "out")
+    assert str(first) in message
+    assert str(second) in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_input_is_never_overwritten(camvid, tmp_path: Path) -> None:
+    photos = tmp_path / "in"
+    first, second = photo(photos, 8, 8, "a.png"), photo(photos, 8, 8, "a_overlay.png")
+    before = second.read_bytes()
+    assert "would overwrite an input" in refusal([first, second], camvid[1], photos)
+    assert second.read_bytes() == before
+
+
+def test_wrong_weights(tmp_path: Path) -> None:
+    path = photo(tmp_path / "in", 8, 8)
+    assert "not an ENet" not in refusal([path], tmp_path / "absent.net", tmp_path / "out")
+    other = tmp_path / "other.net"
+    other.write_bytes(b"<html>")
+    message = refusal([path], other, tmp_path / "out")
+    assert str(other) in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_size_device_folder_and_no_image(camvid, tmp_path: Path) -> None:
+    path, weights, out = photo(tmp_path / "in", 8, 8), camvid[1], tmp_path / "out"
+    assert "multiples of 8" in refusal([path], weights, out, (12, 16))
+    assert "device 'abacus'" in refusal([path], weights, out, device="abacus")
+    assert "device 'cuda:99'" in refusal([path], weights, out, device="cuda:99")
+    assert "no image given" in refusal([], weights, out)
+    (tmp_path / "file").write_text("")
+    assert f"output folder {tmp_path / 'file'}" in refusal([path], weights, tmp_path / "file")
+    assert not out.exists()
+
+
+def test_full_disk_is_one_line_and_leaves_no_half_file(camvid, tmp_path: Path, monkeypatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path, out = photo(tmp_path / "in", 8, 8), tmp_path / "out"
+    monkeypatch.setattr(os, "fsync", full)
+    assert "street_labelIds.png: No space left" in refusal([path], camvid[1], out)
+    assert list(out.iterdir()) == []
+
+
+def test_photograph_beyond_memory_is_named(camvid, tmp_path: Path, monkeypatch) -> None:
+    def too_large(_self: ENet, _images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: tried 1 TB")
+
+    path = photo(tmp_path / "in", 8, 8)
+    monkeypatch.setattr(ENet, "forward", too_large)
+    assert f"{path} is too large for the memory" in refusal([path], camvid[1], tmp_path / "out")
+
+
+# The real network
+
+
+def test_released_network_labels_a_street(
+    enet_weights: Path, camvid_root: Path, tmp_path: Path
+) -> None:
+    """CamVid's own labels are met on far more pixels than the 32 % that "road" would meet."""
+    path = sorted((camvid_root / "val").iterdir())[50]
+    (done,) = predict_images([path], enet_weights, tmp_path, (512, 1024))
+    labels = read(done.label_ids)
+    truth = read(camvid_root / "valannot" / f"{path.stem}.png")
+    assert labels.shape == truth.shape == (360, 480)
+    assert set(np.unique(labels)) <= set(OFFICIAL_IDS)
+    official = np.array([CITYSCAPES.label_ids[old or 0] for old in CAMVID_FROM_CITYSCAPES.values()])
+    scored = truth < 11
+    assert (labels[scored] == official[truth[scored]]).mean() > 0.7
