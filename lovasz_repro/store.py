@@ -390,7 +390,7 @@ def _mlflow() -> Any:
         os.environ.setdefault(name, value)
     import mlflow
 
-    for logger in ("mlflow", "alembic"):
+    for logger in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # its errors reach us as exceptions
     return mlflow
 

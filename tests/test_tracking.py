@@ -1,13 +1,14 @@
 """The choice of a store and its health, against real sockets and a real MLflow server."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def mlflow_server(
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{empty_database}"]
+    shutil.copy(empty_database, tmp_path / "served.db")
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/served.db"]
     command += ["--artifacts-destination", str(tmp_path / "served")]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -155,7 +157,7 @@ def mlflow_server(
 @pytest.mark.slow
 def test_a_real_server_holds_runs_and_may_hang_for_a_while(
     mlflow_server: tuple[str, subprocess.Popen[bytes]],
-    make_store: "type[Store]",
+    make_store: Callable[..., Store],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
