@@ -32,6 +32,9 @@ class Evidence:
     """Paper-scale runs of the claim's own experiment."""
     outcome: Outcome
     note: str
+    """Why a related experiment is shown."""
+    remark: str
+    """What to keep in mind about these runs."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def _evidence(
         if not outcome.effects:
             continue
         single = any(effect.n == 1 for effect in outcome.effects)
-        notes = [note, NO_SPREAD if single else "", _lacking(outcome)]
+        remarks = [NO_SPREAD if single else "", _lacking(outcome)]
         yield Evidence(
             experiment,
             names.data,
@@ -101,7 +104,8 @@ def _evidence(
             heading,
             decides and cohort.scale == "paper",
             outcome,
-            "; ".join(text for text in notes if text),
+            note,
+            "; ".join(remark for remark in remarks if remark),
         )
 
 

@@ -9,22 +9,25 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from lovasz_repro.report.claims import ClaimVerdict, Evidence
-from lovasz_repro.report.layout import number
+from lovasz_repro.report.layout import MINUS, number
 from lovasz_repro.report.render import md_escape
-from lovasz_repro.report.rules import Effect
+from lovasz_repro.report.rules import Effect, Interval, Verdict
 
-COLOURS = {
+COLOURS: dict[Verdict, str] = {
     "holds": "green",
     "does not hold": "red",
     "undecided": "yellow",
     "not yet run": "dim",
 }
-SHOWN = 3
-"""Most effects of one set of runs that are listed; of more, only the one nearest its bound."""
+ORDER: tuple[Verdict, ...] = ("does not hold", "undecided", "holds", "not yet run")
+SHOWN = 4
+"""Most effects (or published numbers) that are listed; of more effects only the weakest."""
+INDENT = "  "
 
 
 def print_claims(verdicts: Sequence[ClaimVerdict], console: Console) -> None:
@@ -34,11 +37,11 @@ def print_claims(verdicts: Sequence[ClaimVerdict], console: Console) -> None:
     shown.add_column("at paper scale", no_wrap=True)
     shown.add_column("stored runs", ratio=3)
     for item in verdicts:
-        claim = Group(Text(item.claim.statement), Text(item.claim.place, style="dim"))
+        claim = Group(Text(item.claim.statement), Text(published_text(item), style="dim"))
         verdict = Text(item.verdict, style=COLOURS[item.verdict])
-        lines = [Text(line) for evidence in item.evidence for line in evidence_lines(evidence)]
+        lines = [_hanging(line) for line in evidence_lines(item.evidence)]
         if item.command:
-            lines.append(Text(f"decided by: {item.command}", style="dim"))
+            lines.append(_hanging(f"decided by {item.command}", "dim"))
         shown.add_row(claim, verdict, Group(*lines))
     console.print(shown)
     console.print(summary(verdicts))
@@ -60,16 +63,20 @@ def summary(verdicts: Sequence[ClaimVerdict]) -> str:
 
 
 def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
-    """A table of all claims, then the published numbers and the evidence of each."""
+    """A table: claims, the paper's numbers, verdicts and evidence."""
     lines = ["### Claims of the paper", "", f"{summary(verdicts)}.", ""]
-    lines += ["| claim | place | at paper scale | stored runs |", "|---|---|---|---|"]
+    lines += [
+        _md_row(["claim", "in the paper", "at paper scale", "stored runs"]),
+        "|---|---|---|---|",
+    ]
     for item in verdicts:
-        cells = [item.claim.statement, item.claim.place, f"**{item.verdict}**"]
-        evidence = [md_escape(line) for e in item.evidence for line in evidence_lines(e)]
+        evidence = [
+            md_escape(line).replace(INDENT, "&emsp;") for line in evidence_lines(item.evidence)
+        ]
         if item.command:
             evidence.append(f"decided by `{item.command}`")
-        row = [md_escape(cells[0]), md_escape(cells[1]), cells[2], "<br>".join(evidence)]
-        lines.append("| " + " | ".join(row) + " |")
+        words = [md_escape(item.claim.statement), md_escape(published_text(item))]
+        lines.append(_md_row([*words, f"**{item.verdict}**", "<br>".join(evidence)]))
     return "\n".join(lines) + "\n"
 
 
@@ -88,30 +95,64 @@ def to_json(verdicts: Sequence[ClaimVerdict]) -> str:
     return json.dumps(_precise(content), indent=1, ensure_ascii=False) + "\n"
 
 
-def evidence_lines(evidence: Evidence) -> list[str]:
-    """One line for the verdict of a set of runs, one for each of its effects."""
-    outcome = evidence.outcome
-    note = f" ({evidence.note})" if evidence.note else ""
-    lines = [f"{outcome.verdict} on {evidence.data}, {evidence.heading}{note}"]
-    if len(outcome.effects) <= SHOWN:
-        return lines + [f"  {effect_text(effect)}" for effect in outcome.effects]
-    agree = sum(effect.verdict == "holds" for effect in outcome.effects)
-    lines.append(f"  {agree} of {len(outcome.effects)} hold; the weakest:")
-    return [*lines, f"  {effect_text(_weakest(outcome.effects))}"]
+def evidence_lines(evidence: Sequence[Evidence]) -> list[str]:
+    """A line for each data set (why it is shown), each set of runs and each effect."""
+    lines, told = [], ""
+    for item in evidence:
+        about = f"on {item.data}" + (f": {item.note}" if item.note else "")
+        if about != told:
+            lines.append(about)
+            told = about
+        marks = f" ({item.remark})" if item.remark else ""
+        lines.append(f"{INDENT}{item.outcome.verdict}: {item.heading}{marks}")
+        lines += [f"{INDENT}{INDENT}{line}" for line in _effect_lines(item.outcome.effects)]
+    return lines
+
+
+def published_text(item: ClaimVerdict) -> str:
+    """The paper's numbers, where they are few; else only where they stand."""
+    numbers = item.claim.published
+    if not numbers or len(numbers) > SHOWN:
+        return item.claim.place
+    return f"{item.claim.place}: " + ", ".join(f"{name} {x:g}" for name, x in numbers.items())
 
 
 def effect_text(effect: Effect) -> str:
-    """ "a − b: val/dataset_miou +1.92 ± 0.30 points, n = 3 (asked: above 0)"."""
-    unit = f" {effect.unit}" if effect.unit == "points" else ""
+    """ "+1.92 ± 0.30 points, n = 3, asked above 0: a − b, val/dataset_miou"."""
+    unit = "" if effect.unit == "r" else f" {effect.unit}"
     spread = "" if effect.spread is None else f" ± {number(effect.spread, 2)}"
     mean = number(effect.mean, 2, signed=effect.unit == "points")
-    return f"{effect.label} {mean}{spread}{unit}, n = {effect.n} (asked: {effect.bound})"
+    asked = asked_text(effect.asked)
+    return f"{mean}{spread}{unit}, n = {effect.n}, asked {asked}: {effect.label}"
 
 
-def _weakest(effects: Sequence[Effect]) -> Effect:
-    """An effect that speaks against the claim, else one that leaves it open, else the smallest."""
-    order = ("does not hold", "undecided", "holds", "not yet run")
-    return min(effects, key=lambda e: (order.index(e.verdict), abs(e.mean)))
+def asked_text(asked: Interval) -> str:
+    """ "above 0", "below 2", "between −0.5 and 0.5"."""
+    low, high = (
+        None if bound is None else f"{bound:.3g}".replace("-", MINUS)
+        for bound in (asked.low, asked.high)
+    )
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    return f"above {low}" if high is None else f"below {high}"
+
+
+def _effect_lines(effects: Sequence[Effect]) -> list[str]:
+    if len(effects) <= SHOWN:
+        return [effect_text(effect) for effect in effects]
+    agree = sum(effect.verdict == "holds" for effect in effects)
+    weakest = min(effects, key=lambda e: (ORDER.index(e.verdict), e.asked.slack(e.mean)))
+    return [f"{agree} of {len(effects)} hold; the weakest:", effect_text(weakest)]
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _hanging(line: str, style: str = "") -> Padding:
+    """A line that keeps its indent where it wraps."""
+    text = line.lstrip(" ")
+    return Padding(Text(text, style), (0, 0, 0, len(line) - len(text)))
 
 
 def _precise(value: Any) -> Any:

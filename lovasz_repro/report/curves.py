@@ -1,6 +1,7 @@
 """Fine-tuning of ENet: validation score against iteration (the form of Fig. 9), and per class."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
@@ -14,8 +15,10 @@ from lovasz_repro.report.runs import (
     headings,
     mean_and_spread,
     sources,
+    with_batch_size,
 )
 from lovasz_repro.report.style import (
+    BLACK,
     COLUMN,
     GREY,
     PAGE,
@@ -28,6 +31,10 @@ CAMVID = "camvid-enet"
 SCORE = "val/dataset_miou"
 LINES = ("-", "--", "-.", ":")
 """Line styles of the batch sizes, ascending."""
+MARKED = 16
+"""Curves with fewer points show them."""
+BEFORE: dict[str, Any] = {"ls": (0, (4, 3)), "lw": 0.9, "color": GREY}
+"""Line of the network before training."""
 PANELS = 4
 """Most cohorts that one figure shows."""
 
@@ -41,21 +48,20 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
     from matplotlib.figure import Figure
 
     shown = list(zip(found, headings(found), strict=True))[:PANELS]
-    look = _look([cohort for cohort, _ in shown])
+    look = Look.of([cohort for cohort, _ in shown])
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    width = COLUMN if columns == 1 else PAGE
-    legend_rows = -(-(len(look) + 1) // (2 * columns))
-    height = 2.15 * rows + 0.17 * legend_rows
-    figure = Figure(figsize=(width, height), layout="constrained")
+    handles = look.handles()
+    legend_rows = -(-len(handles) // (2 * columns))
+    size = (COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     curves: list[Curve] = []
     for ax, (cohort, heading) in zip(axes, shown, strict=False):
         curves += _convergence(ax, store, cohort, heading, look)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
-    lines = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=2 * columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
     caption = (
         "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
         "against iteration, mean and one standard deviation over seeds. Dashed: the network "
@@ -73,8 +79,8 @@ def camvid_classes(store: RunStore) -> Drawing | Missing:
     from matplotlib.figure import Figure
 
     cohort, heading = found[0], headings(found)[0]
-    size = max(cohort.batch_sizes, key=lambda s: (len(_of_size(cohort, s)), s))
-    runs = _of_size(cohort, size)
+    size = max(cohort.batch_sizes, key=lambda s: (len(cohort.of_batch_size(s).runs), s))
+    runs = cohort.of_batch_size(size).runs
     before = _scores(runs, "initial/test/iou/")
     order = sorted(before, key=lambda name: (before[name][0], name))
     figure = Figure(figsize=(COLUMN, 1.0 + 0.21 * len(order)), layout="constrained")
@@ -89,13 +95,13 @@ def camvid_classes(store: RunStore) -> Drawing | Missing:
         curves.append(_dots(ax, variant_title(name), after, order, colours[name], offset, chosen))
     ax.set(xlabel="test IoU (%)", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
     ax.set_yticks(range(len(order)), order)
-    ax.set_title(f"{heading}, batch size {size}", fontsize=6.5, color=GREY)
+    ax.set_title(with_batch_size(heading, size), fontsize=6.5, color=GREY)
     ax.grid(axis="y")
     ax.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2)
     caption = (
         "ENet fine-tuned on CamVid: test IoU per class before and after fine-tuning, mean and "
-        f"one standard deviation over seeds ({heading}, batch size {size})."
+        f"one standard deviation over seeds ({with_batch_size(heading, size)})."
     )
     return Drawing(figure, caption, tuple(curves))
 
@@ -115,53 +121,67 @@ def band(histories: Sequence[Sequence[tuple[int, float]]]) -> dict[str, list[flo
     }
 
 
-def _look(found: Sequence[Cohort]) -> dict[tuple[str, int], dict[str, Any]]:
-    """(variant, batch size) -> label and line: colour for the variant, dashes for the size."""
-    names = {name for cohort in found for name in cohort.variants}
-    sizes = sorted({size for cohort in found for size in cohort.batch_sizes})
-    colours = variant_colours(names)
-    return {
-        (name, size): {
-            "label": f"{variant_title(name)}, batch size {size}",
-            "color": colours[name],
-            "ls": LINES[i % len(LINES)],
-        }
-        for name in variant_order(names)
-        for i, size in enumerate(reversed(sizes))
-    }
+@dataclass(frozen=True)
+class Look:
+    """How curves are told apart: a colour per variant, dashes per batch size."""
+
+    colours: dict[str, str]
+    dashes: dict[int, str]
+
+    @classmethod
+    def of(cls, found: Sequence[Cohort]) -> "Look":
+        """The look of everything that one figure shows; the largest batches are solid."""
+        names = {name for cohort in found for name in cohort.variants}
+        sizes = sorted({size for cohort in found for size in cohort.batch_sizes}, reverse=True)
+        colours = variant_colours(names)
+        return cls(
+            {name: colours[name] for name in variant_order(names)},
+            {size: LINES[i % len(LINES)] for i, size in enumerate(sizes)},
+        )
+
+    def handles(self) -> list[Any]:
+        """Entries of the legend: variants, batch sizes where they differ, the initial network."""
+        from matplotlib.lines import Line2D
+
+        variants = [
+            Line2D([], [], color=colour, label=variant_title(name))
+            for name, colour in self.colours.items()
+        ]
+        sizes = [
+            Line2D([], [], color=BLACK, ls=dash, label=f"batch size {size}")
+            for size, dash in self.dashes.items()
+            if len(self.dashes) > 1
+        ]
+        return [*variants, *sizes, Line2D([], [], label="before training", **BEFORE)]
 
 
-def _convergence(
-    ax: Any,
-    store: RunStore,
-    cohort: Cohort,
-    heading: str,
-    look: dict[tuple[str, int], dict[str, Any]],
-) -> list[Curve]:
+def _convergence(ax: Any, store: RunStore, cohort: Cohort, heading: str, look: Look) -> list[Curve]:
     curves = []
-    for (name, size), line in look.items():
-        runs = cohort.select(name, size)
-        histories = [store.history(run.run_id, SCORE) for run in runs]
-        if not all(histories) or not histories:
-            continue
-        data = band(histories)
-        _band(ax, data, line)
-        curves.append(Curve(heading, line["label"], data, sources(runs)))
+    for name, colour in look.colours.items():
+        for size, dash in look.dashes.items():
+            runs = cohort.select(name, size)
+            histories = [store.history(run.run_id, SCORE) for run in runs]
+            if histories and all(histories):
+                data = band(histories)
+                _band(ax, data, colour, dash)
+                label = f"{variant_title(name)}, batch size {size}"
+                curves.append(Curve(heading, label, data, sources(runs)))
     curves += _initial_line(ax, store, cohort, heading)
+    single = cohort.batch_sizes if len(look.dashes) == 1 else []
+    ax.set_title(with_batch_size(heading, *single) if single else heading, fontsize=6.5, color=GREY)
     ax.set(xlabel="iteration", ylabel="validation dataset-mIoU (%)")
-    ax.set_title(heading, fontsize=6.5, color=GREY)
     ax.grid(axis="y")
     ax.margins(x=0.02)
     return curves
 
 
-def _band(ax: Any, data: dict[str, list[float]], line: dict[str, Any]) -> None:
+def _band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> None:
     x, mean, spread = data["iteration"], data["mean"], data["spread"]
     if any(spread):
         low = [m - s for m, s in zip(mean, spread, strict=True)]
         high = [m + s for m, s in zip(mean, spread, strict=True)]
-        ax.fill_between(x, low, high, color=line["color"], alpha=0.18, lw=0)
-    ax.plot(x, mean, marker="o", ms=1.8, **line)
+        ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    ax.plot(x, mean, dash, color=colour, marker="o" if len(x) < MARKED else "", ms=2)
 
 
 def _initial_line(ax: Any, store: RunStore, cohort: Cohort, heading: str) -> list[Curve]:
@@ -170,7 +190,7 @@ def _initial_line(ax: Any, store: RunStore, cohort: Cohort, heading: str) -> lis
     if not runs:
         return []
     mean, _ = mean_and_spread([100 * (scores[run.run_id] or 0.0) for run in runs])
-    ax.axhline(mean, ls=(0, (4, 3)), lw=0.9, color=GREY, label="before training", zorder=1)
+    ax.axhline(mean, zorder=1, **BEFORE)
     return [Curve(heading, "before training", {"mean": [mean]}, sources(runs))]
 
 
@@ -205,10 +225,6 @@ def _dots(
                 elinewidth=0.8, mfc="white" if colour == GREY else colour, zorder=3)  # fmt: skip
     data = {"class": [float(i) for i, _, _ in having], "mean": x, "spread": spread}
     return Curve("", label, data, sources(runs))
-
-
-def _of_size(cohort: Cohort, size: int) -> list[Run]:
-    return [run for name in cohort.variants for run in cohort.select(name, size)]
 
 
 def _left_out(found: Sequence[Cohort]) -> str:

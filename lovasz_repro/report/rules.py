@@ -33,10 +33,31 @@ from lovasz_repro.report.runs import (
 )
 
 Verdict = Literal["holds", "does not hold", "undecided", "not yet run"]
-Position = Literal["above", "below", "unclear"]
 Key = tuple[str, ...]
 Samples = dict[Key, tuple[float, Run]]
 NO_SPREAD = "1 seed, no spread"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a mean should lie; None: no bound on that side."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def scaled(self, factor: float) -> "Interval":
+        """The same in another unit."""
+        return Interval(
+            None if self.low is None else factor * self.low,
+            None if self.high is None else factor * self.high,
+        )
+
+    def slack(self, mean: float) -> float:
+        """How far inside a mean lies; negative outside."""
+        return min(
+            math.inf if self.low is None else mean - self.low,
+            math.inf if self.high is None else self.high - mean,
+        )
 
 
 @dataclass(frozen=True)
@@ -50,10 +71,9 @@ class Effect:
     """Sample standard deviation; None for a single value."""
     n: int
     unit: str
-    bound: str
-    """What the rule asks of the mean."""
-    margin: float
-    """How far the mean is on the right side of its bound; negative on the wrong side."""
+    """ "points" of a difference, "%" of a score or loss, "r" of a correlation."""
+    asked: "Interval"
+    """Where the rule wants the mean, in the same unit."""
     sources: tuple[Source, ...]
 
 
@@ -90,13 +110,14 @@ def decide(store: RunStore, cohort: Cohort, rule: Rule, pairs: Sequence[str] = (
     return Outcome(_together(effects, missing), effects, missing)
 
 
-def position(values: Sequence[float], bound: float) -> Position:
-    """Where the mean lies: above or below the bound by more than two standard errors."""
+def judge(values: Sequence[float], asked: Interval) -> Verdict:
+    """Whether the mean lies in an interval, two standard errors from its bounds or more."""
     mean, spread = mean_and_spread(values)
     margin = 2 * (spread or 0.0) / math.sqrt(len(values))
-    if mean - bound > margin:
-        return "above"
-    return "below" if bound - mean > margin else "unclear"
+    slack = asked.slack(mean)
+    if slack > margin:
+        return "holds"
+    return "does not hold" if -slack > margin else "undecided"
 
 
 def _together(effects: Sequence[Effect], missing: Sequence[str]) -> Verdict:
@@ -126,37 +147,24 @@ def _difference(
         return f"{of.variant} and {over.variant} with a common seed"
     values = [first[key][0] - second[key][0] for key in shared]
     runs = [side[key][1] for key in shared for side in (first, second)]
-    verdict, bound = _difference_verdict(rule, values)
-    return _effect(_difference_label(of, over), verdict, values, "points", bound, runs)
+    return _effect(_difference_label(of, over), values, _asked(rule), "points", runs)
 
 
-def _difference_verdict(rule: Difference, values: Sequence[float]) -> tuple[Verdict, str]:
-    if not isinstance(rule, Tolerated):
-        wanted: Position = "above" if rule.kind == "greater" else "below"
-        return _asked(position(values, 0.0), wanted), f"{wanted} 0"
-    tolerance = rule.tolerance
-    upper = _asked(position(values, tolerance), "below")
-    if rule.kind == "no_greater":
-        return upper, f"below {100 * tolerance:g}"
-    lower = _asked(position(values, -tolerance), "above")
-    both: tuple[Verdict, Verdict] = (upper, lower)
-    bound = f"between −{100 * tolerance:g} and {100 * tolerance:g}"
-    if "does not hold" in both:
-        return "does not hold", bound
-    return ("holds" if both == ("holds", "holds") else "undecided"), bound
+def _asked(rule: Difference) -> Interval:
+    if isinstance(rule, Tolerated):
+        low = -rule.tolerance if rule.kind == "within" else None
+        return Interval(low, rule.tolerance)
+    return Interval(low=0.0) if rule.kind == "greater" else Interval(high=0.0)
 
 
 def _bounded(store: RunStore, cohort: Cohort, rule: OnlyBelow, operand: Operand) -> Effect | str:
     samples = _samples(store, cohort, rule, operand, ())
     if not samples:
         return operand.metric
-    wanted: Position = "below" if operand.metric == rule.only else "above"
+    below = operand.metric == rule.only
+    asked = Interval(high=rule.tolerance) if below else Interval(low=rule.tolerance)
     values = [value for value, _ in samples.values()]
-    verdict = _asked(position(values, rule.tolerance), wanted)
-    runs = [run for _, run in samples.values()]
-    return _effect(
-        operand.metric, verdict, values, "points", f"{wanted} {100 * rule.tolerance:g}", runs
-    )
+    return _effect(operand.metric, values, asked, "%", [run for _, run in samples.values()])
 
 
 def _slope(store: RunStore, cohort: Cohort, rule: RisesWith) -> Effect | str:
@@ -175,7 +183,7 @@ def _slope(store: RunStore, cohort: Cohort, rule: RisesWith) -> Effect | str:
     ]
     runs = [run for key, (_, run) in samples.items() if key[0] in usable]
     label = f"{rule.variant}: {rule.metric} per doubling of {rule.parameter}"
-    return _effect(label, _asked(position(values, 0.0), "above"), values, "points", "above 0", runs)
+    return _effect(label, values, Interval(low=0.0), "points", runs)
 
 
 def _correlation(store: RunStore, cohort: Cohort, rule: Correlated) -> Effect | str:
@@ -191,8 +199,7 @@ def _correlation(store: RunStore, cohort: Cohort, rule: Correlated) -> Effect | 
     if not values:
         return f"{' and '.join(rule.metrics)} of {rule.variant} along a run"
     label = f"{rule.variant}: correlation of {' and '.join(rule.metrics)}"
-    verdict = _asked(position(values, rule.at_least), "above")
-    return _effect(label, verdict, values, "r", f"above {rule.at_least:.2g}", runs)
+    return _effect(label, values, Interval(low=rule.at_least), "r", runs)
 
 
 def _samples(
@@ -223,32 +230,24 @@ def _value(store: RunStore, run: Run, operand: Operand) -> float | None:
     return run.metrics.get(operand.metric)
 
 
-def _asked(found: Position, wanted: Position) -> Verdict:
-    if found == "unclear":
-        return "undecided"
-    return "holds" if found == wanted else "does not hold"
-
-
 def _effect(
-    label: str,
-    verdict: Verdict,
-    values: Sequence[float],
-    unit: str,
-    bound: str,
-    runs: Iterable[Run],
+    label: str, values: Sequence[float], asked: Interval, unit: str, runs: Iterable[Run]
 ) -> Effect:
-    factor = 100 if unit == "points" else 1
+    factor = 1.0 if unit == "r" else 100.0
     mean, spread = mean_and_spread([factor * value for value in values])
-    return Effect(label, verdict, mean, spread, len(values), unit, bound, sources(runs))
+    verdict = judge(values, asked)
+    return Effect(
+        label, verdict, mean, spread, len(values), unit, asked.scaled(factor), sources(runs)
+    )
 
 
 def _difference_label(of: Operand, over: Operand) -> str:
-    """Names what differs between the two sides once, and what they share once."""
-    moments = {"best": " (best snapshot)", "start": " (before training)", "last": ""}
+    """What differs between the two sides, once, and what they share, once."""
+    moments = {"best": "best snapshot", "start": "before training", "last": "end of training"}
     if of.variant == over.variant and of.metric == over.metric:
-        return (
-            f"{of.variant}: {of.metric}{moments[of.at]} − {moments[over.at].strip(' ()') or 'end'}"
-        )
+        return f"{of.variant}, {of.metric}: {moments[of.at]} − {moments[over.at]}"
     if of.variant == over.variant:
         return f"{of.variant}: {of.metric} − {over.metric}"
-    return f"{of.variant} − {over.variant}: {of.metric}"
+    if of.metric == over.metric:
+        return f"{of.variant} − {over.variant}: {of.metric}"
+    return f"{of.variant} {of.metric} − {over.variant} {over.metric}"

@@ -18,6 +18,9 @@ BATCH_SIZE = "training.batch_size"
 GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE)
 """Parameters (and all below them) that do not separate cohorts."""
 
+HEADED = ("data.size", "training.iterations")
+"""Parameters that every heading shows."""
+
 
 class Run(Protocol):
     """What the report reads of a stored run (``lovasz_repro.store.StoredRun``)."""
@@ -219,18 +222,15 @@ def _cohort_order(cohort: Cohort) -> tuple[object, ...]:
 
 
 def _different(cohort: Cohort, found: Sequence[Cohort]) -> list[str]:
-    """Settings in which a cohort differs from others of its profile, as ``key=value``."""
+    """Settings in which a cohort differs from others of its profile, as ``key=value``; the data
+    where no setting tells them apart."""
     alike = [c for c in found if (c.scale, c.profile) == (cohort.scale, cohort.profile)]
-    names = sorted({key for other in alike for key, _ in other.settings} - {"data.size"})
+    names = sorted({key for other in alike for key, _ in other.settings})
+    differing = [n for n in names if len({dict(c.settings).get(n) for c in alike}) > 1]
     mine = dict(cohort.settings)
-    told = [
-        f"{key}={mine.get(key, 'unset')}"
-        for key in names
-        if key != "training.iterations" and len({dict(c.settings).get(key) for c in alike}) > 1
-    ]
-    if len({c.data_fingerprint for c in alike}) > 1:
-        told.append(f"data {cohort.data_fingerprint[:8]}")
-    return told
+    told = [f"{name}={mine.get(name, 'unset')}" for name in differing if name not in HEADED]
+    twins = [c for c in alike if c.settings == cohort.settings]
+    return [*told, f"data {cohort.data_fingerprint[:8]}"] if len(twins) > 1 else told
 
 
 def _heading(cohort: Cohort, different: Sequence[str]) -> str:

@@ -14,6 +14,9 @@ ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
 )  # fmt: skip
 
+DOT_RED = "#e3170a"
+"""The red dots of Figures 1 and 2."""
+
 LOSSES = {
     "jaccard": ("Jaccard loss", BLACK),
     "lovasz_hinge": ("Lovász hinge", RED),

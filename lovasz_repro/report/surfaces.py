@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lovasz_repro.report.drawing import Curve, Drawing
 from lovasz_repro.report.runs import RunStore
-from lovasz_repro.report.style import PAGE, RED
+from lovasz_repro.report.style import DOT_RED, PAGE
 
 Grid = npt.NDArray[np.float64]
 GROUND_TRUTHS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -114,7 +114,7 @@ def _panel(axes: Any, surface: Surface, ground_truth: tuple[int, int]) -> list[C
     axes.plot_wireframe(first, second, loss, rcount=12, ccount=12, color="white",
                         linewidth=0.25, alpha=0.7, zorder=2)  # fmt: skip
     dots = _dots(surface, ground_truth)
-    axes.scatter(*dots, color=RED, s=14, depthshade=False, edgecolor="white", linewidth=0.4,
+    axes.scatter(*dots, color=DOT_RED, s=14, depthshade=False, edgecolor="white", linewidth=0.4,
                  zorder=3)  # fmt: skip
     _dress(axes, surface, ground_truth)
     panel = f"GT = {list(ground_truth)}"
@@ -141,16 +141,16 @@ def _dress(axes: Any, surface: Surface, ground_truth: tuple[int, int]) -> None:
     axes.view_init(*surface.view)
     axes.set_box_aspect((1, 1, 0.8), zoom=0.95)
     axes.set_title(f"GT = [{ground_truth[0]}, {ground_truth[1]}]".replace("-", "−"), y=0.93)
-    labels = (f"${surface.symbol}_1$", f"${surface.symbol}_2$", "loss")
+    labels = (f"${surface.symbol}_1$", f"${surface.symbol}_2$", "")
     ticks = (surface.ticks, surface.ticks, surface.z_ticks)
-    for axis, label, places, pad in zip(
-        (axes.xaxis, axes.yaxis, axes.zaxis), labels, ticks, (-10, -10, -8), strict=True
+    for axis, label, places in zip(
+        (axes.xaxis, axes.yaxis, axes.zaxis), labels, ticks, strict=True
     ):
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
         axis._axinfo["grid"].update(color="#dddddd", linewidth=0.4)
         axis.set_ticks(places, [f"{place:g}".replace("-", "−") for place in places])
         axis.set_rotate_label(False)
         axis.set_label_text(label)
-        axis.labelpad = pad
-    axes.zaxis.label.set_rotation(90)
+        axis.labelpad = -10
+    axes.text2D(0.06, 0.84, "loss", transform=axes.transAxes, fontsize=7)
     axes.tick_params(pad=-4.5, labelsize=6.5)

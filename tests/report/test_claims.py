@@ -1,0 +1,481 @@
+"""Claims: the file is sound, and every kind of rule reaches every verdict on runs made for it."""
+
+import io
+import json
+import re
+
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from lovasz_repro.config import experiments_folder, read_yaml
+from lovasz_repro.report.claims import evaluate_claims
+from lovasz_repro.report.claims_render import print_claims, published_text, to_json, to_markdown
+from lovasz_repro.report.claims_schema import ClaimsFile, load_claims
+from lovasz_repro.report.rules import Interval, decide, judge
+from lovasz_repro.report.runs import cohorts
+
+A, B = "lovasz-softmax", "weighted-cross-entropy"
+SCORE = "test/dataset_miou"
+
+
+def rule(**content):
+    """A rule as it would stand in the file."""
+    claim = {"id": "c", "statement": "s", "place": "p", "published": {}, "experiment": "e"}
+    names = {"data": "d", "command": "c", "variants": {A: "", B: ""}}
+    names["metrics"] = {SCORE: "", "val/dataset_miou": "", "val/batch_miou": "", "x": "", "y": ""}
+    content = {"experiments": {"e": names}, "claims": [claim | {"rule": content}]}
+    return ClaimsFile.model_validate_json(json.dumps(content)).claims[0].rule
+
+
+def compare(kind, **more):
+    return rule(kind=kind, metric=SCORE, compare=[{"of": A, "over": B}], **more)
+
+
+def decided(store, wanted, axes=()):
+    (cohort,) = cohorts(store, "camvid-enet", axes)
+    return decide(store, cohort, wanted)
+
+
+def pairs(store, *differences):
+    """Runs of A and B for each seed, with the given differences in points."""
+    for seed, difference in enumerate(differences):
+        base = 0.4 + 0.1 * seed  # seeds differ by far more than the variants do
+        store.add(variant=B, seed=seed, metrics={SCORE: base})
+        store.add(variant=A, seed=seed, metrics={SCORE: base + difference / 100})
+
+
+# -- judging a mean ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([1.0, 2.0, 3.0], "holds"),  # mean 2, two standard errors 1.155
+        ([0.0, 1.0, 2.0], "undecided"),  # mean 1, two standard errors 1.155
+        ([0.2, 1.0, 2.0], "holds"),  # mean 1.067, two standard errors 1.041
+        ([-1.0, -2.0, -3.0], "does not hold"),
+        ([0.1], "holds"),
+        ([-0.1], "does not hold"),
+        ([0.0], "undecided"),
+        ([0.0, 0.0], "undecided"),
+    ],
+)
+def test_two_standard_errors(values, verdict):
+    assert judge(values, Interval(low=0.0)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.1, -0.1], "holds"),  # mean 0, two standard errors 0.2
+        ([0.4, 0.5, 0.6], "undecided"),  # mean 0.5 = the bound
+        ([0.9, 1.0, 1.1], "does not hold"),
+        ([-0.9, -1.0, -1.1], "does not hold"),
+        ([-3.0, 3.0], "undecided"),  # mean inside, far too much spread
+    ],
+)
+def test_between_two_bounds(values, verdict):
+    assert judge(values, Interval(-0.5, 0.5)) == verdict
+
+
+# -- kinds of rules ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "differences", "verdict"),
+    [
+        ("greater", {}, (1.0, 1.2, 1.1), "holds"),
+        ("greater", {}, (-1.0, -1.2, -1.1), "does not hold"),
+        ("greater", {}, (1.0, -0.9, 0.3), "undecided"),
+        ("less", {}, (-1.0, -1.2), "holds"),
+        ("less", {}, (1.0, 1.2), "does not hold"),
+        ("less", {}, (1.0, -1.0), "undecided"),
+        ("no_greater", {"tolerance": 0.005, "because": "b"}, (0.1, 0.2, -4.0), "undecided"),
+        ("no_greater", {"tolerance": 0.005, "because": "b"}, (-3.0, -3.2), "holds"),
+        ("no_greater", {"tolerance": 0.005, "because": "b"}, (0.1, 0.3), "holds"),
+        ("no_greater", {"tolerance": 0.005, "because": "b"}, (0.9, 1.0), "does not hold"),
+        ("within", {"tolerance": 0.005, "because": "b"}, (0.1, -0.1), "holds"),
+        ("within", {"tolerance": 0.005, "because": "b"}, (-3.0, -3.2), "does not hold"),
+        ("within", {"tolerance": 0.005, "because": "b"}, (3.0, 3.2), "does not hold"),
+        ("within", {"tolerance": 0.005, "because": "b"}, (0.0, 1.0), "undecided"),
+    ],
+)
+def test_differences(store, kind, more, differences, verdict):
+    pairs(store, *differences)
+    assert decided(store, compare(kind, **more)).verdict == verdict
+
+
+def test_effect_is_the_paired_difference_in_points(store):
+    pairs(store, 1.0, 2.0, 3.0)
+    (effect,) = decided(store, compare("greater")).effects
+    assert effect.mean == pytest.approx(2.0)
+    assert effect.spread == pytest.approx(1.0)  # unpaired it would be above 10
+    assert (effect.n, effect.unit, len(effect.sources)) == (3, "points", 6)
+
+
+def test_only_common_seeds_are_paired(store):
+    pairs(store, 1.0)
+    store.add(variant=A, seed=7, metrics={SCORE: 0.9})
+    (effect,) = decided(store, compare("greater")).effects
+    assert effect.n == 1
+
+
+def test_without_a_common_seed_nothing_is_decided(store):
+    store.add(variant=A, seed=0, metrics={SCORE: 0.9})
+    store.add(variant=B, seed=1, metrics={SCORE: 0.5})
+    outcome = decided(store, compare("greater"))
+    assert outcome.verdict == "not yet run"
+    assert outcome.missing == (f"{A} and {B} with a common seed",)
+
+
+def test_a_variant_without_runs_is_not_yet_run(store):
+    store.add(variant=A, metrics={SCORE: 0.9})
+    outcome = decided(store, compare("greater"))
+    assert (outcome.verdict, outcome.missing) == ("not yet run", (f"{SCORE} of {B}",))
+
+
+def test_a_score_that_is_no_number_does_not_count(store):
+    pairs(store, 1.0)
+    store.add(variant=A, seed=1, metrics={SCORE: float("nan")})
+    store.add(variant=B, seed=1, metrics={SCORE: 0.5})
+    assert decided(store, compare("greater")).effects[0].n == 1
+
+
+def test_one_difference_against_the_claim_is_enough(store):
+    for seed in (0, 1):
+        noise = 0.001 * seed
+        store.add(variant=A, seed=seed, metrics={"x": 0.9 + noise, "y": 0.1})
+        store.add(variant=B, seed=seed, metrics={"x": 0.5, "y": 0.4 + noise})
+    both = rule(kind="greater", metrics=["x", "y"], compare=[{"of": A, "over": B}])
+    assert decided(store, both).verdict == "does not hold"
+    first = rule(kind="greater", metrics=["x"], compare=[{"of": A, "over": B}])
+    assert decided(store, first).verdict == "holds"
+
+
+def test_moments_of_a_run(store):
+    for seed in (0, 1):
+        curve = [(0, 0.3), (50, 0.5 + seed / 100), (100, 0.2)]
+        store.add(
+            variant=A,
+            seed=seed,
+            history={"val/dataset_miou": curve},
+            metrics={"best/iteration": 50.0},
+        )
+    for first, second, mean in (("best", "start", 20.5), ("last", "start", -10.0)):
+        sides = {"of": {"variant": A, "at": first}, "over": {"variant": A, "at": second}}
+        wanted = rule(kind="greater", metric="val/dataset_miou", compare=[sides])
+        assert decided(store, wanted).effects[0].mean == pytest.approx(mean)
+
+
+def test_steps_are_samples(store):
+    x = [(0, 0.5), (1, 0.6), (2, 0.7)]
+    y = [(0, 0.4), (1, 0.5), (2, 0.6), (3, 0.0)]
+    store.add(variant=A, history={"x": x, "y": y})
+    sides = {"of": {"variant": A, "metric": "x"}, "over": {"variant": A, "metric": "y"}}
+    outcome = decided(store, rule(kind="greater", samples="steps", compare=[sides]))
+    assert outcome.effects[0].n == 3
+    assert outcome.effects[0].mean == pytest.approx(10.0)
+
+
+def test_pairs_beside_the_seed(store):
+    for category, difference in (("cat", 0.1), ("dog", 0.3)):
+        params = {"data.category": category}
+        store.add(variant=A, metrics={SCORE: 0.5 + difference}, params=params)
+        store.add(variant=B, metrics={SCORE: 0.5}, params=params)
+    (cohort,) = cohorts(store, "camvid-enet", ["data.category"])
+    (effect,) = decide(store, cohort, compare("greater"), ["data.category"]).effects
+    assert (effect.n, effect.mean) == (2, pytest.approx(20.0))
+
+
+def test_where_narrows_runs(store):
+    pairs(store, 1.0)
+    wanted = compare("greater", where={"training.batch_size": "10"})
+    assert decided(store, wanted).verdict == "holds"
+    wanted = compare("greater", where={"training.batch_size": "20"})
+    assert decided(store, wanted).verdict == "not yet run"
+
+
+def minima(store, x, y):
+    store.add(variant=A, history={"x": list(enumerate(x)), "y": list(enumerate(y))})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "verdict"),
+    [
+        ((0.01, 0.012, 0.008), (0.1, 0.12, 0.11), "holds"),
+        ((0.1, 0.12, 0.11), (0.1, 0.12, 0.11), "does not hold"),
+        ((0.01, 0.012, 0.008), (0.011, 0.01, 0.012), "does not hold"),
+        ((0.0, 0.0, 0.05), (0.1, 0.12, 0.11), "undecided"),
+    ],
+)
+def test_only_below(store, x, y, verdict):
+    minima(store, x, y)
+    wanted = rule(
+        kind="only_below", samples="steps", only="x", others=["y"], tolerance=0.02, because="b"
+    )
+    assert decided(store, wanted).verdict == verdict
+
+
+def test_only_below_without_a_metric_is_not_yet_run(store):
+    store.add(variant=A, history={"x": [(0, 0.1)]})
+    wanted = rule(
+        kind="only_below", samples="steps", only="x", others=["y"], tolerance=0.02, because="b"
+    )
+    outcome = decided(store, wanted)
+    assert (outcome.verdict, outcome.missing) == ("not yet run", ("y",))
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict", "slope"),
+    [
+        ({4: (0.5, 0.6), 8: (0.52, 0.63), 16: (0.54, 0.66)}, "holds", 2.5),
+        ({4: (0.5, 0.6), 16: (0.46, 0.54)}, "does not hold", -2.5),
+        ({4: (0.5, 0.6), 8: (0.52, 0.58)}, "undecided", 0.0),
+    ],
+)
+def test_rises_with_batch_size(store, scores, verdict, slope):
+    for batch, values in scores.items():
+        for seed, value in enumerate(values):
+            store.add(variant=A, seed=seed, batch=batch, metrics={SCORE: value})
+    wanted = rule(kind="rises_with", variant=A, metric=SCORE, parameter="training.batch_size")
+    outcome = decided(store, wanted)
+    assert outcome.verdict == verdict
+    assert outcome.effects[0].mean == pytest.approx(slope)
+    assert outcome.effects[0].n == 2
+
+
+def test_a_single_batch_size_has_no_slope(store):
+    store.add(variant=A, metrics={SCORE: 0.5})
+    wanted = rule(kind="rises_with", variant=A, metric=SCORE, parameter="training.batch_size")
+    assert decided(store, wanted).verdict == "not yet run"
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [
+        (((1, 2, 3, 4), (1, 2, 3, 5)), "holds"),
+        (((4, 3, 2, 1), (5, 3, 2, 1)), "does not hold"),
+        (((1, 2, 3, 4), (4, 3, 2, 1)), "undecided"),
+    ],
+)
+def test_correlated(store, second, verdict):
+    for seed, values in enumerate(second):
+        histories = {"x": list(enumerate((1, 2, 3, 4))), "y": list(enumerate(values))}
+        store.add(variant=A, seed=seed, history=histories)
+    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.7, because="b")
+    assert decided(store, wanted).verdict == verdict
+
+
+def test_correlation_by_hand(store):
+    # deviations (-1, 0, 1) and (-4/3, -1/3, 5/3): 3 / sqrt(2 * 14/3)
+    histories = {"x": [(0, 1), (1, 2), (2, 3)], "y": [(0, 0), (1, 1), (2, 3), (3, 9)]}
+    store.add(variant=A, history=histories)
+    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.7, because="b")
+    (effect,) = decided(store, wanted).effects
+    assert effect.mean == pytest.approx(3 / (2 * 14 / 3) ** 0.5)
+
+
+def test_constant_curves_have_no_correlation(store):
+    store.add(variant=A, history={"x": [(0, 1), (1, 1), (2, 1)], "y": [(0, 0), (1, 1), (2, 3)]})
+    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.7, because="b")
+    assert decided(store, wanted).verdict == "not yet run"
+
+
+# -- claims over a store -----------------------------------------------------------------------
+
+
+def by_id(store):
+    return {item.claim.id: item for item in evaluate_claims(store)}
+
+
+def cityscapes(store, scale, start, best, seeds=(0, 1, 2)):
+    for seed in seeds:
+        shift = seed / 1000
+        history = {
+            "val/dataset_miou": [(0, start), (9, best + shift)],
+            "val/category_iou": [(0, start), (9, best + shift)],
+        }
+        store.add(
+            "cityscapes-enet", A, seed, scale=scale, history=history, metrics={"best/iteration": 9}
+        )
+
+
+def test_nothing_is_run_yet(store):
+    for item in evaluate_claims(store):
+        assert (item.verdict, item.evidence) == ("not yet run", ())
+        assert item.command.startswith("lovasz-repro ")
+
+
+def test_paper_scale_decides(store):
+    cityscapes(store, "paper", 0.58, 0.63)
+    item = by_id(store)["enet-gains-class-and-category-iou"]
+    assert (item.verdict, item.command) == ("holds", "")
+    assert item.evidence[0].decides
+    assert item.evidence[0].outcome.effects[0].mean == pytest.approx(5.1)
+
+
+@pytest.mark.parametrize("scale", ["reduced", "demo"])
+def test_other_scales_decide_nothing(store, scale):
+    cityscapes(store, scale, 0.58, 0.63)
+    item = by_id(store)["enet-gains-class-and-category-iou"]
+    assert item.verdict == "not yet run"
+    assert item.command == "lovasz-repro run cityscapes-enet"
+    assert [(e.scale, e.decides, e.outcome.verdict) for e in item.evidence] == [
+        (scale, False, "holds")
+    ]
+
+
+def test_scales_are_never_mixed(store):
+    cityscapes(store, "paper", 0.58, 0.63)
+    cityscapes(store, "demo", 0.58, 0.40)
+    item = by_id(store)["enet-gains-class-and-category-iou"]
+    assert item.verdict == "holds"
+    assert [(e.scale, e.outcome.verdict) for e in item.evidence] == [
+        ("paper", "holds"),
+        ("demo", "does not hold"),
+    ]
+
+
+def test_camvid_never_decides_even_at_paper_scale(add_run, store):
+    for seed in (0, 1):
+        add_run(A, seed, 0.6, scale="paper")
+        add_run(B, seed, 0.5 + seed / 100, scale="paper")
+    item = by_id(store)["enet-gains-class-and-category-iou"]
+    assert item.verdict == "not yet run"
+    (evidence,) = item.evidence
+    assert (evidence.data, evidence.decides, evidence.outcome.verdict) == ("CamVid", False, "holds")
+
+
+def test_one_seed_is_said_to_have_no_spread(store):
+    cityscapes(store, "paper", 0.58, 0.63, seeds=(0,))
+    item = by_id(store)["enet-gains-class-and-category-iou"]
+    assert item.verdict == "holds"
+    assert item.evidence[0].remark == "1 seed, no spread"
+
+
+def test_half_of_the_runs_decide_nothing_and_are_shown(store):
+    store.add("voc-binary", "lovasz-hinge", batch=1, scale="paper", metrics={"val/image_iou": 0.8})
+    store.add("voc-binary", "hinge", batch=1, scale="paper", metrics={"val/image_iou": 0.7})
+    item = by_id(store)["lovasz-hinge-wins-image-iou"]
+    assert item.verdict == "not yet run"
+    assert item.evidence[0].remark == "1 seed, no spread; lacks val/image_iou of cross-entropy"
+
+
+def test_the_larger_sample_decides(store):
+    def search(seeds, excess, setting):
+        names = ("lovasz_hinge", "hinge", "cross_entropy", "soft_iou")
+        history = {
+            f"excess/{name}": [(s, excess if i == 0 else 0.1) for s in range(seeds)]
+            for i, name in enumerate(names)
+        }
+        params = {"seeds": str(seeds), "circles.images": setting}
+        store.add("synthetic", "", "0", batch=None, scale="paper", history=history, params=params)
+
+    search(100, 0.01, "10")
+    search(3, 0.09, "11")
+    item = by_id(store)["lovasz-hinge-captures-minimum"]
+    assert item.verdict == "holds"
+    assert [e.outcome.verdict for e in item.evidence] == ["holds", "does not hold"]
+
+
+# -- the file ----------------------------------------------------------------------------------
+
+
+def test_every_claim_is_complete_and_its_names_are_described():
+    known = load_claims()
+    assert len(known.claims) >= 14
+    for claim in known.claims:
+        assert claim.statement.endswith("."), claim.id
+        assert re.match(r"Sec\. \d", claim.place), claim.id
+        for part in (claim, *claim.also):
+            names = known.experiments[part.experiment]
+            for operand in part.rule.operands():
+                assert names.metrics[operand.metric]
+                assert not operand.variant or names.variants[operand.variant]
+    for names in known.experiments.values():
+        assert names.command.startswith("lovasz-repro ")
+
+
+def test_tolerances_are_justified():
+    for claim in load_claims().claims:
+        for part in (claim, *claim.also):
+            if hasattr(part.rule, "tolerance") or hasattr(part.rule, "at_least"):
+                assert len(part.rule.because) > 30, claim.id
+
+
+def test_published_numbers_of_claims_are_those_of_the_tables():
+    tables = read_yaml(experiments_folder() / "published.yaml")["tables"]
+    printed = {
+        value
+        for table in tables.values()
+        for row in table["rows"].values()
+        for value in row["values"]
+        if isinstance(value, float)
+    } | {68.7, 72.5, 65.1}  # Sec. 4.3, comparison to prior work
+    for claim in load_claims().claims:
+        assert set(claim.published.values()) <= printed, claim.id
+
+
+def test_variants_of_camvid_are_those_of_the_experiment():
+    path = experiments_folder() / "camvid-enet.yaml"
+    if not path.exists():
+        pytest.skip("camvid-enet.yaml is not there")
+    assert set(load_claims().experiments["camvid-enet"].variants) == set(
+        read_yaml(path)["variants"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "greatest"}, "greatest"),
+        ({"metric": "test/typo"}, "has no metric test/typo"),
+        ({"compare": [{"of": "typo", "over": B}]}, "has no variant typo"),
+        ({"compare": []}, "at least 1"),
+        ({"metric": None}, "has no metric"),
+        ({"tolerance": 0.1}, "tolerance"),
+        ({"kind": "within"}, "tolerance"),
+    ],
+)
+def test_mistakes_in_the_file_are_found(change, words):
+    content = {"kind": "greater", "metric": SCORE, "compare": [{"of": A, "over": B}]}
+    with pytest.raises(ValidationError, match=words):
+        rule(**content | change)
+
+
+# -- how it is shown ---------------------------------------------------------------------------
+
+
+def test_terminal_and_markdown_show_verdicts_effects_and_commands(store):
+    cityscapes(store, "paper", 0.58, 0.63)
+    verdicts = evaluate_claims(store)
+    console = Console(width=160, record=True, file=io.StringIO())
+    print_claims(verdicts, console)
+    for text in (console.export_text(), to_markdown(verdicts)):
+        flat = " ".join(text.split())
+        assert "+5.10 ± 0.10 points, n = 3, asked above 0" in flat
+        assert "At paper scale: 1 holds, 0 does not hold, 0 undecided" in flat
+        assert "lovasz-repro run voc-multiclass" in flat
+        assert "Class IoU before 58.29" in flat
+
+
+def test_json_leads_to_the_runs(store):
+    cityscapes(store, "paper", 0.58, 0.63)
+    content = {item["id"]: item for item in json.loads(to_json(evaluate_claims(store)))}
+    item = content["enet-gains-class-and-category-iou"]
+    effect = item["evidence"][0]["outcome"]["effects"][0]
+    assert effect["mean"] == pytest.approx(5.1)
+    assert [s["seed"] for s in effect["sources"]] == ["0", "1", "2"]
+    assert item["claim"]["published"]["Class IoU after"] == 63.06
+
+
+def test_same_runs_same_bytes(camvid):
+    assert to_json(evaluate_claims(camvid)) == to_json(evaluate_claims(camvid))
+    assert to_markdown(evaluate_claims(camvid)) == to_markdown(evaluate_claims(camvid))
+
+
+def test_many_published_numbers_are_left_to_their_table(store):
+    found = by_id(store)
+    assert published_text(found["lovasz-wins-every-regime"]) == "Sec. 4.3, Table 2"
+    assert published_text(found["present-classes-help"]) == "Sec. 3.1: x-loss 74.64, Lovász 76.56"

@@ -1,0 +1,118 @@
+"""Which runs stand together."""
+
+import math
+
+import pytest
+
+from lovasz_repro.report.runs import (
+    at_best,
+    before_training,
+    cohorts,
+    command,
+    headings,
+    mean_and_spread,
+    natural,
+    source,
+)
+
+
+def test_spread_is_the_sample_standard_deviation():
+    mean, spread = mean_and_spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0])
+    assert mean == 5.0
+    assert spread == pytest.approx(math.sqrt(32 / 7))
+
+
+def test_one_value_has_no_spread():
+    assert mean_and_spread([0.3]) == (0.3, None)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"scale": "demo"},
+        {"profile": "large"},
+        {"params": {"training.lr": "0.1"}},
+        {"tags": {"data_fingerprint": "0ther"}},
+    ],
+    ids=["scale", "profile", "setting", "data"],
+)
+def test_runs_that_differ_are_not_one_cohort(store, other):
+    store.add(seed=0)
+    store.add(seed=1, **other)
+    found = cohorts(store, "camvid-enet")
+    assert [len(cohort.runs) for cohort in found] == [1, 1]
+    assert len(set(headings(found))) == 2
+
+
+def test_grid_does_not_separate_runs(store):
+    for variant in ("lovasz-softmax", "sum"):
+        for batch in (4, 8):
+            for seed in (0, 1):
+                store.add(variant=variant, batch=batch, seed=seed)
+    (cohort,) = cohorts(store, "camvid-enet")
+    assert cohort.batch_sizes == [4, 8]
+    assert [run.tags["seed"] for run in cohort.select("sum", 8)] == ["0", "1"]
+    assert len(cohort.of_batch_size(4).runs) == 4
+
+
+def test_an_axis_does_not_separate_runs(store):
+    store.add(params={"training.lr": "0.1"})
+    store.add(params={"training.lr": "0.2"})
+    assert len(cohorts(store, "camvid-enet")) == 2
+    (cohort,) = cohorts(store, "camvid-enet", ["training.lr"])
+    assert len(cohort.runs) == 2
+
+
+def test_the_newest_of_equal_runs_counts(store):
+    store.add(seed=0)
+    newest = store.add(seed=0)
+    (cohort,) = cohorts(store, "camvid-enet")
+    assert cohort.runs == (newest,)
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
+def test_unfinished_runs_do_not_count(store, status):
+    store.add(status=status)
+    assert cohorts(store, "camvid-enet") == []
+
+
+def test_paper_scale_comes_first(store):
+    for scale in ("demo", "paper", "reduced"):
+        store.add(scale=scale)
+    assert [c.scale for c in cohorts(store, "camvid-enet")] == ["paper", "reduced", "demo"]
+
+
+def test_heading_names_size_and_device(store):
+    store.add(tags={"device": "CPU Some Model @ 2.90GHz (2 cores)"})
+    (heading,) = headings(cohorts(store, "camvid-enet"))
+    assert heading == "reduced profile, 176×240, 600 iterations, CPU (2 cores)"
+
+
+def test_commands():
+    assert command("synthetic") == "lovasz-repro synthetic"
+    assert command("camvid-enet") == "lovasz-repro run camvid-enet"
+    assert command("camvid-enet", "demo") == "lovasz-repro run camvid-enet --profile demo"
+
+
+def test_values_at_moments_of_a_run(store):
+    curve = [(0, 0.1), (50, 0.5), (100, 0.4)]
+    run = store.add(
+        history={"val/dataset_miou": curve},
+        metrics={"best/iteration": 50.0, "initial/test/dataset_miou": 0.2},
+    )
+    assert at_best(store, run, "val/dataset_miou") == 0.5
+    assert before_training(store, run, "val/dataset_miou") == 0.1
+    assert before_training(store, run, "test/dataset_miou") == 0.2
+    assert before_training(store, run, "test/image_miou") is None
+    assert at_best(store, store.add(), "val/dataset_miou") is None
+
+
+def test_source_says_what_is_not_known(store):
+    run = store.add()
+    del run.tags["git_commit"]
+    assert source(run).git_commit == "unknown"
+    assert source(run).data_fingerprint == "d4ta5e7f1234"
+
+
+def test_natural_order():
+    assert sorted(["s10", "s9", "s1"], key=natural) == ["s1", "s9", "s10"]
