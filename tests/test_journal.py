@@ -233,6 +233,31 @@ def test_nothing_logged_is_lost_with_the_process(path: Path) -> None:
         assert triples(journal) == [("loss", 1, 0.25)]
 
 
+def test_an_orphaned_loader_process_does_not_keep_the_run(path: Path) -> None:
+    """Forked workers inherit open files; one that outlives a killed run must not hold its lock."""
+    code = f"""
+        import os, signal, time
+        from pathlib import Path
+        from lovasz_repro.journal import Journal
+        journal = Journal(Path({str(path)!r}))
+        if os.fork() == 0:
+            print(os.getpid(), flush=True)
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        process.kill()
+        process.wait(60)
+        try:
+            Journal(path).close()
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
 class FullDisk:
     """A file that takes a few bytes of a write, then none."""
 
