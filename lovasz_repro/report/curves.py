@@ -1,5 +1,6 @@
 """Fine-tuning of ENet: validation score against iteration (the form of Fig. 9), and per class."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ MARKED = 16
 """Curves with fewer points show them."""
 BEFORE: dict[str, Any] = {"ls": (0, (4, 3)), "lw": 0.9, "color": GREY}
 """Line of the network before training."""
+TITLE_WIDTH = 72
+"""Characters of a title that fit over a panel."""
 PANELS = 4
 """Most cohorts that one figure shows."""
 
@@ -95,7 +98,7 @@ def camvid_classes(store: RunStore) -> Drawing | Missing:
         curves.append(_dots(ax, variant_title(name), after, order, colours[name], offset, chosen))
     ax.set(xlabel="test IoU (%)", xlim=(0, 100), ylim=(-0.6, len(order) - 0.4))
     ax.set_yticks(range(len(order)), order)
-    ax.set_title(with_batch_size(heading, size), fontsize=6.5, color=GREY)
+    _title(ax, with_batch_size(heading, size))
     ax.grid(axis="y")
     ax.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2)
@@ -168,11 +171,15 @@ def _convergence(ax: Any, store: RunStore, cohort: Cohort, heading: str, look: L
                 curves.append(Curve(heading, label, data, sources(runs)))
     curves += _initial_line(ax, store, cohort, heading)
     single = cohort.batch_sizes if len(look.dashes) == 1 else []
-    ax.set_title(with_batch_size(heading, *single) if single else heading, fontsize=6.5, color=GREY)
+    _title(ax, with_batch_size(heading, *single) if single else heading)
     ax.set(xlabel="iteration", ylabel="validation dataset-mIoU (%)")
     ax.grid(axis="y")
     ax.margins(x=0.02)
     return curves
+
+
+def _title(ax: Any, heading: str) -> None:
+    ax.set_title(textwrap.fill(heading, TITLE_WIDTH), fontsize=6.5, color=GREY)
 
 
 def _band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> None:

@@ -220,7 +220,7 @@ def test_matplotlib_is_left_as_it_was(store, tmp_path):
     before = dict(matplotlib.rcParams)
     write_figures(store, tmp_path, ["figure-2"])
     assert dict(matplotlib.rcParams) == before
-    pyplot = sys.modules.get("matplotlib.pyplot")  # mplot3d imports it
+    pyplot = sys.modules.get("matplotlib.pyplot")  # another test may have imported it
     assert pyplot is None or pyplot.get_fignums() == []
 
 
