@@ -20,11 +20,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from lovasz_repro import artifacts
+from lovasz_repro import artifacts, queries
 from lovasz_repro.errors import UserError
 from lovasz_repro.journal import Point
 from lovasz_repro.shipping import MAX_BATCH, Shipper
-from lovasz_repro.stored import HEARTBEAT, StoredRun, is_stale, shown_status
+from lovasz_repro.stored import HEARTBEAT, PARENT, StoredRun, from_mlflow, is_stale, shown_status
 from lovasz_repro.tracking import (
     StoreError,
     check_database,
@@ -35,8 +35,6 @@ from lovasz_repro.tracking import (
 )
 
 __all__ = ["Point", "Shipper", "Store", "StoreError", "StoredRun", "is_stale", "shown_status"]
-
-PARENT = "mlflow.parentRunId"
 
 
 class Store:
@@ -66,10 +64,10 @@ class Store:
 
     def open_parent(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
         """Find or create the run that groups an experiment's children; returns its id."""
-        where = f"tags.role = 'parent' AND attributes.run_name = '{_quotable(name)}'"
+        where = f"tags.role = 'parent' AND attributes.run_name = '{queries.quotable(name)}'"
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
-            found = self._search([experiment_id], where)
+            found = queries.search(self._client, [experiment_id], where)
             if found:
                 run_id = found[0].info.run_id
                 self._set_tags(run_id, tags)
@@ -100,7 +98,7 @@ class Store:
         """
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
-            run = self._oldest(experiment_id, identity)
+            run = queries.of_identity(self._client, experiment_id, identity)
             if run is None:
                 fixed = {"identity": identity} | ({PARENT: parent_id} if parent_id else {})
                 made = self._client.create_run(
@@ -109,9 +107,9 @@ class Store:
                     tags={**_strings(tags), **fixed},
                     run_name=name,
                 )
-                run = self._settle(experiment_id, identity, made)
+                run = queries.settle(self._client, experiment_id, identity, made)
             alive = {HEARTBEAT: str(int(time.time()))} if started is None else {}
-            self._update(run, _strings(params), _strings(tags))
+            self._go_on(run, _strings(params), _strings(tags))
             self._set_tags(run.info.run_id, alive)
             return run.info.run_id
 
@@ -162,17 +160,17 @@ class Store:
                 raise
             if run.info.lifecycle_stage != "active":
                 return None
-            return _stored(run, self._client.get_experiment(run.info.experiment_id).name)
+            return from_mlflow(run, self._client.get_experiment(run.info.experiment_id).name)
 
     def runs(self, experiment: str | None = None) -> list[StoredRun]:
         """The child runs of one experiment, or of all, newest first."""
         if self._absent():
             return []
         with self._asking():
-            ids = {e.experiment_id: e.name for e in self._client.search_experiments()}
-            wanted = [i for i, name in ids.items() if experiment in (None, name)]
-            found = self._search(wanted, "tags.identity LIKE '%'") if wanted else []
-            runs = [_stored(run, ids[run.info.experiment_id]) for run in found]
+            names = queries.experiment_names(self._client)
+            wanted = [i for i, name in names.items() if experiment in (None, name)]
+            found = queries.search(self._client, wanted, "tags.identity LIKE '%'")
+            runs = [from_mlflow(run, names[run.info.experiment_id]) for run in found]
         return sorted(runs, key=lambda run: (-run.started, run.run_id))
 
     def find(self, experiment: str, identity: str) -> StoredRun | None:
@@ -181,8 +179,12 @@ class Store:
             return None
         with self._asking():
             experiment_id = self._experiment_id(experiment, create=False)
-            run = self._oldest(experiment_id, identity) if experiment_id else None
-            return None if run is None else _stored(run, experiment)
+            run = (
+                queries.of_identity(self._client, experiment_id, identity)
+                if experiment_id
+                else None
+            )
+            return None if run is None else from_mlflow(run, experiment)
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of one metric by step; of values at one step the latest logged."""
@@ -239,14 +241,7 @@ class Store:
         with self._asking():
             if self._own:
                 return artifacts.names(self._artifacts(run_id))
-            return sorted(self._list_artifacts(run_id, None))
-
-    def _list_artifacts(self, run_id: str, folder: str | None) -> Iterator[str]:
-        for entry in self._client.list_artifacts(run_id, folder):
-            if entry.is_dir:
-                yield from self._list_artifacts(run_id, entry.path)
-            else:
-                yield entry.path
+            return sorted(queries.artifact_names(self._client, run_id))
 
     def _artifacts(self, run_id: str) -> Path:
         """Where the files of a run lie (or are fetched to) below the results folder."""
@@ -296,7 +291,7 @@ class Store:
             found = self._client.get_experiment_by_name(name)
             if found is None and not create:
                 return ""
-            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):  # it names a folder too
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", name):  # it names a folder too
                 raise StoreError(f"{name!r} cannot name an experiment: use letters, digits, . _ -")
             if found is not None and found.lifecycle_stage != "active":
                 raise StoreError(
@@ -313,47 +308,13 @@ class Store:
         except self._mlflow_error():  # another machine was quicker
             return self._client.get_experiment_by_name(name).experiment_id
 
-    def _search(self, experiment_ids: list[str], where: str) -> list[Any]:
-        runs, token = [], None
-        while True:
-            page = self._client.search_runs(
-                experiment_ids,
-                where,
-                max_results=1000,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
-
-    def _oldest(self, experiment_id: str, identity: str) -> Any:
-        found = self._search([experiment_id], f"tags.identity = '{_quotable(identity)}'")
-        order = [(r.info.status != "FINISHED", r.info.start_time, r.info.run_id) for r in found]
-        return found[order.index(min(order))] if found else None
-
-    def _settle(self, experiment_id: str, identity: str, made: Any) -> Any:
-        """After a creation: the run that stands, where a server let two machines create one."""
-        stands = self._oldest(experiment_id, identity)
-        if stands.info.run_id != made.info.run_id:
-            self._client.delete_run(made.info.run_id)
-        return stands
-
-    def _update(self, run: Any, params: dict[str, str], tags: dict[str, str]) -> None:
-        """Bring a run that was found or just made up to what is known now."""
-        before, had = run.data.tags, run.data.params
-        missing = {k: v for k, v in params.items() if k not in had}
-        changed = {f"changed/{k}": v for k, v in params.items() if had.get(k, v) != v}
-        previous = {
-            f"previous/{k}": ", ".join(filter(None, [before.get(f"previous/{k}"), before[k]]))
-            for k, v in tags.items()
-            if before.get(k, v) != v
-        }
-        self._log_params(run.info.run_id, missing)
-        self._set_tags(run.info.run_id, tags | changed | previous)
+    def _go_on(self, run: Any, params: dict[str, str], tags: dict[str, str]) -> None:
+        """Bring a run that was found, or just made, up to what is known now."""
+        run_id, had = run.info.run_id, run.data.params
+        self._log_params(run_id, {k: v for k, v in params.items() if k not in had})
+        self._set_tags(run_id, tags | queries.differences(run, params, tags))
         if run.info.status != "RUNNING":
-            self._client.update_run(run.info.run_id, status="RUNNING")
+            self._client.update_run(run_id, status="RUNNING")
 
     def _log_params(self, run_id: str, params: dict[str, str]) -> None:
         items = [_mlflow().entities.Param(k, v) for k, v in params.items()]
@@ -401,8 +362,12 @@ def _make_database(path: Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
     _mlflow().MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
-    with contextlib.suppress(FileExistsError):  # another process was quicker
+    try:
         os.link(fresh, path)
+    except FileExistsError:  # another process was quicker
+        pass
+    except OSError:  # a file system without links; `Store._lock` keeps others away
+        os.replace(fresh, path)
     with contextlib.suppress(OSError):
         fresh.unlink()
 
@@ -415,28 +380,5 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _stored(run: Any, experiment: str) -> StoredRun:
-    info, running = run.info, run.info.status == "RUNNING"
-    return StoredRun(
-        run_id=info.run_id,
-        experiment=experiment,
-        name=info.run_name,
-        status=info.status,
-        parent_id=run.data.tags.get(PARENT),
-        started=info.start_time / 1000,
-        ended=None if running or info.end_time is None else info.end_time / 1000,
-        params=dict(run.data.params),
-        tags=dict(run.data.tags),
-        metrics=dict(run.data.metrics),
-    )
-
-
 def _strings(values: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
-
-
-def _quotable(text: str) -> str:
-    """A value that may stand between quotes in an MLflow filter."""
-    if not re.fullmatch(r"[\w.,: +-]+", text):
-        raise StoreError(f"{text!r} cannot name a run: use letters, digits and . _ - only")
-    return text

@@ -2,7 +2,9 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
+PARENT = "mlflow.parentRunId"
 HEARTBEAT = "heartbeat"  # tag: epoch seconds at which the training process was last alive
 STALE_AFTER = 180.0  # seconds without a heartbeat; the shipper renews it every 30
 
@@ -29,6 +31,23 @@ class StoredRun:
     def identity(self) -> str:
         """Hash of the resolved config and the data fingerprint."""
         return self.tags.get("identity", "")
+
+
+def from_mlflow(run: Any, experiment: str) -> StoredRun:
+    """A ``StoredRun`` from MLflow's ``Run``."""
+    info, running = run.info, run.info.status == "RUNNING"
+    return StoredRun(
+        run_id=info.run_id,
+        experiment=experiment,
+        name=info.run_name,
+        status=info.status,
+        parent_id=run.data.tags.get(PARENT),
+        started=info.start_time / 1000,
+        ended=None if running or info.end_time is None else info.end_time / 1000,
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+        metrics=dict(run.data.metrics),
+    )
 
 
 def is_stale(run: StoredRun, now: float | None = None) -> bool:

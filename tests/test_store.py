@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import lovasz_repro
+from lovasz_repro import queries
 from lovasz_repro.errors import UserError
 from lovasz_repro.journal import Point
 from lovasz_repro.store import Store, StoredRun, StoreError, is_stale, shown_status
@@ -421,6 +422,31 @@ def open_and_log(results: Path, number: int, start: Any) -> None:
     for identity in ("x", "y", "z"):
         run_id = child(store, identity)
         store.log(run_id, [Point(f"m{number}", float(s), s, s) for s in range(50)])
+
+
+def test_machines_that_share_only_a_server_settle_on_one_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine created the run after this one had looked: the older one stands."""
+    other = store.open_child("e", None, "run", "id", {}, {"seed": "0"}, started=1000.0)
+    real, looks = queries.of_identity, iter([None])
+    monkeypatch.setattr(
+        queries, "of_identity", lambda *a: None if next(looks, 1) is None else real(*a)
+    )
+    assert store.open_child("e", None, "run", "id", {}, {"seed": "0"}) == other
+    assert [run.run_id for run in store.runs()] == [other]
+    assert rows(store.results, "SELECT count(*) FROM runs") == [(2,)]  # ours was taken back
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(os, "link", refuse)
+    store = Store(tmp_path / "results")
+    child(store)
+    assert [run.identity for run in Store(store.results).runs()] == ["id1"]
 
 
 def test_processes_that_open_the_same_runs_at_once_share_them(store: Store) -> None:

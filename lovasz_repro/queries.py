@@ -1,0 +1,95 @@
+"""What is asked of an MLflow client in more than one call, or in MLflow's filter language.
+
+``client`` is an ``mlflow.MlflowClient`` throughout; runs are MLflow's ``Run``.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lovasz_repro.tracking import StoreError
+
+
+def quotable(text: str) -> str:
+    """``text``, if it may stand between quotes in a filter.
+
+    Raises:
+        StoreError: characters that could end the quotes.
+    """
+    if not re.fullmatch(r"[\w.,: +-]+", text):
+        raise StoreError(f"{text!r} cannot name a run: use letters, digits and . _ - only")
+    return text
+
+
+def experiment_names(client: Any) -> dict[str, str]:
+    """{experiment id: name} of every experiment that is not deleted."""
+    found: dict[str, str] = {}
+    token = None
+    while True:
+        page = client.search_experiments(page_token=token)
+        found |= {experiment.experiment_id: experiment.name for experiment in page}
+        token = page.token
+        if not token:
+            return found
+
+
+def search(client: Any, experiment_ids: list[str], where: str) -> list[Any]:
+    """Every run of the experiments for which the filter ``where`` holds, oldest first."""
+    found: list[Any] = []
+    token = None
+    while experiment_ids:
+        page = client.search_runs(
+            experiment_ids,
+            where,
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def of_identity(client: Any, experiment_id: str, identity: str) -> Any:
+    """The run that stands for ``identity``: a finished one before others, then the oldest.
+
+    None where there is none. Every process that asks gets the same answer.
+    """
+    found = search(client, [experiment_id], f"tags.identity = '{quotable(identity)}'")
+    rank = [(r.info.status != "FINISHED", r.info.start_time, r.info.run_id) for r in found]
+    return found[rank.index(min(rank))] if found else None
+
+
+def settle(client: Any, experiment_id: str, identity: str, made: Any) -> Any:
+    """The run that stands after ``made`` was created; another one where two machines did so."""
+    stands = of_identity(client, experiment_id, identity)
+    if stands.info.run_id != made.info.run_id:
+        client.delete_run(made.info.run_id)
+    return stands
+
+
+def differences(run: Any, params: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags that keep what would be lost when ``run`` goes on with these params and tags.
+
+    ``changed/<param>`` is the present value of a parameter (MLflow's are immutable),
+    ``previous/<tag>`` the former values of a tag.
+    """
+    before, had = run.data.tags, run.data.params
+    changed = {f"changed/{k}": v for k, v in params.items() if had.get(k, v) != v}
+    previous = {
+        f"previous/{k}": ", ".join(filter(None, [before.get(f"previous/{k}"), before[k]]))
+        for k, v in tags.items()
+        if before.get(k, v) != v
+    }
+    return changed | previous
+
+
+def artifact_names(client: Any, run_id: str, folder: str | None = None) -> Iterator[str]:
+    """Relative path of every file that the run has below ``folder``."""
+    for entry in client.list_artifacts(run_id, folder):
+        if entry.is_dir:
+            yield from artifact_names(client, run_id, entry.path)
+        else:
+            yield entry.path
