@@ -88,7 +88,8 @@ class _LovaszExtension(torch.autograd.Function):
         errors = errors.to(torch.promote_types(errors.dtype, torch.float32))
         if valid is not None:
             errors = errors.masked_fill(~valid, 0.0)
-        gains = marginal_gains(errors, foreground, set_function, valid)
+        keys = decreasing_keys(errors)
+        gains = marginal_gains(keys, foreground, set_function, valid, errors.dtype)
         ctx.save_for_backward(gains)
         return gain_error_products(gains, errors).sum(-1)
 
@@ -103,63 +104,74 @@ def gain_error_products(gains: Tensor, errors: Tensor) -> Tensor:
     return (gains * errors).masked_fill_((gains == 0) & errors.isinf(), 0.0)
 
 
-def marginal_gains(
-    errors: Tensor, foreground: Tensor, set_function: SetFunction, valid: Tensor | None = None
-) -> Tensor:
-    """Gains g of Eq. 9 in the order of the pixels (Algorithm 1), outside autograd.
-
-    Args:
-        errors: (N, P) float32 or float64.
-        foreground: (N, P) bool.
-        set_function: the set function whose gains are wanted.
-        valid: (N, P) bool or None; other pixels have gain zero and no part in the counts.
-
-    Returns:
-        (N, P), of the dtype of the errors.
-    """
-    gains = torch.empty_like(errors, memory_format=torch.contiguous_format)
-    step = _rows_at_once(errors)
-    for start in range(0, len(errors), step):
-        rows = slice(start, start + step)
-        keep = None if valid is None else valid[rows]
-        is_foreground = foreground[rows] if keep is None else foreground[rows] & keep
-        order = _decreasing_order(errors[rows], keep)
-        ranked = _take(is_foreground, order)
-        counts = _counts_before(ranked, keep, errors.dtype)
-        ranked_gains = torch.where(
-            ranked, set_function.foreground_gain(counts), set_function.background_gain(counts)
-        )
-        gains[rows].scatter_(-1, order, ranked_gains.to(errors.dtype))
-    return gains if valid is None else gains.masked_fill_(~valid, 0.0)
-
-
-def _rows_at_once(errors: Tensor) -> int:
-    length = max(1, errors.shape[1])
-    if errors.device.type == "cpu" and length >= RADIX_SORT_PIXELS:
-        return 1
-    return max(1, PIXELS_AT_ONCE // length)
-
-
-def _decreasing_order(errors: Tensor, valid: Tensor | None) -> Tensor:
-    """Permutation (N, P) that sorts each row in decreasing order: stable, invalid pixels last."""
-    keys = _sort_keys(errors)
-    if valid is not None:
-        keys.masked_fill_(~valid, torch.iinfo(keys.dtype).max)
-    if len(keys) == 1:
-        return torch.sort(keys[0], stable=True).indices[None]
-    return torch.sort(keys, dim=-1, stable=True).indices
-
-
-def _sort_keys(errors: Tensor) -> Tensor:
-    """Integers whose increasing order is the decreasing order of the floats.
+def decreasing_keys(errors: Tensor) -> Tensor:
+    """Integers whose increasing order is the decreasing order of the errors.
 
     The bits of a float, read as an integer, grow with its value, and for negative floats with its
     magnitude; flipping all bits but the sign puts those right. NaN comes first or last.
+
+    Args:
+        errors: (N, P) float32 or float64.
+
+    Returns:
+        (N, P) int32 or int64.
     """
     integer = {torch.float32: torch.int32, torch.float64: torch.int64}[errors.dtype]
     bits = (errors + 0.0).view(integer)  # + 0.0 turns -0.0 into 0.0
     sign = bits >> (torch.iinfo(integer).bits - 1)  # 0, or -1 for negative floats
     return sign.bitwise_and_(torch.iinfo(integer).max).bitwise_xor_(bits).bitwise_not_()
+
+
+def marginal_gains(
+    keys: Tensor,
+    foreground: Tensor,
+    set_function: SetFunction,
+    valid: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gains g of Eq. 9 in the order of the pixels (Algorithm 1), outside autograd.
+
+    Args:
+        keys: (N, P) integers that increase as the errors decrease. Those of invalid pixels are
+            overwritten.
+        foreground: (N, P) bool.
+        set_function: the set function whose gains are wanted.
+        valid: (N, P) bool or None; other pixels have gain zero and no part in the counts.
+        dtype: of the gains.
+
+    Returns:
+        (N, P) gains.
+    """
+    gains = torch.empty(keys.shape, dtype=dtype, device=keys.device)
+    if valid is not None:
+        keys.masked_fill_(~valid, torch.iinfo(keys.dtype).max)
+    step = _rows_at_once(keys)
+    for start in range(0, len(keys), step):
+        rows = slice(start, start + step)
+        keep = None if valid is None else valid[rows]
+        is_foreground = foreground[rows] if keep is None else foreground[rows] & keep
+        order = _increasing_order(keys[rows])
+        ranked = _take(is_foreground, order)
+        counts = _counts_before(ranked, keep, dtype)
+        ranked_gains = torch.where(
+            ranked, set_function.foreground_gain(counts), set_function.background_gain(counts)
+        )
+        gains[rows].scatter_(-1, order, ranked_gains.to(dtype))
+    return gains if valid is None else gains.masked_fill_(~valid, 0.0)
+
+
+def _rows_at_once(keys: Tensor) -> int:
+    length = max(1, keys.shape[1])
+    if keys.device.type == "cpu" and length >= RADIX_SORT_PIXELS:
+        return 1
+    return max(1, PIXELS_AT_ONCE // length)
+
+
+def _increasing_order(keys: Tensor) -> Tensor:
+    """Permutation (N, P) that sorts each row; equal keys keep the order of their index."""
+    if len(keys) == 1:
+        return torch.sort(keys[0], stable=True).indices[None]
+    return torch.sort(keys, dim=-1, stable=True).indices
 
 
 def _take(mask: Tensor, order: Tensor) -> Tensor:

@@ -1,18 +1,22 @@
 """The Lovász-Softmax loss (Eq. 11-13) and the Lovász hinge (Eq. 10), for the Jaccard loss.
 
-Gradient of Lovász-Softmax in closed form. Let f be the probabilities of a pixel, y its label, m
-its errors (Eq. 11), g the gains of Eq. 9, already multiplied by the weight of their class in the
-mean of Eq. 13 (zero for a class outside it). The loss is the sum over pixels of
+Gradient of Lovász-Softmax in closed form. Let f be the probabilities of a pixel, y its label,
+m_y = 1 - f_y and m_c = f_c its errors (Eq. 11), g the gains of Eq. 9, already multiplied by the
+weight of their class in the mean of Eq. 13 (zero for a class outside it). With
 
-    T = sum_c g_c m_c,
+    S = sum of g_c f_c over c != y
 
-the derivative with respect to f_c is g_c for c != y and -g_y for c = y, and the softmax turns it
-into, for the logits F,
+the pixel adds S + g_y m_y to the loss. The derivative of that is g_c with respect to f_c and -g_y
+with respect to f_y; through the softmax it is, for the logits F,
 
-    dT/dF_y = -f_y T,    dT/dF_c = f_c (g_c + g_y - T) for c != y.
+    dF_y = -f_y (S + g_y m_y),    dF_c = f_c (g_c - S + g_y f_y) for c != y.
 
-Beside the gradient, which is computed in the forward pass and kept, this needs one more tensor of
-the size of the logits: the errors, equal to the probabilities but for the label's entry.
+Beside the gradient, which the forward pass computes and keeps, this takes one more tensor of the
+size of the logits, the probabilities, and what the permutation of one class takes.
+
+Errors are ranked by their logarithm in float64, whatever the dtype of the logits. Ranked in
+float32, neighbours among a million pixels change places, and with them the gains of a class of a
+thousand pixels change by 1e-3. The rest is computed in the dtype of the loss.
 """
 
 from collections.abc import Sequence
@@ -24,7 +28,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.extension import gain_error_products, marginal_gains
+from lovasz_repro.losses.extension import (
+    decreasing_keys,
+    gain_error_products,
+    marginal_gains,
+)
 from lovasz_repro.losses.inputs import (
     BinaryPixels,
     MulticlassPixels,
@@ -174,8 +182,12 @@ class _LovaszHinge(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, pixels: BinaryPixels) -> Tensor:
-        errors = torch.where(pixels.foreground, -logits, logits).add_(1).relu_()
-        gradient = marginal_gains(errors, pixels.foreground, JaccardLoss(), pixels.valid)
+        signed = torch.where(pixels.foreground, -logits, logits)
+        # The signed logits rank as the errors 1 + signed do, and have not been rounded.
+        gradient = marginal_gains(
+            decreasing_keys(signed), pixels.foreground, JaccardLoss(), pixels.valid, signed.dtype
+        )
+        errors = signed.add_(1).relu_()
         gradient /= max(1, len(errors))
         loss = gain_error_products(gradient, errors).sum()
         gradient.masked_fill_(errors == 0, 0.0)
@@ -200,21 +212,26 @@ class _LovaszSoftmax(torch.autograd.Function):
         ctx: Any, logits: Tensor, pixels: MulticlassPixels, rows: _Rows, needs_gradient: bool
     ) -> Tensor:
         ctx.logits_dtype = logits.dtype
-        errors, label_probability = _softmax_errors(logits, pixels)
-        gradient = torch.zeros_like(errors) if needs_gradient else None
-        total = torch.zeros_like(errors[:, 0])  # T of each pixel, (B, P)
+        softmax = _softmax(logits, pixels)
+        probabilities = softmax.wrong
+        gradient = torch.zeros_like(probabilities) if needs_gradient else None
+        wrong_sum = torch.zeros_like(softmax.label_error)  # S
+        label_gains = torch.zeros_like(softmax.label_error)  # g_y
         for item in rows.weights.sum(0).nonzero()[:, 0].tolist():
-            gains = _class_gains(errors[:, item], pixels, rows, item)
-            total.addcmul_(gains, errors[:, item])
+            foreground = pixels.labels == item
+            keys = _log_error_keys(logits[:, item], foreground, softmax)
+            gains = _class_gains(keys, foreground, pixels.valid, rows, item, probabilities.dtype)
+            wrong_sum.addcmul_(gains, probabilities[:, item])
+            label_gains.addcmul_(gains, foreground.to(gains.dtype))
             if gradient is not None:
                 gradient[:, item] = gains
+        loss = wrong_sum.addcmul(label_gains, softmax.label_error)
         if gradient is not None:
-            label = pixels.labels[:, None]
-            shift = gradient.gather(1, label) - total[:, None]
-            gradient.add_(shift).mul_(errors)
-            gradient.scatter_(1, label, -label_probability * total[:, None])
+            shift = (label_gains * softmax.label_probability).sub_(wrong_sum)
+            label_gradient = -softmax.label_probability * loss
+            _through_softmax_(gradient, probabilities, pixels.labels, shift, label_gradient)
             ctx.save_for_backward(gradient)
-        return total.sum(dtype=torch.float64).to(errors.dtype)
+        return loss.sum(dtype=torch.float64).to(loss.dtype)
 
     @staticmethod
     @once_differentiable
@@ -223,46 +240,115 @@ class _LovaszSoftmax(torch.autograd.Function):
         return (gradient * grad_loss).to(ctx.logits_dtype), None, None, None
 
 
-def _softmax_errors(logits: Tensor, pixels: MulticlassPixels) -> tuple[Tensor, Tensor]:
-    """Errors m (B, C, P) of Eq. 11 and the label's probability (B, 1, P); 0 on ignored pixels.
+class _Softmax(NamedTuple):
+    """Softmax of the logits, and in float64 what ranks the errors. 0 on ignored pixels."""
+
+    wrong: Tensor
+    """(B, C, P) probabilities, 0 for the label; float64 or float32."""
+    label_probability: Tensor
+    """(B, P) f_y, of the same dtype."""
+    label_error: Tensor
+    """(B, P) m_y, of the same dtype."""
+    log_normaliser: Tensor
+    """(B, P) float64: logits minus this are log-probabilities."""
+    log_label_error: Tensor
+    """(B, P) float64."""
+
+
+def _softmax(logits: Tensor, pixels: MulticlassPixels) -> _Softmax:
+    """Softmax with float64 exponentials, one class at a time.
 
     The label's error is the sum of the other probabilities, which unlike 1 - f_y keeps its
     relative precision on confident pixels.
     """
-    label = pixels.labels[:, None]
-    errors = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    labels = pixels.labels
+    wrong = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
+    top = logits.amax(1).double()
+    others = torch.zeros_like(top)
+    for item in range(logits.shape[1]):
+        exponential = (logits[:, item].double() - top).exp_()
+        exponential.masked_fill_(labels == item, 0.0)
+        wrong[:, item] = exponential
+        others += exponential
+    own = (logits.gather(1, labels[:, None])[:, 0].double() - top).exp_()
+    normaliser = own + others
+    wrong /= normaliser[:, None].to(wrong.dtype)
+    label_probability, label_error = own.div_(normaliser), others.div_(normaliser)
     if pixels.valid is not None:
-        errors.masked_fill_(~pixels.valid[:, None], 0.0)
-    label_probability = errors.gather(1, label)
-    errors.scatter_(1, label, 0.0)
-    errors.scatter_(1, label, errors.sum(1, keepdim=True))
-    return errors, label_probability
+        wrong.masked_fill_(~pixels.valid[:, None], 0.0)
+        label_probability.masked_fill_(~pixels.valid, 0.0)
+        label_error.masked_fill_(~pixels.valid, 0.0)
+    return _Softmax(
+        wrong,
+        label_probability.to(wrong.dtype),
+        label_error.to(wrong.dtype),
+        normaliser.log_().add_(top),
+        label_error.log(),
+    )
 
 
-def _class_gains(errors: Tensor, pixels: MulticlassPixels, rows: _Rows, item: int) -> Tensor:
-    """Weighted gains of one class. errors: (B, P), gains: (B, P)."""
-    shape, length = (len(rows.counts), -1), errors.shape
-    errors = errors.reshape(shape)
-    foreground = (pixels.labels == item).reshape(shape)
-    valid = None if pixels.valid is None else pixels.valid.reshape(shape)
+def _log_error_keys(logits: Tensor, foreground: Tensor, softmax: _Softmax) -> Tensor:
+    """(B, P) int64 keys that increase as the errors of one class decrease. logits: (B, P).
+
+    Errors are at most one, so minus their logarithm is not negative, and the bits of a float that
+    is not negative grow with its value.
+    """
+    log_probability = logits.double() - softmax.log_normaliser
+    log_error = torch.where(foreground, softmax.log_label_error, log_probability)
+    return log_error.abs_().view(torch.int64)
+
+
+def _through_softmax_(
+    gains: Tensor, wrong: Tensor, labels: Tensor, shift: Tensor, label_gradient: Tensor
+) -> None:
+    """Turn the gains (B, C, P) into the gradient for the logits, in place; uses up ``wrong``.
+
+    For a wrong class of probability near one, g_c - S subtracts near equals. But the gradient of
+    a pixel sums to zero over the classes, so that class can give the rounding error back.
+    """
+    gains.add_(shift[:, None]).mul_(wrong)
+    gains.scatter_(1, labels[:, None], label_gradient[:, None])
+    gains.addcmul_(wrong.gt_(0.5), gains.sum(1, keepdim=True), value=-1)
+
+
+def _class_gains(
+    keys: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    rows: _Rows,
+    item: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Weighted gains (B, P) of one class. keys: (B, P), overwritten on invalid pixels."""
+    batch_shape, shape = keys.shape, (len(rows.counts), -1)
+    keys, foreground = keys.reshape(shape), foreground.reshape(shape)
+    valid = None if valid is None else valid.reshape(shape)
     used, present = rows.weights[:, item] > 0, rows.counts[:, item] > 0
     if (used & present).all():
-        gains = marginal_gains(errors, foreground, JaccardLoss(), valid)
+        gains = marginal_gains(keys, foreground, JaccardLoss(), valid, dtype)
     else:
-        gains = torch.zeros_like(errors)
-        if (used & present).any():
-            at = (used & present).nonzero()[:, 0].to(errors.device)
-            keep = None if valid is None else valid[at]
-            gains[at] = marginal_gains(errors[at], foreground[at], JaccardLoss(), keep)
-        if (used & ~present).any():
-            at = (used & ~present).nonzero()[:, 0].to(errors.device)
-            gains[at] = _absent_gains(errors[at], None if valid is None else valid[at])
+        gains = torch.zeros(keys.shape, dtype=dtype, device=keys.device)
+        for chosen, gains_of in (
+            (used & present, marginal_gains),
+            (used & ~present, _absent_gains),
+        ):
+            if chosen.any():
+                at = chosen.nonzero()[:, 0].to(keys.device)
+                keep = None if valid is None else valid[at]
+                gains[at] = gains_of(keys[at], foreground[at], JaccardLoss(), keep, dtype)
     gains *= rows.weights[:, item, None].to(gains)
-    return gains.reshape(length)
+    return gains.reshape(batch_shape)
 
 
-def _absent_gains(errors: Tensor, valid: Tensor | None) -> Tensor:
-    """Jaccard gains (R, P) without foreground: 1 on the first of the largest errors, else 0."""
+def _absent_gains(
+    keys: Tensor,
+    foreground: Tensor,
+    set_function: JaccardLoss,
+    valid: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The same as ``marginal_gains`` without foreground: 1 on the first of the largest errors."""
     if valid is not None:
-        errors = errors.masked_fill(~valid, -1.0)
-    return torch.zeros_like(errors).scatter_(1, errors.argmax(1, keepdim=True), 1.0)
+        keys.masked_fill_(~valid, torch.iinfo(keys.dtype).max)
+    gains = torch.zeros(keys.shape, dtype=dtype, device=keys.device)
+    return gains.scatter_(1, keys.argmin(1, keepdim=True), 1.0)

@@ -97,8 +97,9 @@ class JaccardLoss(SetFunction):
     def background_gain(self, counts: Counts) -> Tensor:
         """I/(U (U+1)), with I and U before the pixel is added; 1 where U = 0."""
         union = counts.foreground_size + counts.false_positives
-        gain = counts.foreground_size - counts.false_negatives
-        return gain.div_(union).div_(union + 1).masked_fill_(union == 0, 1.0)
+        gain = (counts.foreground_size - counts.false_negatives).div_(union)
+        empty = union == 0
+        return gain.div_(union.add_(1)).masked_fill_(empty, 1.0)
 
 
 @dataclass(frozen=True)
