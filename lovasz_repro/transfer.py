@@ -100,24 +100,31 @@ def export_runs(
 ) -> int:
     """Write runs as plain files below ``out``; returns how many.
 
-    Folders of runs exported before are replaced; others there are left alone. Files of more than
-    ``max_artifact`` bytes stay behind and are named in run.json and through ``say``.
+    ``run_ids`` may be shortened as long as each means one run. Folders of runs exported before
+    are replaced; others there are left alone. Files of more than ``max_artifact`` bytes stay
+    behind and are named in run.json and through ``say``.
 
     Raises:
-        UserError: a run id that the store does not hold, or ``out`` cannot be written.
+        UserError: an id that is not that of one run in the store, or ``out`` cannot be written.
     """
     runs = store.runs(experiment)
     if run_ids is not None:
-        missing = sorted(set(run_ids) - {run.run_id for run in runs})
-        if missing:
-            raise UserError(f"no run {missing[0]} in this store; `lovasz-repro runs` lists them")
-        runs = [run for run in runs if run.run_id in run_ids]
+        runs = [_by_id(runs, run_id) for run_id in run_ids]
     # Of several runs with one identity the finished one counts, then the oldest.
     runs.sort(key=lambda run: (run.status != "FINISHED", run.started, run.run_id))
     unique = {(run.experiment, run.identity): run for run in reversed(runs)}
     for run in unique.values():
         _export(store, run, out, max_artifact, say)
     return len(unique)
+
+
+def _by_id(runs: Sequence[StoredRun], start: str) -> StoredRun:
+    """The one run whose id begins so."""
+    found = [run for run in runs if start and run.run_id.startswith(start)]
+    if len(found) != 1:
+        count = "several runs begin with" if found else "no run"
+        raise UserError(f"{count} {start!r} in this store; `lovasz-repro runs` lists them")
+    return found[0]
 
 
 def _export(

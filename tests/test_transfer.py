@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.journal import Point
-from lovasz_repro.store import Store
-from lovasz_repro.transfer import _iso, _seconds, export_runs, import_runs
+from lovasz_repro.store import Store, StoredRun
+from lovasz_repro.transfer import _by_id, _iso, _seconds, export_runs, import_runs
 
 MakeStore = Callable[..., Store]
 STARTED, ENDED = 1_763_884_800.123, 1_763_888_400.456
@@ -122,12 +122,21 @@ def test_some_runs_only(store: Store, tmp_path: Path) -> None:
     assert export_runs(store, tmp_path / "a", "other") == 1
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["other"]
     one = ids["00123456789abcde"]
-    assert export_runs(store, tmp_path / "b", run_ids=[one]) == 1
+    assert export_runs(store, tmp_path / "b", run_ids=[one[:12]]) == 1
     [folder] = (tmp_path / "b" / "camvid-enet").iterdir()
     assert folder.name == "sum-b5-s0-00123456"
-    with pytest.raises(UserError, match="no run unknown in this store"):
+    with pytest.raises(UserError, match="no run 'unknown' in this store"):
         export_runs(store, tmp_path / "c", run_ids=[one, "unknown"])
+    with pytest.raises(UserError, match="no run ''"):
+        export_runs(store, tmp_path / "c", run_ids=[""])
     assert export_runs(store, tmp_path / "d", "nothing") == 0
+
+
+def test_a_shortened_id_must_mean_one_run() -> None:
+    runs = [StoredRun(i, "e", "n", "FINISHED", None, 0, 1, {}, {}, {}) for i in ("ab1", "ab2")]
+    assert _by_id(runs, "ab2") is runs[1]
+    with pytest.raises(UserError, match="several runs begin with 'ab'"):
+        _by_id(runs, "ab")
 
 
 def test_an_import_that_was_cut_short_is_completed(
