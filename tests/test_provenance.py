@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lovasz_repro
@@ -154,6 +154,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(config=st.dictionaries(st.text(), JSON, max_size=5))
 def test_the_config_hash_ignores_order_and_survives_a_file(config: dict[str, object]) -> None:
     turned = dict(reversed(config.items()))

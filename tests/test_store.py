@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import lovasz_repro
 from lovasz_repro import queries
 from lovasz_repro.errors import UserError
 from lovasz_repro.journal import Point
-from lovasz_repro.store import Store, StoredRun, StoreError, is_stale, shown_status
+from lovasz_repro.store import Store, StoredRun, StoreError, _make_database, is_stale, shown_status
 
 MakeStore = Callable[..., Store]
 
@@ -438,15 +439,27 @@ def test_machines_that_share_only_a_server_settle_on_one_run(
     assert rows(store.results, "SELECT count(*) FROM runs") == [(2,)]  # ours was taken back
 
 
-def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_links(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Client:
+        """Makes its database by copying one, which is quicker."""
+
+        def __init__(self, tracking_uri: str) -> None:
+            shutil.copy(empty_database, tracking_uri.removeprefix("sqlite:///"))
+
+        def search_experiments(self) -> None:
+            pass
+
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(os, "link", refuse)
-    store = Store(tmp_path / "results")
-    child(store)
-    assert [run.identity for run in Store(store.results).runs()] == ["id1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        patch.setattr("lovasz_repro.store._mlflow", lambda: SimpleNamespace(MlflowClient=Client))
+        _make_database(tmp_path / "results" / "mlflow.db")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["mlflow.db"]
+    assert Store(tmp_path / "results", f"sqlite:///{tmp_path}/results/mlflow.db").runs() == []
 
 
 def test_processes_that_open_the_same_runs_at_once_share_them(store: Store) -> None:
