@@ -209,7 +209,6 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Label photographs with a network: a PNG of label ids and a coloured overlay of each."""
-    from lovasz_repro.device import choose_device
     from lovasz_repro.evaluation.predict import parse_size, predict_images
     from lovasz_repro.progress import Progress
 
@@ -220,7 +219,7 @@ def predict(
             weights,
             out,
             parse_size(size) if size else None,
-            str(choose_device(device)),
+            device,
             lambda image: task.advance(note=image.name),
         )
     for prediction in predictions:
@@ -395,7 +394,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        sys.stderr.write(f"Error: {describe(error)}\n")
+        sys.stderr.write(f"{describe(error)}\n")
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         if debug:
@@ -405,11 +404,13 @@ def one_line_errors(debug: bool) -> Iterator[None]:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line."""
+    """An error in one line; being asked to stop is none."""
     text = " ".join(str(error).split())
-    if isinstance(error, UserError | RunFailed) or hasattr(error, "exit_code"):
+    if hasattr(error, "exit_code"):
         return text
-    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    if isinstance(error, UserError | RunFailed):
+        return f"Error: {text}"
+    return f"Error: unexpected {type(error).__name__}: {text} (--debug shows where)"
 
 
 def exit_code(error: Exception) -> int:

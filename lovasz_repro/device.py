@@ -16,10 +16,10 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:<number>.") from None
+        raise UserError(f"device '{name}': expected auto, cpu, cuda or cuda:<number>.") from None
     count = torch.cuda.device_count()
     if device.type not in {"cpu", "cuda"} or (
         device.type == "cuda" and (device.index or 0) >= count
     ):
-        raise UserError(f"--device {name}: this machine has {count} CUDA devices.")
+        raise UserError(f"device '{name}': this machine has {count} CUDA devices.")
     return device

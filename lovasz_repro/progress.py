@@ -5,7 +5,6 @@ half minute. Both go to stderr; results go to stdout.
 """
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -47,12 +46,7 @@ class Progress:
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
     def task(self, description: str, total: int, completed: int = 0) -> "ProgressTask":

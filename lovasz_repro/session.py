@@ -75,7 +75,7 @@ class RunSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stop.__exit__(kind, error, trace)
+        self.stop.__exit__()
         if self._task:
             self._task.close()
         interrupted = isinstance(error, Interrupted | KeyboardInterrupt)

@@ -186,7 +186,7 @@ def test_merge_leaves_its_inputs_alone() -> None:
 
 
 def test_missing_key_is_named(tmp_path: Path) -> None:
-    content = {key: value for key, value in read_yaml_text(SMALL, tmp_path).items()}
+    content = read_yaml_text(SMALL, tmp_path)
     del content["title"]
     with pytest.raises(UserError, match="title: field required"):
         validate(ExperimentConfig, content, "small.yaml")

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from lovasz_repro.data.palettes import ClassTable, class_table, colourise
+from lovasz_repro.device import choose_device
+from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.photo import read_photo
 from lovasz_repro.models.enet import STRIDE, ENet
-from lovasz_repro.models.weights import load_weights, write_atomically
+from lovasz_repro.models.weights import load_weights
 
 OPACITY = 0.55  # of the class colours over the photograph
 
@@ -70,7 +72,7 @@ def predict_images(
     check_request(images, out, size)
     loaded = load_weights(weights)
     table = class_table(loaded.dataset, loaded.class_names, loaded.num_classes)
-    model = loaded.build().eval().to(open_device(device))
+    model = loaded.build().eval().to(choose_device(device))
     make_folder(out)
     done: list[Prediction] = []
     bad: list[str] = []
@@ -137,17 +139,6 @@ def check_request(images: Sequence[Path], out: Path, size: tuple[int, int] | Non
 def result_paths(stem: str, out: Path) -> tuple[Path, Path]:
     """The label file and the overlay of an image."""
     return out / f"{stem}_labelIds.png", out / f"{stem}_overlay.png"
-
-
-def open_device(name: str) -> torch.device:
-    """The device of that name; raises UserError where this machine or build has none."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        problem = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"device {name!r}: {problem}; use --device cpu") from error
-    return device
 
 
 def make_folder(out: Path) -> None:
@@ -228,7 +219,7 @@ def write_prediction(
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         try:
-            write_atomically(path, buffer.getvalue())
+            write_durably(path, buffer.getvalue())
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return Prediction(image, *paths, size=(photo.height, photo.width))

@@ -6,7 +6,6 @@ values that are not finite ends in a `UserError` of one line.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
 from lovasz_repro.models.enet import Activation, ENet
 from lovasz_repro.models.layers import DropoutConvention
@@ -186,7 +186,7 @@ def save_weights(model: ENet, path: Path, metadata: Mapping[str, Any]) -> None:
         "class_names": json.dumps(names),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_atomically(path, ordered(safetensors.torch.save(tensors, header)))
+    write_durably(path, ordered(safetensors.torch.save(tensors, header)))
 
 
 def ordered(content: bytes) -> bytes:
@@ -201,19 +201,6 @@ def ordered(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside `path`, sync it, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def map_classifier(model: ENet, class_mapping: Mapping[int, int | None]) -> ENet:

@@ -7,13 +7,13 @@ the one before it is taken. Files are read with ``weights_only=True``: nothing i
 
 import hashlib
 import io
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
@@ -77,21 +77,3 @@ class Checkpoints:
         files = [(int(m[1]), m[2], path) for m, path in matches if m]
         files.sort(key=lambda file: (file[0], file[2].stat().st_mtime_ns), reverse=True)
         return [(digest, path) for _, digest, path in files]
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that after a crash it is either whole or not there: tmp, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -105,7 +105,8 @@ def train(
         if stop.number or _due(state.iteration, config.checkpoint_every, config.iterations):
             save(state)
         if stop.number and state.iteration < config.iterations:
-            raise Interrupted(stop.number, f"Stopped at iteration {state.iteration}, saved.")
+            where = f"Stopped at iteration {state.iteration} of {config.iterations}, saved."
+            raise Interrupted(stop.number, f"{where} Run the same command to go on.")
 
 
 def training_step(

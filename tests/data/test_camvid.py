@@ -93,7 +93,7 @@ def test_missing_folders_say_what_to_do(tmp_path: Path) -> None:
         CamVid(tmp_path, "val", (16, 24))
     (tmp_path / "val").mkdir()
     (tmp_path / "valannot").mkdir()
-    with pytest.raises(UserError, match="no .png or .jpg"):
+    with pytest.raises(UserError, match=r"no \.png or \.jpg"):
         CamVid(tmp_path, "val", (16, 24))
 
 

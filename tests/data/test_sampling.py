@@ -10,9 +10,8 @@ from lovasz_repro.data.sampling import Draw, ShuffledBatches, mix
 sizes = st.integers(1, 40)
 
 
-def batches(dataset_size: int, batch_size: int, iterations: int, **options: int) -> list[list[Draw]]:
-    options.setdefault("seed", 0)
-    return list(ShuffledBatches(dataset_size, batch_size, iterations, **options))
+def batches(dataset_size: int, batch_size: int, iterations: int, seed: int = 0) -> list[list[Draw]]:
+    return list(ShuffledBatches(dataset_size, batch_size, iterations, seed=seed))
 
 
 @given(dataset_size=sizes, batch_size=st.integers(1, 12), iterations=st.integers(0, 30))

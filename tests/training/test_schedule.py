@@ -1,0 +1,19 @@
+"""The poly schedule against Eq. 16 by hand."""
+
+import pytest
+
+from lovasz_repro.training.schedule import poly
+
+
+@pytest.mark.parametrize(
+    ("iteration", "expected"),
+    [(0, 2.5e-4), (10_000, 2.5e-4 * 0.5**0.9), (19_999, 2.5e-4 * (1 / 20_000) ** 0.9), (20_000, 0)],
+)
+def test_values_of_the_paper_s_schedule(iteration: int, expected: float) -> None:
+    assert poly(2.5e-4, iteration, 20_000, 0.9) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("iteration", "iterations"), [(-1, 5), (6, 5), (0, 0)])
+def test_outside_the_schedule_is_an_error(iteration: int, iterations: int) -> None:
+    with pytest.raises(ValueError, match="outside the schedule"):
+        poly(1.0, iteration, iterations)
