@@ -169,7 +169,9 @@ def _convergence(ax: Any, store: RunStore, cohort: Cohort, heading: str, look: L
                 _band(ax, data, colour, dash)
                 label = f"{variant_title(name)}, batch size {size}"
                 curves.append(Curve(heading, label, data, sources(runs)))
-    curves += _initial_line(ax, store, cohort, heading)
+    initial = _initial_line(ax, store, cohort, heading)
+    _keep_trained_in_view(ax, curves, initial)
+    curves += initial
     single = cohort.batch_sizes if len(look.dashes) == 1 else []
     _title(ax, with_batch_size(heading, *single) if single else heading)
     ax.set(xlabel="iteration", ylabel="validation dataset-mIoU (%)")
@@ -199,6 +201,26 @@ def _initial_line(ax: Any, store: RunStore, cohort: Cohort, heading: str) -> lis
     mean, _ = mean_and_spread([100 * (scores[run.run_id] or 0.0) for run in runs])
     ax.axhline(mean, zorder=1, **BEFORE)
     return [Curve(heading, "before training", {"mean": [mean]}, sources(runs))]
+
+
+def _keep_trained_in_view(ax: Any, curves: Sequence[Curve], initial: Sequence[Curve]) -> None:
+    """Where training gained far more than the curves differ by, begin the axis below the curves.
+
+    The score before training then lies under the axis, and a note says what it is.
+    """
+    trained = [
+        mean
+        for curve in curves
+        for step, mean in zip(curve.data["iteration"], curve.data["mean"], strict=True)
+        if step > 0
+    ]
+    if not trained or not initial:
+        return
+    span, before = max(trained) - min(trained), initial[0].data["mean"][0]
+    if 0 < 2 * span < min(trained) - before:
+        ax.set_ylim(bottom=min(trained) - 0.35 * span)
+        note = f"before training: {before:.1f}, below this axis"
+        ax.text(0.98, 0.03, note, transform=ax.transAxes, ha="right", fontsize=6.5, color=GREY)
 
 
 def _scores(runs: Sequence[Run], prefix: str) -> dict[str, tuple[float, float | None]]:

@@ -1,0 +1,73 @@
+"""The wheel: everything the tool needs travels in it, and it works from any directory."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), "."]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_experiments_and_no_tests(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    shipped = {name for name in names if name.startswith("lovasz_repro/experiments/")}
+    here = {f"lovasz_repro/experiments/{path.name}" for path in (ROOT / "experiments").iterdir()}
+    assert shipped == here
+    assert not [name for name in names if name.startswith(("tests/", "results/"))]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_an_unpacked_wheel_runs_anywhere(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "lovasz_repro.cli", "synthetic", "--seeds", "1", "--dry-run"],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "experiment: synthetic" in done.stdout
+    where = subprocess.run(
+        [sys.executable, "-P", "-c", "import lovasz_repro; print(lovasz_repro.__file__)"],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert where.stdout.startswith(str(tmp_path / "site"))
+
+
+def test_constraints_pin_what_is_declared() -> None:
+    """Every dependency has one exact pin, and no CPU-only suffix (it would not fit a GPU)."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    assert len(pins) == sum(1 for line in lines if line and not line.startswith("#"))
+    for requirement in declared:
+        name = requirement.split(">")[0].split("<")[0].split("=")[0].split("[")[0].lower()
+        assert name in pins, name
+    assert pins["torch"] == "2.13.0"
+    assert pins["numpy"].startswith("2.3.")
+    assert not [pin for pin in pins.values() if "+" in pin]
