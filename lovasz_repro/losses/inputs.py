@@ -102,7 +102,7 @@ def binary_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> B
             "the same shape, or theirs without a channel dimension of size 1"
         )
     batch, space = logits.shape[0], logits.shape[1:].numel()
-    flat_labels = labels.reshape(batch, space)
+    flat_labels = labels.reshape(batch, space).long()  # 255 == -1 in uint8
     scores = logits.reshape(batch, space).to(torch.promote_types(logits.dtype, torch.float32))
     foreground = flat_labels == 1
     known, valid = foreground | (flat_labels == 0), None

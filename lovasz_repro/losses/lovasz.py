@@ -1,46 +1,25 @@
 """The Lovász-Softmax loss (Eq. 11-13) and the Lovász hinge (Eq. 10), for the Jaccard loss.
 
-Gradient of Lovász-Softmax in closed form. Let f be the probabilities of a pixel, y its label,
-m_y = 1 - f_y and m_c = f_c its errors (Eq. 11), g the gains of Eq. 9, already multiplied by the
-weight of their class in the mean of Eq. 13 (zero for a class outside it). With
-
-    S = sum of g_c f_c over c != y
-
-the pixel adds S + g_y m_y to the loss. The derivative of that is g_c with respect to f_c and -g_y
-with respect to f_y; through the softmax it is, for the logits F,
-
-    dF_y = -f_y (S + g_y m_y),    dF_c = f_c (g_c - S + g_y f_y) for c != y.
-
-Beside the gradient, which the forward pass computes and keeps, this takes one more tensor of the
-size of the logits, the probabilities, and what the permutation of one class takes.
-
-Errors are ranked by their logarithm in float64, whatever the dtype of the logits. Ranked in
-float32, neighbours among a million pixels change places, and with them the gains of a class of a
-thousand pixels change by 1e-3. The rest is computed in the dtype of the loss.
+Both compute their gradient in closed form in the forward pass and keep nothing else.
 """
 
 from collections.abc import Sequence
-from operator import index
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from lovasz_repro.losses.averaging import Rows, class_gains, rows_of
 from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.extension import (
-    decreasing_keys,
-    gain_error_products,
-    marginal_gains,
-)
+from lovasz_repro.losses.extension import decreasing_keys, gain_error_products, marginal_gains
 from lovasz_repro.losses.inputs import (
     BinaryPixels,
     MulticlassPixels,
     binary_pixels,
-    class_weight_vector,
     multiclass_pixels,
 )
 from lovasz_repro.losses.set_functions import JaccardLoss
+from lovasz_repro.losses.softmax import log_error_keys, softmax_of, through_softmax_
 
 
 @eager
@@ -82,11 +61,12 @@ def lovasz_softmax(
         ValueError: shapes that do not fit, a label out of range, a class id out of range or
             twice in ``classes``, or class weights that are not C finite non-negative numbers.
 
-    The gradient has the dtype of the logits. Tied errors rank in the order of the pixels. The loss
-    is differentiable once; a second derivative raises a RuntimeError.
+    The gradient has the dtype of the logits. Where errors tie it is a subgradient, the same one at
+    every call. The loss can be differentiated once: a backward pass with ``create_graph=True``
+    raises a RuntimeError.
     """
     pixels = multiclass_pixels(logits, labels, ignore_index)
-    rows = _rows(pixels.counts, classes, per_image, class_weights)
+    rows = rows_of(pixels.counts, classes, per_image, class_weights)
     needs_gradient = torch.is_grad_enabled() and logits.requires_grad
     loss: Tensor = _LovaszSoftmax.apply(pixels.logits, pixels, rows, needs_gradient)
     return loss
@@ -127,52 +107,6 @@ def lovasz_hinge(
     return loss
 
 
-class _Rows(NamedTuple):
-    """What one Jaccard index is taken over: R = B images, or R = 1 batch. On the CPU."""
-
-    counts: Tensor
-    """(R, C) int64: pixels of each class."""
-    weights: Tensor
-    """(R, C) float64: weight of each class in the loss; 0 where the row does not average it."""
-
-
-def _rows(
-    counts: Tensor,
-    classes: str | Sequence[int],
-    per_image: bool,
-    class_weights: Sequence[float] | Tensor | None,
-) -> _Rows:
-    """Rows with the weights of Eq. 13; the weights of a row sum to 1/R, or to 0."""
-    counts, num_classes = counts if per_image else counts.sum(0, keepdim=True), counts.shape[1]
-    weights = class_weight_vector(class_weights, num_classes)
-    if weights is None:
-        weights = torch.ones(num_classes, dtype=torch.float64)
-    weights = weights * _averaged(counts, classes)
-    divisor = weights.sum(1, keepdim=True) * len(counts)
-    return _Rows(counts, torch.where(divisor > 0, weights / divisor, 0.0))
-
-
-def _averaged(counts: Tensor, classes: str | Sequence[int]) -> Tensor:
-    """(R, C) bool: the classes that Eq. 13 averages in each row."""
-    not_empty = counts.sum(1, keepdim=True) > 0
-    if isinstance(classes, str):
-        if classes == "present":
-            return counts > 0
-        if classes == "all":
-            return not_empty.expand_as(counts)
-        raise ValueError(f'classes is "{classes}", must be "present", "all" or a list of ids')
-    num_classes = counts.shape[1]
-    ids = [index(item) for item in classes]
-    for item in ids:
-        if not 0 <= item < num_classes:
-            raise ValueError(f"class {item} in classes is out of range for {num_classes} classes")
-    if not ids or len(set(ids)) < len(ids):
-        raise ValueError(f"classes is {ids}, must name at least one class, and each once")
-    listed = torch.zeros(num_classes, dtype=torch.bool)
-    listed[ids] = True
-    return listed & not_empty
-
-
 class _LovaszHinge(torch.autograd.Function):
     """Logits (R, P) to the mean over the rows of Eq. 10.
 
@@ -201,26 +135,27 @@ class _LovaszHinge(torch.autograd.Function):
 
 
 class _LovaszSoftmax(torch.autograd.Function):
-    """Logits (B, C, P) to the loss, by the closed form of the module docstring.
+    """Logits (B, C, P) to the loss, by the closed form that ``softmax.py`` derives.
 
     Classes are taken one after the other, each for all images at once: the permutation and the
-    counts of one class are small beside the logits, those of all classes together are not.
+    counts of one class are small beside the logits, those of all classes together are not. So
+    the peak is the gradient, the probabilities, and some 100 bytes a pixel, whatever C is.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, pixels: MulticlassPixels, rows: _Rows, needs_gradient: bool
+        ctx: Any, logits: Tensor, pixels: MulticlassPixels, rows: Rows, needs_gradient: bool
     ) -> Tensor:
         ctx.logits_dtype = logits.dtype
-        softmax = _softmax(logits, pixels)
+        softmax = softmax_of(logits, pixels.labels, pixels.valid)
         probabilities = softmax.wrong
         gradient = torch.zeros_like(probabilities) if needs_gradient else None
         wrong_sum = torch.zeros_like(softmax.label_error)  # S
         label_gains = torch.zeros_like(softmax.label_error)  # g_y
         for item in rows.weights.sum(0).nonzero()[:, 0].tolist():
             foreground = pixels.labels == item
-            keys = _log_error_keys(logits[:, item], foreground, softmax)
-            gains = _class_gains(keys, foreground, pixels.valid, rows, item, probabilities.dtype)
+            keys = log_error_keys(logits[:, item], foreground, softmax)
+            gains = class_gains(keys, foreground, pixels.valid, rows, item, probabilities.dtype)
             wrong_sum.addcmul_(gains, probabilities[:, item])
             label_gains.addcmul_(gains, foreground.to(gains.dtype))
             if gradient is not None:
@@ -229,126 +164,15 @@ class _LovaszSoftmax(torch.autograd.Function):
         if gradient is not None:
             shift = (label_gains * softmax.label_probability).sub_(wrong_sum)
             label_gradient = -softmax.label_probability * loss
-            _through_softmax_(gradient, probabilities, pixels.labels, shift, label_gradient)
+            through_softmax_(gradient, probabilities, pixels.labels, shift, label_gradient)
             ctx.save_for_backward(gradient)
         return loss.sum(dtype=torch.float64).to(loss.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "lovasz_softmax can be differentiated once: no backward with create_graph=True"
+            )
         (gradient,) = ctx.saved_tensors
         return (gradient * grad_loss).to(ctx.logits_dtype), None, None, None
-
-
-class _Softmax(NamedTuple):
-    """Softmax of the logits, and in float64 what ranks the errors. 0 on ignored pixels."""
-
-    wrong: Tensor
-    """(B, C, P) probabilities, 0 for the label; float64 or float32."""
-    label_probability: Tensor
-    """(B, P) f_y, of the same dtype."""
-    label_error: Tensor
-    """(B, P) m_y, of the same dtype."""
-    log_normaliser: Tensor
-    """(B, P) float64: logits minus this are log-probabilities."""
-    log_label_error: Tensor
-    """(B, P) float64."""
-
-
-def _softmax(logits: Tensor, pixels: MulticlassPixels) -> _Softmax:
-    """Softmax with float64 exponentials, one class at a time.
-
-    The label's error is the sum of the other probabilities, which unlike 1 - f_y keeps its
-    relative precision on confident pixels.
-    """
-    labels = pixels.labels
-    wrong = torch.empty_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
-    top = logits.amax(1).double()
-    others = torch.zeros_like(top)
-    for item in range(logits.shape[1]):
-        exponential = (logits[:, item].double() - top).exp_()
-        exponential.masked_fill_(labels == item, 0.0)
-        wrong[:, item] = exponential
-        others += exponential
-    own = (logits.gather(1, labels[:, None])[:, 0].double() - top).exp_()
-    normaliser = own + others
-    wrong /= normaliser[:, None].to(wrong.dtype)
-    label_probability, label_error = own.div_(normaliser), others.div_(normaliser)
-    if pixels.valid is not None:
-        wrong.masked_fill_(~pixels.valid[:, None], 0.0)
-        label_probability.masked_fill_(~pixels.valid, 0.0)
-        label_error.masked_fill_(~pixels.valid, 0.0)
-    return _Softmax(
-        wrong,
-        label_probability.to(wrong.dtype),
-        label_error.to(wrong.dtype),
-        normaliser.log_().add_(top),
-        label_error.log(),
-    )
-
-
-def _log_error_keys(logits: Tensor, foreground: Tensor, softmax: _Softmax) -> Tensor:
-    """(B, P) int64 keys that increase as the errors of one class decrease. logits: (B, P).
-
-    Errors are at most one, so minus their logarithm is not negative, and the bits of a float that
-    is not negative grow with its value.
-    """
-    log_probability = logits.double() - softmax.log_normaliser
-    log_error = torch.where(foreground, softmax.log_label_error, log_probability)
-    return log_error.abs_().view(torch.int64)
-
-
-def _through_softmax_(
-    gains: Tensor, wrong: Tensor, labels: Tensor, shift: Tensor, label_gradient: Tensor
-) -> None:
-    """Turn the gains (B, C, P) into the gradient for the logits, in place; uses up ``wrong``.
-
-    For a wrong class of probability near one, g_c - S subtracts near equals. But the gradient of
-    a pixel sums to zero over the classes, so that class can give the rounding error back.
-    """
-    gains.add_(shift[:, None]).mul_(wrong)
-    gains.scatter_(1, labels[:, None], label_gradient[:, None])
-    gains.addcmul_(wrong.gt_(0.5), gains.sum(1, keepdim=True), value=-1)
-
-
-def _class_gains(
-    keys: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    rows: _Rows,
-    item: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Weighted gains (B, P) of one class. keys: (B, P), overwritten on invalid pixels."""
-    batch_shape, shape = keys.shape, (len(rows.counts), -1)
-    keys, foreground = keys.reshape(shape), foreground.reshape(shape)
-    valid = None if valid is None else valid.reshape(shape)
-    used, present = rows.weights[:, item] > 0, rows.counts[:, item] > 0
-    if (used & present).all():
-        gains = marginal_gains(keys, foreground, JaccardLoss(), valid, dtype)
-    else:
-        gains = torch.zeros(keys.shape, dtype=dtype, device=keys.device)
-        for chosen, gains_of in (
-            (used & present, marginal_gains),
-            (used & ~present, _absent_gains),
-        ):
-            if chosen.any():
-                at = chosen.nonzero()[:, 0].to(keys.device)
-                keep = None if valid is None else valid[at]
-                gains[at] = gains_of(keys[at], foreground[at], JaccardLoss(), keep, dtype)
-    gains *= rows.weights[:, item, None].to(gains)
-    return gains.reshape(batch_shape)
-
-
-def _absent_gains(
-    keys: Tensor,
-    foreground: Tensor,
-    set_function: JaccardLoss,
-    valid: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The same as ``marginal_gains`` without foreground: 1 on the first of the largest errors."""
-    if valid is not None:
-        keys.masked_fill_(~valid, torch.iinfo(keys.dtype).max)
-    gains = torch.zeros(keys.shape, dtype=dtype, device=keys.device)
-    return gains.scatter_(1, keys.argmin(1, keepdim=True), 1.0)
