@@ -116,7 +116,7 @@ def synthetic(
 ) -> None:
     """Sec. 4.1, Fig. 3: which loss finds the bias that minimises the Jaccard loss?"""
     from lovasz_repro.config import parse_overrides
-    from lovasz_repro.synthetic_config import load_synthetic
+    from lovasz_repro.synthetic.config import load_synthetic
 
     changes = parse_overrides(set_ or []) | ({"seeds": seeds} if seeds else {})
     config = load_synthetic(overrides=changes)
@@ -128,7 +128,7 @@ def synthetic(
     from lovasz_repro.report.tables import TABLES
     from lovasz_repro.report.terminal import print_table
     from lovasz_repro.store import Store
-    from lovasz_repro.synthetic import run_synthetic
+    from lovasz_repro.synthetic.experiment import run_synthetic
 
     store = Store(results, tracking_uri)
     with Progress() as progress:
@@ -335,7 +335,7 @@ def export_(
 ) -> None:
     """Write runs as plain files, for git or for another machine."""
     from lovasz_repro.store import Store
-    from lovasz_repro.transfer import export_runs
+    from lovasz_repro.store.transfer import export_runs
 
     store = Store(results, tracking_uri)
     count = export_runs(store, out, experiment, run, max_artifact=max_artifact)
@@ -350,7 +350,7 @@ def import_(
 ) -> None:
     """Bring exported runs into the store; those it has already are left alone."""
     from lovasz_repro.store import Store
-    from lovasz_repro.transfer import import_runs
+    from lovasz_repro.store.transfer import import_runs
 
     report = import_runs(Store(results, tracking_uri), source)
     typer.echo(

@@ -35,8 +35,8 @@ from lovasz_repro.provenance import (
     run_identity,
 )
 from lovasz_repro.session import RunSession, run_folder
-from lovasz_repro.shipping import ship_pending
 from lovasz_repro.store import Store
+from lovasz_repro.store.shipping import ship_pending
 from lovasz_repro.training.loop import TrainingState, train
 from lovasz_repro.training.objective import build_objective
 

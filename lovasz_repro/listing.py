@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from lovasz_repro.stored import StoredRun, shown_status
+from lovasz_repro.store.stored import StoredRun, shown_status
 
 SCORES = ("test/dataset_miou", "val/dataset_miou")
 """What a training run is judged by, best first."""

@@ -16,10 +16,10 @@ import yaml
 
 from lovasz_repro.config import CellConfig
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.journal import Journal
 from lovasz_repro.progress import Progress, ProgressTask
-from lovasz_repro.shipping import Shipper
 from lovasz_repro.store import Store
+from lovasz_repro.store.journal import Journal
+from lovasz_repro.store.shipping import Shipper
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState
 from lovasz_repro.training.stopping import Interrupted, StopRequest

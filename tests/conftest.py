@@ -47,7 +47,7 @@ def enet_weights() -> Path:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and nothing in them (seconds to make)."""
-    from lovasz_repro.store import _make_database
+    from lovasz_repro.store.mlflow_store import _make_database
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     _make_database(path)

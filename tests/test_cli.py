@@ -125,16 +125,16 @@ def test_an_unexpected_error_is_one_line_and_exit_code_1(
     assert err == "Error: unexpected ZeroDivisionError: two lines (--debug shows where)\n"
 
 
-def test_dry_run_tells_and_touches_nothing(
-    lovasz_repro: Command, tiny: Path, tmp_path: Path
-) -> None:
-    before = sorted(path for path in tmp_path.rglob("*"))
+def test_dry_run_tells_and_runs_nothing(lovasz_repro: Command, tiny: Path, tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name}
     code, out, err = lovasz_repro("run", str(tiny), "--dry-run", "--set", "training.lr=0.5")
     assert code == 0, err
     assert "lr: 0.5" in out
     assert out.count("new, 12 iterations") == 2
-    after = sorted(path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name)
-    assert after == [path for path in before if "mlflow.db" not in path.name]
+    after = {path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name}
+    cache = tmp_path / "results" / "work" / "fingerprints.json"  # of the data's content
+    assert after - before <= {cache.parent, cache}
+    assert lovasz_repro("runs")[1].startswith("No runs stored yet")
 
 
 def test_dry_run_says_what_is_missing(lovasz_repro: Command, tiny: Path, tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def test_a_run_is_stored_with_all_it_can_be_traced_by_and_then_skipped(workshop:
 
 
 def test_training_lowers_the_loss(workshop: Workshop) -> None:
-    grid = {"variants": ["weighted-cross-entropy"], "overrides": {"training.iterations": 40}}
+    changes = {"training.iterations": 40, "training.lr": 0.01}
+    grid = {"variants": ["weighted-cross-entropy"], "overrides": changes}
     workshop.run("a", **grid)
     store = Store(workshop.results("a"))
     losses = [value for _, value in store.history(store.runs("tiny")[0].run_id, "train/loss")]
@@ -194,7 +195,7 @@ def test_other_data_is_another_run(workshop: Workshop) -> None:
 
 
 def test_two_processes_do_not_work_on_one_run(workshop: Workshop) -> None:
-    from lovasz_repro.journal import Journal
+    from lovasz_repro.store.journal import Journal
 
     workshop.run("a", "demo", **ONE)
     folder = workshop.work("a")

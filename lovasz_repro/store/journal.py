@@ -7,7 +7,7 @@ A JSONL file beside the checkpoints, only ever appended to. Each line is one of
     {"commit": 20}                       {"finished": 1763884900000}
 
 A ``commit`` line says that the checkpoint of that step is on disk: what stands before it is
-final and may be shipped (`lovasz_repro.shipping`), what stands after it is taken back when the
+final and may be shipped (see ``shipping.py``), what stands after it is taken back when the
 run resumes from that checkpoint. So the store never sees a value that is computed twice.
 """
 

@@ -20,12 +20,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from lovasz_repro import artifacts, queries
 from lovasz_repro.errors import UserError
-from lovasz_repro.journal import Point
-from lovasz_repro.shipping import MAX_BATCH, Shipper
-from lovasz_repro.stored import HEARTBEAT, PARENT, StoredRun, from_mlflow, is_stale, shown_status
-from lovasz_repro.tracking import (
+from lovasz_repro.store import artifacts, queries
+from lovasz_repro.store.journal import Point
+from lovasz_repro.store.shipping import MAX_BATCH
+from lovasz_repro.store.stored import HEARTBEAT, PARENT, StoredRun, from_mlflow
+from lovasz_repro.store.tracking import (
     StoreError,
     check_database,
     check_server,
@@ -33,8 +33,6 @@ from lovasz_repro.tracking import (
     database_of,
     explain,
 )
-
-__all__ = ["Point", "Shipper", "Store", "StoreError", "StoredRun", "is_stale", "shown_status"]
 
 
 class Store:

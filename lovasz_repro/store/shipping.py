@@ -17,7 +17,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.journal import (
+from lovasz_repro.store.journal import (
     Journal,
     Point,
     Record,
@@ -27,7 +27,7 @@ from lovasz_repro.journal import (
     read_records,
     shipped_offsets,
 )
-from lovasz_repro.stored import HEARTBEAT
+from lovasz_repro.store.stored import HEARTBEAT
 
 MAX_BATCH = 900  # MLflow takes 1000 metrics, params and tags together in one call
 

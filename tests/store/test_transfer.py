@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.journal import Point
 from lovasz_repro.store import Store, StoredRun
-from lovasz_repro.transfer import _by_id, _iso, _seconds, export_runs, import_runs
+from lovasz_repro.store.journal import Point
+from lovasz_repro.store.transfer import _by_id, _iso, _seconds, export_runs, import_runs
 
 MakeStore = Callable[..., Store]
 STARTED, ENDED = 1_763_884_800.123, 1_763_888_400.456

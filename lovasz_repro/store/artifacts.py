@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path, PurePosixPath
 
-from lovasz_repro.tracking import StoreError
+from lovasz_repro.store.tracking import StoreError
 
 _UNFINISHED = ".new"
 

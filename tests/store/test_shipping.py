@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lovasz_repro.journal import Journal, Point, read_records, shipped_offsets
-from lovasz_repro.shipping import MAX_BATCH, Shipper, ship, ship_pending
 from lovasz_repro.store import Store
-from lovasz_repro.tracking import StoreError
+from lovasz_repro.store.journal import Journal, Point, read_records, shipped_offsets
+from lovasz_repro.store.shipping import MAX_BATCH, Shipper, ship, ship_pending
+from lovasz_repro.store.tracking import StoreError
 
 SOON = 0.01  # seconds between two shipments in these tests
 

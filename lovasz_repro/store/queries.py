@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lovasz_repro.tracking import StoreError
+from lovasz_repro.store.tracking import StoreError
 
 
 def quotable(text: str) -> str:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import lovasz_repro
-from lovasz_repro import queries
 from lovasz_repro.errors import UserError
-from lovasz_repro.journal import Point
-from lovasz_repro.store import Store, StoredRun, StoreError, _make_database, is_stale, shown_status
+from lovasz_repro.store import Store, StoredRun, StoreError, is_stale, queries, shown_status
+from lovasz_repro.store.journal import Point
+from lovasz_repro.store.mlflow_store import _make_database
 
 MakeStore = Callable[..., Store]
 
@@ -366,7 +366,7 @@ def test_a_database_of_another_mlflow_version_is_one_line(store: Store) -> None:
 
 
 def test_a_locked_database_is_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lovasz_repro.tracking.LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr("lovasz_repro.store.tracking.LOCK_TIMEOUT", 0.2)
     other = sqlite3.connect(store.results / "mlflow.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     try:
@@ -456,7 +456,9 @@ def test_a_file_system_without_links(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
-        patch.setattr("lovasz_repro.store._mlflow", lambda: SimpleNamespace(MlflowClient=Client))
+        patch.setattr(
+            "lovasz_repro.store.mlflow_store._mlflow", lambda: SimpleNamespace(MlflowClient=Client)
+        )
         _make_database(tmp_path / "results" / "mlflow.db")
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mlflow.db"]
     assert Store(tmp_path / "results", f"sqlite:///{tmp_path}/results/mlflow.db").runs() == []

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lovasz_repro.data.circles import Circles
-from lovasz_repro.synthetic_config import SearchConfig
+from lovasz_repro.synthetic.config import SearchConfig
 
 ZOOM = 10  # each finer grid has a tenth of the step
 

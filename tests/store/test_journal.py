@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.journal import Journal, note_shipped, read_records, shipped_offsets
+from lovasz_repro.store.journal import Journal, note_shipped, read_records, shipped_offsets
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_two_processes_cannot_train_one_run(path: Path) -> None:
     with Journal(path):
         code = f"""
             from pathlib import Path
-            from lovasz_repro.journal import Journal
+            from lovasz_repro.store.journal import Journal
             Journal(Path({str(path)!r}))
         """
         other = python(code)
@@ -221,7 +221,7 @@ def test_nothing_logged_is_lost_with_the_process(path: Path) -> None:
     code = f"""
         import os, signal
         from pathlib import Path
-        from lovasz_repro.journal import Journal
+        from lovasz_repro.store.journal import Journal
         journal = Journal(Path({str(path)!r}))
         journal.log(1, {{"loss": 0.25}})
         os.kill(os.getpid(), signal.SIGKILL)
@@ -238,7 +238,7 @@ def test_an_orphaned_loader_process_does_not_keep_the_run(path: Path) -> None:
     code = f"""
         import os, signal, time
         from pathlib import Path
-        from lovasz_repro.journal import Journal
+        from lovasz_repro.store.journal import Journal
         journal = Journal(Path({str(path)!r}))
         if os.fork() == 0:
             print(os.getpid(), flush=True)

@@ -20,7 +20,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from lovasz_repro.bias_search import (
+from lovasz_repro.data.circles import Circles, draw_circles
+from lovasz_repro.provenance import (
+    config_hash,
+    device_name,
+    git_commit,
+    package_versions,
+    run_identity,
+)
+from lovasz_repro.store import Point, Store, StoredRun
+from lovasz_repro.synthetic.bias_search import (
     LOSSES,
     SURROGATES,
     SortedImage,
@@ -31,16 +40,7 @@ from lovasz_repro.bias_search import (
     over_images,
     sort_images,
 )
-from lovasz_repro.data.circles import Circles, draw_circles
-from lovasz_repro.provenance import (
-    config_hash,
-    device_name,
-    git_commit,
-    package_versions,
-    run_identity,
-)
-from lovasz_repro.store import Point, Store, StoredRun
-from lovasz_repro.synthetic_config import CirclesConfig, SearchConfig, SyntheticConfig
+from lovasz_repro.synthetic.config import CirclesConfig, SearchConfig, SyntheticConfig
 
 Found = TypeVar("Found")
 COLUMNS = ("argmin", "jaccard_at_argmin", "excess")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from lovasz_repro.journal import Journal, Point
-from lovasz_repro.shipping import Shipper
 from lovasz_repro.store import Store, StoreError
-from lovasz_repro.tracking import check_server, choose_uri, database_of, explain
-from lovasz_repro.transfer import export_runs, import_runs
+from lovasz_repro.store.journal import Journal, Point
+from lovasz_repro.store.shipping import Shipper
+from lovasz_repro.store.tracking import check_server, choose_uri, database_of, explain
+from lovasz_repro.store.transfer import export_runs, import_runs
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_a_dead_server_is_one_line_at_once(tmp_path: Path) -> None:
 
 
 def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lovasz_repro.tracking.HEALTH_TIMEOUT", 0.2)
+    monkeypatch.setattr("lovasz_repro.store.tracking.HEALTH_TIMEOUT", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -19,12 +19,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from lovasz_repro import artifacts
 from lovasz_repro.errors import UserError
-from lovasz_repro.journal import Point
-from lovasz_repro.shipping import to_stderr
-from lovasz_repro.store import Store
-from lovasz_repro.stored import HEARTBEAT, StoredRun, is_stale
+from lovasz_repro.store import Store, artifacts
+from lovasz_repro.store.journal import Point
+from lovasz_repro.store.shipping import to_stderr
+from lovasz_repro.store.stored import HEARTBEAT, StoredRun, is_stale
 
 MAX_ARTIFACT = 5_000_000  # bytes; larger files stay where they are
 MAX_JSON = 4_000_000  # bytes of a run.json
