@@ -1,0 +1,63 @@
+"""The numbers in the README: rebuilt from the exported runs that are kept with the project."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lovasz_repro.report.figures import write_figures
+from lovasz_repro.report.render import write_tables
+from lovasz_repro.store.transfer import import_runs
+
+if TYPE_CHECKING:
+    from lovasz_repro.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference"
+TABLES = ["synthetic", "camvid-enet", "camvid-enet-classes"]
+FIGURES = ["figure-3", "camvid-enet", "camvid-enet-classes"]
+
+
+@pytest.fixture
+def reference_store(make_store: Callable[..., "Store"]) -> "Store":
+    store = make_store("reference")
+    report = import_runs(store, REFERENCE / "runs")
+    assert report.added
+    return store
+
+
+def test_kept_tables_are_what_the_kept_runs_say(reference_store: "Store", tmp_path: Path) -> None:
+    for file in write_tables(reference_store, tmp_path, TABLES, ["md"]):
+        kept = REFERENCE / "tables" / file.name
+        assert file.read_text() == kept.read_text(), (
+            f"{kept} is not what its runs say: lovasz-repro runs import results/reference/runs "
+            "&& lovasz-repro report tables --format md --out results/reference/tables"
+        )
+
+
+def test_kept_figures_are_what_the_kept_runs_say(reference_store: "Store", tmp_path: Path) -> None:
+    """The numbers as drawn; pixels may differ between versions of the drawing library."""
+    for file in write_figures(reference_store, tmp_path, FIGURES):
+        if file.suffix == ".json":
+            assert file.read_text() == (REFERENCE / "figures" / file.name).read_text()
+
+
+def test_readme_shows_the_kept_tables() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name in ("synthetic", "camvid-enet"):
+        kept = (REFERENCE / "tables" / f"{name}.md").read_text().splitlines()
+        rows = [line for line in kept if line.startswith("|")]
+        assert len(rows) > 3
+        for row in rows:
+            assert row in readme, f"README.md lacks this row of {name}: {row}"
+    for name in FIGURES:
+        assert f"results/reference/figures/{name}.png" in readme
+        assert (REFERENCE / "figures" / f"{name}.png").is_file()
+
+
+def test_no_weights_and_no_photographs_are_kept() -> None:
+    """The released weights and CamVid are not ours to pass on."""
+    files = [path for path in REFERENCE.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".csv", ".yaml", ".npz", ".md", ".png"}
+    assert sum(path.stat().st_size for path in files) < 5_000_000
