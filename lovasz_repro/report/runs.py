@@ -62,6 +62,7 @@ class Source:
     """Where one number comes from."""
 
     run_id: str
+    """The id under which the run was made, also where it was imported since."""
     name: str
     git_commit: str
     config_hash: str
@@ -106,9 +107,14 @@ class Cohort:
 
 
 def source(run: Run) -> Source:
-    """Provenance of a run, from the tags that every run carries."""
+    """Provenance of a run, from the tags that every run carries.
+
+    An imported run keeps the id that it was made under, so a report is the same in every store;
+    ``tags.origin_run_id`` finds it here.
+    """
     known = ("git_commit", "config_hash", "data_fingerprint", "seed", "device", "profile", "scale")
-    return Source(run.run_id, run.name, **{key: run.tags.get(key, "unknown") for key in known})
+    made_as = run.tags.get("origin_run_id", run.run_id)
+    return Source(made_as, run.name, **{key: run.tags.get(key, "unknown") for key in known})
 
 
 def sources(runs: Iterable[Run]) -> tuple[Source, ...]:
