@@ -124,27 +124,27 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: RunSession
     state = TrainingState(model, build_optimizer(model, cell.training))
     session.resume(state, place.device)
 
-    def score(split: str, dataset: camvid.CamVid) -> dict[str, float]:
+    def score(split: str, dataset: camvid.CamVid, snapshot: int) -> dict[str, float]:
         scores = score_on(model, dataset, split, cell, place, session.progress)
-        session.line(f"iteration {state.iteration:5d}  {describe(split, scores)}")
+        session.line(f"iteration {snapshot:5d}  {describe(split, scores)}")
         return scores.as_metrics(split, camvid.CLASSES)
 
     if state.iteration == 0:
-        session.log(0, score("initial/test", test_set))
+        session.log(0, score("initial/test", test_set, snapshot=0))
     train(
         state,
         training_batches(cell, train_set, place, start=state.iteration),
         objective,
         cell.training,
         place.device,
-        validate=lambda: score("val", val_set),
+        validate=lambda: score("val", val_set, snapshot=state.iteration),
         log=session.log,
         save=session.save,
         stop=session.stop,
     )
     state.load_best()
     save_weights(model, session.best_weights, weights_metadata(cell, state))
-    session.log(cell.training.iterations, score("test", test_set))
+    session.log(cell.training.iterations, score("test", test_set, snapshot=state.best_iteration))
     session.log(cell.training.iterations, {"best/iteration": float(state.best_iteration)})
     session.keep(session.folder / "config.yaml", session.best_weights)
 
