@@ -82,12 +82,12 @@ def predict_images(
             classes = label_photo(model, photo, size, allowed(table))
             done.append(write_prediction(path, photo, classes, table, out))
         except ValueError as error:
-            bad.append(f"{path} {error}")
+            bad.append(f"{path}: {error}")
         if progress is not None:
             progress(path)
     if bad:
         rest = f" The other {len(done)} are in {out}." if done else ""
-        raise UserError(f"image {'; '.join(bad)}.{rest}")
+        raise UserError(f"{'; '.join(bad)}.{rest}")
     return done
 
 

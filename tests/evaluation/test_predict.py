@@ -240,8 +240,8 @@ def test_bad_images_are_listed_after_the_good_ones_are_done(camvid, tmp_path: Pa
     heard: list[Path] = []
     paths = [good[0], truncated, absent, good[1]]
     message = refusal(paths, camvid[1], out, progress=heard.append)
-    assert f"{truncated} cannot be read" in message
-    assert f"{absent} no such file" in message
+    assert f"{truncated}: cannot be read" in message
+    assert f"{absent}: no such file" in message
     assert f"The other 2 are in {out}" in message
     assert heard == paths
     written = sorted(path.name for path in out.iterdir())
