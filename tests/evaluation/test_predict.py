@@ -301,7 +301,7 @@ def test_photograph_beyond_memory_is_named(camvid, tmp_path: Path, monkeypatch) 
 
     path = photo(tmp_path / "in", 8, 8)
     monkeypatch.setattr(ENet, "forward", too_large)
-    assert f"{path} is too large for the memory" in refusal([path], camvid[1], tmp_path / "out")
+    assert f"{path}: is too large for the memory" in refusal([path], camvid[1], tmp_path / "out")
 
 
 # The real network

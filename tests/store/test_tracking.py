@@ -162,7 +162,7 @@ def test_a_real_server_holds_runs_and_may_hang_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uri, process = mlflow_server
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     store = Store(tmp_path / "results", uri)
     parent = store.open_parent("e", "parent", {})
     run_id = store.open_child("e", parent, "run", "id", {"a": 1}, {"b": "c"})
