@@ -186,8 +186,7 @@ class ExperimentConfig(Strict):
         for batch_size, seed, variant in grid:
             resolved = merge(merge(self.recipe, self.variants[variant]), chosen.recipe)
             resolved = merge(resolved, {"training": {"batch_size": batch_size}})
-            for key, value in (overrides or {}).items():
-                resolved = merge(resolved, _nested(key, value))
+            resolved = override(resolved, overrides or {})
             resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}
             resolved |= {"variant": variant, "seed": seed}
             cells.append(validate(CellConfig, resolved, f"{self.experiment} ({variant})"))
@@ -257,6 +256,16 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         both_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if both_mappings and key != "terms" else value
     return merged
+
+
+def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with values laid over it by dotted key: {"training.lr": 0.1}."""
+    changed = dict(content)
+    for key, value in overrides.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        changed = merge(changed, value)
+    return changed
 
 
 def dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -335,12 +344,6 @@ def _known(name: str, known: Any, what: str, where: str) -> str:
 def _near(name: str, known: Sequence[str]) -> str:
     matches = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""
-
-
-def _nested(dotted: str, value: Any) -> dict[str, Any]:
-    for part in reversed(dotted.split(".")):
-        value = {part: value}
-    return value
 
 
 def _is_number(text: str) -> bool:

@@ -1,12 +1,11 @@
 """What may stand in experiments/synthetic.yaml (Sec. 4.1, Fig. 3)."""
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from lovasz_repro.config import Scale, Strict, experiment_file, merge, read_yaml, validate
+from lovasz_repro.config import Scale, Strict, experiment_file, override, read_yaml, validate
 
 MOST_STEPS = 10_000
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
@@ -108,8 +107,5 @@ def load_synthetic(
         UserError: not readable, unknown key, wrong type or impossible value; one line.
     """
     path = experiment_file(name_or_path)
-    content = read_yaml(path)
-    for key, value in (overrides or {}).items():
-        nested = reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value)
-        content = merge(content, nested)
+    content = override(read_yaml(path), overrides or {})
     return validate(SyntheticConfig, content, path.name)
