@@ -1,7 +1,8 @@
 """The losses of the paper as a library: importable without the rest of the project.
 
 * :func:`lovasz_softmax` (Eq. 11-13) for several classes, :func:`lovasz_hinge` (Eq. 10) for two;
-* :func:`lovasz_extension` (Eq. 8-9) for any set function of counts, such as :class:`JaccardLoss`;
+* :func:`lovasz_extension` (Eq. 8-9) for any set function of counts, such as :class:`JaccardLoss`,
+  and :func:`check_submodular` for your own;
 * the losses they are compared with, and :func:`weighted_sum` to combine them;
 * module forms of all.
 """
@@ -32,6 +33,7 @@ from lovasz_repro.losses.set_functions import (
     SetFunction,
     TverskyLoss,
 )
+from lovasz_repro.losses.submodular import check_submodular
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -48,6 +50,7 @@ __all__ = [
     "TverskyLoss",
     "WeightedSum",
     "binary_cross_entropy",
+    "check_submodular",
     "cross_entropy",
     "hinge",
     "lovasz_extension",

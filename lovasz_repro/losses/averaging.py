@@ -7,33 +7,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.extension import marginal_gains
-from lovasz_repro.losses.inputs import class_weight_vector
-from lovasz_repro.losses.set_functions import JaccardLoss
+from lovasz_repro.losses.inputs import MulticlassPixels, PixelWeights, class_weight_vector
+from lovasz_repro.losses.ranks import Ranks
+from lovasz_repro.losses.set_functions import SetFunction
+from lovasz_repro.losses.sorting import marginal_gains
+
+
+class Measure(NamedTuple):
+    """What is taken of each class and row: a set function of (weighted) pixels."""
+
+    set_function: SetFunction
+    weights: PixelWeights | None
+    """Of the pixels, or None."""
+    row_ranks: Ranks
+    """The processes that share each row: one alone where a row is an image."""
 
 
 class Rows(NamedTuple):
     """What one Jaccard index is taken over: R = B images, or R = 1 batch. On the CPU."""
 
     counts: Tensor
-    """(R, C) int64: pixels of each class."""
+    """(R, C) int64: pixels of each class; a batch is that of all ranks."""
     weights: Tensor
     """(R, C) float64: weight of each class in the loss; 0 where the row does not average it."""
 
 
 def rows_of(
-    counts: Tensor,
+    pixels: MulticlassPixels,
     classes: str | Sequence[int],
     per_image: bool,
     class_weights: Sequence[float] | Tensor | None,
 ) -> Rows:
-    """Rows with the weights of Eq. 13; the weights of a row sum to 1/R, or to 0."""
-    counts, num_classes = counts if per_image else counts.sum(0, keepdim=True), counts.shape[1]
+    """Rows with the weights of Eq. 13; over all ranks, those of a row sum to 1/R, or to 0."""
+    counts = pixels.counts if per_image else pixels.total_counts[None]
+    num_classes = counts.shape[1]
     weights = class_weight_vector(class_weights, num_classes)
     if weights is None:
         weights = torch.ones(num_classes, dtype=torch.float64)
     weights = weights * _averaged(counts, classes)
-    divisor = weights.sum(1, keepdim=True) * len(counts)
+    divisor = weights.sum(1, keepdim=True) * (pixels.total_images if per_image else 1)
     return Rows(counts, torch.where(divisor > 0, weights / divisor, 0.0))
 
 
@@ -61,41 +73,32 @@ def _averaged(counts: Tensor, classes: str | Sequence[int]) -> Tensor:
 def class_gains(
     keys: Tensor,
     foreground: Tensor,
-    valid: Tensor | None,
+    pixels: MulticlassPixels,
     rows: Rows,
     item: int,
+    measure: Measure,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Weighted gains (B, P) of one class. keys: (B, P), overwritten on invalid pixels."""
-    batch_shape, shape = keys.shape, (len(rows.counts), -1)
-    keys, foreground = keys.reshape(shape), foreground.reshape(shape)
-    valid = None if valid is None else valid.reshape(shape)
-    used, present = rows.weights[:, item] > 0, rows.counts[:, item] > 0
-    if (used & present).all():
-        gains = marginal_gains(keys, foreground, JaccardLoss(), valid, dtype)
-    else:
-        gains = torch.zeros(keys.shape, dtype=dtype, device=keys.device)
-        for chosen, gains_of in (
-            (used & present, marginal_gains),
-            (used & ~present, _absent_gains),
-        ):
-            if chosen.any():
-                at = chosen.nonzero()[:, 0].to(keys.device)
-                keep = None if valid is None else valid[at]
-                gains[at] = gains_of(keys[at], foreground[at], JaccardLoss(), keep, dtype)
+    """Weighted gains (B, P) of one class, by sorting. keys: (B, P), may be overwritten."""
+    shape, count = keys.shape, len(rows.counts)
+    used = (rows.weights[:, item] > 0).nonzero()[:, 0]
+    chosen: Tensor | slice = slice(None) if len(used) == count else used.to(keys.device)
+
+    def of(pixel_mask: Tensor | None) -> Tensor | None:
+        return None if pixel_mask is None else pixel_mask.reshape(count, -1)[chosen]
+
+    weights = None
+    if measure.weights is not None:
+        weights = torch.where(foreground, measure.weights.foreground, measure.weights.background)
+    gains = torch.zeros(count, shape.numel() // max(1, count), dtype=dtype, device=keys.device)
+    gains[chosen] = marginal_gains(
+        keys.reshape(count, -1)[chosen],
+        foreground.reshape(count, -1)[chosen],
+        measure.set_function,
+        of(pixels.valid),
+        dtype,
+        of(weights),
+        measure.row_ranks,
+    )
     gains *= rows.weights[:, item, None].to(gains)
-    return gains.reshape(batch_shape)
-
-
-def _absent_gains(
-    keys: Tensor,
-    foreground: Tensor,
-    set_function: JaccardLoss,
-    valid: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The same as ``marginal_gains`` without foreground: 1 on the first of the largest errors."""
-    if valid is not None:
-        keys.masked_fill_(~valid, torch.iinfo(keys.dtype).max)
-    gains = torch.zeros(keys.shape, dtype=dtype, device=keys.device)
-    return gains.scatter_(1, keys.argmin(1, keepdim=True), 1.0)
+    return gains.reshape(shape)

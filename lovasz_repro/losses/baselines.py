@@ -3,17 +3,24 @@
 The binary losses follow the binary experiment of the authors (Sec. 4.2): ``per_image=True`` is
 the mean over the valid pixels of each image, averaged over the images. They share the inputs of
 :func:`lovasz_repro.losses.lovasz_hinge`: logits (B, ...) or (B, 1, ...), labels 0 and 1.
-Every loss computes in at least float32 and returns a 0-dim tensor of that dtype.
+Every loss computes in at least float32 and returns a 0-dim tensor of that dtype. With ``group``
+each is that of the batch of all ranks, as :func:`lovasz_repro.losses.lovasz_softmax` is.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 
 from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.inputs import binary_pixels, class_weight_vector, multiclass_pixels
+from lovasz_repro.losses.inputs import (
+    BinaryPixels,
+    binary_pixels,
+    class_weight_vector,
+    multiclass_pixels,
+)
+from lovasz_repro.losses.ranks import Ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits and labels to a 0-dim loss."""
@@ -26,6 +33,7 @@ def cross_entropy(
     *,
     ignore_index: int | None = None,
     class_weights: Sequence[float] | Tensor | None = None,
+    group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Cross-entropy of Eq. 1: mean over the valid pixels of the batch of -log f_i(y_i).
 
@@ -35,6 +43,7 @@ def cross_entropy(
         ignore_index: label of the pixels that do not count.
         class_weights: (C,) non-negative weights; the mean over pixels is then weighted by the
             weight of each pixel's label, as in ``torch.nn.functional.cross_entropy``.
+        group: process group whose ranks hold parts of one batch.
 
     Returns:
         0-dim tensor, at least 0. No valid pixel, or labels of zero weight alone, give 0 with a
@@ -43,9 +52,10 @@ def cross_entropy(
     Raises:
         TypeError, ValueError: as :func:`lovasz_repro.losses.lovasz_softmax`.
     """
-    pixels = multiclass_pixels(logits, labels, ignore_index)
+    ranks = Ranks(group)
+    pixels = multiclass_pixels(logits, labels, ignore_index, ranks)
     weights = class_weight_vector(class_weights, logits.shape[1])
-    counts = pixels.counts.sum(0).double()
+    counts = pixels.total_counts.double()
     total_weight = float((counts if weights is None else counts * weights).sum())
     scores = pixels.logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = pixels.labels
@@ -58,46 +68,63 @@ def cross_entropy(
         ignore_index=-100,
         reduction="sum",
     )
-    return summed / total_weight if total_weight > 0 else summed * 0.0
+    return ranks.total(summed / total_weight if total_weight > 0 else summed * 0.0)
 
 
 @eager
 def binary_cross_entropy(
-    logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    per_image: bool = True,
+    ignore_index: int | None = None,
+    group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Cross-entropy of the sigmoid of one logit a pixel, mean over pixels.
 
-    Args, raises: as :func:`lovasz_repro.losses.lovasz_hinge`.
+    Args, raises: as of :func:`lovasz_repro.losses.lovasz_hinge`.
 
     Returns:
         0-dim tensor, at least 0; an image without valid pixels adds 0.
     """
-    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
+    ranks = Ranks(group)
+    pixels = binary_pixels(logits, labels, ignore_index, ranks).rows(per_image)
     losses = functional.binary_cross_entropy_with_logits(
         pixels.logits, pixels.foreground.to(pixels.logits), reduction="none"
     )
-    return _pixel_mean(losses, pixels.valid)
+    return _pixel_mean(losses, pixels, per_image, ranks)
 
 
 @eager
 def hinge(
-    logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    per_image: bool = True,
+    ignore_index: int | None = None,
+    group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Hinge loss max(1 - F y, 0) with y = +1 on the foreground, -1 elsewhere; mean over pixels.
 
-    Args, raises: as :func:`lovasz_repro.losses.lovasz_hinge`.
+    Args, raises: as of :func:`lovasz_repro.losses.lovasz_hinge`.
 
     Returns:
         0-dim tensor, at least 0; an image without valid pixels adds 0.
     """
-    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
+    ranks = Ranks(group)
+    pixels = binary_pixels(logits, labels, ignore_index, ranks).rows(per_image)
     errors = torch.relu(1 + torch.where(pixels.foreground, -pixels.logits, pixels.logits))
-    return _pixel_mean(errors, pixels.valid)
+    return _pixel_mean(errors, pixels, per_image, ranks)
 
 
 @eager
 def soft_iou(
-    logits: Tensor, labels: Tensor, *, per_image: bool = True, ignore_index: int | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    per_image: bool = True,
+    ignore_index: int | None = None,
+    group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """One minus the soft IoU of Rahman and Wang 2016 ([22]; facts.md 6.2).
 
@@ -108,6 +135,7 @@ def soft_iou(
     Args:
         logits, labels, ignore_index: as :func:`lovasz_repro.losses.lovasz_hinge`.
         per_image: True averages over the images, False takes one I and one U over the batch.
+        group: process group whose ranks hold parts of one batch.
 
     Returns:
         0-dim tensor in [0, 1]. Without foreground the loss of an image is 1, whatever the
@@ -116,14 +144,19 @@ def soft_iou(
     Raises:
         TypeError, ValueError: as :func:`lovasz_repro.losses.lovasz_hinge`.
     """
-    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
+    ranks = Ranks(group)
+    pixels = binary_pixels(logits, labels, ignore_index, ranks).rows(per_image)
     errors = torch.sigmoid(torch.where(pixels.foreground, -pixels.logits, pixels.logits))
     if pixels.valid is not None:
         errors = errors.masked_fill(~pixels.valid, 0.0)
-    union = torch.where(pixels.foreground, 1.0, errors).sum(1)
+    sums = torch.stack([errors.sum(1), torch.where(pixels.foreground, 1.0, errors).sum(1)])
+    if not per_image:
+        sums = ranks.total(sums)
+    wrong, union = sums
     empty = union == 0
-    losses = errors.sum(1).masked_fill(empty, 0.0) / union.masked_fill(empty, 1.0)
-    return losses.sum() / max(1, len(losses))
+    losses = wrong.masked_fill(empty, 0.0) / union.masked_fill(empty, 1.0)
+    loss = losses.sum() / max(1, pixels.total_rows)
+    return ranks.total(loss) if per_image else loss
 
 
 def weighted_sum(
@@ -168,10 +201,12 @@ def check_sum(terms: int, weights: Sequence[float] | None) -> tuple[float, ...]:
     return numbers
 
 
-def _pixel_mean(losses: Tensor, valid: Tensor | None) -> Tensor:
+def _pixel_mean(losses: Tensor, pixels: BinaryPixels, per_image: bool, ranks: Ranks) -> Tensor:
     """Mean over the rows of (R, P) of their mean over valid pixels; a row without any adds 0."""
-    if valid is None:
-        means = losses.sum(1) / max(1, losses.shape[1])
-    else:
-        means = losses.masked_fill(~valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)
-    return means.sum() / max(1, len(means))
+    counts = losses.new_full((len(losses),), losses.shape[1])
+    if pixels.valid is not None:
+        losses, counts = losses.masked_fill(~pixels.valid, 0.0), pixels.valid.sum(1).to(losses)
+    if not per_image:
+        counts = ranks.sum_(counts.double())
+    means = losses.sum(1) / counts.clamp(min=1).to(losses)
+    return ranks.total(means.sum() / max(1, pixels.total_rows))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lovasz_repro.losses.ranks import ONE_PROCESS, Ranks
+
 
 class MulticlassPixels(NamedTuple):
     """Logits and labels of several classes, with the spatial dimensions made one."""
@@ -23,6 +25,10 @@ class MulticlassPixels(NamedTuple):
     """(B, P) bool, or None where every pixel counts."""
     counts: Tensor
     """(B, C) int64 on the CPU: valid pixels of each image and class."""
+    total_counts: Tensor
+    """(C,) int64 on the CPU: valid pixels of each class, of all ranks."""
+    total_images: int
+    """B of all ranks."""
 
 
 class BinaryPixels(NamedTuple):
@@ -34,17 +40,30 @@ class BinaryPixels(NamedTuple):
     """(B, P) bool, false where the pixel is ignored."""
     valid: Tensor | None
     """(B, P) bool, or None where every pixel counts."""
+    total_rows: int
+    """B of all ranks, or 1 for the batch."""
 
     def rows(self, per_image: bool) -> "BinaryPixels":
         """The same with one row an image, or one row for the batch."""
         if per_image:
             return self
         valid = None if self.valid is None else self.valid.reshape(1, -1)
-        return BinaryPixels(self.logits.reshape(1, -1), self.foreground.reshape(1, -1), valid)
+        return BinaryPixels(self.logits.reshape(1, -1), self.foreground.reshape(1, -1), valid, 1)
 
 
-def multiclass_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> MulticlassPixels:
+def multiclass_pixels(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int | None,
+    ranks: Ranks = ONE_PROCESS,
+    ignored: Tensor | None = None,
+) -> MulticlassPixels:
     """Check logits (B, C, ...) and labels (B, ...) and flatten the space to P pixels.
+
+    Args:
+        logits, labels, ignore_index: as of the losses.
+        ranks: whose labels make the totals.
+        ignored: (B, P) bool or None: more pixels to ignore.
 
     Raises:
         TypeError: logits not floating, or labels neither integer nor bool.
@@ -68,18 +87,23 @@ def multiclass_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) 
     bins = torch.where((flat >= 0) & (flat < classes), flat, classes + 1)
     if ignore_index is not None:
         bins.masked_fill_(flat == ignore_index, classes)
-    counts = _count(bins, classes + 2)
-    if counts[:, classes + 1].any():
-        _raise_out_of_range(int(flat[bins == classes + 1][0]), classes, ignore_index)
+    if ignored is not None:
+        bins.masked_fill_(ignored & (bins < classes), classes)
+    counts, total, images = _count(bins, classes + 2, ranks)
+    if total[classes + 1]:
+        wrong = flat[bins == classes + 1].tolist()
+        _raise_out_of_range(wrong[0] if wrong else None, classes, ignore_index)
     valid = None
     if counts[:, classes].any():
         valid = bins != classes
         flat = flat.masked_fill(~valid, 0)
     flat_logits = logits.reshape(batch, classes, space)
-    return MulticlassPixels(flat_logits, flat, valid, counts[:, :classes])
+    return MulticlassPixels(flat_logits, flat, valid, counts[:, :classes], total[:classes], images)
 
 
-def binary_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> BinaryPixels:
+def binary_pixels(
+    logits: Tensor, labels: Tensor, ignore_index: int | None, ranks: Ranks = ONE_PROCESS
+) -> BinaryPixels:
     """Check logits (B, ...) or (B, 1, ...) and labels 0/1 and flatten the space to P pixels.
 
     The logits of ignored pixels are set to zero, so that nothing they hold, NaN included, reaches
@@ -110,9 +134,12 @@ def binary_pixels(logits: Tensor, labels: Tensor, ignore_index: int | None) -> B
         valid = flat_labels != ignore_index
         known, foreground = known | ~valid, foreground & valid
         scores = scores.masked_fill(~valid, 0.0)
-    if not known.all():
-        _raise_out_of_range(int(flat_labels[~known][0]), 2, ignore_index)
-    return BinaryPixels(scores, foreground, valid)
+    numbers = torch.stack([(~known).sum(), (~known).new_full((), batch, dtype=torch.int64)])
+    unknown, images = ranks.sum_(numbers).tolist()
+    if unknown:
+        wrong = flat_labels[~known].tolist()
+        _raise_out_of_range(wrong[0] if wrong else None, 2, ignore_index)
+    return BinaryPixels(scores, foreground, valid, images)
 
 
 def class_weight_vector(
@@ -137,6 +164,33 @@ def class_weight_vector(
     return weights
 
 
+class PixelWeights(NamedTuple):
+    """How much a pixel counts, (B, P) float64; 0 on ignored pixels."""
+
+    background: Tensor
+    """As a background pixel of the classes that are not its label."""
+    foreground: Tensor
+    """As a foreground pixel of its label."""
+
+
+def pixel_weights(weights: Tensor, labels: Tensor, weight_background: bool) -> PixelWeights:
+    """Check weights (B, ...) of labels (B, ...) and flatten the space.
+
+    Raises:
+        ValueError: shapes or devices that differ, or a weight that is negative or not finite.
+    """
+    if weights.shape != labels.shape:
+        raise ValueError(
+            f"pixel_weight has shape {tuple(weights.shape)}, labels have {tuple(labels.shape)}"
+        )
+    if weights.device != labels.device:
+        raise ValueError(f"pixel_weight is on {weights.device}, labels are on {labels.device}")
+    flat = weights.detach().reshape(len(weights), labels.shape[1:].numel()).double()
+    if not ((flat >= 0) & (flat < float("inf"))).all():
+        raise ValueError("pixel_weight holds a weight that is negative or not finite")
+    return PixelWeights(flat if weight_background else (flat > 0).double(), flat)
+
+
 def _check_dtypes(logits: Tensor, labels: Tensor) -> None:
     if not logits.is_floating_point():
         raise TypeError(f"logits must be a floating tensor, got {logits.dtype}")
@@ -146,19 +200,31 @@ def _check_dtypes(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels are on {labels.device}, logits are on {logits.device}")
 
 
-def _count(bins: Tensor, size: int) -> Tensor:
-    """(B, size) int64 on the CPU: how often each number in [0, size) is in each row of (B, P)."""
-    first = torch.arange(len(bins), device=bins.device)[:, None] * size
-    index = (bins + first).reshape(-1)
-    counts = torch.zeros(len(bins) * size, dtype=torch.int64, device=bins.device)
-    counts.scatter_add_(0, index, counts.new_ones(()).expand(len(index)))
-    return counts.cpu().reshape(len(bins), size)
+def _count(bins: Tensor, size: int, ranks: Ranks) -> tuple[Tensor, Tensor, int]:
+    """How often each number in [0, size) is in bins (B, P), int64 on the CPU.
+
+    Returns:
+        (B, size) counts of each row, (size,) of all rows of all ranks, and the number of rows of
+        all ranks, after one copy from the device.
+    """
+    batch = len(bins)
+    index = (bins + torch.arange(batch, device=bins.device)[:, None] * size).reshape(-1)
+    if bins.device.type == "cpu":
+        counts = torch.bincount(index, minlength=batch * size)
+    else:  # where bincount would ask the device for the largest number
+        counts = index.new_zeros(batch * size)
+        counts.scatter_add_(0, index, torch.ones_like(index))
+    rows = counts.view(batch, size)
+    totals = ranks.sum_(torch.cat([rows.sum(0), counts.new_full((1,), batch)]))
+    host = torch.cat([counts, totals]).cpu()
+    own, total = host.split([batch * size, size + 1])
+    return own.view(batch, size), total[:-1], int(total[-1])
 
 
-def _raise_out_of_range(label: int, classes: int, ignore_index: int | None) -> None:
+def _raise_out_of_range(label: int | None, classes: int, ignore_index: int | None) -> None:
+    """Complain of a label; None is one that another rank has."""
     hint = "no ignore_index is set" if ignore_index is None else f"ignore_index is {ignore_index}"
     if classes == 2 and label == -1:
         hint += "; background is 0 here, not -1"
-    raise ValueError(
-        f"label {label} is out of range for {classes} classes (0 to {classes - 1}); {hint}"
-    )
+    what = "a label of another rank" if label is None else f"label {label}"
+    raise ValueError(f"{what} is out of range for {classes} classes (0 to {classes - 1}); {hint}")

@@ -1,25 +1,34 @@
-"""The Lovász-Softmax loss (Eq. 11-13) and the Lovász hinge (Eq. 10), for the Jaccard loss.
+"""The Lovász-Softmax loss (Eq. 11-13) and the Lovász hinge (Eq. 10).
 
-Both compute their gradient in closed form in the forward pass and keep nothing else.
+Both have gradients in closed form; nothing is differentiated through a sort or a softmax.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
-from lovasz_repro.losses.averaging import Rows, class_gains, rows_of
+from lovasz_repro.losses.averaging import Measure, rows_of
 from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.extension import decreasing_keys, gain_error_products, marginal_gains
+from lovasz_repro.losses.error_bins import ProbabilityBins
+from lovasz_repro.losses.histogram import DEFAULT_BINS, Method
 from lovasz_repro.losses.inputs import (
     BinaryPixels,
-    MulticlassPixels,
+    PixelWeights,
     binary_pixels,
     multiclass_pixels,
+    pixel_weights,
 )
-from lovasz_repro.losses.set_functions import JaccardLoss
-from lovasz_repro.losses.softmax import log_error_keys, softmax_of, through_softmax_
+from lovasz_repro.losses.ranks import ONE_PROCESS, Ranks
+from lovasz_repro.losses.row_gains import row_gains
+from lovasz_repro.losses.set_functions import JaccardLoss, SetFunction
+from lovasz_repro.losses.softmax_histogram import CountedLovaszSoftmax
+from lovasz_repro.losses.softmax_sort import SortedLovaszSoftmax
+from lovasz_repro.losses.sorting import decreasing_keys, gain_error_products
+from lovasz_repro.losses.submodular import checked
+
+JACCARD = JaccardLoss()
 
 
 @eager
@@ -31,6 +40,12 @@ def lovasz_softmax(
     per_image: bool = False,
     ignore_index: int | None = None,
     class_weights: Sequence[float] | Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    weight_background: bool = True,
+    set_function: SetFunction = JACCARD,
+    method: str = "auto",
+    bins: int = DEFAULT_BINS,
+    group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Lovász-Softmax loss of a batch (Eq. 11-13, Algorithm 1).
 
@@ -49,6 +64,27 @@ def lovasz_softmax(
             still averaged as an absent one by "all".
         class_weights: (C,) non-negative weights; Eq. 13 becomes the weighted mean over the
             averaged classes. Zero weight in all of them gives the loss 0.
+        pixel_weight: (B, ...) finite weights of at least 0, of the labels' shape: what a pixel
+            adds to intersection and union. A pixel of weight 0 is ignored.
+        weight_background: False uses the weight only where a pixel is foreground, in the class of
+            its label, and 1 where it may be a false positive. That is how Cityscapes' iIoU counts,
+            with the average size of a class over the size of the instance as weight.
+        set_function: what is extended, :class:`JaccardLoss` by default (Sec. 3). Another one is
+            checked once; one that is not submodular is refused with a counterexample.
+        method: "sort" ranks all errors in float64. "histogram" counts them in bins of equal width
+            in their square root, in linear time: the loss is too small by at most 2/bins, and
+            measured by less than 1e-6 for batches of 100,000 pixels; ``histogram.py`` derives the
+            bounds. "auto" counts batches (with ``per_image``, images) of at least 131,072 pixels,
+            and sorts single classes of them whose gradient would be further from the exact one
+            than that of Algorithm 1 in float32; it sorts what is smaller, is float64 or has pixel
+            weights.
+        bins: number of bins, from 2 to 2**20.
+        group: process group whose ranks hold parts of one batch. The loss is that of the whole
+            batch, the same on every rank; a class is present if any rank has it. The gradient is
+            that of the whole loss for this rank's logits, times the number of ranks, which
+            DistributedDataParallel's average takes off again. "histogram" adds up two integers
+            per class and bin over ranks; "sort" gathers the errors of all ranks on every rank,
+            class by class. With ``per_image`` only the number of images is shared.
 
     Returns:
         0-dim tensor in [0, 1], float64 for float64 logits, else float32. No valid pixel gives 0
@@ -65,11 +101,31 @@ def lovasz_softmax(
     every call. The loss can be differentiated once: a backward pass with ``create_graph=True``
     raises a RuntimeError.
     """
-    pixels = multiclass_pixels(logits, labels, ignore_index)
-    rows = rows_of(pixels.counts, classes, per_image, class_weights)
-    needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    loss: Tensor = _LovaszSoftmax.apply(pixels.logits, pixels, rows, needs_gradient)
-    return loss
+    how, ranks = Method(method, bins), Ranks(group)
+    weights = None
+    if pixel_weight is not None:
+        weights = pixel_weights(pixel_weight, labels, weight_background)
+    ignored = None if weights is None else weights.foreground == 0
+    pixels = multiclass_pixels(logits, labels, ignore_index, ranks, ignored)
+    if weights is not None and pixels.valid is not None:
+        weights = PixelWeights(*(weight * pixels.valid for weight in weights))
+    rows = rows_of(pixels, classes, per_image, class_weights)
+    measure = Measure(checked(set_function), weights, ONE_PROCESS if per_image else ranks)
+    size = int(rows.counts.sum(1).amax()) if len(rows.counts) else 0
+    if _sorts(how, size, logits.dtype, weights is not None):
+        needs_gradient = torch.is_grad_enabled() and logits.requires_grad
+        part = SortedLovaszSoftmax.apply(pixels.logits, pixels, rows, measure, needs_gradient)
+        return ranks.total(part)
+    loss: Tensor = CountedLovaszSoftmax.apply(pixels.logits, pixels, rows, measure, how)
+    return ranks.total(loss, is_total=not per_image)
+
+
+def _sorts(how: Method, size: int, dtype: torch.dtype, weighted: bool) -> bool:
+    """Whether batches (images) of this many valid pixels are sorted."""
+    most = ProbabilityBins(how.bins).most_pixels
+    if how.name == "histogram" and size > most:
+        raise ValueError(f'method "histogram" counts up to {most} pixels, got {size}; use "sort"')
+    return how.sorts(size, dtype, weighted) or size > most
 
 
 @eager
@@ -79,6 +135,11 @@ def lovasz_hinge(
     *,
     per_image: bool = True,
     ignore_index: int | None = None,
+    pixel_weight: Tensor | None = None,
+    set_function: SetFunction = JACCARD,
+    method: str = "auto",
+    bins: int = DEFAULT_BINS,
+    group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Lovász hinge of the Jaccard loss of the foreground (Eq. 10).
 
@@ -92,6 +153,13 @@ def lovasz_hinge(
         per_image: True averages the losses of the B images (an image without valid pixels adds
             0), False treats the pixels of the batch as one set.
         ignore_index: label of the pixels that do not count.
+        pixel_weight: (B, ...) finite weights of at least 0, of the labels' shape: what a pixel
+            adds to intersection and union.
+        set_function: what is extended; the Hamming loss gives the standard hinge (Sec. 2.1).
+        method, bins: as of :func:`lovasz_repro.losses.lovasz_extension`. The bins are of equal
+            width in log(1 + 1024 e), between the smallest and the largest error e of the row.
+        group: as of :func:`lovasz_softmax`. With ``per_image`` only the number of images is
+            shared.
 
     Returns:
         0-dim tensor, at least 0, float64 for float64 logits, else float32. Without foreground
@@ -102,9 +170,18 @@ def lovasz_hinge(
         TypeError: logits not floating, or labels neither integer nor bool.
         ValueError: shapes that do not fit, or a label other than 0, 1 and ``ignore_index``.
     """
-    pixels = binary_pixels(logits, labels, ignore_index).rows(per_image)
-    loss: Tensor = _LovaszHinge.apply(pixels.logits, pixels)
-    return loss
+    how, ranks = Method(method, bins), Ranks(group)
+    pixels = binary_pixels(logits, labels, ignore_index, ranks)
+    weights = None
+    if pixel_weight is not None:
+        shaped = labels.reshape(pixels.logits.shape)
+        weights = pixel_weights(pixel_weight.reshape(shaped.shape), shaped, True).foreground
+    pixels = pixels.rows(per_image)
+    if weights is not None:
+        weights = weights.reshape(pixels.logits.shape)
+    row_ranks = ONE_PROCESS if per_image else ranks
+    part = _LovaszHinge.apply(pixels.logits, pixels, checked(set_function), how, weights, row_ranks)
+    return ranks.total(part)
 
 
 class _LovaszHinge(torch.autograd.Function):
@@ -115,64 +192,36 @@ class _LovaszHinge(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, pixels: BinaryPixels) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        pixels: BinaryPixels,
+        set_function: SetFunction,
+        how: Method,
+        weights: Tensor | None,
+        ranks: Ranks,
+    ) -> Tensor:
         signed = torch.where(pixels.foreground, -logits, logits)
         # The signed logits rank as the errors 1 + signed do, and have not been rounded.
-        gradient = marginal_gains(
-            decreasing_keys(signed), pixels.foreground, JaccardLoss(), pixels.valid, signed.dtype
-        )
+        keys = decreasing_keys(signed)
         errors = signed.add_(1).relu_()
-        gradient /= max(1, len(errors))
+        gradient = row_gains(
+            errors,
+            keys,
+            pixels.foreground,
+            set_function,
+            pixels.valid,
+            how,
+            weights=weights,
+            ranks=ranks,
+        )
+        gradient /= max(1, pixels.total_rows)
         loss = gain_error_products(gradient, errors).sum()
         gradient.masked_fill_(errors == 0, 0.0)
         ctx.save_for_backward(torch.where(pixels.foreground, -gradient, gradient))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None
-
-
-class _LovaszSoftmax(torch.autograd.Function):
-    """Logits (B, C, P) to the loss, by the closed form that ``softmax.py`` derives.
-
-    Classes are taken one after the other, each for all images at once: the permutation and the
-    counts of one class are small beside the logits, those of all classes together are not. So
-    the peak is the gradient, the probabilities, and some 100 bytes a pixel, whatever C is.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, pixels: MulticlassPixels, rows: Rows, needs_gradient: bool
-    ) -> Tensor:
-        ctx.logits_dtype = logits.dtype
-        softmax = softmax_of(logits, pixels.labels, pixels.valid)
-        probabilities = softmax.wrong
-        gradient = torch.zeros_like(probabilities) if needs_gradient else None
-        wrong_sum = torch.zeros_like(softmax.label_error)  # S
-        label_gains = torch.zeros_like(softmax.label_error)  # g_y
-        for item in rows.weights.sum(0).nonzero()[:, 0].tolist():
-            foreground = pixels.labels == item
-            keys = log_error_keys(logits[:, item], foreground, softmax)
-            gains = class_gains(keys, foreground, pixels.valid, rows, item, probabilities.dtype)
-            wrong_sum.addcmul_(gains, probabilities[:, item])
-            label_gains.addcmul_(gains, foreground.to(gains.dtype))
-            if gradient is not None:
-                gradient[:, item] = gains
-        loss = wrong_sum.addcmul(label_gains, softmax.label_error)
-        if gradient is not None:
-            shift = (label_gains * softmax.label_probability).sub_(wrong_sum)
-            label_gradient = -softmax.label_probability * loss
-            through_softmax_(gradient, probabilities, pixels.labels, shift, label_gradient)
-            ctx.save_for_backward(gradient)
-        return loss.sum(dtype=torch.float64).to(loss.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "lovasz_softmax can be differentiated once: no backward with create_graph=True"
-            )
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad_loss).to(ctx.logits_dtype), None, None, None
+        return gradient * grad_loss, None, None, None, None, None

@@ -1,10 +1,15 @@
-"""Set functions of the prediction errors (Eq. 6) and their marginal gains (Eq. 9).
+"""Set functions of the prediction errors (Eq. 6) and their gains (Eq. 9).
 
 A set function gives a loss to every set of mispredicted pixels. The ones here see the set through
-its counts alone. The Lovász extension needs only the gain of one more mispredicted pixel. Each
-function writes that gain in closed form, because the difference of two neighbouring values loses
-it to rounding: at 200,000 pixels neighbouring Jaccard losses lie near 1 and differ by about 1e-6,
-while float32 resolves 6e-8 there.
+its counts alone; where pixels have weights, a count is the sum of the weights. The Lovász
+extension needs only the gain of some more mispredicted pixels: one at a time where they are
+sorted, all of a bin at once where they are counted (``histogram.py``). Each function writes that
+gain in closed form, because the difference of two neighbouring values loses it to rounding: at
+200,000 pixels neighbouring Jaccard losses lie near 1 and differ by about 1e-6, while float32
+resolves 6e-8 there.
+
+A function of your own is a subclass of :class:`SetFunction` with ``__call__`` alone, or a plain
+function in a :class:`CountFunction`; ``submodular.py`` refuses one whose extension is not convex.
 """
 
 import abc
@@ -13,13 +18,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+# Too small to change a float32 count other than 0; its reciprocal is finite.
+NEXT_TO_NOTHING = 1e-20
 
 
 class Counts(NamedTuple):
     """What a set function sees of a set of mispredicted pixels.
 
-    Floating tensors that broadcast against each other, with values of whole numbers.
+    Floating tensors that broadcast against each other, with values of whole numbers, or of sums
+    of pixel weights.
     """
 
     false_negatives: Tensor
@@ -38,28 +48,60 @@ class SetFunction(abc.ABC):
     A subclass defines ``__call__``; it may override the gains with a closed form. The gain of a
     pixel that cannot be added (a false negative beyond the foreground, say) may be any number:
     it is not used. The Lovász extension is convex if and only if the function is submodular
-    (Definition 1).
+    (Definition 1): see :func:`lovasz_repro.losses.check_submodular`.
     """
 
     @abc.abstractmethod
     def __call__(self, counts: Counts) -> Tensor:
         """Value of the set function, elementwise over the counts."""
 
-    def foreground_gain(self, counts: Counts) -> Tensor:
-        """Increase when one more foreground pixel joins; a difference in float64 by default."""
+    def foreground_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
+        """Increase when more foreground joins, by default from a difference in float64.
+
+        Args:
+            counts: what is mispredicted before.
+            amount: how many pixels join, or the sum of their weights.
+        """
         before = _double(counts)
-        after = before._replace(false_negatives=before.false_negatives + 1)
+        after = before._replace(false_negatives=before.false_negatives + amount)
         return (self(after) - self(before)).to(counts.false_negatives.dtype)
 
-    def background_gain(self, counts: Counts) -> Tensor:
-        """Increase when one more background pixel joins; a difference in float64 by default."""
+    def background_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
+        """Increase when more background joins; arguments as of :meth:`foreground_gain`."""
         before = _double(counts)
-        after = before._replace(false_positives=before.false_positives + 1)
+        after = before._replace(false_positives=before.false_positives + amount)
         return (self(after) - self(before)).to(counts.false_positives.dtype)
+
+    def mean_gains(
+        self, counts: Counts, foreground: Tensor, background: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gain of each of some pixels that join together, in two orders (``histogram.py``).
+
+        Args:
+            counts: what is mispredicted before.
+            foreground, background: how many pixels of each kind join, or the sums of their
+                weights.
+
+        Returns:
+            Gain of one foreground and of one background pixel (of weight 1): the average of
+            foreground first and background first. Where none of a kind join, about that of one
+            that would; where there is none at all, any number.
+        """
+        each = [amount.masked_fill(amount == 0, 1.0) for amount in (foreground, background)]
+        later = counts._replace(false_positives=counts.false_positives + background)
+        gain = self.foreground_gain(counts, each[0]) + self.foreground_gain(later, each[0])
+        later = counts._replace(false_negatives=counts.false_negatives + foreground)
+        other = self.background_gain(counts, each[1]) + self.background_gain(later, each[1])
+        return gain / each[0].mul_(2), other / each[1].mul_(2)
 
 
 def _double(counts: Counts) -> Counts:
     return Counts(*(count.double() for count in counts))
+
+
+def _at_least_some(pixels: Tensor) -> Tensor:
+    """Divisor for shares of the pixels: their number, or 1 where there are none."""
+    return pixels.masked_fill(pixels == 0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -78,10 +120,11 @@ class JaccardLoss(SetFunction):
     """One minus the Jaccard index, as a function of the mispredictions (Eq. 6).
 
     With I = foreground_size - false_negatives and U = foreground_size + false_positives the loss
-    is 1 - I/U, and 0 where U = 0 (Eq. 3: 0/0 = 1 for the index). One more false negative lowers I
-    by one: gain 1/U. One more false positive raises U by one: gain I/U - I/(U+1) = I/(U (U+1)).
+    is 1 - I/U, and 0 where U = 0 (Eq. 3: 0/0 = 1 for the index). False negatives of amount a lower
+    I by a: gain a/U. False positives of amount a raise U by a: gain I/U - I/(U+a) = a I/(U (U+a)).
     Neither gain grows with the counts, so the loss is submodular. Without foreground the first
-    false positive costs 1 and the others nothing.
+    false positive costs 1 and the others nothing. With pixel weights this is the weighted Jaccard
+    loss, and with the weights that the Cityscapes benchmark gives to instances its iIoU.
     """
 
     def __call__(self, counts: Counts) -> Tensor:
@@ -90,16 +133,33 @@ class JaccardLoss(SetFunction):
         loss = (counts.false_negatives + counts.false_positives) / union
         return loss.masked_fill(union == 0, 0.0)
 
-    def foreground_gain(self, counts: Counts) -> Tensor:
-        """1/U, with the union U before the pixel is added."""
-        return (counts.foreground_size + counts.false_positives).reciprocal()
+    def foreground_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
+        """a/U, with the union U before the pixels are added."""
+        return amount / (counts.foreground_size + counts.false_positives)
 
-    def background_gain(self, counts: Counts) -> Tensor:
-        """I/(U (U+1)), with I and U before the pixel is added; 1 where U = 0."""
+    def background_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
+        """a I/(U (U+a)), with I and U before the pixels are added; 1 where U = 0 and a > 0."""
         union = counts.foreground_size + counts.false_positives
         gain = (counts.foreground_size - counts.false_negatives).div_(union)
         empty = union == 0
-        return gain.div_(union.add_(1)).masked_fill_(empty, 1.0)
+        gain.mul_(amount).div_(union.add_(amount)).masked_fill_(empty, 1.0)
+        return gain.masked_fill_(amount == 0, 0.0) if isinstance(amount, Tensor) else gain
+
+    def mean_gains(
+        self, counts: Counts, foreground: Tensor, background: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(1/U0 + 1/U1)/2 and (I0 + I1)/(2 U0 U1), before (0) and behind (1) the pixels.
+
+        An intersection and a union larger by next to nothing change no other value, and make that
+        of U0 = 0 what it should be: all of the gain 1 to the first false positives.
+        """
+        size = counts.foreground_size + NEXT_TO_NOTHING
+        before = size + counts.false_positives
+        behind = (before + background).reciprocal_()
+        before.reciprocal_()
+        other = (size - counts.false_negatives).sub_(foreground, alpha=0.5)
+        other.mul_(before).mul_(behind)
+        return before.add_(behind).mul_(0.5), other
 
 
 @dataclass(frozen=True)
@@ -111,15 +171,16 @@ class HammingLoss(SetFunction):
 
     def __call__(self, counts: Counts) -> Tensor:
         """Mispredicted pixels over all pixels; 0 without pixels."""
-        return (counts.false_negatives + counts.false_positives) / counts.pixels.clamp(min=1)
+        mispredicted = counts.false_negatives + counts.false_positives
+        return mispredicted / _at_least_some(counts.pixels)
 
-    def foreground_gain(self, counts: Counts) -> Tensor:
-        """One over the number of pixels."""
-        return counts.pixels.clamp(min=1).reciprocal()
+    def foreground_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
+        """Share of the pixels that are added."""
+        return amount / _at_least_some(counts.pixels)
 
-    def background_gain(self, counts: Counts) -> Tensor:
-        """One over the number of pixels."""
-        return counts.pixels.clamp(min=1).reciprocal()
+    def background_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
+        """Share of the pixels that are added."""
+        return amount / _at_least_some(counts.pixels)
 
 
 @dataclass(frozen=True)
@@ -128,10 +189,10 @@ class TverskyLoss(SetFunction):
 
     With TP = foreground_size - false_negatives and the weighted union
     D = TP + a false_negatives + b false_positives the loss is 1 - TP/D (Tversky 1977), and 0
-    where D = 0. a = b = 1 is the Jaccard loss. The gains are
+    where D = 0. a = b = 1 is the Jaccard loss. The gains of n pixels are
 
-    * foreground: 1/(D+a-1) + (a-1) TP / (D (D+a-1)),
-    * background: b TP / (D (D+b)).
+    * foreground: n (1 + (a-1) TP/D) / (D + (a-1) n),
+    * background: b n TP / (D (D + b n)).
 
     For a >= 1 D grows and TP falls with the counts, so neither gain grows: submodular. For a < 1
     and two or more foreground pixels the loss is strictly convex in the false negatives, hence
@@ -166,20 +227,20 @@ class TverskyLoss(SetFunction):
         loss = (a * counts.false_negatives + b * counts.false_positives) / union
         return loss.masked_fill(union == 0, 0.0)
 
-    def foreground_gain(self, counts: Counts) -> Tensor:
+    def foreground_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
         """Closed form of the class docstring."""
         extra = self.false_negative_weight - 1
         hits = counts.foreground_size - counts.false_negatives
         union = self._weighted_union(counts)
-        return (1 + extra * hits / union) / (union + extra)
+        return amount * (1 + extra * hits / union) / (union + extra * amount)
 
-    def background_gain(self, counts: Counts) -> Tensor:
+    def background_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
         """Closed form of the class docstring; where D = 0, 1 for the first false positive."""
-        weight = self.false_positive_weight
+        added = self.false_positive_weight * amount
         hits = counts.foreground_size - counts.false_negatives
         union = self._weighted_union(counts)
-        gain = weight * hits / (union * (union + weight))
-        return gain.masked_fill(union == 0, 1.0 if weight > 0 else 0.0)
+        gain = added * hits / (union * (union + added))
+        return torch.where((union == 0) & (added > 0), 1.0, gain.masked_fill(union == 0, 0.0))
 
     def _weighted_union(self, counts: Counts) -> Tensor:
         return (

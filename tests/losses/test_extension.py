@@ -15,8 +15,8 @@ from lovasz_repro.losses import (
     JaccardLoss,
     SetFunction,
     TverskyLoss,
-    extension,
     lovasz_extension,
+    sorting,
 )
 
 TVERSKY = TverskyLoss(2.0, 0.5)
@@ -259,10 +259,10 @@ def test_chunks_and_count_dtype_change_nothing(monkeypatch: pytest.MonkeyPatch) 
     errors, foreground = torch.rand(50, 40), torch.rand(50, 40) < 0.3
     valid = torch.rand(50, 40) < 0.9
     expected = lovasz_extension(errors, foreground, JaccardLoss(), valid=valid)
-    monkeypatch.setattr(extension, "PIXELS_AT_ONCE", 130)
+    monkeypatch.setattr(sorting, "PIXELS_AT_ONCE", 130)
     chunked = lovasz_extension(errors, foreground, JaccardLoss(), valid=valid)
     assert torch.equal(chunked, expected)
-    monkeypatch.setattr(extension, "EXACT_FLOAT32_COUNT", 10)
+    monkeypatch.setattr(sorting, "EXACT_FLOAT32_COUNT", 10)
     wide = lovasz_extension(errors, foreground, JaccardLoss(), valid=valid)
     assert wide.dtype == torch.float32
     torch.testing.assert_close(wide, expected)
@@ -272,7 +272,7 @@ def test_chunks_and_count_dtype_change_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_keys_increase_as_errors_decrease(numbers: list[float]) -> None:
     for dtype in (torch.float32, torch.float64):
         errors = torch.tensor(numbers, dtype=dtype)
-        keys = extension.decreasing_keys(errors[None])[0].tolist()
+        keys = sorting.decreasing_keys(errors[None])[0].tolist()
         for (a, key_a), (b, key_b) in itertools.combinations(zip(numbers, keys, strict=True), 2):
             assert (a > b) == (key_a < key_b)
             assert (a == b) == (key_a == key_b)

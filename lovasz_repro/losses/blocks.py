@@ -1,0 +1,87 @@
+"""Blocks of logits (B, C, P) that fit the caches, and buffers to work on one of them.
+
+A block is a range of pixels of one image, or several whole images, so that the numbers of its
+pixels are a range of a flat (B * P,) tensor. Buffers have the class first: (C, b n) for n pixels
+of b images.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements of a block: on a CPU its buffers should fit the second-level caches.
+BLOCK_ELEMENTS = {"cpu": 2**17, "other": 2**23}
+
+
+class Block:
+    """Some pixels of the logits, and buffers (C, b n) for them."""
+
+    def __init__(self, images: slice, pixels: slice, logits: Tensor, flat: list[Tensor]) -> None:
+        self.images = images
+        self.pixels = pixels
+        self.logits = self.part_of(logits)  # (C, b, n)
+        self.shape = self.logits.shape
+        self.size = self.shape[1] * self.shape[2]
+        buffers = [buffer[: self.logits.numel()].view(self.shape[0], -1) for buffer in flat]
+        self.first, self.second, self.whole, self.index, self.value = buffers
+        self._order = torch.arange(self.size, device=logits.device)
+
+    def part_of(self, logits: Tensor) -> Tensor:
+        """View (C, b, n) of logits (B, C, P)."""
+        return logits[self.images, :, self.pixels].transpose(0, 1)
+
+    def elements_of(self, labels: Tensor) -> Tensor:
+        """(b n,) where in a flat buffer the element of each pixel's label is."""
+        return torch.add(self._order, labels, alpha=self.size)
+
+    def elements_in(self, result: Tensor, labels: Tensor) -> Tensor:
+        """(b n,) where in flat logits (B, C, P) it is."""
+        _, classes, space = result.shape
+        first = self.images.start * classes * space + self.pixels.start
+        starts = self._order
+        if self.shape[1] > 1:  # whole images
+            starts = starts + starts.div(space, rounding_mode="floor") * ((classes - 1) * space)
+        return torch.add(starts, labels, alpha=space).add_(first)
+
+    def second_whole(self) -> Tensor:
+        """Another int32 buffer, in place of the second floating one."""
+        return self.second.view(-1).view(torch.int32)[: self.second.numel()].view(self.whole.shape)
+
+    def scratch(self) -> Tensor:
+        """Another floating buffer, in place of the int32 one where that is large enough."""
+        if self.first.dtype == torch.float32:
+            return self.whole.view(torch.float32)
+        return torch.empty_like(self.first)
+
+
+class Blocks:
+    """All blocks of some logits, one after the other."""
+
+    def __init__(self, logits: Tensor, dtype: torch.dtype) -> None:
+        self.logits = logits
+        batch, classes, space = logits.shape
+        elements = BLOCK_ELEMENTS["cpu" if logits.device.type == "cpu" else "other"]
+        pixels = max(1, elements // classes)
+        self.pixels = max(1, min(space, pixels))
+        self.images = max(1, min(batch, pixels // self.pixels)) if space <= pixels else 1
+        size = classes * self.images * self.pixels
+        kinds = (dtype, dtype, torch.int32, torch.int64, torch.int64)
+        self._flat = [torch.empty(size, dtype=kind, device=logits.device) for kind in kinds]
+        self._now = slice(0, 0)
+
+    def __iter__(self) -> Iterator[Block]:
+        batch, _, space = self.logits.shape
+        for image in range(0, batch, self.images):
+            for pixel in range(0, space, self.pixels):
+                images = slice(image, min(image + self.images, batch))
+                pixels = slice(pixel, min(pixel + self.pixels, space))
+                block = Block(images, pixels, self.logits, self._flat)
+                start = image * space + pixel
+                self._now = slice(start, start + block.size)
+                yield block
+
+    def flat(self, *numbers: Tensor | None) -> list[Any]:
+        """Of numbers of all pixels, (B, P) or (B * P,), views (b n,) of those of this block."""
+        return [None if one is None else one.view(-1)[self._now] for one in numbers]

@@ -1,0 +1,150 @@
+"""Lovász-Softmax in linear time: counts, gains, loss, and the gradient when it is asked for."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lovasz_repro.losses.averaging import Measure, Rows, class_gains
+from lovasz_repro.losses.error_bins import ProbabilityBins
+from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds
+from lovasz_repro.losses.inputs import MulticlassPixels
+from lovasz_repro.losses.softmax_passes import Softmax, class_errors, count, gradient
+from lovasz_repro.losses.softmax_sort import ONCE
+from lovasz_repro.losses.sorting import EXACT_FLOAT32_COUNT, decreasing_keys, gain_error_products
+
+# Bins that are read at once: on a CPU some arrays of this many numbers fit the caches.
+BINS_AT_ONCE = {"cpu": 2**16, "other": 2**24}
+
+
+class _Problem(NamedTuple):
+    """What is asked for."""
+
+    pixels: MulticlassPixels
+    rows: Rows
+    measure: Measure
+    how: Method
+    bins: ProbabilityBins
+
+
+class _Readings(NamedTuple):
+    """What the counts say."""
+
+    tables: Tensor
+    """(2, C, R, K + 1) gains of the bins of background [0] and foreground [1], times the weights
+    of Eq. 13."""
+    values: Tensor
+    """(C, R) float64 share in the loss of each class and row."""
+    coarse: Tensor
+    """(C, R) bool: where the bins are not as good as a sort in float32."""
+
+
+class CountedLovaszSoftmax(torch.autograd.Function):
+    """Logits (B, C, P) to the loss of the batch of all ranks.
+
+    With one row an image, to this rank's part of it.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        logits: Tensor,
+        pixels: MulticlassPixels,
+        rows: Rows,
+        measure: Measure,
+        how: Method,
+    ) -> Tensor:
+        bins = ProbabilityBins(how.bins)
+        problem = _Problem(pixels, rows, measure, how, bins)
+        tally, softmax = count(
+            logits, pixels.labels, pixels.valid, bins, len(rows.counts), measure.weights
+        )
+        measure.row_ranks.sum_(tally.flat)
+        readings = _read(tally.sums, problem, softmax.top.dtype)
+        loss, exact = readings.values.sum(), {}
+        if how.name == "auto":
+            exact = _exact_gains(readings.coarse, logits, problem, softmax)
+            if exact:
+                counted = [item for item in range(logits.shape[1]) if item not in exact]
+                part = _value(exact, logits, pixels.labels, softmax)
+                loss = readings.values[counted].sum() + measure.row_ranks.sum_(part)
+        loss = loss + torch.where(tally.flat[-1] > 0, torch.nan, 0.0)
+        ctx.exact, ctx.softmax, ctx.pixels = exact, softmax, pixels
+        ctx.weights, ctx.bins = measure.weights, how.bins
+        ctx.save_for_backward(logits, readings.tables)
+        return loss.to(softmax.top.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        if torch.is_grad_enabled():
+            raise RuntimeError(ONCE)
+        logits, tables = ctx.saved_tensors
+        exact = {item: gains * grad_loss for item, gains in ctx.exact.items()}
+        result = gradient(
+            logits, ctx.pixels.labels, ctx.softmax, tables * grad_loss, exact, ctx.weights, ctx.bins
+        )
+        return result, None, None, None, None
+
+
+def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
+    """Gains, values and error bounds from the sums of the first pass, some rows at a time."""
+    shape, device, bins = sums.shape[-4:], sums.device, problem.bins
+    weighted = problem.measure.weights is not None
+    most = int(problem.rows.counts.sum(1).amax())
+    wide = torch.float64 if weighted or most > EXACT_FLOAT32_COUNT else dtype
+    sums = sums.flatten(-3, -2)  # (..., 2, C R, K + 1)
+    tables = torch.empty(2, *sums.shape[-2:], dtype=dtype, device=device)
+    weights = problem.rows.weights.T.flatten().to(device)
+    values, coarse = torch.zeros_like(weights), torch.zeros_like(weights, dtype=torch.bool)
+    widths, logit_weights = bins.widths(device).to(wide), bins.logit_weights(device).to(wide)
+    step = max(1, BINS_AT_ONCE["cpu" if device.type == "cpu" else "other"] // shape[-1])
+    for start in range(0, len(weights), step):
+        rows = slice(start, start + step)
+        some = sums[..., rows, :]
+        counts, positions = some if weighted else bins.unpack(some, wide)  # (2, rows, K + 1)
+        held = Bins(counts[1], counts[0])
+        edges = edges_of(held)
+        gains = bin_gains(held, edges, problem.measure.set_function)
+        error_sums = bins.error_sums(counts, positions)
+        value = torch.linalg.vecdot(error_sums[1], gains.foreground)
+        value = value + torch.linalg.vecdot(error_sums[0], gains.background)
+        values[rows] = torch.where(weights[rows] > 0, value * weights[rows], 0.0)
+        if problem.how.name == "auto":
+            bounds = error_bounds(
+                held, edges, gains, problem.measure.set_function, widths, logit_weights
+            )
+            coarse[rows] = ~bounds.below_float32()
+        weight = weights[rows, None].to(wide)
+        tables[0, rows] = gains.background * weight
+        tables[1, rows] = gains.foreground * weight
+    coarse &= weights > 0
+    classes = shape[1:3]  # (C, R)
+    return _Readings(tables.view(shape), values.view(classes), coarse.view(classes))
+
+
+def _exact_gains(
+    coarse: Tensor, logits: Tensor, problem: _Problem, softmax: Softmax
+) -> dict[int, Tensor]:
+    """Gains (B, P) from a sort, for the classes whose bins are too coarse in any row."""
+    exact = {}
+    for item in coarse.any(1).nonzero()[:, 0].tolist():
+        errors = class_errors(logits, problem.pixels.labels, softmax, item)
+        exact[item] = class_gains(
+            decreasing_keys(errors),
+            problem.pixels.labels == item,
+            problem.pixels,
+            problem.rows,
+            item,
+            problem.measure,
+            errors.dtype,
+        )
+    return exact
+
+
+def _value(exact: dict[int, Tensor], logits: Tensor, labels: Tensor, softmax: Softmax) -> Tensor:
+    """This rank's part of the loss of the sorted classes, 0-dim float64."""
+    parts = []
+    for item, gains in exact.items():
+        products = gain_error_products(gains, class_errors(logits, labels, softmax, item))
+        parts.append(products.sum(dtype=torch.float64))
+    return torch.stack(parts).sum()
