@@ -4,7 +4,7 @@
 * :func:`lovasz_extension` (Eq. 8-9) for any set function of counts, such as :class:`JaccardLoss`,
   and :func:`check_submodular` for your own;
 * the losses they are compared with, and :func:`weighted_sum` to combine them;
-* module forms of all.
+* module forms of all, and :class:`AccumulationWindow` for gradient accumulation.
 """
 
 from lovasz_repro.losses.baselines import (
@@ -34,8 +34,10 @@ from lovasz_repro.losses.set_functions import (
     TverskyLoss,
 )
 from lovasz_repro.losses.submodular import check_submodular
+from lovasz_repro.losses.window import AccumulationWindow
 
 __all__ = [
+    "AccumulationWindow",
     "BinaryCrossEntropy",
     "CountFunction",
     "Counts",

@@ -31,6 +31,11 @@ class Rows(NamedTuple):
     weights: Tensor
     """(R, C) float64: weight of each class in the loss; 0 where the row does not average it."""
 
+    @property
+    def most_pixels(self) -> int:
+        """Valid pixels of the largest row."""
+        return int(self.counts.sum(1).amax()) if len(self.counts) else 0
+
 
 def rows_of(
     pixels: MulticlassPixels,

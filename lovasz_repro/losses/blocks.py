@@ -36,11 +36,11 @@ class Block:
         """(b n,) where in a flat buffer the element of each pixel's label is."""
         return torch.add(self._order, labels, alpha=self.size)
 
-    def elements_in(self, result: Tensor, labels: Tensor) -> Tensor:
-        """(b n,) where in flat logits (B, C, P) it is."""
+    def elements_in(self, result: Tensor, labels: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """(b n,) where in flat logits (B, C, P) it is; or of some pixels of the block alone."""
         _, classes, space = result.shape
         first = self.images.start * classes * space + self.pixels.start
-        starts = self._order
+        starts = self._order if pixels is None else self._order[pixels]
         if self.shape[1] > 1:  # whole images
             starts = starts + starts.div(space, rounding_mode="floor") * ((classes - 1) * space)
         return torch.add(starts, labels, alpha=space).add_(first)

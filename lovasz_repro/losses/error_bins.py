@@ -87,12 +87,16 @@ def row_bins(errors: Tensor, valid: Tensor | None, bins: int, ranks: Ranks) -> R
     """Bins between the smallest and the largest error of each row, over all ranks.
 
     Args:
-        errors: (R, P) of any sign; NaN counts as 0, infinity as the largest finite number.
+        errors: (R, P) of any sign; NaN counts as 0, and what is above 3e35 (float32), infinity
+            included, as equal.
         valid: (R, P) bool or None; other pixels get bin 0.
         bins: K, the number of bins besides bin 0.
         ranks: whose pixels make one row.
     """
-    finite = errors.nan_to_num() if valid is None else errors.nan_to_num().masked_fill(~valid, 0.0)
+    most = torch.finfo(errors.dtype).max * UNIT
+    finite = errors.nan_to_num().clamp_(-most, most)
+    if valid is not None:
+        finite.masked_fill_(~valid, 0.0)
     position = (finite.abs() / UNIT).log1p_().copysign_(finite)
     low, high = _range(position, valid, ranks)
     step = (high - low).div_(bins).clamp_(min=torch.finfo(position.dtype).tiny)

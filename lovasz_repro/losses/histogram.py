@@ -207,6 +207,7 @@ def error_bounds(
         strict=True,
     ):
         deviation = torch.maximum(one_more(above) - gain, gain - one_more(last))
+        deviation.masked_fill_(held == 0, 0.0)
         sums = held * deviation
         total = total + (sums * widths).sum(-1)
         squares = squares + sums.mul_(deviation) @ weights

@@ -27,6 +27,7 @@ from lovasz_repro.losses.softmax_histogram import CountedLovaszSoftmax
 from lovasz_repro.losses.softmax_sort import SortedLovaszSoftmax
 from lovasz_repro.losses.sorting import decreasing_keys, gain_error_products
 from lovasz_repro.losses.submodular import checked
+from lovasz_repro.losses.window import AccumulationWindow
 
 JACCARD = JaccardLoss()
 
@@ -46,6 +47,7 @@ def lovasz_softmax(
     method: str = "auto",
     bins: int = DEFAULT_BINS,
     group: distributed.ProcessGroup | None = None,
+    window: AccumulationWindow | None = None,
 ) -> Tensor:
     """Lovász-Softmax loss of a batch (Eq. 11-13, Algorithm 1).
 
@@ -85,6 +87,9 @@ def lovasz_softmax(
             DistributedDataParallel's average takes off again. "histogram" adds up two integers
             per class and bin over ranks; "sort" gathers the errors of all ranks on every rank,
             class by class. With ``per_image`` only the number of images is shared.
+        window: carries counts over the micro-batches of gradient accumulation (``window.py``).
+            By default each micro-batch is a batch of its own. Counts: not with "sort", and "auto"
+            then counts everything.
 
     Returns:
         0-dim tensor in [0, 1], float64 for float64 logits, else float32. No valid pixel gives 0
@@ -94,14 +99,20 @@ def lovasz_softmax(
 
     Raises:
         TypeError: logits not floating, or labels neither integer nor bool.
-        ValueError: shapes that do not fit, a label out of range, a class id out of range or
-            twice in ``classes``, or class weights that are not C finite non-negative numbers.
+        ValueError: shapes that do not fit, a label out of range (of any rank), a class id out of
+            range or twice in ``classes``, class weights that are not C finite non-negative
+            numbers, an option out of range, a set function that is not submodular, or a window
+            with ``per_image`` or "sort".
 
     The gradient has the dtype of the logits. Where errors tie it is a subgradient, the same one at
     every call. The loss can be differentiated once: a backward pass with ``create_graph=True``
     raises a RuntimeError.
     """
     how, ranks = Method(method, bins), Ranks(group)
+    if window is not None:
+        if per_image or method == "sort":
+            raise ValueError('a window carries counts of batches: not with per_image or "sort"')
+        how = Method("histogram", bins)
     weights = None
     if pixel_weight is not None:
         weights = pixel_weights(pixel_weight, labels, weight_background)
@@ -109,15 +120,17 @@ def lovasz_softmax(
     pixels = multiclass_pixels(logits, labels, ignore_index, ranks, ignored)
     if weights is not None and pixels.valid is not None:
         weights = PixelWeights(*(weight * pixels.valid for weight in weights))
+    if window is not None:
+        pixels = pixels._replace(total_counts=window.include_labels(pixels.total_counts))
     rows = rows_of(pixels, classes, per_image, class_weights)
     measure = Measure(checked(set_function), weights, ONE_PROCESS if per_image else ranks)
-    size = int(rows.counts.sum(1).amax()) if len(rows.counts) else 0
-    if _sorts(how, size, logits.dtype, weights is not None):
+    if _sorts(how, rows.most_pixels, logits.dtype, weights is not None):
         needs_gradient = torch.is_grad_enabled() and logits.requires_grad
         part = SortedLovaszSoftmax.apply(pixels.logits, pixels, rows, measure, needs_gradient)
         return ranks.total(part)
-    loss: Tensor = CountedLovaszSoftmax.apply(pixels.logits, pixels, rows, measure, how)
-    return ranks.total(loss, is_total=not per_image)
+    loss: Tensor = CountedLovaszSoftmax.apply(pixels.logits, pixels, rows, measure, how, window)
+    total = ranks.total(loss, is_total=not per_image)
+    return total if window is None else window.scale(total)
 
 
 def _sorts(how: Method, size: int, dtype: torch.dtype, weighted: bool) -> bool:

@@ -1,137 +1,141 @@
 """Module forms of the losses: options in the constructor, logits and labels in ``forward``."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from lovasz_repro.losses import baselines, lovasz
+from lovasz_repro.losses.set_functions import SetFunction
 
 
-class _ClassWeighted(nn.Module):
-    """Holds class weights: options, so they are not in the state dict."""
+class BinaryOptions(TypedDict, total=False):
+    """Options of every loss of one logit a pixel; the functions say what they mean."""
 
-    class_weights: Tensor | None
+    per_image: bool
+    ignore_index: int | None
+    group: distributed.ProcessGroup | None
 
-    def __init__(self, class_weights: Sequence[float] | Tensor | None) -> None:
+
+class LovaszHingeOptions(BinaryOptions, total=False):
+    """Options of :func:`lovasz_repro.losses.lovasz_hinge`."""
+
+    set_function: SetFunction
+    method: str
+    bins: int
+
+
+class CrossEntropyOptions(TypedDict, total=False):
+    """Options of :func:`lovasz_repro.losses.cross_entropy`."""
+
+    ignore_index: int | None
+    class_weights: Sequence[float] | Tensor | None
+    group: distributed.ProcessGroup | None
+
+
+class LovaszSoftmaxOptions(CrossEntropyOptions, total=False):
+    """Options of :func:`lovasz_repro.losses.lovasz_softmax`."""
+
+    classes: str | Sequence[int]
+    per_image: bool
+    weight_background: bool
+    set_function: SetFunction
+    method: str
+    bins: int
+
+
+class _Bound(nn.Module):
+    """A loss function with its options bound. Options are no parameters: no state dict."""
+
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, options: Any) -> None:
         super().__init__()
-        # On the CPU whatever the device of the module: the losses read them on the host.
-        self.class_weights = (
-            None
-            if class_weights is None
-            else torch.as_tensor(class_weights).detach().to("cpu", torch.float64)
-        )
+        unknown = sorted(set(options) - set(inspect.signature(type(self).function).parameters))
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(unknown)}")
+        weights = options.get("class_weights")
+        if weights is not None:
+            # On the CPU whatever the device of the module: the losses read them on the host.
+            weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
+            options = {**options, "class_weights": weights}
+        self.options = dict(options)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of logits and labels, of the shapes that the function takes."""
+        return type(self).function(logits, labels, **self.options)
+
+    def extra_repr(self) -> str:
+        """Options that were given, for printing."""
+        shown = {
+            name: value.tolist() if isinstance(value, Tensor) else value
+            for name, value in self.options.items()
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-class LovaszSoftmax(_ClassWeighted):
+class LovaszSoftmax(_Bound):
     """:func:`lovasz_repro.losses.lovasz_softmax` with its options bound."""
 
-    def __init__(
-        self,
-        *,
-        classes: str | Sequence[int] = "present",
-        per_image: bool = False,
-        ignore_index: int | None = None,
-        class_weights: Sequence[float] | Tensor | None = None,
-    ) -> None:
-        super().__init__(class_weights)
-        self.classes = classes
-        self.per_image = per_image
-        self.ignore_index = ignore_index
+    function = staticmethod(lovasz.lovasz_softmax)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (B, C, ...) and labels (B, ...)."""
-        return lovasz.lovasz_softmax(
-            logits,
-            labels,
-            classes=self.classes,
-            per_image=self.per_image,
-            ignore_index=self.ignore_index,
-            class_weights=self.class_weights,
-        )
+    def __init__(self, **options: Unpack[LovaszSoftmaxOptions]) -> None:
+        super().__init__(options)
 
-    def extra_repr(self) -> str:
-        """Options, for printing."""
-        return (
-            f"classes={self.classes!r}, per_image={self.per_image}, "
-            f"ignore_index={self.ignore_index}, weighted={self.class_weights is not None}"
-        )
+    def forward(self, logits: Tensor, labels: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
+        """Loss of logits (B, C, ...), labels (B, ...) and weights of their shape."""
+        return lovasz.lovasz_softmax(logits, labels, pixel_weight=pixel_weight, **self.options)
 
 
-class CrossEntropy(_ClassWeighted):
+class CrossEntropy(_Bound):
     """:func:`lovasz_repro.losses.cross_entropy` with its options bound."""
 
-    def __init__(
-        self,
-        *,
-        ignore_index: int | None = None,
-        class_weights: Sequence[float] | Tensor | None = None,
-    ) -> None:
-        super().__init__(class_weights)
-        self.ignore_index = ignore_index
+    function = staticmethod(baselines.cross_entropy)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (B, C, ...) and labels (B, ...)."""
-        return baselines.cross_entropy(
-            logits, labels, ignore_index=self.ignore_index, class_weights=self.class_weights
-        )
-
-    def extra_repr(self) -> str:
-        """Options, for printing."""
-        return f"ignore_index={self.ignore_index}, weighted={self.class_weights is not None}"
+    def __init__(self, **options: Unpack[CrossEntropyOptions]) -> None:
+        super().__init__(options)
 
 
-class _Binary(nn.Module):
-    """Options of the losses on one logit a pixel."""
-
-    def __init__(self, *, per_image: bool = True, ignore_index: int | None = None) -> None:
-        super().__init__()
-        self.per_image = per_image
-        self.ignore_index = ignore_index
-
-    def extra_repr(self) -> str:
-        """Options, for printing."""
-        return f"per_image={self.per_image}, ignore_index={self.ignore_index}"
-
-
-class LovaszHinge(_Binary):
+class LovaszHinge(_Bound):
     """:func:`lovasz_repro.losses.lovasz_hinge` with its options bound."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (B, ...) or (B, 1, ...) and labels 0/1 (B, ...)."""
-        return lovasz.lovasz_hinge(
-            logits, labels, per_image=self.per_image, ignore_index=self.ignore_index
-        )
+    function = staticmethod(lovasz.lovasz_hinge)
+
+    def __init__(self, **options: Unpack[LovaszHingeOptions]) -> None:
+        super().__init__(options)
+
+    def forward(self, logits: Tensor, labels: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
+        """Loss of logits (B, ...) or (B, 1, ...), labels 0/1 (B, ...) and weights."""
+        return lovasz.lovasz_hinge(logits, labels, pixel_weight=pixel_weight, **self.options)
 
 
-class BinaryCrossEntropy(_Binary):
+class BinaryCrossEntropy(_Bound):
     """:func:`lovasz_repro.losses.binary_cross_entropy` with its options bound."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (B, ...) or (B, 1, ...) and labels 0/1 (B, ...)."""
-        return baselines.binary_cross_entropy(
-            logits, labels, per_image=self.per_image, ignore_index=self.ignore_index
-        )
+    function = staticmethod(baselines.binary_cross_entropy)
+
+    def __init__(self, **options: Unpack[BinaryOptions]) -> None:
+        super().__init__(options)
 
 
-class Hinge(_Binary):
+class Hinge(_Bound):
     """:func:`lovasz_repro.losses.hinge` with its options bound."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (B, ...) or (B, 1, ...) and labels 0/1 (B, ...)."""
-        return baselines.hinge(
-            logits, labels, per_image=self.per_image, ignore_index=self.ignore_index
-        )
+    function = staticmethod(baselines.hinge)
+
+    def __init__(self, **options: Unpack[BinaryOptions]) -> None:
+        super().__init__(options)
 
 
-class SoftIoU(_Binary):
+class SoftIoU(_Bound):
     """:func:`lovasz_repro.losses.soft_iou` with its options bound."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (B, ...) or (B, 1, ...) and labels 0/1 (B, ...)."""
-        return baselines.soft_iou(
-            logits, labels, per_image=self.per_image, ignore_index=self.ignore_index
-        )
+    function = staticmethod(baselines.soft_iou)
+
+    def __init__(self, **options: Unpack[BinaryOptions]) -> None:
+        super().__init__(options)
 
 
 class WeightedSum(nn.Module):

@@ -12,6 +12,7 @@ from lovasz_repro.losses.inputs import MulticlassPixels
 from lovasz_repro.losses.softmax_passes import Softmax, class_errors, count, gradient
 from lovasz_repro.losses.softmax_sort import ONCE
 from lovasz_repro.losses.sorting import EXACT_FLOAT32_COUNT, decreasing_keys, gain_error_products
+from lovasz_repro.losses.window import AccumulationWindow
 
 # Bins that are read at once: on a CPU some arrays of this many numbers fit the caches.
 BINS_AT_ONCE = {"cpu": 2**16, "other": 2**24}
@@ -53,14 +54,17 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         rows: Rows,
         measure: Measure,
         how: Method,
+        window: AccumulationWindow | None,
     ) -> Tensor:
         bins = ProbabilityBins(how.bins)
         problem = _Problem(pixels, rows, measure, how, bins)
         tally, softmax = count(
             logits, pixels.labels, pixels.valid, bins, len(rows.counts), measure.weights
         )
-        measure.row_ranks.sum_(tally.flat)
-        readings = _read(tally.sums, problem, softmax.top.dtype)
+        flat = measure.row_ranks.sum_(tally.flat)
+        if window is not None:
+            flat = window.include(flat)
+        readings = _read(flat[:-1].view(tally.sums.shape), problem, softmax.top.dtype)
         loss, exact = readings.values.sum(), {}
         if how.name == "auto":
             exact = _exact_gains(readings.coarse, logits, problem, softmax)
@@ -68,7 +72,7 @@ class CountedLovaszSoftmax(torch.autograd.Function):
                 counted = [item for item in range(logits.shape[1]) if item not in exact]
                 part = _value(exact, logits, pixels.labels, softmax)
                 loss = readings.values[counted].sum() + measure.row_ranks.sum_(part)
-        loss = loss + torch.where(tally.flat[-1] > 0, torch.nan, 0.0)
+        loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
         ctx.exact, ctx.softmax, ctx.pixels = exact, softmax, pixels
         ctx.weights, ctx.bins = measure.weights, how.bins
         ctx.save_for_backward(logits, readings.tables)
@@ -83,15 +87,15 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         result = gradient(
             logits, ctx.pixels.labels, ctx.softmax, tables * grad_loss, exact, ctx.weights, ctx.bins
         )
-        return result, None, None, None, None
+        return result, None, None, None, None, None
 
 
 def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
     """Gains, values and error bounds from the sums of the first pass, some rows at a time."""
     shape, device, bins = sums.shape[-4:], sums.device, problem.bins
     weighted = problem.measure.weights is not None
-    most = int(problem.rows.counts.sum(1).amax())
-    wide = torch.float64 if weighted or most > EXACT_FLOAT32_COUNT else dtype
+    large = problem.rows.most_pixels > EXACT_FLOAT32_COUNT
+    wide = torch.float64 if weighted or large else dtype
     sums = sums.flatten(-3, -2)  # (..., 2, C R, K + 1)
     tables = torch.empty(2, *sums.shape[-2:], dtype=dtype, device=device)
     weights = problem.rows.weights.T.flatten().to(device)

@@ -25,6 +25,8 @@ from lovasz_repro.losses.error_bins import ProbabilityBins
 from lovasz_repro.losses.inputs import PixelWeights
 
 HALF_LOG2_E = 0.5 * math.log2(math.e)
+# Root of a probability from which on the gradient of a wrong class loses digits.
+SURE = 0.9
 
 
 class Softmax(NamedTuple):
@@ -85,7 +87,7 @@ def count(
     for block in blocks:
         numbers = blocks.flat(labels, top, scale, own, others, valid, background)
         label, top_, scale_, own_, others_, valid_, weight = numbers
-        torch.amax(block.logits, 0, out=top_.view(block.shape[1:]))
+        top_.copy_(block.logits.amax(0).view(-1))
         roots = _exponentials(block, top_)
         at = block.elements_of(label)
         torch.index_select(roots.view(-1), 0, at, out=own_)
@@ -150,9 +152,27 @@ def gradient(
         gains.add_(shift_.sub_(wrong_sum))
         target = block.part_of(result)
         torch.mul(gains.view(block.shape), wrong.view(block.shape), out=target)
-        label_gradient = cost_.add_(wrong_sum).mul_(own_).to(result.dtype)
-        result.view(-1).index_copy_(0, block.elements_in(result, label), label_gradient)
+        label_gradient = cost_.add_(wrong_sum).mul_(own_)
+        at = block.elements_in(result, label)
+        result.view(-1).index_copy_(0, at, label_gradient.to(result.dtype))
+        sure = ((scale > SURE) & (own_ > -0.5)).nonzero()[:, 0]
+        if len(sure) > 0:
+            _give_back_rounding(result, block, gains, wrong, label_gradient, sure)
     return result
+
+
+def _give_back_rounding(
+    result: Tensor, block: Block, gains: Tensor, wrong: Tensor, label_gradient: Tensor, sure: Tensor
+) -> None:
+    """Mend the gradient of pixels that are sure of a wrong class.
+
+    There g_c - S subtracts near equals. But the gradient of a pixel sums to zero over the classes,
+    so the class of largest probability can give the rounding error back.
+    """
+    probabilities = wrong[:, sure]
+    rest = (gains[:, sure] * probabilities).sum(0) + label_gradient[sure]
+    at = block.elements_in(result, probabilities.argmax(0), sure)
+    result.view(-1).index_add_(0, at, rest.neg_().to(result.dtype))
 
 
 def class_errors(logits: Tensor, labels: Tensor, softmax: Softmax, item: int) -> Tensor:

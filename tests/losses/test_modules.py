@@ -29,7 +29,7 @@ def test_multiclass_modules(module) -> None:
     assert torch.equal(built(logits, labels), function(logits, labels, **options))
     assert torch.equal(module()(logits, labels), function(logits, labels))
     assert not built.state_dict()
-    assert "ignore_index=3, weighted=True" in repr(built)
+    assert "ignore_index=3, class_weights=[1.0, 2.0, 0.5, 1.0]" in repr(built)
     assert torch.equal(built.double()(logits, labels), function(logits, labels, **options))
 
 
@@ -42,6 +42,24 @@ def test_binary_modules(module) -> None:
         expected = BINARY[module](logits, labels, per_image=per_image, ignore_index=255)
         assert torch.equal(built(logits, labels), expected)
         assert f"per_image={per_image}, ignore_index=255" in repr(built)
+
+
+def test_pixel_weights_go_with_the_labels() -> None:
+    logits, labels = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 5, 5))
+    weight = torch.rand(2, 5, 5)
+    softmax = losses.LovaszSoftmax(weight_background=False)(logits, labels, weight)
+    assert torch.equal(
+        softmax,
+        losses.lovasz_softmax(logits, labels, pixel_weight=weight, weight_background=False),
+    )
+    hinge = losses.LovaszHinge(method="sort")(logits[:, 0], labels == 1, weight)
+    assert torch.equal(hinge, losses.lovasz_hinge(logits[:, 0], labels == 1, pixel_weight=weight))
+
+
+@pytest.mark.parametrize("module", [*MULTICLASS, *BINARY], ids=lambda m: m.__name__)
+def test_an_unknown_option_is_refused_at_once(module) -> None:
+    with pytest.raises(TypeError, match=f"{module.__name__} has no option reduction"):
+        module(reduction="mean")
 
 
 def test_weighted_sum_module() -> None:

@@ -1,0 +1,211 @@
+"""Lovász-Softmax from counts: the sort's results on everything that the sort is tested on."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lovasz_repro.losses import blocks, lovasz_softmax, softmax_histogram
+from tests.losses.test_lovasz_softmax import OPTIONS, batch
+
+FINE = {"method": "histogram", "bins": 2**17}
+
+
+def value_and_gradient(logits: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    value = lovasz_softmax(leaf, labels, **options)
+    value.backward()
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == logits.dtype
+    assert leaf.grad.shape == logits.shape
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("ignore_index", [None, 255, 2])
+@pytest.mark.parametrize("shape", [(3, 6, 7), (1, 40), (4,), (2, 2, 3, 4)], ids=str)
+def test_fine_bins_give_algorithm_1(oracle, options: dict, ignore_index, shape) -> None:
+    logits, labels = batch(*shape)
+    if ignore_index == 255:
+        labels[torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.3] = 255
+    options = options | {"ignore_index": ignore_index}
+    value, gradient = value_and_gradient(logits, labels, **options, **FINE)
+    expected = oracle.lovasz_softmax(logits.numpy(), labels.numpy(), **options)
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+    _, exact = value_and_gradient(logits, labels, **options, method="sort")
+    torch.testing.assert_close(gradient, exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_image": True}, {"ignore_index": 1}], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7, 9), (3, 400)], ids=str)
+@pytest.mark.parametrize("elements", [1, 50, 700, 10**6])
+def test_blocks_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, options: dict, shape: tuple[int, ...], elements: int
+) -> None:
+    logits, labels = batch(*shape)
+    expected = value_and_gradient(logits, labels, method="histogram", bins=100, **options)
+    monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", elements)
+    monkeypatch.setitem(softmax_histogram.BINS_AT_ONCE, "cpu", elements)
+    found = value_and_gradient(logits, labels, method="histogram", bins=100, **options)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 4, 4), (0, 5), (2, 5, 0)])
+def test_empty_batches_are_zero(shape: tuple[int, ...]) -> None:
+    labels = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+    for options in OPTIONS:
+        value, _ = value_and_gradient(torch.zeros(shape), labels, method="histogram", **options)
+        assert value == 0
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("classes", ["present", "all", [1]], ids=str)
+def test_no_valid_pixel_is_zero_with_zero_gradient(classes, per_image: bool) -> None:
+    logits, _ = batch(2, 3, 4)
+    labels = torch.full((2, 3, 4), 255)
+    logits[0, 0] = math.nan
+    options = {"classes": classes, "per_image": per_image, "ignore_index": 255}
+    value, gradient = value_and_gradient(logits, labels, **options, method="histogram")
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_single_class_and_perfect_predictions_are_exactly_zero() -> None:
+    labels = torch.zeros(2, 4, 4).long()
+    value, gradient = value_and_gradient(torch.randn(2, 1, 4, 4), labels, method="histogram")
+    assert value == 0
+    assert not gradient.any()
+    logits = torch.full((2, 3, 4, 4), -math.inf)
+    logits[:, 0] = 0.0
+    value, gradient = value_and_gradient(logits, labels, method="histogram")
+    assert value == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
+def test_nan_gives_nan_there_and_leaves_other_pixels_alone(options: dict) -> None:
+    logits, labels = batch(2, 3, 3)
+    logits[0, 2, 1, 1] = math.nan
+    value, gradient = value_and_gradient(logits, labels, method="histogram", **options)
+    assert value.isnan()
+    assert gradient[0, :, 1, 1].isnan().all()
+    gradient[0, :, 1, 1] = 0
+    assert gradient.isfinite().all()
+    labels[0, 1, 1] = 255
+    options = options | {"ignore_index": 255}
+    value, gradient = value_and_gradient(logits, labels, **options, **FINE)
+    expected = value_and_gradient(logits, labels, **options, method="sort")
+    torch.testing.assert_close((value, gradient), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_infinite_logits() -> None:
+    logits, labels = batch(2, 3, 3)
+    logits[:, 4] = -math.inf
+    found = value_and_gradient(logits, labels, **FINE)
+    expected = value_and_gradient(logits, labels, method="sort")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    logits[0, 0, 0, 0] = math.inf
+    assert value_and_gradient(logits, labels, method="histogram")[0].isnan()
+
+
+@pytest.mark.parametrize("offset", [-3e4, 3e4])
+def test_large_logits_keep_their_precision(offset: float) -> None:
+    """Differences of logits are taken before they are scaled."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-3, 4, (1, 4, 900), generator=generator).float()
+    labels = torch.randint(0, 4, (1, 900), generator=generator)
+    expected = value_and_gradient(logits, labels, method="histogram")
+    found = value_and_gradient(logits + offset, labels, method="histogram")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    logits, labels = batch(2, 9, 9)
+    half = logits.to(dtype)
+    value, gradient = value_and_gradient(half, labels, method="histogram")
+    expected, expected_gradient = value_and_gradient(half.float(), labels, method="histogram")
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    assert torch.equal(gradient, expected_gradient.to(dtype))
+
+
+def test_float16_gradient_is_scaled_before_it_is_rounded() -> None:
+    logits, labels = batch(1, 300, 300)
+    leaf = logits.half().requires_grad_()
+    (lovasz_softmax(leaf, labels, method="histogram") * 65536).backward()
+    _, expected = value_and_gradient(logits.half().float(), labels, method="histogram")
+    assert expected.half().count_nonzero() < expected.count_nonzero()
+    torch.testing.assert_close(leaf.grad.float(), 65536 * expected, rtol=1e-3, atol=1e-6)
+
+
+def test_memory_formats() -> None:
+    logits, labels = batch(2, 6, 8)
+    expected = value_and_gradient(logits, labels, method="histogram")
+    for variant in (
+        logits.contiguous(memory_format=torch.channels_last),
+        logits.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.stack([logits, logits], -1)[..., 0],
+    ):
+        assert not variant.is_contiguous()
+        found = value_and_gradient(variant, labels, method="histogram")
+        torch.testing.assert_close(found, expected)
+    transposed = labels.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(value_and_gradient(logits, transposed, method="histogram"), expected)
+
+
+def test_backward_twice_second_derivative_and_no_gradient() -> None:
+    logits, labels = batch(1, 4, 4)
+    leaf = logits.clone().requires_grad_()
+    value = lovasz_softmax(leaf, labels, method="histogram")
+    (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    (second,) = torch.autograd.grad(3 * value, leaf, retain_graph=True)
+    torch.testing.assert_close(3 * first, second)
+    with pytest.raises(RuntimeError, match=r"differentiated once.*create_graph"):
+        torch.autograd.grad(value, leaf, create_graph=True)
+    with torch.no_grad():
+        without = lovasz_softmax(leaf, labels, method="histogram")
+    assert not without.requires_grad
+    assert torch.equal(without, value)
+
+
+def test_logits_that_change_between_forward_and_backward_are_noticed() -> None:
+    logits, labels = batch(1, 4, 4)
+    leaf = logits.clone().requires_grad_()
+    changing = leaf * 1.0
+    value = lovasz_softmax(changing, labels, method="histogram")
+    changing.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_too_many_pixels_for_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lovasz_repro.losses.error_bins import ProbabilityBins
+
+    original = ProbabilityBins.__init__
+
+    def small(self, bins: int) -> None:
+        original(self, bins)
+        self.most_pixels = 10
+
+    monkeypatch.setattr(ProbabilityBins, "__init__", small)
+    logits, labels = batch(1, 4, 4)
+    with pytest.raises(ValueError, match='counts up to 10 pixels, got 16; use "sort"'):
+        lovasz_softmax(logits, labels, method="histogram")
+    expected = lovasz_softmax(logits, labels, method="sort")
+    assert torch.equal(lovasz_softmax(logits, labels), expected)
+
+
+def test_pixels_that_are_sure_of_a_wrong_class_keep_their_digits() -> None:
+    """Their gradients come from a difference of near equals; over the classes each sums to 0."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 300, generator=generator)
+    labels = torch.randint(0, 3, (2, 300), generator=generator)
+    wrong = (labels + 1) % 3
+    logits.scatter_add_(1, wrong[:, None], torch.full((2, 1, 300), 12.0))
+    _, gradient = value_and_gradient(logits, labels, method="histogram")
+    largest = gradient.abs().amax(1)
+    assert (largest > 0).all()
+    assert (gradient.double().sum(1).abs() <= 1e-6 * largest).all()
