@@ -1,7 +1,8 @@
 """Intersection over union: over a dataset (Eq. 14), over a batch, and per image (Eq. 3, Sec. 3.1).
 
 All three come from counts of (label, prediction) pairs, made by one `bincount` per call. What is
-streamed (`ConfusionMatrix`, `ImageIoU`) is a sum, so it merges over ranks by adding the parts.
+streamed (`ConfusionMatrix`, `ImageIoU`) is a sum, so it merges over ranks by adding the parts:
+`over_ranks` gives the score of all ranks to each, and leaves the part as it is.
 
 Common to every function here:
 
@@ -12,8 +13,10 @@ Common to every function here:
   of another class that is predicted as it is still a miss of its own class.
 """
 
+from typing import Self
+
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -22,7 +25,7 @@ class ConfusionMatrix:
     """Streaming counts over a whole dataset, for the dataset-mIoU of Eq. 14.
 
     `counts` is a (C, C) int64 tensor [label, prediction] on the CPU, whatever device the updates
-    come from. To merge ranks, add their `counts` (an all-reduce) or use `merge`.
+    come from.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
@@ -52,12 +55,23 @@ class ConfusionMatrix:
         _check_mergeable(self, other)
         self.counts += other.counts
 
+    def over_ranks(self, group: distributed.ProcessGroup) -> Self:
+        """The matrix of all ranks, the same on each; exact.
+
+        Raises:
+            ValueError: on every rank, if the options differ between ranks.
+        """
+        _check_same_options(self, group)
+        total = type(self)(self.num_classes, self.ignore_index)
+        total.counts = _sum_over_ranks(self.counts, group)
+        return total
+
 
 class ImageIoU:
     """Streaming per-image IoU, averaged over images; 0/0 = 1 (Eq. 3, Sec. 3.1).
 
     `sums` is a (C,) float64 tensor on the CPU, the per-image IoUs of each class added up; `images`
-    is how many images they come from. To merge ranks, add both or use `merge`.
+    is how many images they come from.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
@@ -86,6 +100,19 @@ class ImageIoU:
         _check_mergeable(self, other)
         self.sums += other.sums
         self.images += other.images
+
+    def over_ranks(self, group: distributed.ProcessGroup) -> Self:
+        """The sums of all ranks, the same on each; equal to those of one process to rounding.
+
+        Raises:
+            ValueError: on every rank, if the options differ between ranks.
+        """
+        _check_same_options(self, group)
+        total = type(self)(self.num_classes, self.ignore_index)
+        images = torch.tensor([self.images], dtype=torch.float64)
+        sums = _sum_over_ranks(torch.cat([self.sums, images]), group)
+        total.sums, total.images = sums[:-1], int(sums[-1])
+        return total
 
 
 def image_iou(
@@ -246,3 +273,29 @@ def _check_mergeable(first: ConfusionMatrix | ImageIoU, second: ConfusionMatrix 
         ours, theirs = getattr(first, name), getattr(second, name)
         if ours != theirs:
             raise ValueError(f"cannot merge: {name} differs ({ours} and {theirs})")
+
+
+def _check_same_options(
+    metric: ConfusionMatrix | ImageIoU, group: distributed.ProcessGroup
+) -> None:
+    """Compare the options of all ranks before anything of their size is sent."""
+    for name in ("num_classes", "ignore_index"):
+        value = getattr(metric, name)
+        number = torch.iinfo(torch.int64).min if value is None else value
+        ends = _on_device_of(torch.tensor([number, -number - 1]), group)  # largest, smallest
+        distributed.all_reduce(ends, distributed.ReduceOp.MAX, group)
+        largest, smallest = int(ends[0]), -int(ends[1]) - 1
+        if largest != smallest:
+            raise ValueError(f"cannot merge: {name} differs between ranks (here {value})")
+
+
+def _sum_over_ranks(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
+    """Sum of a CPU tensor over the ranks of a group of any backend, on the CPU."""
+    total = _on_device_of(values.clone(), group)
+    distributed.all_reduce(total, distributed.ReduceOp.SUM, group)
+    return total.cpu()
+
+
+def _on_device_of(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
+    """NCCL sums up nothing but CUDA tensors."""
+    return values.cuda() if distributed.get_backend(group) == "nccl" else values
