@@ -32,8 +32,10 @@ app = typer.Typer(
 )
 report_app = typer.Typer(help="Rebuild tables, figures and claims from stored runs.")
 runs_app = typer.Typer(invoke_without_command=True)
+bench_app = typer.Typer(help="Measure time, memory and precision on this machine.")
 app.add_typer(report_app, name="report", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
+app.add_typer(bench_app, name="bench", no_args_is_help=True)
 
 Results = Annotated[
     Path,
@@ -77,6 +79,13 @@ class TableFormat(StrEnum):
     tex = "tex"
     csv = "csv"
     json = "json"
+
+
+class Logits(StrEnum):
+    """Networks whose logits ``bench losses`` imitates."""
+
+    random = "random"
+    trained = "trained"
 
 
 def complete_experiment(incomplete: str) -> Iterator[str]:
@@ -357,6 +366,47 @@ def import_(
         f"{len(report.added)} added, {len(report.updated)} updated, "
         f"{len(report.present)} there already, {len(report.kept)} left alone (running here)"
     )
+
+
+@bench_app.command("losses")
+def bench_losses(
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="BxCxHxW of the logits; repeatable; default: two sizes for the device."),
+    ] = None,
+    logits: Annotated[
+        list[Logits] | None,
+        typer.Option(help="Of an untrained or a trained network; repeatable; default: both."),
+    ] = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="CPU threads, steadiest with 1; default: torch's."),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; default: 5 on a CPU, 30 on a GPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of logits and labels.")] = 0,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time, memory and precision of the losses, beside cross-entropy and a plain Algorithm 1."""
+    if as_markdown and as_json:
+        raise UserError("give --markdown or --json, not both.")
+    from lovasz_repro.bench.losses import choose_settings, run_bench
+    from lovasz_repro.bench.render import print_report, to_json, to_markdown
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.progress import Progress
+
+    kinds = [kind.value for kind in logits or Logits]
+    settings = choose_settings(size, kinds, choose_device(device), threads, repeats, seed)
+    with Progress() as progress:
+        task = progress.task("bench losses", settings.passes)
+        report = run_bench(settings, lambda name: task.advance(note=name))
+    if as_json or as_markdown:
+        typer.echo(to_json(report) if as_json else to_markdown(report))
+    else:
+        print_report(report, terminal())
 
 
 def terminal() -> "Console":

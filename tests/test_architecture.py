@@ -19,9 +19,13 @@ FORBIDDEN = {
     "report": ("training", "experiment", "cli", "session"),
     "store": ("training", "models", "data", "experiment", "report", "cli"),
     "synthetic": ("training", "models", "evaluation", "experiment", "report", "cli"),
+    "bench": (
+        "data", "models", "training", "evaluation", "synthetic", "store", "report", "session",
+        "experiment", "cli",
+    ),
     "experiment": ("report", "cli"),
     "config": ("losses", "models", "training", "store", "experiment", "report", "cli"),
-}
+}  # fmt: skip
 
 
 def modules(part: str) -> list[Path]:

@@ -35,12 +35,13 @@ class ProbabilityBins:
     (the lower ones), so that one addition per pixel gives the gains and the exact loss.
     """
 
+    most_pixels = 2**26  # in a row, or the sums overflow
+
     def __init__(self, bins: int) -> None:
         self.bins = bins
         # float32 holds 24 bits, which is what is known of a probability anyway.
         self.fraction_bits = max(1, min(10, 24 - bins.bit_length()))
         self.one_pixel = 1 << (self.fraction_bits + 26)
-        self.most_pixels = 1 << 26
         self.scale = float(bins << self.fraction_bits)
 
     def unpack(self, packed: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.histogram import DEFAULT_BINS, Method
+from lovasz_repro.losses.histogram import Method
 from lovasz_repro.losses.ranks import Ranks
 from lovasz_repro.losses.row_gains import row_gains
 from lovasz_repro.losses.set_functions import SetFunction
@@ -29,7 +29,7 @@ def lovasz_extension(
     valid: Tensor | None = None,
     pixel_weight: Tensor | None = None,
     method: str = "auto",
-    bins: int = DEFAULT_BINS,
+    bins: int | None = None,
     group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Lovász extension of ``set_function`` at ``errors``, row by row (Eq. 8-9, Algorithm 1).
@@ -57,7 +57,7 @@ def lovasz_extension(
             the set function of all pixels; ``histogram.py`` derives closer bounds. "auto" counts
             rows of at least 131,072 pixels where those bounds are below the rounding error of
             Algorithm 1 in float32, and sorts the others, and all in float64 or with weights.
-        bins: number of bins, from 2 to 2**20.
+        bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on.
         group: process group whose ranks hold parts of the same rows: P may differ between them.
             Every rank gets the values of the whole rows, and the gradient for its own errors times
             the number of ranks, for DistributedDataParallel to average. "histogram" adds up two

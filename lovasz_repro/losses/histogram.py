@@ -53,7 +53,8 @@ from torch import Tensor
 
 from lovasz_repro.losses.set_functions import Counts, SetFunction
 
-DEFAULT_BINS = 2**14
+# Bins, and for rows of many pixels, where they cost nothing in comparison, twice as many.
+FEW_BINS, MANY_BINS, MANY_PIXELS = 2**14, 2**15, 2**19
 MAX_BINS = 2**20
 # Rows of fewer pixels than this are sorted by "auto": there a sort costs little, and bins of a
 # few pixels among few are too coarse to pass the test anyway.
@@ -86,7 +87,7 @@ class BinGains(NamedTuple):
 
 
 class ErrorBounds(NamedTuple):
-    """How far gains from bins may be from exact ones, by row."""
+    """How far gains from bins may be from exact ones, by row; NaN where nothing is known."""
 
     gain: Tensor
     """(R,) 2-norm over pixels of the error of the gains, each times the weight of its bin."""
@@ -113,14 +114,18 @@ class Method:
     """
 
     name: str = "auto"
-    bins: int = DEFAULT_BINS
+    bins: int | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.name not in METHODS:
             raise ValueError(f'method is "{self.name}", must be "auto", "sort" or "histogram"')
-        if not 2 <= self.bins <= MAX_BINS:
+        if self.bins is not None and not 2 <= self.bins <= MAX_BINS:
             raise ValueError(f"bins is {self.bins}, must be between 2 and {MAX_BINS}")
+
+    def bins_for(self, pixels: int) -> int:
+        """How many bins to count rows of this many pixels in, of all ranks."""
+        return self.bins or (MANY_BINS if pixels >= MANY_PIXELS else FEW_BINS)
 
     def sorts(self, pixels: int, dtype: torch.dtype, weighted: bool) -> bool:
         """Whether rows are sorted without counting them first.
@@ -207,7 +212,6 @@ def error_bounds(
         strict=True,
     ):
         deviation = torch.maximum(one_more(above) - gain, gain - one_more(last))
-        deviation.masked_fill_(held == 0, 0.0)
         sums = held * deviation
         total = total + (sums * widths).sum(-1)
         squares = squares + sums.mul_(deviation) @ weights

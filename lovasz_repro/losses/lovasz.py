@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from lovasz_repro.losses.averaging import Measure, rows_of
 from lovasz_repro.losses.eager import eager
 from lovasz_repro.losses.error_bins import ProbabilityBins
-from lovasz_repro.losses.histogram import DEFAULT_BINS, Method
+from lovasz_repro.losses.histogram import FEW_BINS, Method
 from lovasz_repro.losses.inputs import (
     BinaryPixels,
     PixelWeights,
@@ -45,7 +45,7 @@ def lovasz_softmax(
     weight_background: bool = True,
     set_function: SetFunction = JACCARD,
     method: str = "auto",
-    bins: int = DEFAULT_BINS,
+    bins: int | None = None,
     group: distributed.ProcessGroup | None = None,
     window: AccumulationWindow | None = None,
 ) -> Tensor:
@@ -80,7 +80,7 @@ def lovasz_softmax(
             and sorts single classes of them whose gradient would be further from the exact one
             than that of Algorithm 1 in float32; it sorts what is smaller, is float64 or has pixel
             weights.
-        bins: number of bins, from 2 to 2**20.
+        bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on.
         group: process group whose ranks hold parts of one batch. The loss is that of the whole
             batch, the same on every rank; a class is present if any rank has it. The gradient is
             that of the whole loss for this rank's logits, times the number of ranks, which
@@ -112,7 +112,7 @@ def lovasz_softmax(
     if window is not None:
         if per_image or method == "sort":
             raise ValueError('a window carries counts of batches: not with per_image or "sort"')
-        how = Method("histogram", bins)
+        how = Method("histogram", bins or FEW_BINS)
     weights = None
     if pixel_weight is not None:
         weights = pixel_weights(pixel_weight, labels, weight_background)
@@ -135,7 +135,7 @@ def lovasz_softmax(
 
 def _sorts(how: Method, size: int, dtype: torch.dtype, weighted: bool) -> bool:
     """Whether batches (images) of this many valid pixels are sorted."""
-    most = ProbabilityBins(how.bins).most_pixels
+    most = ProbabilityBins.most_pixels
     if how.name == "histogram" and size > most:
         raise ValueError(f'method "histogram" counts up to {most} pixels, got {size}; use "sort"')
     return how.sorts(size, dtype, weighted) or size > most
@@ -151,7 +151,7 @@ def lovasz_hinge(
     pixel_weight: Tensor | None = None,
     set_function: SetFunction = JACCARD,
     method: str = "auto",
-    bins: int = DEFAULT_BINS,
+    bins: int | None = None,
     group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Lovász hinge of the Jaccard loss of the foreground (Eq. 10).
@@ -187,8 +187,7 @@ def lovasz_hinge(
     pixels = binary_pixels(logits, labels, ignore_index, ranks)
     weights = None
     if pixel_weight is not None:
-        shaped = labels.reshape(pixels.logits.shape)
-        weights = pixel_weights(pixel_weight.reshape(shaped.shape), shaped, True).foreground
+        weights = pixel_weights(pixel_weight, labels, True).foreground
     pixels = pixels.rows(per_image)
     if weights is not None:
         weights = weights.reshape(pixels.logits.shape)

@@ -24,7 +24,7 @@ class LovaszHingeOptions(BinaryOptions, total=False):
 
     set_function: SetFunction
     method: str
-    bins: int
+    bins: int | None
 
 
 class CrossEntropyOptions(TypedDict, total=False):
@@ -43,7 +43,7 @@ class LovaszSoftmaxOptions(CrossEntropyOptions, total=False):
     weight_background: bool
     set_function: SetFunction
     method: str
-    bins: int
+    bins: int | None
 
 
 class _Bound(nn.Module):

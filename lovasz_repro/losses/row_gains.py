@@ -51,15 +51,15 @@ def row_gains(
         pixels = int(ranks.sum_(torch.tensor(pixels, device=errors.device)))
     if how.sorts(pixels, errors.dtype, weights is not None):
         return marginal_gains(keys, foreground, set_function, valid, errors.dtype, weights, ranks)
-    gains = torch.empty_like(errors)
+    gains, bin_count = torch.empty_like(errors), how.bins_for(pixels)
 
     def of(mask: Tensor | None, rows: slice | Tensor) -> Tensor | None:
         return None if mask is None else mask[rows]
 
-    step = max(1, NUMBERS_AT_ONCE // (how.bins + max(1, errors.shape[1])))
+    step = max(1, NUMBERS_AT_ONCE // (bin_count + max(1, errors.shape[1])))
     for start in range(0, len(errors), step):
         rows = slice(start, start + step)
-        binned = row_bins(errors[rows], of(valid, rows), how.bins, ranks)
+        binned = row_bins(errors[rows], of(valid, rows), bin_count, ranks)
         bins = _count(binned, foreground[rows], of(valid, rows), of(weights, rows), ranks)
         edges = edges_of(bins)
         table = bin_gains(bins, edges, set_function)

@@ -140,10 +140,12 @@ class JaccardLoss(SetFunction):
     def background_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
         """a I/(U (U+a)), with I and U before the pixels are added; 1 where U = 0 and a > 0."""
         union = counts.foreground_size + counts.false_positives
-        gain = (counts.foreground_size - counts.false_negatives).div_(union)
-        empty = union == 0
-        gain.mul_(amount).div_(union.add_(amount)).masked_fill_(empty, 1.0)
-        return gain.masked_fill_(amount == 0, 0.0) if isinstance(amount, Tensor) else gain
+        index = (counts.foreground_size - counts.false_negatives).div_(union)
+        index.nan_to_num_(nan=1.0)  # 0/0 = 1, Eq. 3
+        if isinstance(amount, Tensor):
+            gain = index.mul_(amount).div_(union.add_(amount))
+            return gain.masked_fill_(amount == 0, 0.0)
+        return index.mul_(amount).div_(union.add_(amount))
 
     def mean_gains(
         self, counts: Counts, foreground: Tensor, background: Tensor

@@ -56,7 +56,7 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         how: Method,
         window: AccumulationWindow | None,
     ) -> Tensor:
-        bins = ProbabilityBins(how.bins)
+        bins = ProbabilityBins(how.bins_for(rows.most_pixels))
         problem = _Problem(pixels, rows, measure, how, bins)
         tally, softmax = count(
             logits, pixels.labels, pixels.valid, bins, len(rows.counts), measure.weights
@@ -74,7 +74,7 @@ class CountedLovaszSoftmax(torch.autograd.Function):
                 loss = readings.values[counted].sum() + measure.row_ranks.sum_(part)
         loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
         ctx.exact, ctx.softmax, ctx.pixels = exact, softmax, pixels
-        ctx.weights, ctx.bins = measure.weights, how.bins
+        ctx.weights, ctx.bins = measure.weights, bins.bins
         ctx.save_for_backward(logits, readings.tables)
         return loss.to(softmax.top.dtype)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lovasz_repro.losses import blocks, lovasz_softmax, softmax_histogram
+from lovasz_repro.losses.error_bins import ProbabilityBins
 from tests.losses.test_lovasz_softmax import OPTIONS, batch
 
 FINE = {"method": "histogram", "bins": 2**17}
@@ -182,15 +183,7 @@ def test_logits_that_change_between_forward_and_backward_are_noticed() -> None:
 
 
 def test_too_many_pixels_for_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lovasz_repro.losses.error_bins import ProbabilityBins
-
-    original = ProbabilityBins.__init__
-
-    def small(self, bins: int) -> None:
-        original(self, bins)
-        self.most_pixels = 10
-
-    monkeypatch.setattr(ProbabilityBins, "__init__", small)
+    monkeypatch.setattr(ProbabilityBins, "most_pixels", 10)
     logits, labels = batch(1, 4, 4)
     with pytest.raises(ValueError, match='counts up to 10 pixels, got 16; use "sort"'):
         lovasz_softmax(logits, labels, method="histogram")

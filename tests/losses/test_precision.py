@@ -103,6 +103,21 @@ def test_memory_of_lovasz_softmax(options: dict) -> None:
     assert peak_memory(lambda a, b: lovasz_softmax(a, b, **options), logits, labels) < 3.5
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"per_image": True}, {"ignore_index": 3}, {"method": "auto"}], ids=str
+)
+def test_memory_of_counting(options: dict) -> None:
+    """The gradient, some numbers a pixel, and what depends on blocks and bins alone.
+
+    The numbers a pixel, some 50 bytes, count for more the fewer classes there are.
+    """
+    logits, labels = torch.randn(4, 21, 300, 300), torch.randint(0, 21, (4, 300, 300))
+    options = {"method": "histogram"} | options
+    assert peak_memory(lambda a, b: lovasz_softmax(a, b, **options), logits, labels) < 2.5
+    logits, labels = logits[:, :3], labels % 3
+    assert peak_memory(lambda a, b: lovasz_softmax(a, b, **options), logits, labels) < 6
+
+
 def test_memory_of_many_small_images_does_not_grow_with_their_number() -> None:
     """Some 50 bytes a pixel for at most about a million pixels; gradient and errors for all."""
     logits, labels = torch.randn(4000, 30, 30), torch.randint(0, 2, (4000, 30, 30))

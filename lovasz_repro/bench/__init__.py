@@ -1,0 +1,1 @@
+"""Timings, memory and precision of the losses, for anybody to repeat on their own machine."""

@@ -1,0 +1,261 @@
+"""`lovasz-repro bench losses`: what is measured, and the command."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from lovasz_repro import cli
+from lovasz_repro.bench.losses import binary_rows, choose_settings, multiclass_rows, run_bench
+from lovasz_repro.bench.measure import Row, measure, peak_memory, ratio
+from lovasz_repro.bench.samples import (
+    FOREGROUND,
+    WRONG,
+    Size,
+    binary_sample,
+    multiclass_sample,
+    parse_size,
+)
+from lovasz_repro.errors import UserError
+
+CPU = torch.device("cpu")
+NAMES = [row.name for row in (*multiclass_rows(), *binary_rows())]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Call `lovasz-repro bench losses`; returns exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "losses", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    assert ratio([2.0, 40.0, 6.0, 8.0, 100.0], [1.0, 10.0, 1.0, 1.0, 10.0]) == (6.0, 4.0, 8.0)
+    assert ratio([3.0], [2.0]) == (1.5, 1.5, 1.5)
+
+
+def test_peak_memory_counts_what_lives_at_once() -> None:
+    """The exponentials and the gradient, not the four tensors that came and went before."""
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        for _ in range(4):
+            logits.detach() + 1
+        return logits.exp().sum()
+
+    leaf = torch.zeros(100, 1000, requires_grad=True)
+    assert peak_memory(loss, leaf, torch.zeros(100)) == pytest.approx(2, abs=0.01)
+
+
+def test_rows_take_turns_and_errors_are_those_that_were_made() -> None:
+    def square(logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits * logits).sum()
+
+    def off_by_a_tenth(logits: Tensor, labels: Tensor) -> Tensor:
+        return 1.1 * square(logits, labels)
+
+    order: list[str] = []
+    rows = [Row("a", square, square), Row("b", square, square), Row("c", off_by_a_tenth, square)]
+    logits = torch.full((2, 3), 2.0)
+    a, b, c = measure(rows, logits, torch.zeros(2), 3, order.append)
+    assert order == ["a", "b", "c"] * (2 + 3)
+    assert (a.loss_error, a.gradient_error) == (0, 0)
+    assert c.loss_error == pytest.approx(2.4, rel=1e-5)
+    assert c.gradient_error == pytest.approx(0.1, rel=1e-5)
+    assert a.unit_ratio == b.loop_ratio == (1, 1, 1)
+    assert len(c.times_ms) == 3
+
+
+@pytest.mark.parametrize("kind", ["random", "trained"])
+def test_samples(kind: str) -> None:
+    size = Size(4, 6, 200, 300)
+    logits, labels = multiclass_sample(size, kind, torch.Generator().manual_seed(0))
+    assert logits.shape == size
+    assert labels.shape == (4, 200, 300)
+    assert torch.equal(logits, multiclass_sample(size, kind, torch.Generator().manual_seed(0))[0])
+    shares = torch.bincount(labels.flatten(), minlength=6) / labels.numel()
+    accuracy = (logits.argmax(1) == labels).float().mean().item()
+    scores, truth = binary_sample(size, kind, torch.Generator().manual_seed(0))
+    binary_accuracy = ((scores > 0) == (truth == 1)).float().mean().item()
+    assert set(truth.unique().tolist()) == {0, 1}
+    if kind == "random":
+        assert shares == pytest.approx([1 / 6] * 6, abs=0.01)
+        assert accuracy == pytest.approx(1 / 6, abs=0.01)
+        assert binary_accuracy == pytest.approx(0.5, abs=0.01)
+    else:
+        assert shares.argmax() == 0
+        assert shares[0] > 4 * shares[-1]
+        assert accuracy == pytest.approx(1 - WRONG * 5 / 6, abs=0.01)
+        assert binary_accuracy == pytest.approx(1 - WRONG, abs=0.01)
+        assert truth.float().mean().item() == pytest.approx(FOREGROUND, abs=0.1)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+TINY = ("--size", "2x3x16x16", "--repeats", "1", "--device", "cpu")
+
+
+def test_help(bench: Command) -> None:
+    code, out, _ = bench("--help")
+    assert code == 0
+    assert "--size" in out
+
+
+def test_table_has_every_row_and_fits(bench: Command) -> None:
+    code, out, err = bench(*TINY, "--size", "1x2x5x7", "--threads", "1")
+    assert code == 0, err
+    assert err == ""
+    titles = [
+        f"{size}, {kind} logits, CPU (1 thread)"
+        for size in ("2 x 3 x 16 x 16", "1 x 2 x 5 x 7")
+        for kind in ("random", "trained")
+    ]
+    assert [line for line in out.splitlines() if line.endswith("(1 thread)")] == titles
+    for name in NAMES:
+        assert sum(line.strip().startswith(f"{name}  ") for line in out.splitlines()) == 4, name
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_json_has_every_number(bench: Command) -> None:
+    code, out, err = bench(*TINY, "--threads", "1", "--seed", "3", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["threads"] == 1
+    assert report["repeats"] == 1
+    assert report["seed"] == 3
+    assert report["torch_version"] == torch.__version__
+    assert report["hardware"].startswith("CPU")
+    assert [case["logits"] for case in report["cases"]] == ["random", "trained"]
+    for case in report["cases"]:
+        assert case["size"] == {"batch": 2, "classes": 3, "height": 16, "width": 16}
+        assert [row["name"] for row in case["multiclass"] + case["binary"]] == NAMES
+        for row in case["multiclass"] + case["binary"]:
+            numbers = [row["median_ms"], *row["times_ms"], row["peak_memory"]]
+            numbers += [*row["unit_ratio"].values(), *row["loop_ratio"].values()]
+            assert all(math.isfinite(number) and number > 0 for number in numbers), row
+            assert 0 <= row["loss_error"] < 1e-3, row
+            assert 0 <= row["gradient_error"] < 1e-2, row
+
+
+def test_markdown_is_a_table(bench: Command) -> None:
+    code, out, err = bench(*TINY, "--logits", "random", "--markdown")
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 2 + len(NAMES)
+    assert {line.count("|") for line in lines} == {7}
+    for name in NAMES:
+        assert sum(line.startswith(f"| {name} |") for line in lines) == 1
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.9, False), (99.0, True)])
+@pytest.mark.parametrize("form", [[], ["--markdown"]], ids=["terminal", "markdown"])
+def test_a_busy_machine_is_told_of(
+    bench: Command, monkeypatch: pytest.MonkeyPatch, form: list[str], load: float, busy: bool
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    code, out, _ = bench(*TINY, "--logits", "random", *form)
+    assert code == 0
+    assert ("kept the machine busy (load average 99.0, 4 cores)" in out) == busy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "21x321"], ["size '21x321'", "BxCxHxW"]),
+        (["--size", "2x21x321x321x1"], ["BxCxHxW"]),
+        (["--size", "2x21xax321"], ["BxCxHxW"]),
+        (["--size", "2x21x-3x321"], ["BxCxHxW"]),
+        (["--size", "2x21x0x321"], ["size '2x21x0x321'", "may be 0"]),
+        (["--size", "2x1x32x32"], ["size '2x1x32x32'", "at least 2 classes"]),
+        (["--size", "999999x21x99999x99999", "--device", "cpu"], ["GiB", "--size"]),
+        (["--size", "2x3x8x8", "--size", "2x3"], ["size '2x3'"]),
+        (["--device", "tpu"], ["device 'tpu'", "expected auto, cpu, cuda"]),
+        (["--device", "cuda:99"], ["CUDA devices"]),
+        (["--json", "--markdown"], ["--json", "--markdown"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    bench: Command, arguments: list[str], words: list[str]
+) -> None:
+    code, out, err = bench(*arguments)
+    assert code == 2, err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_running_out_of_memory_is_a_users_mistake(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lovasz_repro.bench.losses.measure", fail)
+    settings = choose_settings(["2x3x4x4"], ["random"], CPU, None, 1, 0)
+    with pytest.raises(UserError, match="2 x 3 x 4 x 4: not enough memory on cpu"):
+        run_bench(settings)
+
+
+def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("lovasz_repro.bench.losses.measure", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        run_bench(choose_settings(["2x3x4x4"], ["random"], CPU, None, 1, 0))
+
+
+def test_progress_is_told_of_every_pass() -> None:
+    settings = choose_settings(["1x2x4x4", "1x3x4x4"], ["random"], CPU, None, 2, 0)
+    passes: list[str] = []
+    run_bench(settings, passes.append)
+    assert len(passes) == settings.passes
+    assert set(passes) == set(NAMES)
+
+
+def test_default_sizes_are_sizes() -> None:
+    settings = choose_settings(None, ["random"], CPU, None, None, 0)
+    assert settings.sizes == (parse_size("2x21x321x321"), parse_size("2x19x512x1024"))
+    assert settings.repeats >= 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda() -> None:
+    report = run_bench(
+        choose_settings(["2x3x64x64"], ["trained"], torch.device("cuda"), None, 2, 0)
+    )
+    for row in report.cases[0].multiclass + report.cases[0].binary:
+        assert row.peak_memory > 0
+        assert row.gradient_error < 1e-2
