@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of a block: on a CPU its buffers should fit the second-level caches.
-BLOCK_ELEMENTS = {"cpu": 2**17, "other": 2**23}
+# Elements of a block: on a CPU its buffers should fit the caches, on others be small beside logits.
+BLOCK_ELEMENTS = {"cpu": 2**18, "other": 2**21}
 
 
 class Block:
-    """Some pixels of the logits, and buffers (C, b n) for them."""
+    """Some pixels of the logits, and buffers (C, b n) for them.
+
+    ``first`` and ``second`` are floating, ``whole`` is int32, ``index`` and ``value`` are int64;
+    ``value`` takes the memory of the floating ones.
+    """
 
     def __init__(self, images: slice, pixels: slice, logits: Tensor, flat: list[Tensor]) -> None:
         self.images = images
@@ -67,8 +71,10 @@ class Blocks:
         self.pixels = max(1, min(space, pixels))
         self.images = max(1, min(batch, pixels // self.pixels)) if space <= pixels else 1
         size = classes * self.images * self.pixels
-        kinds = (dtype, dtype, torch.int32, torch.int64, torch.int64)
-        self._flat = [torch.empty(size, dtype=kind, device=logits.device) for kind in kinds]
+        floats = torch.empty(2, size, dtype=dtype, device=logits.device)
+        whole = torch.empty(size, dtype=torch.int32, device=logits.device)
+        index = torch.empty(size, dtype=torch.int64, device=logits.device)
+        self._flat = [*floats, whole, index, floats.view(-1).view(torch.int64)]
         self._now = slice(0, 0)
 
     def __iter__(self) -> Iterator[Block]:

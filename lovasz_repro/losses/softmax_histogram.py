@@ -9,9 +9,10 @@ from lovasz_repro.losses.averaging import Measure, Rows, class_gains
 from lovasz_repro.losses.error_bins import ProbabilityBins
 from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds
 from lovasz_repro.losses.inputs import MulticlassPixels
-from lovasz_repro.losses.softmax_passes import Softmax, class_errors, count, gradient
+from lovasz_repro.losses.passes import count, gradient
+from lovasz_repro.losses.softmax_passes import Softmax, class_errors
 from lovasz_repro.losses.softmax_sort import ONCE
-from lovasz_repro.losses.sorting import EXACT_FLOAT32_COUNT, decreasing_keys, gain_error_products
+from lovasz_repro.losses.sorting import EXACT_FLOAT32_COUNT, decreasing_keys
 from lovasz_repro.losses.window import AccumulationWindow
 
 # Bins that are read at once: on a CPU some arrays of this many numbers fit the caches.
@@ -67,10 +68,9 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         readings = _read(flat[:-1].view(tally.sums.shape), problem, softmax.top.dtype)
         loss, exact = readings.values.sum(), {}
         if how.name == "auto":
-            exact = _exact_gains(readings.coarse, logits, problem, softmax)
+            exact, part = _exact_gains(readings.coarse, logits, problem, softmax)
             if exact:
                 counted = [item for item in range(logits.shape[1]) if item not in exact]
-                part = _value(exact, logits, pixels.labels, softmax)
                 loss = readings.values[counted].sum() + measure.row_ranks.sum_(part)
         loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
         ctx.exact, ctx.softmax, ctx.pixels = exact, softmax, pixels
@@ -128,27 +128,25 @@ def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
 
 def _exact_gains(
     coarse: Tensor, logits: Tensor, problem: _Problem, softmax: Softmax
-) -> dict[int, Tensor]:
-    """Gains (B, P) from a sort, for the classes whose bins are too coarse in any row."""
-    exact = {}
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Gains (B, P) from a sort, for the classes whose bins are too coarse in any row.
+
+    Returns:
+        The gains by class, and this rank's part of the loss of these classes, 0-dim float64.
+    """
+    exact, labels = {}, problem.pixels.labels
+    part = torch.zeros((), dtype=torch.float64, device=logits.device)
     for item in coarse.any(1).nonzero()[:, 0].tolist():
-        errors = class_errors(logits, problem.pixels.labels, softmax, item)
-        exact[item] = class_gains(
+        errors = class_errors(logits, labels, softmax, item)
+        gains = class_gains(
             decreasing_keys(errors),
-            problem.pixels.labels == item,
+            labels == item,
             problem.pixels,
             problem.rows,
             item,
             problem.measure,
             errors.dtype,
         )
-    return exact
-
-
-def _value(exact: dict[int, Tensor], logits: Tensor, labels: Tensor, softmax: Softmax) -> Tensor:
-    """This rank's part of the loss of the sorted classes, 0-dim float64."""
-    parts = []
-    for item, gains in exact.items():
-        products = gain_error_products(gains, class_errors(logits, labels, softmax, item))
-        parts.append(products.sum(dtype=torch.float64))
-    return torch.stack(parts).sum()
+        exact[item] = gains
+        part += errors.mul_(gains).sum(dtype=torch.float64)
+    return exact, part

@@ -77,7 +77,7 @@ def count(
         The counts, and what is kept of the softmax.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    tally = _empty_tally((2, logits.shape[1], rows, bins.bins + 1), weights, logits.device)
+    tally = empty_tally((2, logits.shape[1], rows, bins.bins + 1), weights, logits.device)
     top, scale, own, others = (
         torch.empty(labels.numel(), dtype=dtype, device=logits.device) for _ in range(4)
     )
@@ -190,9 +190,10 @@ def _exponentials(block: Block, top: Tensor) -> Tensor:
     return roots.mul_(HALF_LOG2_E).exp2_()
 
 
-def _empty_tally(
+def empty_tally(
     shape: tuple[int, int, int, int], weights: PixelWeights | None, device: torch.device
 ) -> Tally:
+    """Nothing counted yet, in sums (2, C, R, K + 1)."""
     full, dtype = (shape, torch.int64) if weights is None else ((2, *shape), torch.float64)
     flat = torch.zeros(math.prod(full) + 1, dtype=dtype, device=device)
     return Tally(flat, flat[:-1].view(full))

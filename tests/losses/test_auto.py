@@ -72,9 +72,9 @@ def test_auto_sorts_single_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     original = counted._exact_gains
 
     def watch(*arguments):
-        exact = original(*arguments)
+        exact, part = original(*arguments)
         sorted_classes.append(sorted(exact))
-        return exact
+        return exact, part
 
     monkeypatch.setattr(counted, "_exact_gains", watch)
     labels = labels_of([0.7, 0.3, 1e-5])

@@ -1,0 +1,89 @@
+"""The Triton kernels against the plain passes, in Triton's interpreter: no GPU, no compiler.
+
+It runs in a process of its own, since Triton decides at its import how it runs kernels.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lovasz_repro.losses import lovasz_softmax, passes
+
+SCRIPT = """
+import torch
+from lovasz_repro.losses import passes, softmax_passes as plain, triton_passes as kernels
+from lovasz_repro.losses.error_bins import ProbabilityBins
+
+print(passes.disagreement(kernels, torch.device("cpu")))
+for dtype in (torch.float32, torch.bfloat16):
+    generator = torch.Generator().manual_seed(1)
+    logits = (4 * torch.randn(3, 130, 7, generator=generator)).to(dtype).transpose(1, 2)
+    labels = torch.randint(0, 7, (3, 130), generator=generator)
+    logits[0, 2, 5] = float("nan")  # a NaN pixel, and one that is ignored
+    logits[1, 0, 9] = float("nan")
+    logits[2, :, 20] = torch.tensor([30.0] + [-30.0] * 6)  # sure, right or wrong
+    valid = torch.rand(3, 130, generator=generator) < 0.8
+    valid[0, 5], valid[1, 9] = True, False
+    labels.masked_fill_(~valid, 0)
+    bins = ProbabilityBins(256)
+    for mask in (valid, None):
+        clean = logits if mask is not None else logits.nan_to_num(nan=1.0)
+        a, kept = plain.count(clean, labels, mask, bins, 3, None)
+        b, found = passes._count(kernels, clean, labels, mask, bins, 3)
+        assert a.flat[-1] == b.flat[-1] == (mask is not None)
+        counts, others = (t.sums // bins.one_pixel for t in (a, b))
+        assert torch.equal(counts.sum(-1), others.sum(-1))
+        assert (counts - others).abs().sum() <= 4, (counts - others).abs().sum()
+        for one, other in zip(kept[:4], found[:4]):
+            one, other = (number[kept.scale != 0] for number in (one, other))
+            torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-7, equal_nan=True)
+        assert torch.equal(kept.scale == 0, found.scale == 0)
+        assert torch.equal(kept.label_error.isnan(), found.label_error.isnan())
+        tables = torch.rand(2, 7, 3, 257, generator=generator)
+        tables[..., 1:] = tables[..., :1]  # the bin of a pixel on an edge does not matter
+        exact = {4: torch.rand(3, 130, generator=generator)}
+        for given in ({}, exact):
+            one = plain.gradient(clean, labels, kept, tables, given, None, 256)
+            other = kernels.gradient(clean, labels, found[:4], tables, given)
+            assert one.dtype == other.dtype == dtype
+            near = 1e-5 if dtype == torch.float32 else 1e-2  # the interpreter rounds down
+            torch.testing.assert_close(one, other, rtol=near, atol=1e-6, equal_nan=True)
+print("agree")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_agree_with_the_plain_passes() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    difference, verdict = done.stdout.split()
+    assert float(difference) < 1e-4
+    assert verdict == "agree"
+
+
+def test_the_cpu_and_float64_have_no_kernels() -> None:
+    assert passes.kernels_for(torch.zeros(1, 2, 3)) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, {"per_image": True}, {"ignore_index": 3}], ids=str)
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+    logits = (3 * torch.randn(4, 19, 200, 300)).cuda()
+    labels = torch.randint(0, 19, (4, 200, 300)).cuda()
+    results = []
+    for wanted in ("1", "0"):
+        monkeypatch.setenv("LOVASZ_REPRO_KERNELS", wanted)
+        leaf = logits.clone().requires_grad_()
+        value = lovasz_softmax(leaf, labels, method="histogram", **options)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    assert passes.kernels_for(logits) is None  # switched off
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
+    assert ((results[0][1] - results[1][1]).norm() / results[1][1].norm()).item() < 1e-4
