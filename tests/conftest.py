@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from lovasz_repro.store import Store
+    from tests.ranks import RankPool
 
 settings.register_profile(
     "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -39,6 +40,15 @@ def camvid_root() -> Path:
 def enet_weights() -> Path:
     """The Torch7 file that the ENet authors released for Cityscapes."""
     return real_data("weights", "enet-model.net")
+
+
+@pytest.fixture(scope="session")
+def rank_pool() -> Iterator["RankPool"]:
+    """Up to 4 processes that talk over gloo: ``rank_pool.run(function, world_size, *args)``."""
+    from tests.ranks import RankPool
+
+    with RankPool() as pool:
+        yield pool
 
 
 # -- stores: one empty MLflow database per session, copied into each test ------------------------

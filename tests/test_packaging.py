@@ -67,7 +67,8 @@ def test_constraints_pin_what_is_declared() -> None:
     assert len(pins) == sum(1 for line in lines if line and not line.startswith("#"))
     for requirement in declared:
         name = requirement.split(">")[0].split("<")[0].split("=")[0].split("[")[0].lower()
-        assert name in pins, name
+        # CUDA builds of torch ask for one exact Triton, which a pin here could contradict.
+        assert (name in pins) != (name == "triton"), name
     assert pins["torch"] == "2.13.0"
     assert pins["numpy"].startswith("2.3.")
     assert not [pin for pin in pins.values() if "+" in pin]

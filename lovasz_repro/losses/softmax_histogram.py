@@ -66,7 +66,8 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         if window is not None:
             flat = window.include(flat)
         readings = _read(flat[:-1].view(tally.sums.shape), problem, softmax.top.dtype)
-        loss, exact = readings.values.sum(), {}
+        loss = readings.values.sum()
+        exact: dict[int, Tensor] = {}
         if how.name == "auto":
             exact, part = _exact_gains(readings.coarse, logits, problem, softmax)
             if exact:

@@ -51,13 +51,27 @@ def check_submodular(
         _check_pair(set_function, values, possible, first, second)
 
 
-@functools.lru_cache(maxsize=64)
 def checked(set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tensor]) -> SetFunction:
-    """A set function, or a plain function made one, after :func:`check_submodular` (once each)."""
+    """A set function, or a plain function made one, after :func:`check_submodular`.
+
+    What can be hashed is checked once.
+    """
+    try:
+        return _checked_once(set_function)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+    return _checked(set_function)
+
+
+def _checked(set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tensor]) -> SetFunction:
     if not isinstance(set_function, SetFunction):
         set_function = CountFunction(set_function)
     check_submodular(set_function)
     return set_function
+
+
+_checked_once = functools.lru_cache(maxsize=64)(_checked)
 
 
 def _all_counts(foreground: int, background: int) -> Counts:

@@ -1,9 +1,5 @@
-"""One objective on any number of ranks: losses and gradients of uneven shares of one batch.
+"""One objective on any number of ranks: losses and gradients of uneven shares of one batch."""
 
-Each world size starts its processes once and computes every loss in them.
-"""
-
-import datetime
 import itertools
 import pickle
 from collections.abc import Callable
@@ -109,28 +105,16 @@ def share(rank: int, size: int) -> slice:
     return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 
-def work(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=size,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    group = distributed.group.WORLD
-    mine = tuple(number[share(rank, size)] for number in batch())
-    results = {name: value_and_gradient(loss, mine, group) for name, loss in all_losses().items()}
-    torch.save(
-        {
-            "losses": results,
-            "counts": counts_of(mine, group),
-            "ddp": weights_after_a_step(mine, group),
-            "message": message_of_a_bad_label(rank, mine, group),
+def work(rank: int, group: distributed.ProcessGroup) -> dict:
+    mine = tuple(number[share(rank, group.size())] for number in batch())
+    return {
+        "losses": {
+            name: value_and_gradient(loss, mine, group) for name, loss in all_losses().items()
         },
-        Path(folder, f"{rank}.pt"),
-    )
-    distributed.destroy_process_group()
+        "counts": counts_of(mine, group),
+        "ddp": weights_after_a_step(mine, group),
+        "message": message_of_a_bad_label(rank, mine, group),
+    }
 
 
 def counts_of(numbers, group=None) -> Tensor:
@@ -179,9 +163,8 @@ def alone() -> dict[str, tuple[float, Tensor]]:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_the_objective_is_that_of_one_process(size: int, alone, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (size, str(tmp_path)), nprocs=size)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
+def test_the_objective_is_that_of_one_process(size: int, alone, rank_pool) -> None:
+    ranks = rank_pool.run(work, size)
     for name, (value, gradient) in alone.items():
         assert {rank["losses"][name][0] for rank in ranks} == {ranks[0]["losses"][name][0]}
         assert ranks[0]["losses"][name][0] == pytest.approx(value, rel=1e-6, abs=1e-9), name

@@ -139,3 +139,24 @@ def test_a_function_of_ones_own(oracle, method: str) -> None:
     found.backward()
     assert found.item() == pytest.approx(expected, abs=1e-12)
     assert leaf.grad.tolist() == pytest.approx(gains, abs=1e-12)
+
+
+def test_a_function_is_checked_once_and_need_not_be_hashable() -> None:
+    calls = []
+
+    class Counting(RootLoss):
+        def __call__(self, counts: Counts) -> Tensor:
+            calls.append(1)
+            return super().__call__(counts)
+
+    class Unhashable(Counting):
+        __hash__ = None
+
+    errors, foreground = torch.rand(5), torch.ones(5).bool()
+    for made, again in ((Counting(), False), (Unhashable(), True)):
+        lovasz_extension(errors, foreground, made)
+        first = len(calls)
+        lovasz_extension(errors, foreground, made)
+        second = len(calls) - first
+        assert (second == first) == again
+        calls.clear()

@@ -1,0 +1,38 @@
+"""The training script of the README does what the README says of it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    [code] = re.findall(r"```python\n(# train\.py\n.*?)```", README.read_text(), re.DOTALL)
+    path = tmp_path_factory.mktemp("readme") / "train.py"
+    path.write_text(code)
+    return path
+
+
+def output_of(*command: str) -> list[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    # DistributedDataParallel on gloo may abort at exit, after all is done, as the README says.
+    if "terminate called without an active exception" not in done.stderr:
+        assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_one_process_and_several_print_the_same_losses(script: Path) -> None:
+    alone = output_of(sys.executable, str(script))
+    assert len(alone) == 10
+    first, last = (float(alone[i].split()[-1]) for i in (0, -1))
+    assert last < first
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    for ranks in ("2", "3"):
+        assert output_of(*torchrun, "--nproc-per-node", ranks, str(script)) == alone
