@@ -5,6 +5,11 @@
   and :func:`check_submodular` for your own;
 * the losses they are compared with, and :func:`weighted_sum` to combine them;
 * module forms of all, and :class:`AccumulationWindow` for gradient accumulation.
+
+Inside: ``lovasz.py`` and ``extension.py`` are what people call. Gains come from ``sorting.py`` or,
+derived in ``histogram.py``, from counts in the bins of ``error_bins.py``. ``softmax_sort.py`` and
+``softmax_histogram.py`` take them through the softmax, the latter in two ``passes.py`` over the
+logits, which ``plain_passes.py`` and ``triton_passes.py`` write out. ``ranks.py`` joins processes.
 """
 
 from lovasz_repro.losses.baselines import (

@@ -13,10 +13,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses import softmax_passes as plain
+from lovasz_repro.losses import plain_passes as plain
 from lovasz_repro.losses.error_bins import ProbabilityBins
 from lovasz_repro.losses.inputs import PixelWeights
-from lovasz_repro.losses.softmax_passes import Softmax, Tally
+from lovasz_repro.losses.plain_passes import Softmax, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def count(
     rows: int,
     weights: PixelWeights | None,
 ) -> tuple[Tally, Softmax]:
-    """The first pass; as :func:`lovasz_repro.losses.softmax_passes.count`."""
+    """The first pass; as :func:`lovasz_repro.losses.plain_passes.count`."""
     kernels = kernels_for(logits) if weights is None else None
     if kernels is None:
         return plain.count(logits, labels, valid, bins, rows, weights)
@@ -45,7 +45,7 @@ def gradient(
     weights: PixelWeights | None,
     bins: int,
 ) -> Tensor:
-    """The second pass; as :func:`lovasz_repro.losses.softmax_passes.gradient`."""
+    """The second pass; as :func:`lovasz_repro.losses.plain_passes.gradient`."""
     kernels = kernels_for(logits) if weights is None else None
     if kernels is None:
         return plain.gradient(logits, labels, softmax, tables, exact, weights, bins)

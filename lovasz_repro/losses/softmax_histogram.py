@@ -10,7 +10,7 @@ from lovasz_repro.losses.error_bins import ProbabilityBins
 from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds
 from lovasz_repro.losses.inputs import MulticlassPixels
 from lovasz_repro.losses.passes import count, gradient
-from lovasz_repro.losses.softmax_passes import Softmax, class_errors
+from lovasz_repro.losses.plain_passes import Softmax, class_errors
 from lovasz_repro.losses.softmax_sort import ONCE
 from lovasz_repro.losses.sorting import EXACT_FLOAT32_COUNT, decreasing_keys
 from lovasz_repro.losses.window import AccumulationWindow

@@ -1,4 +1,4 @@
-"""The two passes of ``softmax_passes.py`` as one kernel each, for CUDA devices with Triton.
+"""The two passes of ``plain_passes.py`` as one kernel each, for CUDA devices with Triton.
 
 A program takes some pixels with all their classes, so logits are read once in each pass and their
 gradient is written once. Errors are counted by atomic additions of integers, which give the same

@@ -4,23 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from lovasz_repro.losses import blocks, lovasz_softmax, softmax_histogram
 from lovasz_repro.losses.error_bins import ProbabilityBins
 from tests.losses.test_lovasz_softmax import OPTIONS, batch
+from tests.losses.test_lovasz_softmax import gradient_of as value_and_gradient
 
 FINE = {"method": "histogram", "bins": 2**17}
-
-
-def value_and_gradient(logits: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tensor]:
-    leaf = logits.clone().requires_grad_()
-    value = lovasz_softmax(leaf, labels, **options)
-    value.backward()
-    assert leaf.grad is not None
-    assert leaf.grad.dtype == logits.dtype
-    assert leaf.grad.shape == logits.shape
-    return value.detach(), leaf.grad
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

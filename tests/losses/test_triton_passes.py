@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lovasz_repro.losses import lovasz_softmax, passes
 
 SCRIPT = """
 import torch
-from lovasz_repro.losses import passes, softmax_passes as plain, triton_passes as kernels
+from lovasz_repro.losses import passes, plain_passes as plain, triton_passes as kernels
 from lovasz_repro.losses.error_bins import ProbabilityBins
 
 print(passes.disagreement(kernels, torch.device("cpu")))
@@ -87,3 +88,49 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
     assert passes.kernels_for(logits) is None  # switched off
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
     assert ((results[0][1] - results[1][1]).norm() / results[1][1].norm()).item() < 1e-4
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from lovasz_repro.losses import triton_passes as kernels
+
+NUMBERS = {"space": "i32", "exact_stride": "i64"}
+NUMBERS |= {f"{name}_stride": "i64" for name in ("image", "class", "pixel")}
+WHOLE = {"labels": "*i64", "valid": "*i1", "slots": "*i64"}
+CONSTANTS = {"classes": 21, "rows": 2, "bins": 2**14, "class_block": 32, "pixel_block": 128}
+CONSTANTS |= {"fraction_bits": 10, "one_pixel": 2**36, "has_valid": True, "has_exact": True}
+for kernel, tables in ((kernels.count_kernel, "*i64"), (kernels.gradient_kernel, "*fp32")):
+    for logits in ("*fp32", "*bf16"):
+        types = NUMBERS | WHOLE | {"logits": logits, "result": logits}
+        types |= {"background": tables, "foreground": tables}
+        signature, constants = {}, {}
+        for parameter in kernel.params:
+            if parameter.is_constexpr:
+                constants[parameter.name] = CONSTANTS[parameter.name]
+            signature[parameter.name] = (
+                "constexpr" if parameter.is_constexpr else types.get(parameter.name, "*fp32")
+            )
+        for architecture in (80, 90):
+            source = ASTSource(kernel, signature, constants)
+            built = compile(source, target=GPUTarget("cuda", architecture, 32))
+            print(len(built.asm["cubin"]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    """To machine code for A100 and H100, by the assembler that Triton brings."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    sizes = [int(line) for line in done.stdout.splitlines()]
+    assert len(sizes) == 8
+    assert min(sizes) > 1000
