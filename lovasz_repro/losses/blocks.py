@@ -49,9 +49,16 @@ class Block:
             starts = starts + starts.div(space, rounding_mode="floor") * ((classes - 1) * space)
         return torch.add(starts, labels, alpha=space).add_(first)
 
-    def second_whole(self) -> Tensor:
-        """Another int32 buffer, in place of the second floating one."""
-        return self.second.view(-1).view(torch.int32)[: self.second.numel()].view(self.whole.shape)
+    def integers(self, classes: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``whole``, ``index``, ``value`` and a second int32 buffer, of some classes or of all.
+
+        The second one and ``value`` take the memory of the floating buffers.
+        """
+        second = self.second.view(-1).view(torch.int32)[: self.whole.numel()].view_as(self.whole)
+        if classes is None:
+            return self.whole, self.index, self.value, second
+        whole, count = self.whole.index_select(0, classes), len(classes)
+        return whole, self.index[:count], self.value[:count], second[:count]
 
     def scratch(self) -> Tensor:
         """Another floating buffer, in place of the int32 one where that is large enough."""

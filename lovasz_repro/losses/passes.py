@@ -17,6 +17,7 @@ from lovasz_repro.losses import plain_passes as plain
 from lovasz_repro.losses.error_bins import ProbabilityBins
 from lovasz_repro.losses.inputs import PixelWeights
 from lovasz_repro.losses.plain_passes import Softmax, Tally
+from lovasz_repro.losses.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,12 @@ def count(
     bins: ProbabilityBins,
     rows: int,
     weights: PixelWeights | None,
+    slots: Slots | None,
 ) -> tuple[Tally, Softmax]:
     """The first pass; as :func:`lovasz_repro.losses.plain_passes.count`."""
-    kernels = kernels_for(logits) if weights is None else None
+    kernels = kernels_for(logits) if weights is None and slots is None else None
     if kernels is None:
-        return plain.count(logits, labels, valid, bins, rows, weights)
+        return plain.count(logits, labels, valid, bins, rows, weights, slots)
     return _count(kernels, logits, labels, valid, bins, rows)
 
 
@@ -44,13 +46,24 @@ def gradient(
     exact: dict[int, Tensor],
     weights: PixelWeights | None,
     bins: int,
+    slots: Slots | None,
 ) -> Tensor:
     """The second pass; as :func:`lovasz_repro.losses.plain_passes.gradient`."""
-    kernels = kernels_for(logits) if weights is None else None
+    kernels = kernels_for(logits) if weights is None and slots is None else None
     if kernels is None:
-        return plain.gradient(logits, labels, softmax, tables, exact, weights, bins)
+        return plain.gradient(logits, labels, softmax, tables, exact, weights, bins, slots)
     result: Tensor = kernels.gradient(logits, labels, softmax[:4], tables, exact)
     return result
+
+
+def slots_for(logits: Tensor, counted: list[int]) -> Slots | None:
+    """Places for the classes that are counted, if leaving the others out saves time.
+
+    A kernel has all classes of a pixel at hand, and the lowest bins cost it nothing.
+    """
+    if kernels_for(logits) is not None:
+        return None
+    return Slots.of(counted, logits.shape[1], logits.device)
 
 
 def kernels_for(logits: Tensor) -> ModuleType | None:

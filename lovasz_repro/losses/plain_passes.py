@@ -23,6 +23,7 @@ from torch import Tensor
 from lovasz_repro.losses.blocks import Block, Blocks
 from lovasz_repro.losses.error_bins import ProbabilityBins
 from lovasz_repro.losses.inputs import PixelWeights
+from lovasz_repro.losses.slots import Slots, places_of
 
 HALF_LOG2_E = 0.5 * math.log2(math.e)
 # Root of a probability from which on the gradient of a wrong class loses digits.
@@ -50,9 +51,9 @@ class Tally(NamedTuple):
     flat: Tensor
     """All numbers in one, to add up over ranks; the last is the number of NaN pixels."""
     sums: Tensor
-    """(2, C, R, K + 1) over background [0] and foreground [1]: int64 counts and positions in one.
-    With weights (2, 2, C, R, K + 1) float64: sums of the weights, and of weight times position.
-    A view of ``flat``."""
+    """(2, S, R, K + 1) over background [0] and foreground [1]: int64 counts and positions in one.
+    With weights (2, 2, S, R, K + 1) float64: sums of the weights, and of weight times position.
+    S is C, or the number of slots. A view of ``flat``."""
 
 
 def count(
@@ -62,6 +63,7 @@ def count(
     bins: ProbabilityBins,
     rows: int,
     weights: PixelWeights | None,
+    slots: Slots | None = None,
 ) -> tuple[Tally, Softmax]:
     """The first pass.
 
@@ -72,12 +74,14 @@ def count(
         bins: the bins.
         rows: B for one Jaccard index an image, 1 for one of the batch.
         weights: of the pixels, or None.
+        slots: of the classes that are counted, or None for all.
 
     Returns:
         The counts, and what is kept of the softmax.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    tally = empty_tally((2, logits.shape[1], rows, bins.bins + 1), weights, logits.device)
+    places = logits.shape[1] if slots is None else slots.places()
+    tally = empty_tally((2, places, rows, bins.bins + 1), weights, logits.device)
     top, scale, own, others = (
         torch.empty(labels.numel(), dtype=dtype, device=logits.device) for _ in range(4)
     )
@@ -101,9 +105,9 @@ def count(
         if valid_ is not None:
             scale_.masked_fill_(~valid_, 0.0)
         block.whole.copy_(roots.mul_(scale_ * bins.scale))
-        _add_background(tally.sums, block, weight, bins)
+        _add_background(tally.sums, block, weight, bins, slots)
     softmax = _kept(top, scale, own.square_(), others, valid, clean)
-    _add_labels(tally, softmax, labels, valid, weights, bins)
+    _add_labels(tally, softmax, places_of(labels, slots), valid, weights, bins)
     return tally, softmax
 
 
@@ -115,19 +119,21 @@ def gradient(
     exact: dict[int, Tensor],
     weights: PixelWeights | None,
     bins: int,
+    slots: Slots | None = None,
 ) -> Tensor:
     """The second pass: gradient (B, C, P), of the dtype of the logits.
 
     Args:
         logits, labels, softmax: as of the first pass.
-        tables: (2, C, R, K + 1) gains of background [0] and foreground [1], times what the loss
+        tables: (2, S, R, K + 1) gains of background [0] and foreground [1], times what the loss
             multiplies them by.
         exact: of some classes, the gains (B, P) themselves, to use instead.
         weights: of the pixels, or None.
         bins: K.
+        slots: of the classes that have gains, or None for all; as of the first pass.
     """
     result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    gain = _label_gains(softmax, labels, tables, exact, weights, bins)
+    gain = _label_gains(softmax, labels, tables, exact, weights, bins, slots)
     shift = gain * softmax.label_probability  # g_y f_y
     cost = gain.mul_(softmax.label_error)  # g_y m_y
     own = softmax.label_probability.neg()
@@ -142,7 +148,7 @@ def gradient(
             roots.masked_fill_(scale == 0, 0.0)
         roots.view(-1).index_fill_(0, block.elements_of(label), 0.0)
         block.whole.copy_(torch.mul(roots, float(bins), out=block.second))
-        gains = _look_up(tables[0], block)
+        gains = _look_up(tables[0], block, slots)
         if weight is not None:
             gains *= weight
         for item, values in exact.items():
@@ -193,7 +199,7 @@ def _exponentials(block: Block, top: Tensor) -> Tensor:
 def empty_tally(
     shape: tuple[int, int, int, int], weights: PixelWeights | None, device: torch.device
 ) -> Tally:
-    """Nothing counted yet, in sums (2, C, R, K + 1)."""
+    """Nothing counted yet, in sums (2, S, R, K + 1)."""
     full, dtype = (shape, torch.int64) if weights is None else ((2, *shape), torch.float64)
     flat = torch.zeros(math.prod(full) + 1, dtype=dtype, device=device)
     return Tally(flat, flat[:-1].view(full))
@@ -214,19 +220,25 @@ def _kept(
 
 
 def _add_background(
-    sums: Tensor, block: Block, weights: Tensor | None, bins: ProbabilityBins
+    sums: Tensor,
+    block: Block,
+    weights: Tensor | None,
+    bins: ProbabilityBins,
+    slots: Slots | None,
 ) -> None:
     """Add the roots in ``block.whole``, in units of a position, to the background."""
-    sums = sums[..., 0, :, :, :] if sums.shape[-2] == 1 else sums[..., 0, :, block.images, :]
-    shape = (block.shape[0], sums.shape[-2], -1)
+    whole, index, positions, shifted = block.integers(None if slots is None else slots.classes)
+    images = slice(None) if sums.shape[-2] == 1 else block.images
+    sums = sums[..., 0, : len(whole), images, :]
     bits = bins.fraction_bits
-    block.index.copy_(torch.bitwise_right_shift(block.whole, bits, out=block.second_whole()))
-    block.value.copy_(block.whole.bitwise_and_((1 << bits) - 1))
-    index, positions = block.index.view(shape), block.value.view(shape)
+    index.copy_(torch.bitwise_right_shift(whole, bits, out=shifted))
+    positions.copy_(whole.bitwise_and_((1 << bits) - 1))
+    shape = (len(whole), sums.shape[-2], -1)
+    index, positions = index.view(shape), positions.view(shape)
     if weights is None:
         sums.scatter_add_(2, index, positions.add_(bins.one_pixel))
         return
-    each = weights.expand_as(block.value).reshape(positions.shape)
+    each = weights.expand_as(whole).reshape(positions.shape)
     sums[0].scatter_add_(2, index, each)
     sums[1].scatter_add_(2, index, each * positions)
 
@@ -234,7 +246,7 @@ def _add_background(
 def _add_labels(
     tally: Tally,
     softmax: Softmax,
-    labels: Tensor,
+    places: Tensor,
     valid: Tensor | None,
     weights: PixelWeights | None,
     bins: ProbabilityBins,
@@ -242,7 +254,7 @@ def _add_labels(
     """Add the label's error of every pixel to the foreground, and take off what was too much.
 
     The label's element of each pixel is 0 in the background, and was counted there in bin 0; so
-    were all elements of an ignored pixel, which has the label 0.
+    were all elements of an ignored pixel.
     """
     sums = tally.sums
     error = softmax.label_error
@@ -250,7 +262,7 @@ def _add_labels(
         tally.flat[-1] = error.isnan().sum()
         error = error.nan_to_num(nan=0.0)
     positions = (error.sqrt() * bins.scale).long().bitwise_and_((1 << bins.fraction_bits) - 1)
-    lowest = _row_starts(labels, sums)
+    lowest = _row_starts(places, sums)
     at = lowest + (error.sqrt() * bins.bins).long()
     if weights is not None:
         flat = sums.view(2, 2, -1)
@@ -260,12 +272,15 @@ def _add_labels(
         flat[0, 0].scatter_add_(0, lowest, -background)
         return
     flat = sums.view(2, -1)
-    flat[1].scatter_add_(0, at, positions.add_(bins.one_pixel))
-    flat[0].scatter_add_(0, lowest, positions.fill_(-bins.one_pixel))
-    if valid is not None:
-        ignored = (~valid).sum(1) if sums.shape[-2] > 1 else (~valid).sum()
-        sums[0, 1:, :, 0] -= ignored * bins.one_pixel
-        sums[1, 0, :, 0] -= ignored * bins.one_pixel
+    if valid is None:
+        flat[1].scatter_add_(0, at, positions.add_(bins.one_pixel))
+        flat[0].scatter_add_(0, lowest, positions.fill_(-bins.one_pixel))
+        return
+    once = valid.view(-1) * bins.one_pixel
+    flat[1].scatter_add_(0, at, positions.add_(once))
+    flat[0].scatter_add_(0, lowest, -once)
+    ignored = (~valid).sum(1) if sums.shape[-2] > 1 else (~valid).sum()
+    sums[0, :, :, 0] -= ignored * bins.one_pixel
 
 
 def _label_gains(
@@ -275,10 +290,11 @@ def _label_gains(
     exact: dict[int, Tensor],
     weights: PixelWeights | None,
     bins: int,
+    slots: Slots | None,
 ) -> Tensor:
     """(B * P,) gain g_y of the label's error of each pixel."""
     error = softmax.label_error if softmax.clean else softmax.label_error.nan_to_num(nan=0.0)
-    at = _row_starts(labels, tables).add_((error.sqrt() * bins).long())
+    at = _row_starts(places_of(labels, slots), tables).add_((error.sqrt() * bins).long())
     gains = tables[1].view(-1).index_select(0, at)
     if weights is not None:
         gains *= weights.foreground.view(-1)
@@ -287,21 +303,24 @@ def _label_gains(
     return gains
 
 
-def _row_starts(labels: Tensor, tables: Tensor) -> Tensor:
-    """(B * P,) where in flat tables (C, R, K + 1) the bins of each pixel's label begin."""
+def _row_starts(places: Tensor, tables: Tensor) -> Tensor:
+    """(B * P,) where in flat tables (S, R, K + 1) the bins of each pixel's label begin."""
     rows, width = tables.shape[-2:]
-    starts = labels * (rows * width)
+    starts = places * (rows * width)
     if rows > 1:
-        starts.add_(torch.arange(rows, device=labels.device)[:, None], alpha=width)
+        starts.add_(torch.arange(rows, device=places.device)[:, None], alpha=width)
     return starts.view(-1)
 
 
-def _look_up(table: Tensor, block: Block) -> Tensor:
-    """Gains (C, b n) of a table (C, R, K + 1) at the whole bins of a block."""
-    index, gains = block.index.copy_(block.whole), block.second
-    if table.shape[1] > 1:
-        shape = block.shape
-        torch.gather(table[:, block.images], 2, index.view(shape), out=gains.view(shape))
-    else:
-        torch.gather(table[:, 0], 1, index, out=gains)
-    return gains
+def _look_up(table: Tensor, block: Block, slots: Slots | None) -> Tensor:
+    """Gains (C, b n) of a table (S, R, K + 1) at the whole bins of a block."""
+    whole, index, _, _ = block.integers(None if slots is None else slots.classes)
+    index.copy_(whole)
+    images = slice(None) if table.shape[1] == 1 else block.images
+    shape = (len(whole), table[:, images].shape[1], -1)
+    gains = block.second[: len(whole)]
+    torch.gather(table[: len(whole), images], 2, index.view(shape), out=gains.view(shape))
+    if slots is None:
+        return gains
+    found = gains.clone()
+    return block.second.zero_().index_copy_(0, slots.classes, found)

@@ -9,7 +9,7 @@ from lovasz_repro.losses.averaging import Measure, Rows, class_gains
 from lovasz_repro.losses.error_bins import ProbabilityBins
 from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds
 from lovasz_repro.losses.inputs import MulticlassPixels
-from lovasz_repro.losses.passes import count, gradient
+from lovasz_repro.losses.passes import count, gradient, slots_for
 from lovasz_repro.losses.plain_passes import Softmax, class_errors
 from lovasz_repro.losses.softmax_sort import ONCE
 from lovasz_repro.losses.sorting import EXACT_FLOAT32_COUNT, decreasing_keys
@@ -27,18 +27,20 @@ class _Problem(NamedTuple):
     measure: Measure
     how: Method
     bins: ProbabilityBins
+    counted: list[int]
+    """The class of each place in the tables."""
 
 
 class _Readings(NamedTuple):
     """What the counts say."""
 
     tables: Tensor
-    """(2, C, R, K + 1) gains of the bins of background [0] and foreground [1], times the weights
+    """(2, S, R, K + 1) gains of the bins of background [0] and foreground [1], times the weights
     of Eq. 13."""
     values: Tensor
-    """(C, R) float64 share in the loss of each class and row."""
+    """(S, R) float64 share in the loss of each class and row."""
     coarse: Tensor
-    """(C, R) bool: where the bins are not as good as a sort in float32."""
+    """(S, R) bool: where the bins are not as good as a sort in float32."""
 
 
 class CountedLovaszSoftmax(torch.autograd.Function):
@@ -58,9 +60,13 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         window: AccumulationWindow | None,
     ) -> Tensor:
         bins = ProbabilityBins(how.bins_for(rows.most_pixels))
-        problem = _Problem(pixels, rows, measure, how, bins)
+        used = (rows.weights > 0).any(0).nonzero()[:, 0].tolist()
+        # the micro-batches of a window must agree on what they count
+        slots = slots_for(logits, used) if window is None else None
+        counted = list(range(logits.shape[1])) if slots is None else used
+        problem = _Problem(pixels, rows, measure, how, bins, counted)
         tally, softmax = count(
-            logits, pixels.labels, pixels.valid, bins, len(rows.counts), measure.weights
+            logits, pixels.labels, pixels.valid, bins, len(rows.counts), measure.weights, slots
         )
         flat = measure.row_ranks.sum_(tally.flat)
         if window is not None:
@@ -71,11 +77,11 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         if how.name == "auto":
             exact, part = _exact_gains(readings.coarse, logits, problem, softmax)
             if exact:
-                counted = [item for item in range(logits.shape[1]) if item not in exact]
-                loss = readings.values[counted].sum() + measure.row_ranks.sum_(part)
+                rest = [place for place, item in enumerate(counted) if item not in exact]
+                loss = readings.values[rest].sum() + measure.row_ranks.sum_(part)
         loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
         ctx.exact, ctx.softmax, ctx.pixels = exact, softmax, pixels
-        ctx.weights, ctx.bins = measure.weights, bins.bins
+        ctx.weights, ctx.bins, ctx.slots = measure.weights, bins.bins, slots
         ctx.save_for_backward(logits, readings.tables)
         return loss.to(softmax.top.dtype)
 
@@ -85,8 +91,16 @@ class CountedLovaszSoftmax(torch.autograd.Function):
             raise RuntimeError(ONCE)
         logits, tables = ctx.saved_tensors
         exact = {item: gains * grad_loss for item, gains in ctx.exact.items()}
+        tables = tables * grad_loss
         result = gradient(
-            logits, ctx.pixels.labels, ctx.softmax, tables * grad_loss, exact, ctx.weights, ctx.bins
+            logits,
+            ctx.pixels.labels,
+            ctx.softmax,
+            tables,
+            exact,
+            ctx.weights,
+            ctx.bins,
+            ctx.slots,
         )
         return result, None, None, None, None, None
 
@@ -97,14 +111,17 @@ def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
     weighted = problem.measure.weights is not None
     large = problem.rows.most_pixels > EXACT_FLOAT32_COUNT
     wide = torch.float64 if weighted or large else dtype
-    sums = sums.flatten(-3, -2)  # (..., 2, C R, K + 1)
-    tables = torch.empty(2, *sums.shape[-2:], dtype=dtype, device=device)
-    weights = problem.rows.weights.T.flatten().to(device)
+    sums = sums.flatten(-3, -2)  # (..., 2, S R, K + 1)
+    tables = torch.zeros(2, *sums.shape[-2:], dtype=dtype, device=device)
+    weights = torch.zeros(shape[1:3], dtype=torch.float64)  # 0 in a place for other classes
+    weights[: len(problem.counted)] = problem.rows.weights.T[problem.counted]
+    filled = len(problem.counted) * shape[2]
+    weights = weights.flatten().to(device)
     values, coarse = torch.zeros_like(weights), torch.zeros_like(weights, dtype=torch.bool)
     widths, logit_weights = bins.widths(device).to(wide), bins.logit_weights(device).to(wide)
     step = max(1, BINS_AT_ONCE["cpu" if device.type == "cpu" else "other"] // shape[-1])
-    for start in range(0, len(weights), step):
-        rows = slice(start, start + step)
+    for start in range(0, filled, step):
+        rows = slice(start, min(start + step, filled))
         some = sums[..., rows, :]
         counts, positions = some if weighted else bins.unpack(some, wide)  # (2, rows, K + 1)
         held = Bins(counts[1], counts[0])
@@ -123,8 +140,8 @@ def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
         tables[0, rows] = gains.background * weight
         tables[1, rows] = gains.foreground * weight
     coarse &= weights > 0
-    classes = shape[1:3]  # (C, R)
-    return _Readings(tables.view(shape), values.view(classes), coarse.view(classes))
+    places = shape[1:3]  # (S, R)
+    return _Readings(tables.view(shape), values.view(places), coarse.view(places))
 
 
 def _exact_gains(
@@ -137,7 +154,8 @@ def _exact_gains(
     """
     exact, labels = {}, problem.pixels.labels
     part = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for item in coarse.any(1).nonzero()[:, 0].tolist():
+    for place in coarse.any(1).nonzero()[:, 0].tolist():
+        item = problem.counted[place]
         errors = class_errors(logits, labels, softmax, item)
         gains = class_gains(
             decreasing_keys(errors),

@@ -7,6 +7,7 @@ import torch
 
 from lovasz_repro.losses import blocks, lovasz_softmax, softmax_histogram
 from lovasz_repro.losses.error_bins import ProbabilityBins
+from lovasz_repro.losses.slots import Slots
 from tests.losses.test_lovasz_softmax import OPTIONS, batch
 from tests.losses.test_lovasz_softmax import gradient_of as value_and_gradient
 
@@ -192,3 +193,31 @@ def test_pixels_that_are_sure_of_a_wrong_class_keep_their_digits() -> None:
     largest = gradient.abs().amax(1)
     assert (largest > 0).all()
     assert (gradient.double().sum(1).abs() <= 1e-6 * largest).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"per_image": True},
+        {"classes": [2, 7]},
+        {"classes": [2, 7], "per_image": True},
+        {"class_weights": [0.0, 2.0] + [0.0] * 8},
+    ],
+    ids=str,
+)
+def test_classes_that_are_not_averaged_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch, options: dict, weighted: bool
+) -> None:
+    """Of ten classes few are averaged; labels of the others are there all the same."""
+    logits, labels = batch(3, 8, 9, classes=10, used=3)
+    labels[labels == 0] = 5
+    labels[0, 0], labels[2] = 255, 1
+    options = options | {"method": "histogram", "bins": 200, "ignore_index": 255}
+    if weighted:
+        options["pixel_weight"] = torch.rand(labels.shape, dtype=torch.float64)
+    found = value_and_gradient(logits, labels, **options)
+    monkeypatch.setattr(Slots, "of", lambda *_: None)
+    expected = value_and_gradient(logits, labels, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
