@@ -216,6 +216,7 @@ def error_bounds(
         deviation = torch.maximum(one_more(above) - gain, gain - one_more(last))
         sums = held * deviation
         total = total + (sums * widths).sum(-1)
-        squares = squares + sums.mul_(deviation) @ weights
-        pixels = pixels + held @ weights
+        # products and sums: autocast would round what a matrix product takes
+        squares = squares + sums.mul_(deviation).mul_(weights).sum(-1)
+        pixels = pixels + (held * weights).sum(-1)
     return ErrorBounds(squares.sqrt(), pixels.sqrt() * GAIN_ROUNDING, total / 2)

@@ -128,8 +128,8 @@ def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
         edges = edges_of(held)
         gains = bin_gains(held, edges, problem.measure.set_function)
         error_sums = bins.error_sums(counts, positions)
-        value = torch.linalg.vecdot(error_sums[1], gains.foreground)
-        value = value + torch.linalg.vecdot(error_sums[0], gains.background)
+        value = error_sums[1].mul_(gains.foreground).sum(-1, dtype=torch.float64)
+        value += error_sums[0].mul_(gains.background).sum(-1, dtype=torch.float64)
         values[rows] = torch.where(weights[rows] > 0, value * weights[rows], 0.0)
         if problem.how.name == "auto":
             bounds = error_bounds(

@@ -177,7 +177,7 @@ def count(
         (B * P,) float32 each: largest logit, scale, label probability, label error.
     """
     batch, classes, space = logits.shape
-    kept = torch.empty(4, batch * space, device=logits.device)
+    kept = torch.empty(4, batch * space, dtype=torch.float32, device=logits.device)
     if kept.numel() > 0:
         count_kernel[_grid(logits)](
             logits,

@@ -221,3 +221,19 @@ def test_classes_that_are_not_averaged_are_not_counted(
     monkeypatch.setattr(Slots, "of", lambda *_: None)
     expected = value_and_gradient(logits, labels, **options)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_image": True}], ids=str)
+def test_under_autocast(options: dict) -> None:
+    """Nothing inside is an operation that autocast rounds; "auto" decides as it does outside."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 260, 256, generator=generator)
+    labels = torch.randint(0, 3, (2, 260, 256), generator=generator)
+    for method in ("histogram", "auto"):
+        expected = value_and_gradient(logits, labels, method=method, **options)
+        leaf = logits.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = lovasz_softmax(leaf, labels, method=method, **options)
+        value.backward()
+        assert torch.equal(value, expected[0])
+        assert torch.equal(leaf.grad, expected[1])
