@@ -82,7 +82,7 @@ def multiclass_pixels(
             f"{tuple(logits.shape[:1] + logits.shape[2:])}"
         )
     space = logits.shape[2:].numel()
-    flat = labels.reshape(batch, space).long()
+    flat = labels.reshape(batch, space).long().contiguous()
     # Bins 0 ... C-1 are the classes, C the ignored pixels, C + 1 what should not be there.
     bins = torch.where((flat >= 0) & (flat < classes), flat, classes + 1)
     if ignore_index is not None:
@@ -185,7 +185,7 @@ def pixel_weights(weights: Tensor, labels: Tensor, weight_background: bool) -> P
         )
     if weights.device != labels.device:
         raise ValueError(f"pixel_weight is on {weights.device}, labels are on {labels.device}")
-    flat = weights.detach().reshape(len(weights), labels.shape[1:].numel()).double()
+    flat = weights.detach().reshape(len(weights), labels.shape[1:].numel()).double().contiguous()
     if not ((flat >= 0) & (flat < float("inf"))).all():
         raise ValueError("pixel_weight holds a weight that is negative or not finite")
     return PixelWeights(flat if weight_background else (flat > 0).double(), flat)

@@ -148,6 +148,19 @@ def test_memory_formats() -> None:
     torch.testing.assert_close(value_and_gradient(logits, transposed, method="histogram"), expected)
 
 
+def test_expanded_inputs() -> None:
+    logits, labels = batch(1, 6, 8)
+    weight = torch.rand(1, 6, 8, dtype=torch.float64)
+    expected = lovasz_softmax(logits.repeat(3, 1, 1, 1), labels.repeat(3, 1, 1), method="histogram")
+    views = logits.expand(3, 5, 6, 8), labels.expand(3, 6, 8)
+    assert torch.equal(lovasz_softmax(*views, method="histogram"), expected)
+    for options in ({"pixel_weight": weight.expand(3, 6, 8)}, {"ignore_index": 2}):
+        found = lovasz_softmax(*views, **options, method="histogram")
+        copies = {k: v.contiguous() if k == "pixel_weight" else v for k, v in options.items()}
+        repeated = [view.contiguous() for view in views]
+        assert torch.equal(found, lovasz_softmax(*repeated, **copies, method="histogram"))
+
+
 def test_backward_twice_second_derivative_and_no_gradient() -> None:
     logits, labels = batch(1, 4, 4)
     leaf = logits.clone().requires_grad_()
