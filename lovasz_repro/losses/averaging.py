@@ -95,8 +95,7 @@ def class_gains(
     weights = None
     if measure.weights is not None:
         weights = torch.where(foreground, measure.weights.foreground, measure.weights.background)
-    gains = torch.zeros(count, shape.numel() // max(1, count), dtype=dtype, device=keys.device)
-    gains[chosen] = marginal_gains(
+    gains = marginal_gains(
         keys.reshape(count, -1)[chosen],
         foreground.reshape(count, -1)[chosen],
         measure.set_function,
@@ -105,5 +104,8 @@ def class_gains(
         of(weights),
         measure.row_ranks,
     )
+    if len(used) < count:
+        found, gains = gains, gains.new_zeros(count, gains.shape[1])
+        gains[chosen] = found
     gains *= rows.weights[:, item, None].to(gains)
     return gains.reshape(shape)

@@ -31,10 +31,16 @@ class Block:
         buffers = [buffer[: self.logits.numel()].view(self.shape[0], -1) for buffer in flat]
         self.first, self.second, self.whole, self.index, self.value = buffers
         self._order = torch.arange(self.size, device=logits.device)
+        start = images.start * logits.shape[2] + pixels.start
+        self._range = slice(start, start + self.size)  # among the (B * P,) pixels
 
     def part_of(self, logits: Tensor) -> Tensor:
         """View (C, b, n) of logits (B, C, P)."""
         return logits[self.images, :, self.pixels].transpose(0, 1)
+
+    def numbers_of(self, *numbers: Tensor | None) -> list[Any]:
+        """Of numbers of all pixels, (B, P) or (B * P,), views (b n,) of those of this block."""
+        return [None if one is None else one.view(-1)[self._range] for one in numbers]
 
     def elements_of(self, labels: Tensor) -> Tensor:
         """(b n,) where in a flat buffer the element of each pixel's label is."""
@@ -82,7 +88,6 @@ class Blocks:
         whole = torch.empty(size, dtype=torch.int32, device=logits.device)
         index = torch.empty(size, dtype=torch.int64, device=logits.device)
         self._flat = [*floats, whole, index, floats.view(-1).view(torch.int64)]
-        self._now = slice(0, 0)
 
     def __iter__(self) -> Iterator[Block]:
         batch, _, space = self.logits.shape
@@ -90,11 +95,4 @@ class Blocks:
             for pixel in range(0, space, self.pixels):
                 images = slice(image, min(image + self.images, batch))
                 pixels = slice(pixel, min(pixel + self.pixels, space))
-                block = Block(images, pixels, self.logits, self._flat)
-                start = image * space + pixel
-                self._now = slice(start, start + block.size)
-                yield block
-
-    def flat(self, *numbers: Tensor | None) -> list[Any]:
-        """Of numbers of all pixels, (B, P) or (B * P,), views (b n,) of those of this block."""
-        return [None if one is None else one.view(-1)[self._now] for one in numbers]
+                yield Block(images, pixels, self.logits, self._flat)

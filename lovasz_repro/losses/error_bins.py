@@ -11,8 +11,8 @@ a probability costs nothing: it is an exponential of half the logit.
 of the batch, and one outlier of 1e6 would put all others into one bin. The bits of a float have no
 such scale, but waste bins on sizes that do not occur. Both together: bins of equal width in
 log(1 + |e| / UNIT), with the sign of e, between the smallest and the largest error of the row
-itself. An outlier of 1e6 among
-errors of 4 widens them 2.5 times; zeros share the lowest bin with nothing else.
+itself. An outlier of 1e6 among errors of 4 widens them 2.5 times; zeros share the lowest bin with
+nothing else.
 """
 
 from typing import NamedTuple

@@ -13,10 +13,11 @@ from torch import Tensor, distributed
 
 from lovasz_repro.losses.eager import eager
 from lovasz_repro.losses.histogram import Method
+from lovasz_repro.losses.inputs import checked_weights
 from lovasz_repro.losses.ranks import Ranks
 from lovasz_repro.losses.row_gains import row_gains
 from lovasz_repro.losses.set_functions import SetFunction
-from lovasz_repro.losses.sorting import decreasing_keys, gain_error_products
+from lovasz_repro.losses.sorting import gain_error_products
 from lovasz_repro.losses.submodular import checked
 
 
@@ -76,11 +77,12 @@ def lovasz_extension(
     ranks, how = Ranks(group), Method(method, bins)
     shape, length = errors.shape[:-1], errors.shape[-1]
     flat = (shape.numel(), length)
+    weights = None if pixel_weight is None else checked_weights(pixel_weight, errors, "errors")
     values: Tensor = _LovaszExtension.apply(
         errors.reshape(flat),
         foreground.reshape(flat).bool(),
         None if valid is None else valid.reshape(flat),
-        None if pixel_weight is None else _check_weights(pixel_weight, errors).reshape(flat),
+        None if weights is None else weights.reshape(flat),
         checked(set_function),
         how,
         ranks,
@@ -108,7 +110,7 @@ class _LovaszExtension(torch.autograd.Function):
             errors = errors.masked_fill(~valid, 0.0)
         gains = row_gains(
             errors,
-            decreasing_keys(errors),
+            errors,
             foreground,
             set_function,
             valid,
@@ -149,14 +151,3 @@ def _check_rows(errors: Tensor, foreground: Tensor, valid: Tensor | None) -> Non
             raise ValueError(
                 f"foreground holds {low if low < 0 else high}, must hold 0 and 1 alone"
             )
-
-
-def _check_weights(weights: Tensor, errors: Tensor) -> Tensor:
-    if weights.shape != errors.shape:
-        raise ValueError(
-            f"pixel_weight has shape {tuple(weights.shape)}, errors have {tuple(errors.shape)}"
-        )
-    weights = weights.detach().to(errors.device, torch.float64)
-    if not ((weights >= 0) & (weights < float("inf"))).all():
-        raise ValueError("pixel_weight holds a weight that is negative or not finite")
-    return weights

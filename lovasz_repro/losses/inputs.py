@@ -179,16 +179,28 @@ def pixel_weights(weights: Tensor, labels: Tensor, weight_background: bool) -> P
     Raises:
         ValueError: shapes or devices that differ, or a weight that is negative or not finite.
     """
-    if weights.shape != labels.shape:
-        raise ValueError(
-            f"pixel_weight has shape {tuple(weights.shape)}, labels have {tuple(labels.shape)}"
-        )
     if weights.device != labels.device:
         raise ValueError(f"pixel_weight is on {weights.device}, labels are on {labels.device}")
-    flat = weights.detach().reshape(len(weights), labels.shape[1:].numel()).double().contiguous()
-    if not ((flat >= 0) & (flat < float("inf"))).all():
-        raise ValueError("pixel_weight holds a weight that is negative or not finite")
+    flat = checked_weights(weights, labels, "labels")
+    flat = flat.reshape(len(labels), labels.shape[1:].numel()).contiguous()
     return PixelWeights(flat if weight_background else (flat > 0).double(), flat)
+
+
+def checked_weights(weights: Tensor, pixels: Tensor, name: str) -> Tensor:
+    """Pixel weights in float64, on the device of the pixels (which the message calls ``name``).
+
+    Raises:
+        ValueError: another shape than that of the pixels, or a weight that is negative or not
+            finite.
+    """
+    if weights.shape != pixels.shape:
+        raise ValueError(
+            f"pixel_weight has shape {tuple(weights.shape)}, {name} have {tuple(pixels.shape)}"
+        )
+    weights = weights.detach().to(pixels.device, torch.float64)
+    if not ((weights >= 0) & (weights < float("inf"))).all():
+        raise ValueError("pixel_weight holds a weight that is negative or not finite")
+    return weights
 
 
 def _check_dtypes(logits: Tensor, labels: Tensor) -> None:

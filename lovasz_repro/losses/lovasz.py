@@ -25,7 +25,7 @@ from lovasz_repro.losses.row_gains import row_gains
 from lovasz_repro.losses.set_functions import JaccardLoss, SetFunction
 from lovasz_repro.losses.softmax_histogram import CountedLovaszSoftmax
 from lovasz_repro.losses.softmax_sort import SortedLovaszSoftmax
-from lovasz_repro.losses.sorting import decreasing_keys, gain_error_products
+from lovasz_repro.losses.sorting import gain_error_products
 from lovasz_repro.losses.submodular import checked
 from lovasz_repro.losses.window import AccumulationWindow
 
@@ -215,11 +215,10 @@ class _LovaszHinge(torch.autograd.Function):
     ) -> Tensor:
         signed = torch.where(pixels.foreground, -logits, logits)
         # The signed logits rank as the errors 1 + signed do, and have not been rounded.
-        keys = decreasing_keys(signed)
-        errors = signed.add_(1).relu_()
+        errors = (signed + 1).relu_()
         gradient = row_gains(
             errors,
-            keys,
+            signed,
             pixels.foreground,
             set_function,
             pixels.valid,

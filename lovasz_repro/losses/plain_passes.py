@@ -87,9 +87,8 @@ def count(
     )
     background = None if weights is None else weights.background
     clean = True
-    blocks = Blocks(logits, dtype)
-    for block in blocks:
-        numbers = blocks.flat(labels, top, scale, own, others, valid, background)
+    for block in Blocks(logits, dtype):
+        numbers = block.numbers_of(labels, top, scale, own, others, valid, background)
         label, top_, scale_, own_, others_, valid_, weight = numbers
         top_.copy_(block.logits.amax(0).view(-1))
         roots = _exponentials(block, top_)
@@ -138,9 +137,8 @@ def gradient(
     cost = gain.mul_(softmax.label_error)  # g_y m_y
     own = softmax.label_probability.neg()
     background = None if weights is None else weights.background.to(tables.dtype)
-    blocks = Blocks(logits, tables.dtype)
-    for block in blocks:
-        label, top, scale, shift_, cost_, own_, weight = blocks.flat(
+    for block in Blocks(logits, tables.dtype):
+        label, top, scale, shift_, cost_, own_, weight = block.numbers_of(
             labels, softmax.top, softmax.scale, shift, cost, own, background
         )
         roots = _exponentials(block, top).mul_(scale)
@@ -152,7 +150,7 @@ def gradient(
         if weight is not None:
             gains *= weight
         for item, values in exact.items():
-            gains[item] = blocks.flat(values)[0]
+            gains[item] = block.numbers_of(values)[0]
         wrong = roots.square_()
         wrong_sum = torch.mul(gains, wrong, out=block.scratch()).sum(0)  # S
         gains.add_(shift_.sub_(wrong_sum))
@@ -257,13 +255,12 @@ def _add_labels(
     were all elements of an ignored pixel.
     """
     sums = tally.sums
-    error = softmax.label_error
     if not softmax.clean:
-        tally.flat[-1] = error.isnan().sum()
-        error = error.nan_to_num(nan=0.0)
-    positions = (error.sqrt() * bins.scale).long().bitwise_and_((1 << bins.fraction_bits) - 1)
+        tally.flat[-1] = softmax.label_error.isnan().sum()
+    fixed = (_label_roots(softmax) * bins.scale).long()
     lowest = _row_starts(places, sums)
-    at = lowest + (error.sqrt() * bins.bins).long()
+    at = (fixed >> bins.fraction_bits).add_(lowest)
+    positions = fixed.bitwise_and_((1 << bins.fraction_bits) - 1)
     if weights is not None:
         flat = sums.view(2, 2, -1)
         foreground, background = weights.foreground.reshape(-1), weights.background.reshape(-1)
@@ -293,14 +290,19 @@ def _label_gains(
     slots: Slots | None,
 ) -> Tensor:
     """(B * P,) gain g_y of the label's error of each pixel."""
-    error = softmax.label_error if softmax.clean else softmax.label_error.nan_to_num(nan=0.0)
-    at = _row_starts(places_of(labels, slots), tables).add_((error.sqrt() * bins).long())
+    at = _row_starts(places_of(labels, slots), tables).add_((_label_roots(softmax) * bins).long())
     gains = tables[1].view(-1).index_select(0, at)
     if weights is not None:
         gains *= weights.foreground.view(-1)
     for item, values in exact.items():
         gains = torch.where(labels.view(-1) == item, values.view(-1), gains)
     return gains
+
+
+def _label_roots(softmax: Softmax) -> Tensor:
+    """(B * P,) roots of the label's errors, which fall into bins; 0 for NaN."""
+    error = softmax.label_error
+    return (error if softmax.clean else error.nan_to_num(nan=0.0)).sqrt()
 
 
 def _row_starts(places: Tensor, tables: Tensor) -> Tensor:

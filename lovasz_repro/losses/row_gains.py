@@ -14,7 +14,7 @@ from lovasz_repro.losses.histogram import (
 )
 from lovasz_repro.losses.ranks import ONE_PROCESS, Ranks
 from lovasz_repro.losses.set_functions import SetFunction
-from lovasz_repro.losses.sorting import marginal_gains
+from lovasz_repro.losses.sorting import decreasing_keys, marginal_gains
 
 # Rows are counted in groups of about this many bins and pixels.
 NUMBERS_AT_ONCE = 2**22
@@ -22,7 +22,7 @@ NUMBERS_AT_ONCE = 2**22
 
 def row_gains(
     errors: Tensor,
-    keys: Tensor,
+    ranked: Tensor,
     foreground: Tensor,
     set_function: SetFunction,
     valid: Tensor | None,
@@ -35,7 +35,8 @@ def row_gains(
 
     Args:
         errors: (R, P) float32 or float64.
-        keys: (R, P) integers that increase as the errors decrease; overwritten.
+        ranked: (R, P) floating, what a sort ranks the errors by: themselves, or what they were
+            before they were rounded.
         foreground: (R, P) bool.
         set_function: submodular.
         valid: (R, P) bool or None; other pixels have gain zero and no part in the counts.
@@ -50,6 +51,7 @@ def row_gains(
     if not ranks.alone:
         pixels = int(ranks.sum_(torch.tensor(pixels, device=errors.device)))
     if how.sorts(pixels, errors.dtype, weights is not None):
+        keys = decreasing_keys(ranked)
         return marginal_gains(keys, foreground, set_function, valid, errors.dtype, weights, ranks)
     gains, bin_count = torch.empty_like(errors), how.bins_for(pixels)
 
@@ -72,7 +74,7 @@ def row_gains(
             if coarse.any():
                 at = coarse.nonzero()[:, 0] + start
                 gains[at] = marginal_gains(
-                    keys[at],
+                    decreasing_keys(ranked[at]),
                     foreground[at],
                     set_function,
                     of(valid, at),
