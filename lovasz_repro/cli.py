@@ -6,16 +6,19 @@ shell completion answer at once.
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from lovasz_repro import __version__
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.launch.orphan import stop_when_orphaned
+from lovasz_repro.launch.rank import is_rank, tell
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -64,6 +67,9 @@ Set = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config and plan; run nothing.")]
 RESULTS = Path("results")
+DEBUG = "LOVASZ_REPRO_DEBUG"
+DEVICES = "Several devices"  # panels of `run --help`
+GRIDS = "Many runs at once"
 
 
 class Network(StrEnum):
@@ -168,13 +174,99 @@ def run(
     data: Data = None,
     weights: Annotated[Path | None, typer.Option(help="Released weights to start from.")] = None,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that decode images, for each rank; default: 0 on a CPU, else up to 4.",
+        ),
+    ] = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
     dry_run: DryRun = False,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=0, help="Train each run on this many GPUs.", rich_help_panel=DEVICES),
+    ] = None,
+    procs: Annotated[
+        int | None,
+        typer.Option(min=1, help="The same on CPUs: processes.", rich_help_panel=DEVICES),
+    ] = None,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="On this many machines; give the command on each.",
+            rich_help_panel=DEVICES,
+        ),
+    ] = 1,
+    node_rank: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            envvar="LOVASZ_REPRO_NODE_RANK",
+            help="Number of this machine.",
+            rich_help_panel=DEVICES,
+        ),
+    ] = 0,
+    rdzv: Annotated[
+        str,
+        typer.Option(
+            envvar="LOVASZ_REPRO_RDZV",
+            help="HOST:PORT of machine 0, where they meet.",
+            rich_help_panel=DEVICES,
+        ),
+    ] = "",
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Restarts in a row without a new checkpoint, where a process dies.",
+            rich_help_panel=DEVICES,
+        ),
+    ] = 3,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs side by side on this machine; with --slurm, on the cluster.",
+            rich_help_panel=GRIDS,
+        ),
+    ] = None,
+    slurm: Annotated[
+        bool,
+        typer.Option("--slurm", help="Submit the grid to Slurm.", rich_help_panel=GRIDS),
+    ] = False,
+    partition: Annotated[
+        str | None, typer.Option(help="Slurm partition.", rich_help_panel=GRIDS)
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[D-]H:MM[:SS]",
+            help="Slurm time limit; a run that meets it goes on in a new one. Default: 24:00.",
+            rich_help_panel=GRIDS,
+        ),
+    ] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Slurm: CPU cores of each machine.", rich_help_panel=GRIDS),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=VALUE]",
+            help="More for sbatch: --sbatch account=vision; repeatable.",
+            rich_help_panel=GRIDS,
+        ),
+    ] = None,
 ) -> None:
     """Run an experiment: skips what is done, goes on with what was stopped, starts the rest."""
     from lovasz_repro.config import load_experiment, parse_overrides
+    from lovasz_repro.data.locate import data_folder
+    from lovasz_repro.launch.dispatch import Way, dispatch, plan
+    from lovasz_repro.launch.options import check_options, slurm_options
+    from lovasz_repro.launch.request import Request
 
     loaded = load_experiment(experiment)
     cells = loaded.cells(
@@ -184,23 +276,28 @@ def run(
         batch_sizes=batch_size,
         overrides=parse_overrides(set_ or []),
     )
-    from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.device import choose_device
-    from lovasz_repro.experiment import Place, run_experiment
-    from lovasz_repro.plan import print_outcome, print_plan
-    from lovasz_repro.progress import Progress
-    from lovasz_repro.store import Store
-
-    place = Place(results, data_folder(data), weights, choose_device(device), workers)
-    store = Store(results, tracking_uri)
+    request = Request(
+        experiment,
+        loaded,
+        cells,
+        set_ or [],
+        results,
+        data_folder(data),
+        weights,
+        tracking_uri,
+        device,
+        workers,
+        gpus,
+        procs,
+        nodes,
+    )
+    cluster = {"partition": partition, "time": time, "cpus": cpus, "sbatch": sbatch}
+    check_options(request, slurm, cluster)
+    options = slurm_options(request, partition, time, cpus, jobs, sbatch) if slurm else None
     if dry_run:
-        print_plan(cells, place, store)
-        return
-    with Progress() as progress:
-        outcome = run_experiment(loaded, cells, place, store, progress)
-    print_outcome(loaded, outcome)
-    if outcome.failed:
-        raise RunFailed(f"{len(outcome.failed)} of {len(cells)} runs failed, see above.")
+        plan(request)
+    else:
+        dispatch(request, Way(jobs or 1, options, node_rank, rdzv, max_restarts))
 
 
 @app.command()
@@ -429,10 +526,12 @@ def main() -> None:
 
     0 done, 1 a run failed, 2 a mistake in what was given, 130 / 143 stopped by Ctrl-C / SIGTERM.
     """
-    debug = "--debug" in sys.argv
+    if "--debug" in sys.argv:
+        os.environ[DEBUG] = "1"  # also for the processes that this one starts
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with one_line_errors(debug):
+    stop_when_orphaned()
+    with one_line_errors(bool(os.environ.get(DEBUG))):
         app()
 
 
@@ -441,20 +540,34 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     """Print an error in one line and exit with its code; with ``debug`` let it through."""
     try:
         yield
-    except Exception as error:
-        if debug:
+    except SystemExit as end:
+        leave(end.code)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not is_rank():
             raise
-        sys.stderr.write(f"{describe(error)}\n")
-        sys.exit(exit_code(error))
-    except KeyboardInterrupt:
         if debug:
-            raise
-        sys.stderr.write("Stopped.\n")
-        sys.exit(130)
+            traceback.print_exc()
+        tell(error, describe(error))
+        leave(exit_code(error))
 
 
-def describe(error: Exception) -> str:
+def leave(code: int | str | None) -> NoReturn:
+    """End this process with an exit code.
+
+    A rank goes at once: threads of its process group may wait for a rank that is gone, and gloo's
+    now and then abort a process that ends in order.
+    """
+    if is_rank():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+    sys.exit(code)
+
+
+def describe(error: BaseException) -> str:
     """An error in one line; being asked to stop is none."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped."
     text = " ".join(str(error).split())
     if hasattr(error, "exit_code"):
         return text
@@ -463,8 +576,10 @@ def describe(error: Exception) -> str:
     return f"Error: unexpected {type(error).__name__}: {text} (--debug shows where)"
 
 
-def exit_code(error: Exception) -> int:
+def exit_code(error: BaseException) -> int:
     """2 for a user's mistake, 1 for a failure, or what the error itself asks for."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
     if isinstance(error, UserError):
         return 2
     return int(getattr(error, "exit_code", 1))

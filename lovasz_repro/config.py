@@ -84,10 +84,12 @@ class TrainingConfig(Strict):
     """Exponent of Eq. 16."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2 added to the gradient, as in Adam's original form."""
-    batch_norm: Literal["train", "frozen"] = "train"
-    """Batch statistics, or the running statistics of the starting weights."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast around the network; the loss stays in float32."""
+    batch_norm: Literal["train", "per-rank", "frozen"] = "train"
+    """Statistics of the whole batch, of each rank's share of it (another objective for each number
+    of ranks), or the running statistics of the starting weights."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16: autocast around the network; the loss stays in float32. float64: everything in
+    double precision, to compare machines and numbers of ranks."""
     channels_last: bool = False
     """Memory format of images and network."""
     validate_every: Positive
@@ -97,7 +99,7 @@ class TrainingConfig(Strict):
 
     @model_validator(mode="after")
     def _batch_statistics_need_two_images(self) -> "TrainingConfig":
-        if self.batch_norm == "train" and self.batch_size < 2:
+        if self.batch_norm != "frozen" and self.batch_size < 2:
             raise ValueError("batch_size 1 leaves batch normalisation no batch: set batch_norm "
                              "to frozen, or batch_size to 2 or more")  # fmt: skip
         return self

@@ -4,65 +4,42 @@
 
 A cell is one variant x batch size x seed. Its identity is the hash of its resolved config, the
 data's fingerprint and the starting weights: a finished cell is skipped, an unfinished one goes on
-from its last checkpoint, the rest start.
+from its last checkpoint, the rest start. All of it runs on every rank of a team in step, on one
+device or many; what only one may do is left to the leader.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from lovasz_repro.config import CellConfig, ExperimentConfig, TrainingConfig, dotted
+from lovasz_repro.building import (
+    build_model,
+    build_optimizer,
+    evaluation_batches,
+    open_data,
+    spread_model,
+    training_batches,
+)
+from lovasz_repro.config import CellConfig, ExperimentConfig, dotted
 from lovasz_repro.data import camvid
-from lovasz_repro.data.locate import dataset_folder, enet_weights_file
-from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES
-from lovasz_repro.data.sampling import ShuffledBatches
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.evaluate import Scores, evaluate
-from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.weights import load_enet, map_classifier, save_weights
+from lovasz_repro.models.weights import save_weights
+from lovasz_repro.place import Inputs, Place, inputs_of_all
 from lovasz_repro.progress import Progress
-from lovasz_repro.provenance import (
-    config_hash,
-    device_name,
-    fingerprint_files,
-    git_commit,
-    package_versions,
-    run_identity,
-)
+from lovasz_repro.provenance import config_hash, device_name, git_commit, package_versions
 from lovasz_repro.session import RunSession, run_folder
+from lovasz_repro.shared_session import SharedSession
 from lovasz_repro.store import Store
+from lovasz_repro.store.journal import InUse
 from lovasz_repro.store.shipping import ship_pending
+from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, train
 from lovasz_repro.training.objective import build_objective
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where runs read and write, and on what they compute; changes no result on one device."""
-
-    results: Path
-    data: Path
-    weights: Path | None
-    device: torch.device
-    workers: int = 0
-    """Processes that decode images; 0 decodes in the training process."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads, found and fingerprinted."""
-
-    data: Path
-    weights: Path | None
-    fingerprints: dict[str, str]
-    """Tags ``data_fingerprint`` and, where training starts from a file, ``weights_fingerprint``."""
-    identity: str
-    """Hash of config and inputs: the same run has the same one everywhere."""
 
 
 @dataclass
@@ -73,6 +50,8 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """Run name -> what went wrong, one line."""
+    elsewhere: list[str] = field(default_factory=list)
+    """Runs that another process is at work on."""
 
 
 def run_experiment(
@@ -81,6 +60,7 @@ def run_experiment(
     place: Place,
     store: Store,
     progress: Progress,
+    team: Team = ALONE,
 ) -> Outcome:
     """Run every cell that is not done; one that fails does not keep the others from running.
 
@@ -88,44 +68,48 @@ def run_experiment(
         UserError: data or weights are missing or wrong.
         Interrupted: a signal asked to stop; the running cell is saved.
     """
-    ship_pending(store, sorted(place.results.glob("work/*/*/*/journal.jsonl")), progress.line)
-    tags = {"profile": cells[0].profile, "title": experiment.title}
-    name = f"{experiment.experiment}-{cells[0].profile}"
-    parent = store.open_parent(experiment.experiment, name, tags)
+    parent = team.on_leader(lambda: open_grid(experiment, cells[0].profile, place, store, progress))
     outcome = Outcome()
     for number, cell in enumerate(cells, start=1):
         label = f"[{number}/{len(cells)}] {cell.name}"
-        inputs = find_inputs(cell, place)
-        done = store.find(cell.experiment, inputs.identity)
+        inputs = inputs_of_all(cell, place, team)
+        done = team.on_leader(partial(store.find, cell.experiment, inputs.identity))
         if done and done.status == "FINISHED":
             progress.line(f"{label}  done before (run {done.run_id})")
             outcome.skipped.append(cell.name)
             continue
-        run_id = open_run(cell, inputs, parent, place, store)
+        run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
         folder = run_folder(place.results, cell, inputs.identity)
+        session = RunSession(store, run_id, folder, cell, progress, label) if team.leads else None
         try:
-            with RunSession(store, run_id, folder, cell, progress, label) as session:
-                run_cell(cell, inputs, place, session)
+            with SharedSession(team, session, progress) as shared:
+                run_cell(cell, inputs, place, shared)
             outcome.finished.append(cell.name)
+        except InUse as error:
+            progress.line(f"{label}  {error}")
+            outcome.elsewhere.append(cell.name)
         except RunFailed as error:
             progress.line(f"{label}  failed: {error}")
             outcome.failed[cell.name] = str(error)
     return outcome
 
 
-def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: RunSession) -> None:
+def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSession) -> None:
     """The pipeline of one run, from wherever it stands to its stored scores."""
+    team, config = session.team, cell.training
     torch.manual_seed(cell.seed)
-    train_set, val_set, test_set = open_data(cell, inputs.data)
-    model = build_model(cell, inputs.weights).to(place.device)
-    if cell.training.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective = build_objective(cell.loss, camvid.VOID, train_set.class_shares())
-    state = TrainingState(model, build_optimizer(model, cell.training))
+    train_set, val_set, test_set = open_data(cell, inputs)
+    model = build_model(cell, inputs, place.device)
+    state = TrainingState(model, build_optimizer(model, config))
     session.resume(state, place.device)
+    spread_model(model, config, team)
+    shares = team.on_leader(train_set.class_shares) if cell.loss.class_weights == "enet" else None
+    objective = build_objective(cell.loss, camvid.VOID, shares, team.group)
 
     def score(split: str, dataset: camvid.CamVid, snapshot: int) -> dict[str, float]:
-        scores = score_on(model, dataset, split, cell, place, session.progress)
+        if config.batch_norm == "per-rank":
+            team.share_buffers(model)
+        scores = score_on(model, dataset, split, cell, place, session)
         session.line(f"iteration {snapshot:5d}  {describe(split, scores)}")
         return scores.as_metrics(split, camvid.CLASSES)
 
@@ -133,44 +117,35 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: RunSession
         session.log(0, score("initial/test", test_set, snapshot=0))
     train(
         state,
-        training_batches(cell, train_set, place, start=state.iteration),
+        training_batches(cell, train_set, place, team, start=state.iteration),
         objective,
-        cell.training,
+        config,
         place.device,
+        network=team.wrap(model),
         validate=lambda: score("val", val_set, snapshot=state.iteration),
         log=session.log,
         save=session.save,
-        stop=session.stop,
+        stop_asked=session.stop_asked,
     )
     state.load_best()
-    save_weights(model, session.best_weights, weights_metadata(cell, state))
-    session.log(cell.training.iterations, score("test", test_set, snapshot=state.best_iteration))
-    session.log(cell.training.iterations, {"best/iteration": float(state.best_iteration)})
-    session.keep(session.folder / "config.yaml", session.best_weights)
+    session.log(config.iterations, score("test", test_set, snapshot=state.best_iteration))
+    session.log(config.iterations, {"best/iteration": float(state.best_iteration)})
+    metadata = weights_metadata(cell, state)
+    session.keep_weights(lambda path: save_weights(model, path, metadata))
 
 
-def find_inputs(cell: CellConfig, place: Place) -> Inputs:
-    """Find what a cell reads and take its fingerprint.
-
-    Raises:
-        UserError: data or weights are not there.
-    """
-    data = dataset_folder(place.data, cell.data.name)
-    weights = enet_weights_file(place.data, place.weights) if cell.model.weights else None
-    pairs = [pair for split in camvid.SPLIT_SIZES for pair in camvid.list_files(data, split)]
-    cache = place.results / "work" / "fingerprints.json"
-    files = [file for pair in pairs for file in pair]
-    tags = {"data_fingerprint": fingerprint_files(files, data, cache)}
-    if weights:
-        tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)
-    hashed = config_hash(cell.model_dump(mode="json"))
-    identity = run_identity(
-        hashed, tags["data_fingerprint"], weights=tags.get("weights_fingerprint", "none")
-    )
-    return Inputs(data, weights, tags, identity)
+def open_grid(
+    experiment: ExperimentConfig, profile: str, place: Place, store: Store, progress: Progress
+) -> str:
+    """Send what earlier processes could not; the run that groups the grid's runs in the store."""
+    ship_pending(store, sorted(place.results.glob("work/*/*/*/journal.jsonl")), progress.line)
+    tags = {"profile": profile, "title": experiment.title}
+    return store.open_parent(experiment.experiment, f"{experiment.experiment}-{profile}", tags)
 
 
-def open_run(cell: CellConfig, inputs: Inputs, parent: str, place: Place, store: Store) -> str:
+def open_run(
+    cell: CellConfig, inputs: Inputs, parent: str, place: Place, store: Store, ranks: int = 1
+) -> str:
     """The stored run of a cell, found or made, with everything its numbers can be traced by."""
     resolved = cell.model_dump(mode="json")
     tags = inputs.fingerprints | {
@@ -178,6 +153,7 @@ def open_run(cell: CellConfig, inputs: Inputs, parent: str, place: Place, store:
         "git_commit": git_commit(),
         "seed": str(cell.seed),
         "device": device_name(place.device),
+        "ranks": str(ranks),
         "packages": json.dumps(package_versions(), sort_keys=True),
         "profile": cell.profile,
         "scale": cell.scale,
@@ -189,65 +165,28 @@ def open_run(cell: CellConfig, inputs: Inputs, parent: str, place: Place, store:
     )
 
 
-def open_data(cell: CellConfig, root: Path) -> tuple[camvid.CamVid, camvid.CamVid, camvid.CamVid]:
-    """Training, validation and test set; the latter two keep their labels' own size."""
-    size = cell.data.size
-    train_set = camvid.CamVid(root, "train", size, flip=cell.data.flip, seed=cell.seed)
-    val_set = camvid.CamVid(root, "val", size, native_labels=True)
-    test_set = camvid.CamVid(root, "test", size, native_labels=True)
-    return train_set, val_set, test_set
-
-
-def build_model(cell: CellConfig, weights: Path | None) -> ENet:
-    """ENet with one output per class, from the released weights or at random (seeded)."""
-    model = ENet(len(camvid.CLASSES), cell.model.decoder, cell.model.dropout)
-    if weights:
-        released = map_classifier(load_enet(weights), CAMVID_FROM_CITYSCAPES)
-        model.load_state_dict(released.state_dict())
-    return model
-
-
-def training_batches(
-    cell: CellConfig, train_set: camvid.CamVid, place: Place, start: int
-) -> DataLoader[camvid.Example]:
-    """Batches from iteration ``start`` on; the same ones whenever training begins there."""
-    batches = ShuffledBatches(
-        len(train_set),
-        cell.training.batch_size,
-        cell.training.iterations,
-        seed=cell.seed,
-        start=start,
-    )
-    return DataLoader(
-        train_set,
-        batch_sampler=batches,
-        num_workers=place.workers,
-        pin_memory=place.device.type == "cuda",
-        generator=torch.Generator().manual_seed(cell.seed),  # leaves the global one alone
-    )
-
-
 def score_on(
     model: nn.Module,
     dataset: camvid.CamVid,
     split: str,
     cell: CellConfig,
     place: Place,
-    progress: Progress,
+    session: SharedSession,
 ) -> Scores:
-    """Score a model on a whole split."""
-    loader = DataLoader(dataset, batch_size=10, generator=torch.Generator().manual_seed(0))
-    task = progress.task(f"  scoring on {split}", len(dataset))
+    """Score a model on a whole split, shared among the ranks."""
+    team = session.team
+    task = session.progress.task(f"  scoring on {split}", len(dataset))
     try:
         return evaluate(
             model,
-            loader,
+            evaluation_batches(dataset, team),
             len(camvid.CLASSES),
             camvid.VOID,
             place.device,
             bfloat16=cell.training.precision == "bfloat16",
             channels_last=cell.training.channels_last,
-            advance=task.advance,
+            group=team.group,
+            advance=lambda images: task.advance(images * team.size),
         )
     finally:
         task.close()
@@ -262,11 +201,6 @@ def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object
         "run": f"{cell.experiment}/{cell.profile}/{cell.name}",
         "iteration": state.best_iteration,
     }
-
-
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam (paper Sec. 4.4) over all parameters; the loop sets the learning rate."""
-    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
 def describe(split: str, scores: Scores) -> str:

@@ -6,7 +6,8 @@ from rich.table import Table
 
 from lovasz_repro.config import CellConfig, ExperimentConfig, dotted
 from lovasz_repro.errors import UserError
-from lovasz_repro.experiment import Outcome, Place, find_inputs
+from lovasz_repro.experiment import Outcome
+from lovasz_repro.place import Place, find_inputs
 from lovasz_repro.session import run_folder
 from lovasz_repro.store import Store
 from lovasz_repro.training.checkpoint import Checkpoints
@@ -69,6 +70,7 @@ def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
             (outcome.finished, "finished"),
             (outcome.skipped, "done before"),
             (outcome.failed, "failed"),
+            (outcome.elsewhere, "in work in another process"),
         )
         if names
     ]

@@ -84,8 +84,8 @@ class ProgressTask:
                 f"{self._description}  {position}  {_rate(rate)}  {left} left  {self._note}"
             )
 
-    def reach(self, completed: int, total: int) -> None:
-        """Move to ``completed`` of ``total``."""
+    def reach(self, completed: int, total: int | None = None) -> None:
+        """Move to ``completed``, of the total that is known."""
         self.advance(completed - self._completed)
 
     def close(self) -> None:

@@ -3,15 +3,16 @@
     <results>/work/<experiment>/<profile>/<run name>-<identity>/
       config.yaml  journal.jsonl  checkpoint-*.pt  best.safetensors
 
-Entering a session locks the folder, opens the stored run and listens for signals; leaving it
-ends the stored run as FINISHED, KILLED or FAILED. Training meets the store only through ``log``
-and ``save``, which never wait for it.
+Entering a session locks the folder and opens the stored run; leaving it ends the stored run as
+FINISHED, KILLED or FAILED. Training meets the store only through ``log`` and ``save``, which never
+wait for it. One process has the session; ``shared_session.py`` shares it with other ranks.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import torch
 import yaml
 
 from lovasz_repro.config import CellConfig
@@ -22,7 +23,7 @@ from lovasz_repro.store.journal import Journal
 from lovasz_repro.store.shipping import Shipper
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState
-from lovasz_repro.training.stopping import Interrupted, StopRequest
+from lovasz_repro.training.stopping import Interrupted
 
 
 def run_folder(results: Path, cell: CellConfig, identity: str) -> Path:
@@ -57,7 +58,6 @@ class RunSession:
         label: str,
     ) -> None:
         self.folder, self.cell, self.progress, self.label = folder, cell, progress, label
-        self.stop = StopRequest()
         self._store, self._run_id = store, run_id
         self._task: ProgressTask | None = None
 
@@ -66,7 +66,6 @@ class RunSession:
         self._checkpoints = Checkpoints(self.folder)
         self._write_config()
         self._shipper = Shipper(self._store, self._run_id, self._journal, say=self.progress.line)
-        self.stop.__enter__()
         return self
 
     def __exit__(
@@ -75,26 +74,23 @@ class RunSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stop.__exit__()
         if self._task:
             self._task.close()
         interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
         self._shipper.close("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
         self._journal.close()
 
-    @property
-    def best_weights(self) -> Path:
-        """File of the snapshot that scored best on validation."""
-        return self.folder / "best.safetensors"
+    def last_checkpoint(self) -> dict[str, Any] | None:
+        """Content of the last checkpoint, on the CPU, or None where there is none."""
+        return self._checkpoints.load_latest()
 
-    def resume(self, state: TrainingState, device: torch.device) -> None:
-        """Bring ``state`` to the last checkpoint, if there is one, and the journal with it."""
-        if checkpoint := self._checkpoints.load_latest(device):
-            state.restore(checkpoint)
-            self.line(f"goes on from iteration {state.iteration}")
-        self._journal.rewind(state.iteration)
+    def go_on_from(self, iteration: int) -> None:
+        """Bring journal and screen to the iteration at which training begins."""
+        if iteration:
+            self.line(f"goes on from iteration {iteration}")
+        self._journal.rewind(iteration)
         total = self.cell.training.iterations
-        self._task = self.progress.task(self.label, total, completed=state.iteration)
+        self._task = self.progress.task(self.label, total, completed=iteration)
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
         """Note metric values; moves the bar when they are a training step's."""
@@ -108,9 +104,18 @@ class RunSession:
         self._checkpoints.save(state.iteration, state.to_checkpoint())
         self._shipper.commit(state.iteration)
 
-    def keep(self, *files: Path) -> None:
-        """Files that the stored run shall have."""
-        for file in files:
+    def keep_weights(self, write: Callable[[Path], None]) -> None:
+        """Have ``write`` write the weights file; the stored run gets it and the config.
+
+        Raises:
+            RunFailed: the disk refuses.
+        """
+        weights = self.folder / "best.safetensors"
+        try:
+            write(weights)
+        except OSError as error:
+            raise RunFailed(f"{weights}: not written ({error.strerror}). Run again.") from error
+        for file in (self.folder / "config.yaml", weights):
             self._journal.artifact(file)
 
     def line(self, text: str) -> None:

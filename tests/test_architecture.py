@@ -14,16 +14,20 @@ ALONE = ("losses", "metrics", "data/transforms")
 FORBIDDEN = {
     "data": ("models", "training", "evaluation", "store", "report", "experiment", "cli"),
     "models": ("training", "evaluation", "store", "report", "experiment", "cli"),
-    "training": ("evaluation", "store", "report", "experiment", "cli"),
+    "training": ("evaluation", "store", "report", "experiment", "launch", "cli"),
     "evaluation": ("training", "store", "report", "experiment", "cli"),
-    "report": ("training", "experiment", "cli", "session"),
+    "report": ("training", "experiment", "cli", "session", "launch"),
     "store": ("training", "models", "data", "experiment", "report", "cli"),
     "synthetic": ("training", "models", "evaluation", "experiment", "report", "cli"),
     "bench": (
         "data", "models", "training", "evaluation", "synthetic", "store", "report", "session",
         "experiment", "cli",
     ),
-    "experiment": ("report", "cli"),
+    "experiment": ("report", "launch", "cli"),
+    "building": ("store", "report", "session", "experiment", "launch", "cli"),
+    "place": ("store", "report", "session", "experiment", "launch", "cli"),
+    "session": ("report", "experiment", "launch", "cli"),
+    "launch": ("report", "cli"),
     "config": ("losses", "models", "training", "store", "experiment", "report", "cli"),
 }  # fmt: skip
 

@@ -108,6 +108,7 @@ def test_debug_lets_the_traceback_through(
 ) -> None:
     from lovasz_repro.errors import UserError
 
+    monkeypatch.setenv("LOVASZ_REPRO_DEBUG", "")  # what the option sets is taken back
     monkeypatch.setattr(sys, "argv", ["lovasz-repro", "run", "camvid-ent", "--debug"])
     with pytest.raises(UserError):
         cli.main()

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lovasz_repro.config import load_experiment
-from lovasz_repro.errors import UserError
-from lovasz_repro.experiment import Outcome, Place, run_experiment
+from lovasz_repro.experiment import Outcome, run_experiment
+from lovasz_repro.place import Place
 from lovasz_repro.progress import Progress
 from lovasz_repro.store import Store
 from tests.tiny_camvid import write_camvid, write_experiment
@@ -194,11 +194,15 @@ def test_other_data_is_another_run(workshop: Workshop) -> None:
     assert len({run.tags["config_hash"] for run in runs}) == 1
 
 
-def test_two_processes_do_not_work_on_one_run(workshop: Workshop) -> None:
+def test_a_run_that_another_process_works_on_is_left_to_it(workshop: Workshop) -> None:
     from lovasz_repro.store.journal import Journal
 
     workshop.run("a", "demo", **ONE)
     folder = workshop.work("a")
     shutil.copy(workshop.database, workshop.results("a") / "mlflow.db")  # the store forgot it
-    with Journal(folder / "journal.jsonl"), pytest.raises(UserError, match="in use"):
-        workshop.run("a", "demo", **ONE)
+    before = (folder / "journal.jsonl").read_bytes()
+    with Journal(folder / "journal.jsonl"):
+        outcome = workshop.run("a", "demo")
+    assert outcome.elsewhere == ["lovasz-softmax-b2-s0"]
+    assert outcome.finished == ["weighted-cross-entropy-b2-s0"]
+    assert (folder / "journal.jsonl").read_bytes() == before

@@ -4,7 +4,7 @@ A sampler that needs no memory of the past resumes at any iteration with the sam
 every rank can take its share of a batch without talking to the others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -64,6 +64,22 @@ class ShuffledBatches(Sampler[list[Draw]]):
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         return torch.randperm(self.dataset_size, generator=generator)
+
+
+class ShareOfBatches(Sampler[list[Draw]]):
+    """The part of every batch that one rank loads, whatever rule the batches come from.
+
+    Args:
+        batches: the batches of one device; iterated anew by each rank, with the same result.
+        own: which part of each batch.
+    """
+
+    def __init__(self, batches: Iterable[list[Draw]], own: slice) -> None:
+        self.batches = batches
+        self.own = own
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return (batch[self.own] for batch in self.batches)
 
 
 def mix(seed: int, counter: int) -> int:

@@ -28,13 +28,15 @@ def mirror(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return image[:, ::-1], mask[:, ::-1]
 
 
-def to_unit_range(images: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
-    """A batch of images (B, 3, H, W), uint8 in [0, 255], as float32 in [0, 1].
+def to_unit_range(
+    images: torch.Tensor, channels_last: bool = False, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """A batch of images (B, 3, H, W), uint8 in [0, 255], as floating point in [0, 1].
 
     ENet takes RGB / 255 and nothing else (facts.md 3.3).
     """
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return images.to(torch.float32, memory_format=memory_format) / 255
+    return images.to(dtype, memory_format=memory_format) / 255
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:

@@ -1,12 +1,18 @@
 """The two layers of ENet that PyTorch has only in another form or too slowly."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 DropoutConvention = Literal["torch7", "pytorch"]
+
+
+class BatchShare(NamedTuple):
+    """Which images of a batch of ``images`` this process has."""
+
+    images: int
+    own: slice
 
 
 class SpatialDropout(nn.Module):
@@ -14,7 +20,12 @@ class SpatialDropout(nn.Module):
 
     "torch7": training applies the 0/1 mask as it is, evaluation multiplies by 1 - p.
     "pytorch": training divides by 1 - p, evaluation does nothing.
+
+    With a ``share`` (`share_dropout`) the mask of the whole batch is drawn and its own part
+    applied: ranks whose generators are in the same state drop what one process would drop.
     """
+
+    share: BatchShare | None = None
 
     def __init__(self, p: float, convention: DropoutConvention = "torch7") -> None:
         super().__init__()
@@ -29,15 +40,26 @@ class SpatialDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        if self.convention == "pytorch":
-            return functional.dropout2d(x, self.p, self.training)
         if not self.training:
-            return x * (1 - self.p)
-        return x * torch.empty_like(x[:, :, :1, :1]).bernoulli_(1 - self.p)
+            return x * (1 - self.p) if self.convention == "torch7" else x
+        keep = self._draw(x)
+        return x * (keep if self.convention == "torch7" else keep / (1 - self.p))
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """0 for channels that are dropped, 1 for others: (B, C, 1, 1)."""
+        images, own = self.share or BatchShare(len(x), slice(None))
+        return x.new_empty(images, x.shape[1], 1, 1).bernoulli_(1 - self.p)[own]
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"p={self.p}, convention={self.convention}"
+
+
+def share_dropout(model: nn.Module, share: BatchShare | None) -> None:
+    """Tell every `SpatialDropout` of a model which part of the batches to come is its own."""
+    for module in model.modules():
+        if isinstance(module, SpatialDropout):
+            module.share = share
 
 
 class ChannelPReLU(nn.PReLU):

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from lovasz_repro.errors import RunFailed, UserError
 
 Record = dict[str, Any]
+TAIL = 16_384  # bytes, room for a line of scores
 
 
 class Point(NamedTuple):
@@ -37,6 +38,10 @@ class Point(NamedTuple):
     timestamp: int
 
 
+class InUse(UserError):
+    """Another process trains this run."""
+
+
 class Journal:
     """Open (or create) the journal at ``path`` and hold it alone until `close`.
 
@@ -44,7 +49,8 @@ class Journal:
     content is final. Who reads that part while `rewind` may run holds ``guard``.
 
     Raises:
-        UserError: another process writes this journal, or the folder cannot be written.
+        InUse: another process writes this journal.
+        UserError: the folder cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -56,7 +62,7 @@ class Journal:
             self._lock.acquire()
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         except Timeout:
-            raise UserError(
+            raise InUse(
                 f"{path.parent} is in use: another process trains this run; wait for it or stop it"
             ) from None
         except OSError as error:
@@ -234,6 +240,25 @@ def points_of(record: Record) -> list[Point]:
         return []
     step, moment = int(record["step"]), int(record["time"])
     return [Point(key, float(value), step, moment) for key, value in record["values"].items()]
+
+
+def last_step(path: Path) -> int:
+    """The step of the last value in the journal at ``path``, without reading all of it; 0 if none.
+
+    Other processes may ask while the run is at work.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL, 0))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError):
+            continue  # a commit, or a line that is cut or being written
+    return 0
 
 
 def _step_of(record: Record, default: int) -> int:

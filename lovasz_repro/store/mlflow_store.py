@@ -34,13 +34,16 @@ from lovasz_repro.store.tracking import (
     explain,
 )
 
+SETTLE = 1.0  # seconds in which runs that other machines create at the same moment arrive
+LOCK_PATIENCE = 300.0  # seconds; hundreds of processes may want to open their runs at once
+
 
 class Store:
     """The runs of ``results`` (or of the store that ``tracking_uri`` names).
 
     Opening the same identity from N processes gives one run: for SQLite through a lock file
     beside it, for a server through the lock of a common results folder. Processes on machines
-    that share only a server settle on the run that started first.
+    that share only a server wait a second after they created a run and settle on the first.
 
     Raises (from every method):
         StoreError: one line; the store is absent, locked, read-only, broken, not reachable.
@@ -65,14 +68,13 @@ class Store:
         where = f"tags.role = 'parent' AND attributes.run_name = '{queries.quotable(name)}'"
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
-            found = queries.search(self._client, [experiment_id], where)
+            found = queries.ranked(self._client, experiment_id, where)
             if found:
                 run_id = found[0].info.run_id
                 self._set_tags(run_id, tags)
                 return run_id
-            run = self._client.create_run(
-                experiment_id, run_name=name, tags={**_strings(tags), "role": "parent"}
-            )
+            fixed = {"role": "parent"}
+            run = self._create(where, experiment_id, name, {**_strings(tags), **fixed})
             self._client.set_terminated(run.info.run_id)  # it only groups; children have states
             return run.info.run_id
 
@@ -99,13 +101,8 @@ class Store:
             run = queries.of_identity(self._client, experiment_id, identity)
             if run is None:
                 fixed = {"identity": identity} | ({PARENT: parent_id} if parent_id else {})
-                made = self._client.create_run(
-                    experiment_id,
-                    start_time=None if started is None else round(started * 1000),
-                    tags={**_strings(tags), **fixed},
-                    run_name=name,
-                )
-                run = queries.settle(self._client, experiment_id, identity, made)
+                where = f"tags.identity = '{identity}'"
+                run = self._create(where, experiment_id, name, {**_strings(tags), **fixed}, started)
             alive = {HEARTBEAT: str(int(time.time()))} if started is None else {}
             self._go_on(run, _strings(params), _strings(tags))
             self._set_tags(run.info.run_id, alive)
@@ -281,7 +278,7 @@ class Store:
         """One process at a time looks for a run and creates it."""
         path = self._database or self.results / "mlflow"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock"), timeout=60):
+        with FileLock(path.with_name(path.name + ".lock"), timeout=LOCK_PATIENCE):
             yield
 
     def _experiment_id(self, name: str, *, create: bool) -> str:
@@ -305,6 +302,21 @@ class Store:
             return self._client.create_experiment(name, artifact_location=local)
         except self._mlflow_error():  # another machine was quicker
             return self._client.get_experiment_by_name(name).experiment_id
+
+    def _create(
+        self,
+        where: str,
+        experiment_id: str,
+        name: str,
+        tags: dict[str, str],
+        started: float | None = None,
+    ) -> Any:
+        """Create a run that the filter ``where`` finds; the one that stands if there are more."""
+        moment = None if started is None else round(started * 1000)
+        made = self._client.create_run(experiment_id, moment, tags, name)
+        if self._database is None and started is None:  # no lock keeps two machines apart
+            time.sleep(SETTLE)
+        return queries.settle(self._client, where, made)
 
     def _go_on(self, run: Any, params: dict[str, str], tags: dict[str, str]) -> None:
         """Bring a run that was found, or just made, up to what is known now."""

@@ -52,21 +52,33 @@ def search(client: Any, experiment_ids: list[str], where: str) -> list[Any]:
     return found
 
 
-def of_identity(client: Any, experiment_id: str, identity: str) -> Any:
-    """The run that stands for ``identity``: a finished one before others, then the oldest.
+def ranked(client: Any, experiment_id: str, where: str) -> list[Any]:
+    """The runs for which ``where`` holds: finished ones before others, then the oldest first.
 
-    None where there is none. Every process that asks gets the same answer.
+    Every process that asks gets the same order; the first is the one that stands.
     """
-    found = search(client, [experiment_id], f"tags.identity = '{quotable(identity)}'")
-    rank = [(r.info.status != "FINISHED", r.info.start_time, r.info.run_id) for r in found]
-    return found[rank.index(min(rank))] if found else None
+    found = search(client, [experiment_id], where)
+    return sorted(
+        found, key=lambda r: (r.info.status != "FINISHED", r.info.start_time, r.info.run_id)
+    )
 
 
-def settle(client: Any, experiment_id: str, identity: str, made: Any) -> Any:
-    """The run that stands after ``made`` was created; another one where two machines did so."""
-    stands = of_identity(client, experiment_id, identity)
-    if stands.info.run_id != made.info.run_id:
-        client.delete_run(made.info.run_id)
+def of_identity(client: Any, experiment_id: str, identity: str) -> Any:
+    """The run that stands for ``identity``, or None."""
+    found = ranked(client, experiment_id, f"tags.identity = '{quotable(identity)}'")
+    return found[0] if found else None
+
+
+def settle(client: Any, where: str, made: Any) -> Any:
+    """The run that stands for ``where`` after ``made`` was created for it.
+
+    Another one where two machines did so; ``made`` is then taken back. So is its twin, of the
+    same millisecond, which a server makes whose answer was lost and which was asked again.
+    """
+    stands, *others = ranked(client, made.info.experiment_id, where)
+    for run in others:
+        if run.info.start_time == made.info.start_time:
+            client.delete_run(run.info.run_id)
     return stands
 
 

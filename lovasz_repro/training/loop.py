@@ -12,7 +12,8 @@ from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.training.objective import Objective
 from lovasz_repro.training.schedule import poly
-from lovasz_repro.training.stopping import Interrupted, StopRequest
+from lovasz_repro.training.speed import StepRate
+from lovasz_repro.training.stopping import Interrupted
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Values = dict[str, float]
@@ -41,7 +42,7 @@ class TrainingState:
             "best_iteration": self.best_iteration,
             "best_weights": self.best_weights,
             "rng_cpu": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
@@ -53,8 +54,8 @@ class TrainingState:
         self.best_iteration = checkpoint["best_iteration"]
         self.best_weights = checkpoint["best_weights"]
         torch.set_rng_state(checkpoint["rng_cpu"].cpu())
-        if torch.cuda.is_available() and len(checkpoint["rng_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in checkpoint["rng_cuda"]])
+        if torch.cuda.is_available() and checkpoint["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(checkpoint["rng_cuda"].cpu())
 
     def load_best(self) -> None:
         """Give the model the weights of its best snapshot."""
@@ -68,12 +69,15 @@ def train(
     config: TrainingConfig,
     device: torch.device,
     *,
+    network: nn.Module | None = None,
     validate: Callable[[], Values],
     log: Callable[[int, Values], None],
     save: Callable[[TrainingState], None],
-    stop: StopRequest,
+    stop_asked: Callable[[], int],
 ) -> None:
     """Train ``state.model`` from ``state.iteration`` to ``config.iterations``.
+
+    Every rank of a team calls this with its share of each batch, and reaches the same weights.
 
     Args:
         state: changed in place.
@@ -82,10 +86,12 @@ def train(
         objective: the loss of a batch, from logits and labels.
         config: schedule, precision, rhythm of validation and checkpoints.
         device: where the model is.
+        network: what is called in training; by default ``state.model``, or a wrapper around it
+            that averages gradients over ranks.
         validate: scores of the model as it is; "val/dataset_miou" chooses the best snapshot.
         log: takes (iteration, values).
         save: writes a checkpoint of the state.
-        stop: looked at after every step.
+        stop_asked: asked after every step for the signal that wants an end, or 0.
 
     Raises:
         RunFailed: the loss is not finite, or a checkpoint cannot be written.
@@ -93,24 +99,32 @@ def train(
     """
     if state.iteration == 0:
         log(0, validate())
+    rate = StepRate()
     for images, labels in batches:
         lr = poly(config.lr, state.iteration, config.iterations, config.power)
-        loss = training_step(state, images, labels, objective, config, lr, device)
+        loss = training_step(
+            state, network or state.model, images, labels, objective, config, lr, device
+        )
         state.iteration += 1
+        rate.end(config.batch_size)
         log(state.iteration, {"train/loss": loss, "train/lr": lr})
         if _due(state.iteration, config.validate_every, config.iterations):
             scores = validate()
             log(state.iteration, scores)
             keep_best(state, scores["val/dataset_miou"])
-        if stop.number or _due(state.iteration, config.checkpoint_every, config.iterations):
+        stop = stop_asked()
+        if stop or _due(state.iteration, config.checkpoint_every, config.iterations):
+            log(state.iteration, rate.take())
             save(state)
-        if stop.number and state.iteration < config.iterations:
+        if stop and state.iteration < config.iterations:
             where = f"Stopped at iteration {state.iteration} of {config.iterations}, saved."
-            raise Interrupted(stop.number, f"{where} Run the same command to go on.")
+            raise Interrupted(stop, f"{where} Run the same command to go on.")
+        rate.begin()
 
 
 def training_step(
     state: TrainingState,
+    network: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
     objective: Objective,
@@ -128,19 +142,21 @@ def training_step(
         freeze_batch_norm(state.model)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    inputs = to_unit_range(images.to(device, non_blocking=True), config.channels_last)
+    dtype = next(state.model.parameters()).dtype
+    inputs = to_unit_range(images.to(device, non_blocking=True), config.channels_last, dtype)
     labels = labels.to(device, non_blocking=True).long()
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits = state.model(inputs)  # (B, C, H, W)
-    loss = objective(logits.float(), labels)
-    value = loss.item()
+    half = config.precision == "bfloat16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        logits = network(inputs)  # (B, C, H, W)
+    loss = objective(logits.float() if half else logits, labels)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    value = loss.item()  # after backward: a GPU is kept busy while the CPU waits here
     if value != value or abs(value) == float("inf"):
         raise RunFailed(
             f"The loss is {value} at iteration {state.iteration + 1}. The last checkpoint is "
             "intact. Try a lower training.lr, or training.precision=float32."
         )
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     state.optimizer.step()
     return value
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import distributed
 
 from lovasz_repro.config import LossConfig
 from lovasz_repro.losses import cross_entropy, lovasz_softmax
@@ -12,23 +13,33 @@ Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def build_objective(
-    config: LossConfig, ignore_index: int | None, class_shares: torch.Tensor
+    config: LossConfig,
+    ignore_index: int | None,
+    class_shares: torch.Tensor | None = None,
+    group: distributed.ProcessGroup | None = None,
 ) -> Objective:
     """The loss of a batch: logits (B, C, H, W), labels (B, H, W) -> 0-dim.
 
     Args:
         config: the terms and their options.
         ignore_index: label of void pixels.
-        class_shares: share of training pixels of each class, (C,), for ENet's weights.
+        class_shares: share of training pixels of each class, (C,), which ENet's weights need.
+        group: the ranks whose images form the batch; the loss is that of all of them.
     """
-    weights = enet_class_weights(class_shares) if config.class_weights == "enet" else None
+    weights = None
+    if config.class_weights == "enet":
+        assert class_shares is not None, "ENet's class weights need the shares of the classes"
+        weights = enet_class_weights(class_shares)
     losses: dict[str, Objective] = {
-        "cross_entropy": partial(cross_entropy, ignore_index=ignore_index, class_weights=weights),
+        "cross_entropy": partial(
+            cross_entropy, ignore_index=ignore_index, class_weights=weights, group=group
+        ),
         "lovasz_softmax": partial(
             lovasz_softmax,
             ignore_index=ignore_index,
             classes=config.classes,
             per_image=config.per_image,
+            group=group,
         ),
     }
     terms = [(losses[name], weight) for name, weight in config.terms.items()]

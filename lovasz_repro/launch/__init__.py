@@ -1,0 +1,1 @@
+"""Runs started elsewhere: as tasks of Slurm."""

@@ -1,0 +1,46 @@
+"""``--slurm``: a grid as an array job, one task a run, and how its runs stand."""
+
+from pathlib import Path
+
+from filelock import FileLock
+
+from lovasz_repro.launch.request import Request, cell_command
+from lovasz_repro.launch.slurm import SlurmOptions, Task, submit
+from lovasz_repro.launch.slurm_queue import states
+from lovasz_repro.place import Place, find_inputs
+from lovasz_repro.store import Store
+
+
+def slurm_folder(results: Path) -> Path:
+    """What was submitted, and what its tasks print."""
+    return results / "slurm"
+
+
+def submit_grid(request: Request, options: SlurmOptions, place: Place) -> str:
+    """Submit the runs that are neither done nor with Slurm already; returns what was done.
+
+    Raises:
+        UserError: data is missing, or Slurm is missing or refuses.
+    """
+    folder = slurm_folder(request.results.absolute())
+    store = Store(request.results, request.tracking_uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks, done, there = list[Task](), 0, 0
+    with FileLock(folder / "submit.lock"):  # two commands at once submit nothing twice
+        known = states(folder)
+        for cell in request.cells:
+            identity = find_inputs(cell, place).identity
+            stored = store.find(cell.experiment, identity)
+            if stored and stored.status == "FINISHED":
+                done += 1
+            elif identity in known and known[identity].state != "gone":
+                there += 1
+            else:
+                tasks.append(Task(identity, cell.name, cell_command(request, cell)))
+        submitted = submit(tasks, options, folder)
+    words = [f"{len(submitted)} runs submitted"]
+    if submitted:
+        words[0] += f" as job {submitted[0].job_id.partition('_')[0]}"
+    words += [f"{there} queued or running"] if there else []
+    words += [f"{done} done before"] if done else []
+    return f"{', '.join(words)}. lovasz-repro runs shows how they stand; logs are in {folder}/logs."

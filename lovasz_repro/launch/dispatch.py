@@ -1,0 +1,128 @@
+"""Where a request runs: in this process, on ranks, side by side, or on a cluster."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.launch.rank import Rank, rank_from_environment
+from lovasz_repro.launch.request import Request
+from lovasz_repro.launch.slurm import SlurmOptions
+
+ALONE = Rank(0, 1, 0, 1)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the user wants a request to run."""
+
+    jobs: int = 1
+    slurm: SlurmOptions | None = None
+    node_rank: int = 0
+    rendezvous: str = ""
+    max_restarts: int = 3
+
+
+def dispatch(request: Request, way: Way) -> None:
+    """Run a request in the way that was asked for.
+
+    A process that torchrun or srun started as one of several is a rank, whatever else is asked
+    for; with ``--nodes``, srun starts one launcher on each machine instead.
+
+    Raises:
+        UserError: options that contradict each other or this machine.
+        RunFailed: some runs failed.
+    """
+    from lovasz_repro.launch.here import run_here
+
+    rank = rank_from_environment()
+    if rank and (rank.by_torch or request.nodes == 1):
+        check_world(request, rank)
+        check_batches(request, rank.world_size)
+        run_here(request, rank)
+    elif way.slurm:
+        _submit(request, way.slurm)
+    elif way.jobs > 1:
+        _side_by_side(request, way)
+    elif request.per_node * request.nodes > 1:
+        _on_ranks(request, way)
+    else:
+        run_here(request, ALONE)
+
+
+def plan(request: Request) -> None:
+    """Print what a request would run; nothing is written."""
+    from lovasz_repro.launch.here import place_of
+    from lovasz_repro.plan import print_plan
+    from lovasz_repro.store import Store
+
+    store = Store(request.results, request.tracking_uri)
+    print_plan(request.cells, place_of(request, ALONE), store)
+
+
+def check_world(request: Request, rank: Rank) -> None:
+    """Make sure that the launcher started as many ranks as were asked for, if it was said.
+
+    Raises:
+        UserError: both numbers.
+    """
+    asked = (request.procs or request.gpus or 0) * request.nodes
+    if asked > 1 and asked != rank.world_size:
+        raise UserError(f"asked for {asked} processes, but started as {rank.world_size}.")
+
+
+def _submit(request: Request, options: SlurmOptions) -> None:
+    from lovasz_repro.launch.cluster import submit_grid
+    from lovasz_repro.launch.here import place_of
+
+    print(submit_grid(request, options, place_of(request, ALONE)))
+
+
+def _side_by_side(request: Request, way: Way) -> None:
+    from lovasz_repro.launch.here import place_of
+    from lovasz_repro.launch.jobs import SideBySide
+    from lovasz_repro.plan import print_outcome
+    from lovasz_repro.progress import Progress
+
+    with Progress() as progress:
+        place = place_of(request, ALONE)
+        outcome = SideBySide(request, place, way.jobs, way.max_restarts, progress).run()
+    print_outcome(request.experiment, outcome)
+    if outcome.failed:
+        raise RunFailed(f"{len(outcome.failed)} of {len(request.cells)} runs failed, see above.")
+
+
+def _on_ranks(request: Request, way: Way) -> None:
+    from lovasz_repro.launch.attempts import newest_checkpoints
+    from lovasz_repro.launch.elastic import Launch, check_devices, launch
+    from lovasz_repro.launch.slurm_job import rendezvous
+
+    if request.gpus:
+        check_devices(request.gpus)
+    address = way.rendezvous or rendezvous().get("LOVASZ_REPRO_RDZV", "")
+    if request.nodes > 1 and not address:
+        raise UserError("--nodes needs --rdzv HOST:PORT, an address of machine 0, on each machine.")
+    check_batches(request, request.per_node * request.nodes)
+    plan = Launch(request.per_node, request.nodes, way.node_rank, address, way.max_restarts)
+    work = request.results / "work"
+    say = Console(stderr=True, highlight=False)
+    launch(
+        plan,
+        work / "ranks",
+        lambda: newest_checkpoints((work / request.experiment.experiment).glob("*/*")),
+        lambda line: say.print(line, markup=False, soft_wrap=True),
+    )
+
+
+def check_batches(request: Request, ranks: int) -> None:
+    """Make sure that every rank has an image of every batch.
+
+    Raises:
+        UserError: names the smallest batch size.
+    """
+    smallest = min(cell.training.batch_size for cell in request.cells)
+    if smallest < ranks:
+        raise UserError(
+            f"{ranks} processes cannot share a batch of {smallest}: give at most {smallest}, or"
+            " run the larger batch sizes with --batch-size."
+        )

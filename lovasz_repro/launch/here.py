@@ -1,0 +1,59 @@
+"""Runs a grid in this process: alone, or as one rank of a team."""
+
+import os
+
+from rich.console import Console
+
+from lovasz_repro.device import choose_device
+from lovasz_repro.errors import RunFailed
+from lovasz_repro.experiment import run_experiment
+from lovasz_repro.launch.rank import Rank
+from lovasz_repro.launch.request import Request
+from lovasz_repro.place import Place
+from lovasz_repro.plan import print_outcome
+from lovasz_repro.progress import Progress
+from lovasz_repro.store import Store
+from lovasz_repro.training.distributed import join_team
+
+MOST_WORKERS = 4  # for each GPU
+
+
+def run_here(request: Request, rank: Rank) -> None:
+    """Run the cells of a request, in step with the other ranks if there are any.
+
+    Raises:
+        UserError, RunFailed, Interrupted: as ``run_experiment``; RunFailed also where a run failed
+            or is in work in another process.
+    """
+    place = place_of(request, rank)
+    store = Store(request.results, request.tracking_uri)
+    leads = rank.rank == 0
+    console = None if leads else Console(quiet=True)
+    with join_team(rank.rank, rank.world_size, place.device) as team, Progress(console) as progress:
+        outcome = run_experiment(request.experiment, request.cells, place, store, progress, team)
+    if leads:
+        print_outcome(request.experiment, outcome)
+    undone = len(outcome.failed) + len(outcome.elsewhere)
+    if undone:
+        raise RunFailed(f"{undone} of {len(request.cells)} runs not finished, see above.")
+
+
+def place_of(request: Request, rank: Rank) -> Place:
+    """Folders and device of one rank.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    name = request.device
+    if request.procs or request.gpus == 0:
+        name = "cpu"
+    elif request.gpus and name == "auto":
+        name = "cuda"
+    device = choose_device(name)
+    if rank.world_size > 1 and device.type == "cuda":
+        device = choose_device(f"cuda:{rank.local_rank}")
+    workers = request.workers
+    if workers is None:
+        cores = (os.cpu_count() or 1) // rank.local_world_size
+        workers = 0 if device.type == "cpu" else min(MOST_WORKERS, cores)
+    return Place(request.results, request.data, request.weights, device, workers)

@@ -1,0 +1,227 @@
+"""``--jobs N``: N runs of a grid side by side on this machine, each a process of its own.
+
+Each run is the command that would run it alone, with its output in ``run.log`` beside its
+checkpoints. What the screen shows is read from the runs' journals.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lovasz_repro.config import CellConfig
+from lovasz_repro.errors import UserError
+from lovasz_repro.experiment import Outcome
+from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, Stopped, newest_checkpoints
+from lovasz_repro.launch.orphan import child_environment
+from lovasz_repro.launch.request import Request, cell_command
+from lovasz_repro.place import Place, find_inputs
+from lovasz_repro.progress import Progress, ProgressTask
+from lovasz_repro.session import run_folder
+from lovasz_repro.store import Store
+from lovasz_repro.store.journal import last_step
+from lovasz_repro.training.stopping import StopRequest
+
+LOOK_EVERY = 0.5  # seconds
+SAVING = 120.0  # seconds that the runs may take to save before they are killed
+
+
+@dataclass
+class Job:
+    """One run at work."""
+
+    cell: CellConfig
+    folder: Path
+    environment: dict[str, str]
+    """What its process finds beside this process's environment: its GPUs, its threads."""
+    process: "subprocess.Popen[bytes]"
+    bar: ProgressTask
+    attempts: Attempts
+
+    @property
+    def log(self) -> Path:
+        """What the process prints."""
+        return self.folder / "run.log"
+
+
+class SideBySide:
+    """Runs the cells of a request that are not done, several at a time.
+
+    Args:
+        request: the grid.
+        place: where it runs.
+        jobs: how many at a time.
+        max_restarts: how often in a row a run that is killed starts again without having written
+            a checkpoint in between.
+        progress: shows a bar for each run at work and one for the grid.
+
+    Raises:
+        UserError: this machine has too few GPUs.
+    """
+
+    def __init__(
+        self, request: Request, place: Place, jobs: int, max_restarts: int, progress: Progress
+    ) -> None:
+        self._request, self._place, self._progress = request, place, progress
+        self._max_restarts = max_restarts
+        self._free = environments(request, jobs)
+        self._running: list[Job] = []
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Run them all; one that fails does not keep the others from running.
+
+        Raises:
+            UserError: data or weights are missing.
+            Stopped: a signal asked for it; every run has saved.
+        """
+        waiting = self._undone()
+        total = self._progress.task(
+            f"{self._request.experiment.experiment}: runs",
+            len(self._request.cells),
+            completed=len(self.outcome.skipped),
+        )
+        with StopRequest() as stop:
+            try:
+                while waiting or self._running:
+                    while waiting and self._free:
+                        self._start(*waiting.popleft())
+                    time.sleep(LOOK_EVERY)
+                    if stop.number:
+                        count = len(self._running)
+                        text = f"Stopped {count} runs, saved. Run the same command to go on."
+                        raise Stopped(128 + stop.number, text)
+                    total.advance(self._look(), note=f"{len(waiting)} waiting")
+            finally:
+                self._stop_all()
+                total.close()
+        return self.outcome
+
+    def _undone(self) -> deque[tuple[CellConfig, Path]]:
+        """The cells that are not done, and the folders of their runs."""
+        store = Store(self._request.results, self._request.tracking_uri)
+        undone = deque[tuple[CellConfig, Path]]()
+        for cell in self._request.cells:
+            inputs = find_inputs(cell, self._place)
+            stored = store.find(cell.experiment, inputs.identity)
+            if stored and stored.status == "FINISHED":
+                self._progress.line(f"{cell.name}  done before (run {stored.run_id})")
+                self.outcome.skipped.append(cell.name)
+            else:
+                undone.append((cell, run_folder(self._place.results, cell, inputs.identity)))
+        return undone
+
+    def _start(self, cell: CellConfig, folder: Path) -> None:
+        environment = self._free.pop()
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = partial(newest_checkpoints, [folder])
+        job = Job(
+            cell,
+            folder,
+            environment,
+            self._process(cell, folder, environment),
+            self._progress.task(
+                f"  {cell.name}",
+                cell.training.iterations,
+                completed=last_step(folder / "journal.jsonl"),
+            ),
+            Attempts(self._max_restarts, mark),
+        )
+        self._running.append(job)
+
+    def _process(
+        self, cell: CellConfig, folder: Path, environment: dict[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        with open(folder / "run.log", "ab") as log:
+            return subprocess.Popen(
+                cell_command(self._request, cell),
+                env=os.environ | child_environment() | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is ours to hand on, once
+            )
+
+    def _look(self) -> int:
+        """See how the runs stand; returns how many ended."""
+        ended = 0
+        for job in list(self._running):
+            job.bar.reach(last_step(job.folder / "journal.jsonl"))
+            code = job.process.poll()
+            if code is None or (code < 0 and self._restarted(job, code)):
+                continue
+            self._end(job, code)
+            ended += 1
+        return ended
+
+    def _restarted(self, job: Job, code: int) -> bool:
+        """Start a run anew whose process was killed, unless that happened too often."""
+        failure = Failure(0, "died", code, f"killed by {signal.Signals(-code).name}")
+        try:
+            time.sleep(job.attempts.next_wait(failure))
+        except RankFailed:
+            return False
+        self._progress.line(f"{job.cell.name}  {failure.message}; it starts again")
+        job.process = self._process(job.cell, job.folder, job.environment)
+        return True
+
+    def _end(self, job: Job, code: int) -> None:
+        name = job.cell.name
+        if code == 0:
+            self.outcome.finished.append(name)
+            self._progress.line(f"{name}  finished")
+        else:
+            why = last_line(job.log) if code > 0 else f"killed by {signal.Signals(-code).name}"
+            self.outcome.failed[name] = why
+            self._progress.line(f"{name}  failed: {why} ({job.log})")
+        self._running.remove(job)
+        self._free.append(dict(job.environment))
+        job.bar.close()
+
+    def _stop_all(self) -> None:
+        """Have the runs save and end."""
+        for job in self._running:
+            job.process.terminate()
+        deadline = time.monotonic() + SAVING
+        for job in self._running:
+            try:
+                job.process.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                job.process.kill()
+            job.bar.close()
+
+
+def environments(request: Request, jobs: int) -> list[dict[str, str]]:
+    """What each of ``jobs`` processes is given of this machine: its own GPUs, its threads.
+
+    Raises:
+        UserError: there are too few GPUs.
+    """
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = max((cores or 1) // (jobs * (request.procs or 1)), 1)
+    base = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+    count = torch.cuda.device_count()
+    on_cpu = request.procs or request.gpus == 0 or request.device == "cpu" or not count
+    if on_cpu and not request.gpus:
+        return [dict(base) for _ in range(jobs)]
+    each = request.gpus or 1
+    if jobs * each > count:
+        raise UserError(
+            f"--jobs {jobs} with {each} GPUs each needs {jobs * each}; this machine has {count}."
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = visible if len(visible) >= count and visible[0] else [str(n) for n in range(count)]
+    groups = [",".join(names[job * each : (job + 1) * each]) for job in range(jobs)]
+    return [base | {"CUDA_VISIBLE_DEVICES": group} for group in groups]
+
+
+def last_line(log: Path) -> str:
+    """The last line that a process printed, without the word Error."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "").removeprefix("Error: ")

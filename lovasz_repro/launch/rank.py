@@ -1,0 +1,99 @@
+"""A process that is one rank of several: how it knows, and how it tells what went wrong.
+
+Ranks are started by ``elastic.py``, by the user's own torchrun, or by Slurm's srun. All of them run
+the same command line, find their number in the environment and meet at MASTER_ADDR:MASTER_PORT.
+Nothing here imports torch.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import SubprocessError
+
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.launch.slurm_job import first_host
+
+LAUNCHED = "LOVASZ_REPRO_LAUNCHED"  # set for ranks whose launcher prints their errors
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for a rank's error
+FIRST_PORT, PORTS = 20_000, 10_000  # where the tasks of a Slurm step meet
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which of the processes this is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    """Number on this machine, and of the GPU."""
+    local_world_size: int
+    by_torch: bool = True
+    """Started by torch's launcher, not by srun."""
+
+
+def is_rank() -> bool:
+    """Whether this process was started as one of several."""
+    step = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return "RANK" in os.environ or step != "1"
+
+
+def rank_from_environment() -> Rank | None:
+    """This process's rank as torchrun or srun set it, or None for a process on its own.
+
+    Raises:
+        UserError: a variable that is no number.
+    """
+    environment = os.environ
+    try:
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+            local_rank = int(environment.get("LOCAL_RANK", rank))
+            return Rank(rank, size, local_rank, int(environment.get("LOCAL_WORLD_SIZE", size)))
+        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            return _slurm_rank()
+    except (ValueError, KeyError, OSError, SubprocessError) as error:
+        raise UserError(f"the environment names no rank: {error}.") from None
+    return None
+
+
+def _slurm_rank() -> Rank:
+    """A task of srun: numbers from Slurm, and an address that every task works out alike."""
+    environment = os.environ
+    size = int(environment["SLURM_STEP_NUM_TASKS"])
+    step = int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", 0))
+    environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
+    environment.setdefault("MASTER_PORT", str(FIRST_PORT + step % PORTS))
+    rank, local_rank = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
+    here = environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0]
+    return Rank(rank, size, local_rank, int(here), by_torch=False)
+
+
+def tell(error: BaseException, line: str) -> None:
+    """Leave a rank's error, told in ``line``, where its launcher finds it; else print it."""
+    path = os.environ.get(ERROR_FILE)
+    if path:
+        told = {"kind": kind_of(error), "timestamp": str(int(time.time())), "py_callstack": line}
+        message = {"message": line, "extraInfo": told}
+        Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
+    if not (path and LAUNCHED in os.environ):
+        sys.stderr.write(f"{line}\n")
+
+
+def kind_of(error: BaseException) -> str:
+    """What an error means for the other ranks and for another attempt.
+
+    "user" and "failed" would happen again; "stopped" was asked for; "lost" follows from what
+    another rank did; "unexpected" may not happen twice.
+    """
+    if isinstance(error, UserError):
+        return "user"
+    if isinstance(error, RunFailed) or type(error).__name__ == "OutOfMemoryError":
+        return "failed"
+    if hasattr(error, "exit_code") or isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    text = f"{type(error).__name__} {error}".lower()
+    signs = ("distbackenderror", "distnetworkerror", "diststoreerror", "gloo", "nccl", "connection")
+    return "lost" if any(sign in text for sign in signs) else "unexpected"

@@ -1,0 +1,58 @@
+"""What the user asked ``run`` for, and the command line that runs one cell of it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lovasz_repro.config import CellConfig, ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """A grid and where it runs; nothing in it needs torch."""
+
+    source: str
+    """Name of the experiment, or its file."""
+    experiment: ExperimentConfig
+    cells: list[CellConfig]
+    overrides: list[str]
+    """As given with ``--set``."""
+    results: Path
+    data: Path
+    weights: Path | None = None
+    tracking_uri: str | None = None
+    device: str = "auto"
+    workers: int | None = None
+    """Processes that decode images; None: 0 on a CPU, up to 4 for each GPU."""
+    gpus: int | None = None
+    """Ranks on this machine's GPUs; None where it was not said."""
+    procs: int | None = None
+    """Ranks on this machine's CPUs."""
+    nodes: int = 1
+
+    @property
+    def per_node(self) -> int:
+        """Ranks on each machine."""
+        return self.procs or self.gpus or 1
+
+
+def cell_command(request: Request, cell: CellConfig) -> list[str]:
+    """The command that runs one cell, and that a person could type."""
+    command = [sys.executable, "-m", "lovasz_repro.cli", "run", request.source]
+    command += ["--profile", cell.profile, "--variant", cell.variant]
+    command += ["--seed", str(cell.seed), "--batch-size", str(cell.training.batch_size)]
+    for override in request.overrides:
+        command += ["--set", override]
+    command += ["--results", str(request.results.absolute())]
+    command += ["--data", str(request.data.absolute()), "--device", request.device]
+    for option, value in (
+        ("--weights", request.weights and request.weights.absolute()),
+        ("--tracking-uri", request.tracking_uri),
+        ("--workers", request.workers),
+        ("--gpus", request.gpus),
+        ("--procs", request.procs),
+        ("--nodes", request.nodes if request.nodes > 1 else None),
+    ):
+        if value is not None:
+            command += [option, str(value)]
+    return command

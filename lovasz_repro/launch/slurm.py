@@ -1,0 +1,174 @@
+"""A list of commands as one array job of Slurm, through submitit (``pip install
+'lovasz-repro[slurm]'``).
+
+Knows nothing of experiments: ``slurm_job.py`` is what runs on a node, ``slurm_queue.py`` keeps
+what was submitted and asks Slurm what became of it.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lovasz_repro.errors import UserError
+from lovasz_repro.launch.slurm_job import CommandJob, first_host
+from lovasz_repro.launch.slurm_queue import State, SubmittedTask, TaskState, record, states
+
+__all__ = [
+    "CommandJob",
+    "SlurmOptions",
+    "State",
+    "SubmittedTask",
+    "Task",
+    "TaskState",
+    "first_host",
+    "states",
+    "submit",
+]
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What each task asks of Slurm."""
+
+    partition: str | None = None
+    """None: the cluster's default."""
+    time_minutes: int = 24 * 60
+    """Time limit of one start of a task; before it ends the task is stopped and requeued."""
+    gpus: int = 0
+    """GPUs on each node; 0 asks for none."""
+    nodes: int = 1
+    """Nodes of a task; its command is started once on each."""
+    cpus: int | None = None
+    """CPU cores on each node; None: the cluster's default."""
+    at_once: int | None = None
+    """How many tasks may run at the same time; None: all."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch, ``{"account": "vision"}``; "" is an option without a value."""
+    max_requeues: int = 100
+    """How often a task may meet its time limit and be requeued. submitit counts a pre-emption in
+    the last 20 % (or last 10 minutes) of the time limit too, and no other."""
+    signal_delay_s: int = 90
+    """Seconds before the time limit at which a task is asked to stop."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One command to run."""
+
+    key: str
+    """The run's identity."""
+    name: str
+    """For people."""
+    command: list[str]
+    """The command line; it runs in the directory in which it was submitted. On SIGUSR2 or SIGTERM
+    it writes a checkpoint and exits with 128 + the signal; started again, it goes on from there."""
+
+
+def submit(tasks: Sequence[Task], options: SlurmOptions, folder: Path) -> list[SubmittedTask]:
+    """Submit tasks as one array job and note them in ``folder/tasks.jsonl``.
+
+    What they print comes to ``folder/logs``; the folder must be visible on the nodes. No tasks,
+    no job.
+
+    Raises:
+        UserError: submitit or Slurm is missing, the options make no sense, or sbatch refuses.
+        RunFailed: submitted, but it could not be noted.
+    """
+    if not tasks:
+        return []
+    if options.time_minutes * 60 < 2 * options.signal_delay_s:
+        raise UserError(
+            f"a time limit of {options.time_minutes} min leaves no time to work: a task is asked "
+            f"to stop {options.signal_delay_s} s before the end"
+        )
+    submitit = _submitit()
+    logs = folder / "logs"
+    jobs = [CommandJob(task.command, Path.cwd(), options.signal_delay_s) for task in tasks]
+    with _one_line_errors(submitit), _outside_of_jobs(submitit):
+        executor = submitit.AutoExecutor(
+            logs, cluster="slurm", slurm_max_num_timeout=options.max_requeues
+        )
+        executor.update_parameters(**_parameters(options, len(tasks)))
+        handles = executor.submit_array(jobs)
+    now = time.time()
+    submitted = [
+        SubmittedTask(
+            task.key, task.name, handle.job_id, now, f"{logs.name}/{handle.paths.stdout.name}"
+        )
+        for task, handle in zip(tasks, handles, strict=True)
+    ]
+    record(folder, submitted)
+    return submitted
+
+
+def _submitit() -> ModuleType:
+    """submitit, where it and Slurm are there."""
+    try:
+        import submitit
+        import submitit.helpers
+    except ImportError:
+        raise UserError("--slurm needs submitit: pip install 'lovasz-repro[slurm]'") from None
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            raise UserError(f"--slurm needs Slurm: there is no {program} on the PATH")
+    return submitit
+
+
+def _parameters(options: SlurmOptions, count: int) -> dict[str, Any]:
+    """Options in submitit's words; it leaves out those that are None."""
+    srun = []
+    if options.cpus:
+        srun.append(f"--cpus-per-task={options.cpus}")  # Slurm 22.05: srun no longer inherits it
+    if options.nodes > 1:
+        srun.append("--kill-on-bad-exit=1")  # the other nodes would wait for the failed one
+    return {
+        "name": "lovasz-repro",
+        "timeout_min": options.time_minutes,
+        "nodes": options.nodes,
+        "tasks_per_node": 1,
+        "gpus_per_node": options.gpus or None,
+        "cpus_per_task": options.cpus,
+        "stderr_to_stdout": True,
+        "slurm_partition": options.partition,
+        "slurm_array_parallelism": options.at_once or count,
+        "slurm_signal_delay_s": options.signal_delay_s,
+        "slurm_srun_args": srun,
+        "slurm_additional_parameters": {
+            "requeue": True,  # some clusters take it as forbidden if a job does not say so
+            **{name: value or True for name, value in options.extra.items()},
+        },
+    }
+
+
+@contextlib.contextmanager
+def _one_line_errors(submitit: ModuleType) -> Iterator[None]:
+    """sbatch's own words as a UserError; submitit would print them and raise them again."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except (
+        submitit.core.utils.FailedJobError,
+        submitit.core.utils.FailedSubmissionError,
+    ) as error:
+        said = " ".join(str(error).replace("sbatch: error: ", "").split())
+        raise UserError(f"sbatch refuses: {said}") from None
+
+
+@contextlib.contextmanager
+def _outside_of_jobs(submitit: ModuleType) -> Iterator[None]:
+    """Without the SLURM_* variables of a job in which we may be: the new one would inherit them.
+
+    Which Slurm is meant (SLURM_CONF) stays.
+    """
+    config = os.environ.get("SLURM_CONF")
+    with submitit.helpers.clean_env():
+        if config is not None:
+            os.environ["SLURM_CONF"] = config
+        yield

@@ -1,0 +1,70 @@
+"""Where a run works and what it reads: folders, device, files with their fingerprints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lovasz_repro.config import CellConfig
+from lovasz_repro.data import camvid
+from lovasz_repro.data.locate import dataset_folder, enet_weights_file
+from lovasz_repro.provenance import config_hash, fingerprint_files, run_identity
+from lovasz_repro.training.distributed import Team
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs read and write, and on what they compute; changes no result on one device."""
+
+    results: Path
+    data: Path
+    weights: Path | None
+    device: torch.device
+    workers: int = 0
+    """Processes that decode images; 0 decodes in the training process."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, found and fingerprinted."""
+
+    data: Path
+    weights: Path | None
+    fingerprints: dict[str, str]
+    """Tags ``data_fingerprint`` and, where training starts from a file, ``weights_fingerprint``."""
+    identity: str
+    """Hash of config and inputs: the same run has the same one everywhere."""
+
+
+def find_inputs(cell: CellConfig, place: Place) -> Inputs:
+    """Find what a cell reads and take its fingerprint.
+
+    Raises:
+        UserError: data or weights are not there.
+    """
+    data = dataset_folder(place.data, cell.data.name)
+    weights = enet_weights_file(place.data, place.weights) if cell.model.weights else None
+    pairs = [pair for split in camvid.SPLIT_SIZES for pair in camvid.list_files(data, split)]
+    cache = place.results / "work" / "fingerprints.json"
+    files = [file for pair in pairs for file in pair]
+    tags = {"data_fingerprint": fingerprint_files(files, data, cache)}
+    if weights:
+        tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)
+    hashed = config_hash(cell.model_dump(mode="json"))
+    identity = run_identity(
+        hashed, tags["data_fingerprint"], weights=tags.get("weights_fingerprint", "none")
+    )
+    return Inputs(data, weights, tags, identity)
+
+
+def inputs_of_all(cell: CellConfig, place: Place, team: Team) -> Inputs:
+    """What this rank reads, after making sure that every rank reads the same.
+
+    Raises:
+        UserError: data or weights are not there, or another machine has others.
+    """
+    inputs = team.on_leader(lambda: find_inputs(cell, place))  # first: it fills the cache
+    if not team.leads:
+        inputs = find_inputs(cell, place)
+    team.check_same(inputs.identity, "data or weights")
+    return inputs

@@ -1,0 +1,392 @@
+"""Many processes and one store, some of them killed: every metric arrives, and arrives once.
+
+Each worker is a training run in small, with the real `Store`, `Journal` and `Shipper`. What is
+stored is read back past them: with MLflow's client and from the rows of its database.
+"""
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from lovasz_repro.store import Point, Store
+from lovasz_repro.store.journal import InUse, Journal, read_records, shipped_offsets
+from lovasz_repro.store.shipping import Shipper, ship_pending
+
+PATIENCE = 180.0  # seconds that a test waits for anything before it fails
+STEPS, COMMIT_EVERY, SCORE_EVERY = 240, 9, 10
+REFUSED = 7  # exit code of a worker whose journal another process holds
+
+Row = tuple[str, str, int, float]  # identity, metric, step, value
+
+context = multiprocessing.get_context("forkserver")
+
+
+# -- one training run in small ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One worker. Several names may share an identity, and so a run; each has its own journal."""
+
+    results: Path
+    name: str
+    identity: str
+    uri: str | None = None
+    pace: float = 0.004  # seconds a step takes
+    start: Any = None  # barrier before the run is opened
+    hold: Path | None = None  # file to wait for after 3/4 of the steps
+    impatient: bool = False  # give a locked database up after 50 ms, not MLflow's 20 s
+    die: str = ""  # "inside" or "after" the fourth shipment
+
+    @property
+    def journal(self) -> Path:
+        return self.results / "work" / self.name / "journal.jsonl"
+
+    def metrics(self, step: int) -> dict[str, float]:
+        values = {f"{self.name}/loss": 1 / (step + 1)}
+        return values | ({f"{self.name}/score": step / 7} if step % SCORE_EVERY == 0 else {})
+
+    def rows(self) -> list[Row]:
+        """What the store must hold of this worker, and nothing else."""
+        steps = [(self.identity, k, s, v) for s in range(STEPS) for k, v in self.metrics(s).items()]
+        return [*steps, (self.identity, f"{self.name}/test", STEPS, 0.5)]
+
+    def said(self) -> str:
+        said = self.journal.with_name("said")
+        return said.read_text() if said.exists() else ""
+
+
+class DyingStore(Store):
+    """Kills its process inside the transaction of the fourth shipment, or right after it."""
+
+    die, shipments = "", 0
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        from sqlalchemy import Engine, event
+
+        self.shipments += 1
+        if self.shipments == 4 and self.die == "inside":
+            event.listen(Engine, "commit", _kill_myself)
+        super().log(run_id, points)
+        if self.shipments == 4:
+            _kill_myself()
+
+
+def _kill_myself(*_: object) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def _shorten_lock_timeout() -> None:
+    from sqlalchemy import Engine, event
+
+    def shorten(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> Any:
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 50"), parameters
+
+    event.listen(Engine, "before_cursor_execute", shorten, retval=True)
+
+
+def work(job: Job) -> None:
+    """Open parent and run, go on from the last checkpoint, log, commit, finish."""
+    if job.impatient:
+        _shorten_lock_timeout()
+    store = DyingStore(job.results, job.uri) if job.die else Store(job.results, job.uri)
+    if isinstance(store, DyingStore):
+        store.die = job.die
+    if job.start:
+        job.start.wait()
+    parent = store.open_parent("e", "all", {"profile": "tiny"})
+    params = {"lr": 0.1, "identity": job.identity}
+    run_id = store.open_child("e", parent, job.identity, job.identity, params, {})
+    try:
+        journal = Journal(job.journal)
+    except InUse:
+        sys.exit(REFUSED)
+    with journal, open(job.journal.with_name("said"), "a", buffering=1) as said:
+        checkpoint = job.journal.with_name("checkpoint")
+        first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+        journal.rewind(first)
+        shipper = Shipper(
+            store,
+            run_id,
+            journal,
+            every=0.03,
+            heartbeat=0.1,
+            say=lambda line: print(line, file=said),
+        )
+        for step in range(first, STEPS):
+            time.sleep(job.pace)
+            journal.log(step, job.metrics(step))
+            if job.hold and step == STEPS * 3 // 4:
+                until(job.hold.exists)
+            if step % (COMMIT_EVERY * 3) == 0:
+                note(journal, job, f"{job.name}-middle.txt")
+            if (step + 1) % COMMIT_EVERY == 0:
+                journal.sync()
+                save(checkpoint, str(step + 1))
+                shipper.commit(step + 1)
+        journal.log(STEPS, {f"{job.name}/test": 0.5})
+        note(journal, job, f"{job.name}-end.txt")
+        assert shipper.close("FINISHED", patience=PATIENCE)
+
+
+def note(journal: Journal, job: Job, name: str) -> None:
+    file = job.journal.with_name(name)
+    save(file, job.name)
+    journal.artifact(file, "files")
+
+
+def save(path: Path, text: str) -> None:
+    path.with_suffix(".new").write_text(text)
+    os.replace(path.with_suffix(".new"), path)
+
+
+# -- starting, killing, waiting --------------------------------------------------------------------
+
+
+def launch(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a process; MLflow is imported once, not in each of them."""
+    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def start(job: Job) -> BaseProcess:
+    return launch(work, job)
+
+
+def kill(process: BaseProcess) -> None:
+    """SIGKILL; the process must have been in the middle of its work."""
+    process.kill()
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL, process.name
+
+
+def join(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.join(PATIENCE)
+        assert process.exitcode == 0, process.name
+
+
+def until(condition: Callable[[], object], processes: Sequence[BaseProcess] = ()) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert not any(process.exitcode for process in processes), processes
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def last_step(job: Job) -> int:
+    return max((record.get("step", 0) for record, _ in read_records(job.journal)), default=0)
+
+
+def has_shipped(job: Job) -> bool:
+    return any(shipped_offsets(job.journal).values())
+
+
+def values_to_take_back(job: Job) -> bool:
+    """Whether something is committed, part of it is in the store, and newer values are not."""
+    records = [record for record, _ in read_records(job.journal)]
+    committed = any("commit" in record for record in records)
+    return committed and "values" in records[-1] and has_shipped(job)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join(PATIENCE)
+
+
+# -- what must be in the store ---------------------------------------------------------------------
+
+
+def select(database: Path, query: str) -> list[Any]:
+    """Ask the database itself, past MLflow."""
+    connection = sqlite3.connect(database, timeout=PATIENCE)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def check(store: Store, jobs: Sequence[Job], database: Path) -> None:
+    """Every run has exactly its points and files, is one and finished; nothing waits."""
+    expected = sorted(row for job in jobs for row in job.rows())
+    identities = sorted({job.identity for job in jobs})
+    check_rows(database, expected, identities)
+    runs = {run.identity: run for run in store.runs("e")}
+    assert sorted(run.identity for run in store.runs()) == identities
+    assert {run.status for run in runs.values()} == {"FINISHED"}
+    assert {run.parent_id for run in runs.values()} == {runs[identities[0]].parent_id}
+    assert all(run.params["identity"] == identity for identity, run in runs.items())
+    assert sorted(client_rows(store, runs)) == expected
+    for identity, run in runs.items():
+        names = [job.name for job in jobs if job.identity == identity]
+        files = {f"files/{name}-{part}.txt": name for name in names for part in ("middle", "end")}
+        assert store.artifact_names(run.run_id) == sorted(files)
+        for path, content in files.items():
+            assert store.artifact(run.run_id, path).read_text() == content
+    assert ship_pending(store, [job.journal for job in jobs], pytest.fail) == 0
+    for job in jobs:
+        size = job.journal.stat().st_size
+        assert shipped_offsets(job.journal) == {runs[job.identity].run_id: size}
+
+
+def check_rows(database: Path, expected: list[Row], identities: list[str]) -> None:
+    of_identity = "JOIN tags t ON t.run_uuid = m.run_uuid AND t.key = 'identity'"
+    found = select(database, f"SELECT t.value, m.key, step, m.value FROM metrics m {of_identity}")
+    assert sorted(found) == expected
+    assert select(database, "SELECT count(*) FROM metrics") == [(len(expected),)]
+    latest = {(identity, key): (step, value) for identity, key, step, value in expected}
+    found = select(
+        database, f"SELECT t.value, m.key, step, m.value FROM latest_metrics m {of_identity}"
+    )
+    assert {(identity, key): (step, value) for identity, key, step, value in found} == latest
+    found = select(database, "SELECT value FROM tags WHERE key = 'identity' ORDER BY value")
+    assert found == [(identity,) for identity in identities]  # deleted runs would count too
+    assert select(database, "SELECT count(*) FROM runs") == [(len(identities) + 1,)]  # the parent
+    assert select(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def client_rows(store: Store, runs: dict[str, Any]) -> Iterator[Row]:
+    """The raw history of every metric, as MLflow tells it."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=store.uri)
+    for identity, run in runs.items():
+        for key in client.get_run(run.run_id).data.metrics:
+            for metric in client.get_metric_history(run.run_id, key):
+                yield identity, metric.key, metric.step, metric.value
+
+
+# -- one SQLite file -------------------------------------------------------------------------------
+
+
+def test_processes_race_to_make_the_store_and_to_train_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two processes that want the same run at the same moment, one trains it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    results = tmp_path / "results"
+    gate, go_on = context.Barrier(4, timeout=PATIENCE), tmp_path / "go-on"
+    wanted = ["a", "a", "b", "b"]
+    jobs = [Job(results, name, name, start=gate, hold=go_on) for name in wanted]
+    processes = [start(job) for job in jobs]
+    for pair in (processes[:2], processes[2:]):
+        until(lambda: REFUSED in [process.exitcode for process in pair])  # noqa: B023
+    go_on.touch()
+    join([process for process in processes if process.exitcode != REFUSED])
+    assert [process.exitcode for process in processes].count(REFUSED) == 2
+    check(Store(results), [jobs[0], jobs[2]], results / "mlflow.db")
+    assert {path.name for path in results.iterdir()} == {
+        "mlflow.db",
+        "mlflow.db.lock",
+        "artifacts",
+        "work",
+    }
+
+
+def test_eight_processes_three_of_them_killed(store: Store) -> None:
+    """Six runs, two of them shared by two processes; the killed ones go on where they were."""
+    gate, never = context.Barrier(8, timeout=PATIENCE), store.results / "never"
+    shared = {"g": "a", "h": "b"}
+    jobs = {n: Job(store.results, n, shared.get(n, n)) for n in "abcdefgh"}
+    victims = {"a": 30, "c": 80, "h": 130}  # name -> step from which on it is killed
+    processes = {
+        name: start(replace(job, start=gate, hold=never if name in victims else None))
+        for name, job in jobs.items()
+    }
+    for name, step in victims.items():
+        job = jobs[name]
+        until(lambda: last_step(job) >= step and values_to_take_back(job))  # noqa: B023
+        kill(processes[name])
+        processes[name] = start(job)
+    join(list(processes.values()))
+    check(store, list(jobs.values()), store.results / "mlflow.db")
+
+
+def open_runs(results: Path, uri: str, start: Any, opened: Any) -> None:
+    store = Store(results, uri)
+    for number in range(3):
+        start.wait()
+        parent = store.open_parent("e", f"parent-{number}", {})
+        opened.put((number, parent, store.open_child("e", parent, "run", f"id-{number}", {}, {})))
+
+
+def test_machines_without_a_common_lock_open_one_run(store: Store, tmp_path: Path) -> None:
+    """Three results folders and one database: what machines that share only a server have."""
+    uri = f"sqlite:///file:{store.results.as_posix()}/mlflow.db?uri=true"
+    gate, opened = context.Barrier(3, timeout=PATIENCE), context.Queue()
+    folders = [tmp_path / f"machine-{number}" for number in range(3)]
+    processes = [launch(open_runs, folder, uri, gate, opened) for folder in folders]
+    found = {opened.get(timeout=PATIENCE) for _ in range(9)}
+    join(processes)
+    assert len(found) == 3, found  # one parent and one run per number
+    active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
+    assert select(store.results / "mlflow.db", active) == [(6,)]
+
+
+def test_a_server_that_made_a_run_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer was lost and MLflow's client asked again."""
+    real = store._client.create_run
+
+    def twice(*arguments: Any) -> Any:
+        experiment_id, _, *rest = arguments
+        real(experiment_id, 1000, *rest)
+        return real(experiment_id, 1000, *rest)
+
+    monkeypatch.setattr(store._client, "create_run", twice)
+    for number in range(5):  # which of the twins stands is chance
+        parent = store.open_parent("e", "parent", {})
+        run_id = store.open_child("e", parent, "run", f"id-{number}", {}, {})
+        assert run_id == store.open_child("e", parent, "run", f"id-{number}", {}, {})
+    active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
+    assert select(store.results / "mlflow.db", active) == [(6,)]
+    assert {run.parent_id for run in store.runs()} == {store.open_parent("e", "parent", {})}
+
+
+@pytest.mark.parametrize("moment", ["inside", "after"])
+def test_killed_inside_a_transaction_or_before_it_is_noted(store: Store, moment: str) -> None:
+    """The database rolls back what was half written; what is sent twice is stored once."""
+    jobs = [Job(store.results, name, "one") for name in "ab"]
+    never = store.results / "never"
+    victim, other = start(replace(jobs[0], die=moment, hold=never)), start(jobs[1])
+    victim.join(PATIENCE)
+    assert victim.exitcode == -signal.SIGKILL
+    join([start(jobs[0]), other])
+    check(store, jobs, store.results / "mlflow.db")
+
+
+def test_a_database_that_stays_locked_for_a_while(store: Store, tmp_path: Path) -> None:
+    """All of the last quarter is logged while no write succeeds, and one process is killed."""
+    database, go_on = store.results / "mlflow.db", tmp_path / "go-on"
+    jobs = [Job(store.results, name, name, hold=go_on, impatient=True) for name in "abc"]
+    late = Job(store.results, "d", "d")
+    processes = [start(job) for job in jobs]
+    until(lambda: all(has_shipped(job) for job in jobs), processes)
+    holder = sqlite3.connect(database, isolation_level=None, timeout=PATIENCE)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        until(lambda: all("locked" in job.said() for job in jobs), processes)
+        until(lambda: all(last_step(job) >= STEPS * 3 // 4 for job in jobs), processes)
+        kill(processes.pop())
+        go_on.touch()
+        until(lambda: all(last_step(job) == STEPS for job in jobs[:2]), processes)
+        processes += [start(replace(jobs[2], impatient=False)), start(late)]
+    finally:
+        holder.close()
+    join(processes)
+    check(store, [*jobs, late], database)
