@@ -420,12 +420,21 @@ def runs(
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """List stored runs: status, experiment, variant, best score, age."""
+    """List runs, stored and queued: status, experiment, variant, best score, age."""
     if context.invoked_subcommand is None:
+        from lovasz_repro.launch.slurm_queue import slurm_folder, states
         from lovasz_repro.listing import print_runs
         from lovasz_repro.store import Store
 
-        print_runs(Store(results, tracking_uri).runs(experiment), as_json)
+        found = Store(results, tracking_uri).runs(experiment)
+        try:
+            tasks = states(slurm_folder(results))
+        except UserError as error:  # the runs are there all the same
+            sys.stderr.write(f"What is queued is not known: {error}\n")
+            tasks = {}
+        prefix = f"{experiment}/" if experiment else ""
+        wanted = {key: task for key, task in tasks.items() if task.name.startswith(prefix)}
+        print_runs(found, as_json, wanted)
 
 
 @runs_app.command("export")

@@ -2,36 +2,62 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 
+from lovasz_repro.launch.slurm_queue import TaskState
 from lovasz_repro.store.stored import StoredRun, shown_status
 
 SCORES = ("test/dataset_miou", "val/dataset_miou")
 """What a training run is judged by, best first."""
+AWAY = {"queued": "QUEUED", "running": "STARTING", "gone": "LOST"}
+"""Status of a run that is with Slurm and not in the store."""
 
 
-def print_runs(runs: Sequence[StoredRun], as_json: bool) -> None:
-    """Newest first: status, experiment, profile, run, best score, age, run id."""
+def print_runs(
+    runs: Sequence[StoredRun], as_json: bool, tasks: Mapping[str, TaskState] | None = None
+) -> None:
+    """Newest first: status, experiment, profile, run, best score, age, run id.
+
+    Args:
+        runs: stored runs, newest first.
+        as_json: machine-readable.
+        tasks: what was submitted to Slurm, by the run's identity. A run that waits there is
+            QUEUED; one that Slurm has no more and that never reached the store is LOST.
+    """
+    tasks = tasks or {}
+    status = {run.run_id: status_of(run, tasks.get(run.identity)) for run in runs}
+    stored = {run.identity for run in runs}
+    only_tasks = [task for task in tasks.values() if task.key not in stored]
     if as_json:
-        content = [asdict(run) | {"shown_status": shown_status(run)} for run in runs]
+        content = [asdict(run) | {"shown_status": status[run.run_id]} for run in runs]
+        content += [
+            {"name": task.name, "shown_status": AWAY[task.state], "slurm_job": task.job_id}
+            for task in only_tasks
+        ]
         print(json.dumps(content, indent=2, sort_keys=True))
         return
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
-    if not runs:
+    if not runs and not only_tasks:
         console.print("No runs stored yet. Start with: lovasz-repro synthetic")
         return
     table = Table(
         "status", "experiment", "profile", "run", "score", "age", "run id", box=None, pad_edge=False
     )
+    for task in only_tasks:
+        experiment, profile, name = task.name.split("/")
+        where = f"Slurm {task.job_id}"
+        if task.state == "gone" and task.log:
+            where = f"see {task.log}"
+        table.add_row(AWAY[task.state], experiment, profile, name, "", "", where)
     for run in runs:
         table.add_row(
-            shown_status(run),
+            status[run.run_id],
             run.experiment,
             run.tags.get("profile", ""),
             run.name,
@@ -40,6 +66,13 @@ def print_runs(runs: Sequence[StoredRun], as_json: bool) -> None:
             run.run_id[:12],
         )
     console.print(table)
+
+
+def status_of(run: StoredRun, task: TaskState | None) -> str:
+    """The status for people, QUEUED where a run that is not finished waits with Slurm."""
+    if task and task.state == "queued" and run.status != "FINISHED":
+        return AWAY["queued"]
+    return shown_status(run)
 
 
 def score(run: StoredRun) -> str:

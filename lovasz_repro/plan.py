@@ -1,5 +1,7 @@
 """What ``run`` would do before it does it, and what it says when it is done."""
 
+from collections.abc import Sequence
+
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -8,12 +10,19 @@ from lovasz_repro.config import CellConfig, ExperimentConfig, dotted
 from lovasz_repro.errors import UserError
 from lovasz_repro.experiment import Outcome
 from lovasz_repro.place import Place, find_inputs
+from lovasz_repro.provenance import device_name
 from lovasz_repro.session import run_folder
-from lovasz_repro.store import Store
+from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.training.checkpoint import Checkpoints
 
+SPEED = "train/images_per_second"
+SPEED_DEPENDS_ON = (
+    "data.name", "data.size", "model.name", "training.batch_size", "training.precision",
+    "training.channels_last", "training.batch_norm",
+)  # fmt: skip
 
-def print_plan(cells: list[CellConfig], place: Place, store: Store) -> None:
+
+def print_plan(cells: list[CellConfig], place: Place, store: Store, ranks: int = 1) -> None:
     """Print the resolved config of the first cell, how the others differ, and the state of each.
 
     Nothing is written and nothing runs; missing data is told, not raised.
@@ -22,23 +31,27 @@ def print_plan(cells: list[CellConfig], place: Place, store: Store) -> None:
     console.print(yaml.safe_dump(cells[0].model_dump(mode="json"), sort_keys=False), end="")
     table = Table("run", "differs from the config above in", "state", box=None, pad_edge=False)
     missing: set[str] = set()
+    left: list[tuple[CellConfig, int]] = []
     for cell in cells:
-        state = "new"
         try:
-            state = state_of(cell, place, store)
+            state, iterations = state_of(cell, place, store)
         except UserError as error:
             missing.add(str(error))
-            state = "lacks data"
+            state, iterations = "lacks data", cell.training.iterations
+        left.append((cell, iterations))
         table.add_row(cell.name, differences(cells[0], cell), state)
     console.print()
     console.print(table)
     for line in sorted(missing):
         console.print(f"\nmissing: {line}", soft_wrap=True)
-    console.print(f"\nRuns on {place.device}; results go to {place.results} and {store.uri}.")
+    where = f"{ranks} processes on {place.device.type}" if ranks > 1 else f"{place.device}"
+    console.print(f"\nRuns on {where}; results go to {place.results} and {store.uri}.")
+    device = device_name(place.device)
+    console.print(estimate(left, store.runs(), device, ranks), soft_wrap=True)
 
 
-def state_of(cell: CellConfig, place: Place, store: Store) -> str:
-    """ "done", "goes on from iteration k of n" or "new".
+def state_of(cell: CellConfig, place: Place, store: Store) -> tuple[str, int]:
+    """ "done", "goes on from iteration k of n" or "new", and the iterations that are left.
 
     Raises:
         UserError: data or weights are missing.
@@ -46,12 +59,55 @@ def state_of(cell: CellConfig, place: Place, store: Store) -> str:
     inputs = find_inputs(cell, place)
     stored = store.find(cell.experiment, inputs.identity)
     if stored and stored.status == "FINISHED":
-        return f"done (run {stored.run_id})"
+        return f"done (run {stored.run_id})", 0
     folder = run_folder(place.results, cell, inputs.identity)
     iteration = Checkpoints(folder).latest_iteration() if folder.is_dir() else None
+    total = cell.training.iterations
     if iteration is None:
-        return f"new, {cell.training.iterations} iterations"
-    return f"goes on from iteration {iteration} of {cell.training.iterations}"
+        return f"new, {total} iterations", total
+    return f"goes on from iteration {iteration} of {total}", total - iteration
+
+
+def estimate(
+    left: Sequence[tuple[CellConfig, int]], runs: Sequence[StoredRun], device: str, ranks: int
+) -> str:
+    """How long training takes, from the speed of stored runs, or that it is not known.
+
+    Args:
+        left: cells and the iterations that each has left.
+        runs: stored runs, newest first. Those count that trained the same network at the same
+            size, batch size and precision on as many devices of the same name.
+        device, ranks: name and number of devices.
+    """
+    seconds, sources, unknown = 0.0, dict[str, str](), 0
+    for cell, iterations in left:
+        if not iterations:
+            continue
+        source = next((run for run in runs if _as_fast(run, cell, device, ranks)), None)
+        if source is None:
+            unknown += 1
+            continue
+        rate = source.metrics[SPEED]
+        seconds += iterations * cell.training.batch_size / rate
+        sources[source.run_id] = f"{rate:.3g} images/s, measured in run {source.run_id[:12]}"
+    devices = f"{ranks} x {device}" if ranks > 1 else device
+    if not any(iterations for _, iterations in left):
+        return "Nothing is left to train."
+    if not sources:
+        return f"How long it trains is not known: no stored run of this size on {devices}."
+    text = (
+        f"Trains for about {seconds / 3600:.2g} hours on {devices} ({'; '.join(sources.values())})"
+    )
+    more = f"; {unknown} runs are of a size that was not measured" if unknown else ""
+    return f"{text}{more}. Validation comes on top."
+
+
+def _as_fast(run: StoredRun, cell: CellConfig, device: str, ranks: int) -> bool:
+    """Whether a stored run tells how fast a cell trains."""
+    ours = dotted(cell.model_dump(mode="json"))
+    same = all(run.params.get(key) == ours[key] for key in SPEED_DEPENDS_ON)
+    there = (run.tags.get("device"), run.tags.get("ranks", "1")) == (device, str(ranks))
+    return same and there and SPEED in run.metrics
 
 
 def differences(base: CellConfig, cell: CellConfig) -> str:

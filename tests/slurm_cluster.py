@@ -151,7 +151,7 @@ class SlurmCluster:
         return found
 
     def _start(self) -> None:
-        ports = _free_ports(3)
+        ports = free_ports(3)
         host = socket.gethostname().split(".")[0]
         self.config.write_text(CONFIG.format(host=host, folder=self.folder, ports=ports))
         (self.folder / "state").mkdir()
@@ -199,7 +199,7 @@ class SlurmCluster:
             time.sleep(0.2)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]

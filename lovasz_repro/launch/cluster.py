@@ -1,19 +1,12 @@
 """``--slurm``: a grid as an array job, one task a run, and how its runs stand."""
 
-from pathlib import Path
-
 from filelock import FileLock
 
 from lovasz_repro.launch.request import Request, cell_command
 from lovasz_repro.launch.slurm import SlurmOptions, Task, submit
-from lovasz_repro.launch.slurm_queue import states
+from lovasz_repro.launch.slurm_queue import slurm_folder, states
 from lovasz_repro.place import Place, find_inputs
 from lovasz_repro.store import Store
-
-
-def slurm_folder(results: Path) -> Path:
-    """What was submitted, and what its tasks print."""
-    return results / "slurm"
 
 
 def submit_grid(request: Request, options: SlurmOptions, place: Place) -> str:
@@ -36,7 +29,8 @@ def submit_grid(request: Request, options: SlurmOptions, place: Place) -> str:
             elif identity in known and known[identity].state != "gone":
                 there += 1
             else:
-                tasks.append(Task(identity, cell.name, cell_command(request, cell)))
+                name = f"{cell.experiment}/{cell.profile}/{cell.name}"
+                tasks.append(Task(identity, name, cell_command(request, cell)))
         submitted = submit(tasks, options, folder)
     words = [f"{len(submitted)} runs submitted"]
     if submitted:

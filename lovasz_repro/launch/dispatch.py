@@ -1,5 +1,7 @@
 """Where a request runs: in this process, on ranks, side by side, or on a cluster."""
 
+import os
+import socket
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -57,7 +59,8 @@ def plan(request: Request) -> None:
     from lovasz_repro.store import Store
 
     store = Store(request.results, request.tracking_uri)
-    print_plan(request.cells, place_of(request, ALONE), store)
+    ranks = request.per_node * request.nodes
+    print_plan(request.cells, place_of(request, ALONE), store, ranks)
 
 
 def check_world(request: Request, rank: Rank) -> None:
@@ -108,7 +111,7 @@ def _on_ranks(request: Request, way: Way) -> None:
     say = Console(stderr=True, highlight=False)
     launch(
         plan,
-        work / "ranks",
+        work / "ranks" / f"{socket.gethostname()}-{os.getpid()}",
         lambda: newest_checkpoints((work / request.experiment.experiment).glob("*/*")),
         lambda line: say.print(line, markup=False, soft_wrap=True),
     )

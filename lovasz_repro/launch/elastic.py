@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Any
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, Stopped
+from lovasz_repro.launch.machines import PATIENCE, Machines
 from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.rank import LAUNCHED
 
@@ -59,9 +61,12 @@ def launch(
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
+    machines = Machines(plan.rendezvous, plan.node_rank) if plan.nodes > 1 else None
+    if plan.node_rank:
+        progress_mark = object  # machine 0 decides when it has been too often
     attempts = Attempts(plan.max_restarts, progress_mark)
     try:
-        while (failure := launch_once(plan, logs)) is not None:
+        while (failure := launch_once(plan, logs, machines)) is not None:
             if failure.kind == "stopped":
                 raise Stopped(failure.exit_code, failure.message)
             if failure.kind in ("user", "failed"):
@@ -74,19 +79,26 @@ def launch(
         raise Stopped(128 + int(error.sigval), message) from None
 
 
-def launch_once(plan: Launch, logs: Path) -> Failure | None:
+def launch_once(plan: Launch, logs: Path, machines: Machines | None) -> Failure | None:
     """One attempt; None when every rank of this machine is done."""
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # torch's account of it, twenty lines a rank
     os.environ.update(_environment(plan))
     command = ["-m", "lovasz_repro.cli", *sys.argv[1:]]
     try:
-        elastic_launch(_config(plan, logs), sys.executable)(*command)
+        endpoint = machines.next_attempt() if machines else "127.0.0.1:0"
+        elastic_launch(_config(plan, logs, endpoint), sys.executable)(*command)
     except ChildFailedError as error:
         return first_cause(error.failures)
+    except DistError as error:
+        first = " ".join(str(error).split())
+        return Failure(
+            plan.node_rank * plan.per_node, "lost", 1, f"another machine is lost: {first}"
+        )
+    shutil.rmtree(logs, ignore_errors=True)
     return None
 
 
@@ -109,7 +121,7 @@ def _environment(plan: Launch) -> dict[str, str]:
     return values
 
 
-def _config(plan: Launch, logs: Path) -> Any:
+def _config(plan: Launch, logs: Path, endpoint: str) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -121,13 +133,16 @@ def _config(plan: Launch, logs: Path) -> Any:
         "nproc_per_node": plan.per_node,
         "run_id": "lovasz-repro",
         "rdzv_backend": "static" if plan.nodes > 1 else "c10d",
-        "rdzv_endpoint": plan.rendezvous or "127.0.0.1:0",
+        "rdzv_endpoint": endpoint,
         "max_restarts": 0,
         "monitor_interval": 0.2,
         "logs_specs": DefaultLogsSpecs(str(logs), redirects=redirects),
     }
     if plan.nodes > 1:
-        settings["rdzv_configs"] = {"rank": plan.node_rank, "timeout": 300}
+        settings["rdzv_configs"] = {
+            "rank": plan.node_rank,
+            "timeout": int(PATIENCE.total_seconds()),
+        }
     else:
         settings["local_addr"] = "127.0.0.1"
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
@@ -151,6 +166,8 @@ def first_cause(failures: dict[int, Any]) -> Failure:
         if isinstance(message, dict):
             kind = message["extraInfo"].get("kind", "unexpected")
             message = message["message"]
+            if kind == "unexpected" and rank:
+                message += f" (see {Path(failure.error_file).with_name('stderr.log')})"
         elif failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             kind = "lost" if name == "SIGTERM" else "died"  # the launcher ends the others so

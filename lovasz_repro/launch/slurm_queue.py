@@ -56,6 +56,11 @@ class TaskState:
     """What the task has printed so far, or None before it starts."""
 
 
+def slurm_folder(results: Path) -> Path:
+    """Where a results folder keeps what was submitted, and what its tasks print."""
+    return results / "slurm"
+
+
 def record(folder: Path, tasks: Sequence[SubmittedTask]) -> None:
     """Append to ``folder/tasks.jsonl``; several processes may do so at once.
 

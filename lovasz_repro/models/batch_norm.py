@@ -36,7 +36,7 @@ class _RanksBatchNorm(_BatchNorm):
         In training every rank must call it, with or without gradients, also with an empty share.
         In evaluation nobody communicates, as in PyTorch: ranks may evaluate as much as they like.
 
-        Raises ValueError, on every rank, where all ranks together have one value per channel.
+        Raises ValueError, on every rank, where all together have less than 2 values per channel.
         """
         if not self.training or self.ranks.alone:
             return super().forward(x)
@@ -122,10 +122,10 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, centre, own = _centre(x)
         total = own.of_all(ranks)
-        if total.count == 1:
+        if total.count < 2:
             raise ValueError(
                 "Expected more than 1 value per channel when training, "
-                f"got 1 from {ranks.size} ranks together"
+                f"got {total.count} from {ranks.size} ranks together"
             )
         mean, variance = total.mean, total.squares / total.count
         scale = (variance + eps).rsqrt()
