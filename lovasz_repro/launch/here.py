@@ -35,7 +35,8 @@ def run_here(request: Request, rank: Rank) -> None:
         print_outcome(request.experiment, outcome)
     undone = len(outcome.failed) + len(outcome.elsewhere)
     if undone:
-        raise RunFailed(f"{undone} of {len(request.cells)} runs not finished, see above.")
+        why = "; ".join(outcome.failed.values()) if undone == 1 else ""
+        raise RunFailed(why or f"{undone} of {len(request.cells)} runs not finished, see above.")
 
 
 def place_of(request: Request, rank: Rank) -> Place:

@@ -51,6 +51,7 @@ class Bench:
     """
 
     def __init__(self, folder: Path, database: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder, self.database = folder, database
         self.data = write_camvid(folder / "data")
         self.experiment = write_experiment(folder, EXPERIMENT)
@@ -71,12 +72,16 @@ class Bench:
         name: str,
         *options: str,
         program: tuple[str, ...] = (sys.executable, "-m", "lovasz_repro.cli"),
+        command: list[str] | None = None,
         environment: dict[str, str] | None = None,
     ) -> "Process":
-        """The command, with its output in a file."""
+        """``run`` with these options, or another command, with its output in a file."""
         settings = {"OMP_NUM_THREADS": "1", "LOVASZ_REPRO_DEBUG": ""} | (environment or {})
+        given = self.arguments(name, *options)
+        if command:
+            given = [*command, "--results", str(self.results(name)), *options]
         return Process(
-            [*program, *self.arguments(name, *options)],
+            [*program, *given],
             os.environ | settings,
             self.folder / f"{name}-{time.monotonic_ns()}.log",
         )

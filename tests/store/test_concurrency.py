@@ -6,8 +6,11 @@ stored is read back past them: with MLflow's client and from the rows of its dat
 
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +22,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lovasz_repro.store import Point, Store
+from lovasz_repro.store import Point, Store, StoreError
 from lovasz_repro.store.journal import (
     InUse,
     Journal,
@@ -28,6 +31,7 @@ from lovasz_repro.store.journal import (
     shipped_offsets,
 )
 from lovasz_repro.store.shipping import Shipper, ship_pending
+from lovasz_repro.store.tracking import check_server
 
 PATIENCE = 180.0  # seconds that a test waits for anything before it fails
 STEPS, COMMIT_EVERY, SCORE_EVERY = 180, 9, 10
@@ -421,7 +425,7 @@ class Server:
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.folder, self.database = folder, database
-        self.start()
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
@@ -430,10 +434,11 @@ class Server:
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         log = self.folder / "log"
         with log.open("ab") as to:
-            self.process = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
+            process = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
+        self.process = process
 
         def answers() -> bool:
-            assert self.process.poll() is None, log.read_text()
+            assert process.poll() is None, log.read_text()
             try:
                 check_server(self.uri)
             except StoreError:
@@ -443,8 +448,10 @@ class Server:
         until(answers)
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(PATIENCE)
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(PATIENCE)
+            self.process = None
 
 
 @pytest.fixture
@@ -452,8 +459,11 @@ def server(empty_database: Path, tmp_path: Path) -> Iterator[Server]:
     folder = tmp_path / "served"
     folder.mkdir()
     running = Server(folder, shutil.copy(empty_database, folder / "mlflow.db"))
-    yield running
-    running.kill()
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""``--slurm`` as a user runs it, against a real Slurm: submit, look, pre-empt, submit again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lovasz_repro.launch.options import minutes, slurm_options
+from tests.launch.command import Bench, wait_until
+from tests.slurm_cluster import SlurmCluster
+
+SHORT = ("--profile", "demo")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, empty_database: Path) -> Bench:
+    return Bench(tmp_path / "bench", empty_database)
+
+
+def shown(bench: Bench, name: str) -> dict[str, str]:
+    """Run -> status, as ``runs --json`` tells."""
+    process = bench.start(name, command=["runs", "--json"])
+    assert process.wait() == 0, process.said()
+    return {run["name"].split("/")[-1]: run["shown_status"] for run in json.loads(process.said())}
+
+
+def test_a_grid_on_slurm(bench: Bench, slurm: SlurmCluster) -> None:
+    """Queued, running, pre-empted, requeued, done; the second command submits what is missing."""
+    long = ("--set", "training.iterations=60", "--set", "training.validate_every=60")
+    names = ("lovasz-softmax-b5-s0", "weighted-cross-entropy-b5-s0")
+    said = bench.run("grid", "--slurm", "--jobs", "1", "--time", "0:30", *SHORT, *long)
+    assert "2 runs submitted as job" in said
+    assert set(shown(bench, "grid")) >= set(names) or len(shown(bench, "grid")) == 2
+    again = bench.run("grid", "--slurm", *SHORT, *long)
+    assert "0 runs submitted, 2 queued or running" in again
+
+    bench.wait_for("grid", "checkpoint-0000000[2-9]-*.pt")
+    job = said.split("job ")[1].split(".")[0]
+    running = slurm.command("squeue", "--noheader", "--array", "--states=running", "--format=%i")
+    slurm.command("scancel", "--signal=USR2", running.split()[0])
+    wait_until(lambda: "KILLED" in shown(bench, "grid").values() or done(bench, names), job)
+    wait_until(lambda: done(bench, names), "both runs")
+    bench.run("alone", *SHORT, *long)
+    bench.assert_same("grid", "alone")
+    assert "0 runs submitted, 2 done before" in bench.run("grid", "--slurm", *SHORT, *long)
+
+
+def done(bench: Bench, names: tuple[str, ...]) -> bool:
+    statuses = bench.statuses("grid")
+    return all(statuses.get(name) == "FINISHED" for name in names)
+
+
+def test_a_refusal_of_sbatch_is_one_line(bench: Bench, slurm: SlurmCluster) -> None:
+    process = bench.start("refused", "--slurm", "--partition", "none", *SHORT)
+    assert process.wait() == 2, process.said()
+    assert len(process.said().splitlines()) == 1
+    assert "partition" in process.said()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90), ("1:30", 90), ("1:30:00", 90), ("1:30:01", 91), ("24:00", 1440),
+        ("2-12", 3600), ("2-12:30", 3630), ("1-00:00:00", 1440),
+    ],
+)  # fmt: skip
+def test_times(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+def test_options_reach_slurm(bench: Bench) -> None:
+    from tests.launch.test_jobs import request_for
+
+    request = request_for(bench, gpus=4, nodes=2)
+    found = slurm_options(request, "gpu", "2:00", None, 8, ["account=vision", "--exclusive"])
+    assert (found.partition, found.time_minutes, found.gpus, found.nodes) == ("gpu", 120, 4, 2)
+    assert (found.at_once, found.cpus) == (8, None)
+    assert found.extra == {"account": "vision", "exclusive": ""}
+    assert slurm_options(request_for(bench, procs=3), None, None, None, None, None).cpus == 3
