@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
         camvid(data),
         enet_weights(data),
         store(results, tracking_uri),
+        slurm(),
     ]
 
 
@@ -104,6 +106,17 @@ def store(results: Path, tracking_uri: str | None) -> Finding:
     except UserError as error:
         return Finding("store", False, str(error), essential=True)
     return Finding("store", True, f"{opened.uri}: {count} runs", essential=True)
+
+
+def slurm() -> Finding:
+    """Whether `run --slurm` can submit from here."""
+    if shutil.which("sbatch") is None:
+        return Finding("slurm", False, "no sbatch on the PATH; needed for `run --slurm` alone")
+    try:
+        version = importlib.metadata.version("submitit")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("slurm", False, "no submitit: pip install 'lovasz-repro[slurm]'")
+    return Finding("slurm", True, f"{shutil.which('sbatch')}, submitit {version}")
 
 
 def print_findings(findings: list[Finding], as_json: bool) -> None:

@@ -20,8 +20,7 @@ FORBIDDEN = {
     "store": ("training", "models", "data", "experiment", "report", "cli"),
     "synthetic": ("training", "models", "evaluation", "experiment", "report", "cli"),
     "bench": (
-        "data", "models", "training", "evaluation", "synthetic", "store", "report", "session",
-        "experiment", "cli",
+        "data", "evaluation", "synthetic", "store", "report", "session", "experiment", "cli",
     ),
     "experiment": ("report", "launch", "cli"),
     "building": ("store", "report", "session", "experiment", "launch", "cli"),

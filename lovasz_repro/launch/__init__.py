@@ -1,1 +1,1 @@
-"""Runs started elsewhere: as tasks of Slurm."""
+"""Where a grid runs: in this process, on ranks, side by side, as tasks of Slurm."""

@@ -14,7 +14,7 @@ from tests.launch.command import Bench, Process, alive, kill, wait_until
 
 WAYS = {"one process": (), "ranks": ("--procs", "2"), "side by side": ("--jobs", "2")}
 KILLS = 7  # for each way
-LONGEST = 14.0  # seconds between the start of a command, or a kill, and the next kill
+SHORTEST, LONGEST = 3.0, 16.0  # seconds between the start, or a kill, and the next kill
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_random_kills_change_no_bit(way: str, tmp_path: Path, empty_database: Pa
         process, known = bench.start(name, *options), set[int]()
         while process.code() is None and len(killed) < KILLS:
             known |= {process.pid, *process.descendants()}
-            wait_or_end(process, dice.uniform(0, LONGEST))
+            wait_or_end(process, dice.uniform(SHORTEST, LONGEST))
             victims = sorted(pid for pid in {process.pid, *process.descendants()} if alive(pid))
             if process.code() is None and victims:
                 known |= set(victims)

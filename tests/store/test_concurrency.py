@@ -458,7 +458,8 @@ class Server:
 def server(empty_database: Path, tmp_path: Path) -> Iterator[Server]:
     folder = tmp_path / "served"
     folder.mkdir()
-    running = Server(folder, shutil.copy(empty_database, folder / "mlflow.db"))
+    running = Server(folder, folder / "mlflow.db")
+    shutil.copy(empty_database, running.database)
     try:
         running.start()
         yield running

@@ -1,0 +1,140 @@
+"""What a process reads from its environment, tells of its end, and what is made of that."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, newest_checkpoints
+from lovasz_repro.launch.elastic import first_cause
+from lovasz_repro.launch.machines import Machines
+from lovasz_repro.launch.rank import Rank, is_rank, kind_of, rank_from_environment, tell
+from lovasz_repro.training.stopping import Interrupted
+
+VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID",
+    "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "MASTER_ADDR",
+    "MASTER_PORT", "SLURM_STEP_TASKS_PER_NODE", "TORCHELASTIC_ERROR_FILE", "LOVASZ_REPRO_LAUNCHED",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back as well
+        monkeypatch.delenv(name)
+
+
+def test_a_process_on_its_own_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rank_from_environment() is None
+    assert not is_rank()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # the only task of a step
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert rank_from_environment() is None
+    assert not is_rank()
+
+
+def test_a_rank_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert rank_from_environment() == Rank(5, 8, 1, 4)
+    assert is_rank()
+    monkeypatch.setenv("RANK", "five")
+    with pytest.raises(UserError, match="names no rank"):
+        rank_from_environment()
+
+
+def test_a_task_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lovasz_repro.launch.rank.first_host", lambda nodes: f"first of {nodes}")
+    values = {
+        "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2",
+        "SLURM_JOB_ID": "70123", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "gpu[1-2]",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    }  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert rank_from_environment() == Rank(6, 8, 2, 4, by_torch=False)
+    import os
+
+    assert os.environ["MASTER_ADDR"] == "first of gpu[1-2]"
+    assert os.environ["MASTER_PORT"] == "20124"
+
+
+def test_an_error_reaches_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell(UserError("x"), "Error: x")
+    assert capsys.readouterr().err == "Error: x\n"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setenv("LOVASZ_REPRO_LAUNCHED", "1")
+    tell(UserError("x"), "Error: x")
+    assert capsys.readouterr().err == ""
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert (message["message"], message["extraInfo"]["kind"]) == ("Error: x", "user")
+
+
+def test_kinds_of_errors() -> None:
+    from torch.distributed import DistBackendError, DistNetworkError
+
+    assert kind_of(UserError("gloo")) == "user"
+    assert kind_of(RunFailed("disk full")) == "failed"
+    assert kind_of(Interrupted(15, "Stopped")) == "stopped"
+    assert kind_of(KeyboardInterrupt()) == "stopped"
+    assert kind_of(RuntimeError("[/x/gloo/pair.cc:5] Read error: Connection reset")) == "lost"
+    assert kind_of(DistBackendError("x")) == kind_of(DistNetworkError("x")) == "lost"
+    assert kind_of(RuntimeError("CUDA error: an illegal memory access")) == "unexpected"
+
+
+@dataclass
+class Ended:
+    """What torch tells of a rank."""
+
+    message: object
+    exitcode: int = 1
+    timestamp: int = 100
+    error_file: str = "/logs/1/error.json"
+
+
+def told(text: str, kind: str, **more: int) -> Ended:
+    return Ended({"message": text, "extraInfo": {"kind": kind}}, **more)
+
+
+def test_the_first_cause_is_found_among_what_follows_from_it() -> None:
+    lost = told("Connection closed by peer", "lost", timestamp=90)
+    stopped_by_launcher = Ended("Signal 15", exitcode=-15, timestamp=80)
+    cases = [
+        ({0: lost, 1: Ended("Signal 9", exitcode=-9)}, 1, "killed by SIGKILL"),
+        ({0: lost, 2: told("Error: no data", "user", exitcode=2)}, 2, "Error: no data"),
+        ({0: stopped_by_launcher, 1: Ended("Signal 11", exitcode=-11)}, 1, "killed by SIGSEGV"),
+        ({0: Ended("Signal 9", -9, 220), 1: told("CUDA", "unexpected")}, 1, "CUDA (see /logs"),
+        ({1: told("Stopped", "stopped", exitcode=143), 0: lost}, 1, "Stopped"),
+        ({0: lost, 1: lost}, 0, "Connection"),
+        ({0: Ended("see the docs", exitcode=3)}, 0, "ended with exit code 3"),
+    ]  # fmt: skip
+    for failures, rank, message in cases:
+        cause = first_cause(failures)
+        assert cause.rank == rank, cause
+        assert cause.message.startswith(message), cause
+
+
+def test_attempts_end_when_nothing_comes_of_them(tmp_path: Path) -> None:
+    failure = Failure(1, "died", -9, "killed by SIGKILL")
+    attempts = Attempts(2, lambda: newest_checkpoints([tmp_path]))
+    assert attempts.next_wait(failure) == 0
+    assert attempts.next_wait(failure) > 0
+    (tmp_path / "checkpoint-00000002-0.pt").touch()
+    assert attempts.next_wait(failure) == 0
+    assert attempts.next_wait(failure) > 0
+    with pytest.raises(RankFailed, match=r"^Error: rank 1: killed by SIGKILL \(3 times in a row"):
+        attempts.next_wait(failure)
+    with pytest.raises(RankFailed):
+        Attempts(0, lambda: 1).next_wait(failure)
+
+
+@pytest.mark.parametrize("address", ["node0", "node0:", ":29500", "node0:port"])
+def test_addresses_are_checked(address: str) -> None:
+    with pytest.raises(UserError, match="expected HOST:PORT"):
+        Machines(address, 1)
