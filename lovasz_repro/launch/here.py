@@ -33,10 +33,12 @@ def run_here(request: Request, rank: Rank) -> None:
         outcome = run_experiment(request.experiment, request.cells, place, store, progress, team)
     if leads:
         print_outcome(request.experiment, outcome)
-    undone = len(outcome.failed) + len(outcome.elsewhere)
+    undone = list(outcome.failed.values())
+    undone += [f"another process is at work on {name}." for name in outcome.elsewhere]
+    if len(request.cells) == len(undone) == 1:
+        raise RunFailed(undone[0])
     if undone:
-        why = "; ".join(outcome.failed.values()) if undone == 1 else ""
-        raise RunFailed(why or f"{undone} of {len(request.cells)} runs not finished, see above.")
+        raise RunFailed(f"{len(undone)} of {len(request.cells)} runs not finished, see above.")
 
 
 def place_of(request: Request, rank: Rank) -> Place:

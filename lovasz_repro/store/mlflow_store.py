@@ -43,7 +43,7 @@ class Store:
 
     Opening the same identity from N processes gives one run: for SQLite through a lock file
     beside it, for a server through the lock of a common results folder. Processes on machines
-    that share only a server wait a second after they created a run and settle on the first.
+    that share only a server wait a second after they created a run, then settle on the oldest.
 
     Raises (from every method):
         StoreError: one line; the store is absent, locked, read-only, broken, not reachable.

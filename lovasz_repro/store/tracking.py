@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lovasz_repro.errors import UserError
 
-HEALTH_TIMEOUT = 3.0  # seconds
+HEALTH_TIMEOUT = 10.0  # seconds; one that many processes log to may be busy for some
 LOCK_TIMEOUT = 10.0  # seconds to wait for another process to finish its write
 
 
@@ -52,7 +52,7 @@ def check_server(uri: str) -> None:
     """Ask an http(s) MLflow server whether it is alive (GET /health).
 
     Raises:
-        StoreError: no answer within 3 seconds, or the answer of something else.
+        StoreError: no answer within 10 seconds, or the answer of something else.
     """
     health = uri.rstrip("/") + "/health"
     try:

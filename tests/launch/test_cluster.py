@@ -1,11 +1,13 @@
 """``--slurm`` as a user runs it, against a real Slurm: submit, look, pre-empt, submit again."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from lovasz_repro.launch.options import minutes, slurm_options
+from lovasz_repro.store import Store
 from tests.launch.command import Bench, wait_until
 from tests.slurm_cluster import SlurmCluster
 
@@ -45,9 +47,29 @@ def test_a_grid_on_slurm(bench: Bench, slurm: SlurmCluster) -> None:
     assert "0 runs submitted, 2 done before" in bench.run("grid", "--slurm", *SHORT, *long)
 
 
-def done(bench: Bench, names: tuple[str, ...]) -> bool:
-    statuses = bench.statuses("grid")
+def done(bench: Bench, names: tuple[str, ...], results: str = "grid") -> bool:
+    statuses = bench.statuses(results)
     return all(statuses.get(name) == "FINISHED" for name in names)
+
+
+def test_tasks_of_srun_are_ranks(bench: Bench, slurm: SlurmCluster) -> None:
+    program = ("srun", "--ntasks=2", sys.executable, "-m", "lovasz_repro.cli")
+    process = bench.start("srun", *SHORT, program=program)
+    assert process.wait() == 0, process.said()
+    assert process.said().count("tiny: 2 finished.") == 1
+    bench.run("alone", *SHORT)
+    bench.assert_same("srun", "alone", tolerance=1e-9)
+    assert {run.tags["ranks"] for run in Store(bench.results("srun")).runs("tiny")} == {"2"}
+
+
+@pytest.mark.slow
+def test_a_run_on_two_machines_of_slurm(bench: Bench, slurm: SlurmCluster) -> None:
+    bench.run("nodes", "--slurm", "--nodes", "2", "--procs", "1", *SHORT)
+    names = ("lovasz-softmax-b5-s0", "weighted-cross-entropy-b5-s0")
+    wait_until(lambda: done(bench, names, "nodes"), "both runs")
+    bench.run("alone", *SHORT)
+    bench.assert_same("nodes", "alone", tolerance=1e-9)
+    assert {run.tags["ranks"] for run in Store(bench.results("nodes")).runs("tiny")} == {"2"}
 
 
 def test_a_refusal_of_sbatch_is_one_line(bench: Bench, slurm: SlurmCluster) -> None:

@@ -38,6 +38,8 @@ STEPS, COMMIT_EVERY, SCORE_EVERY = 180, 9, 10
 HOLD = 135  # the step at which a worker can be made to wait; the one before it is committed
 REFUSED = 7  # exit code of a worker whose journal another process holds
 
+ACTIVE_RUNS = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
+
 Row = tuple[str, str, int, float]  # identity, metric, step, value
 
 context = multiprocessing.get_context("forkserver")
@@ -239,10 +241,7 @@ def select(database: Path, query: str) -> list[Any]:
 
 
 def check(store: Store, jobs: Sequence[Job], database: Path) -> None:
-    """Every run has exactly its points and files, is one and finished; nothing waits.
-
-    Runs that were created and taken back are not minded if they are empty.
-    """
+    """Every run has exactly its points and files, is one and finished; nothing waits."""
     expected = sorted(row for job in jobs for row in job.rows())
     identities = sorted({job.identity for job in jobs})
     check_rows(database, expected, identities)
@@ -274,8 +273,7 @@ def check_rows(database: Path, expected: list[Row], identities: list[str]) -> No
         database, f"SELECT t.value, m.key, step, m.value FROM latest_metrics m {of_identity}"
     )
     assert {(identity, key): (step, value) for identity, key, step, value in found} == latest
-    active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
-    assert select(database, active) == [(len(identities) + 1,)]  # and the parent
+    assert select(database, ACTIVE_RUNS) == [(len(identities) + 1,)]  # and the parent
     assert select(database, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -339,25 +337,26 @@ def test_eight_processes_three_of_them_killed(store: Store) -> None:
     check(store, list(jobs.values()), store.results / "mlflow.db")
 
 
-def open_runs(results: Path, uri: str, start: Any, opened: Any) -> None:
-    store = Store(results, uri)
-    for number in range(3):
-        start.wait()
-        parent = store.open_parent("e", f"parent-{number}", {})
-        opened.put((number, parent, store.open_child("e", parent, "run", f"id-{number}", {}, {})))
-
-
-def test_machines_without_a_common_lock_open_one_run(store: Store, tmp_path: Path) -> None:
-    """Three results folders and one database: what machines that share only a server have."""
+def test_machines_without_a_common_lock_open_one_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one looked before us and creates the runs after us, but began earlier."""
     uri = f"sqlite:///file:{store.results.as_posix()}/mlflow.db?uri=true"
-    gate, opened = context.Barrier(3, timeout=PATIENCE), context.Queue()
-    folders = [tmp_path / f"machine-{number}" for number in range(3)]
-    processes = [launch(open_runs, folder, uri, gate, opened) for folder in folders]
-    found = {opened.get(timeout=PATIENCE) for _ in range(9)}
-    join(processes)
-    assert len(found) == 3, found  # one parent and one run per number
-    active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
-    assert select(store.results / "mlflow.db", active) == [(6,)]
+    ours = Store(tmp_path / "machine", uri)
+    real, theirs = ours._client.create_run, list[str]()
+
+    def create(experiment_id: str, start: int | None, tags: dict[str, str], name: str) -> Any:
+        made = real(experiment_id, start, tags, name)
+        arrives = partial(real, experiment_id, made.info.start_time - 100, tags, name)
+        monkeypatch.setattr(time, "sleep", lambda _: theirs.append(arrives().info.run_id))
+        return made
+
+    monkeypatch.setattr(ours._client, "create_run", create)
+    parent = ours.open_parent("e", "parent", {})
+    run_id = ours.open_child("e", parent, "run", "id", {}, {})
+    assert theirs == [parent, run_id]
+    assert [run.run_id for run in ours.runs()] == [run_id]
+    assert select(store.results / "mlflow.db", ACTIVE_RUNS) == [(2,)]
 
 
 def test_a_server_that_made_a_run_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,8 +373,7 @@ def test_a_server_that_made_a_run_twice(store: Store, monkeypatch: pytest.Monkey
         parent = store.open_parent("e", "parent", {})
         run_id = store.open_child("e", parent, "run", f"id-{number}", {}, {})
         assert run_id == store.open_child("e", parent, "run", f"id-{number}", {}, {})
-    active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
-    assert select(store.results / "mlflow.db", active) == [(6,)]
+    assert select(store.results / "mlflow.db", ACTIVE_RUNS) == [(6,)]
     assert {run.parent_id for run in store.runs()} == {store.open_parent("e", "parent", {})}
 
 
@@ -471,16 +469,18 @@ def server(empty_database: Path, tmp_path: Path) -> Iterator[Server]:
 def test_a_server_that_is_killed_and_started_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three machines log to it, two of them to one run; one process dies with the server.
+    """Three processes on two machines log to it, two of them to one run.
 
-    The last quarter is logged while there is no server, and the server is killed in full swing.
+    It is killed in full swing, one process soon after; the others log their last quarter and end
+    while there is no server.
     """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     gate, go_on = context.Barrier(3, timeout=PATIENCE), tmp_path / "go-on"
-    jobs = [
-        Job(tmp_path / f"machine-{name}", name, identity, uri=server.uri, pace=0.05, hold=go_on)
-        for name, identity in {"a": "one", "b": "one", "c": "two"}.items()
-    ]
+    store = Store(tmp_path / "machine-1", server.uri)
+    store.open_parent("e", "all", {})
+    template = Job(store.results, "a", "one", uri=server.uri, pace=0.05, hold=go_on)
+    elsewhere = replace(template, results=tmp_path / "machine-2", name="c", identity="two")
+    jobs = [template, replace(template, name="b"), elsewhere]
     processes = [start(replace(job, start=gate)) for job in jobs]
     until(lambda: all(has_shipped(job) for job in jobs), processes)
     server.kill()
@@ -492,4 +492,4 @@ def test_a_server_that_is_killed_and_started_again(
     server.start()
     join([*processes, start(jobs[2])])
     assert all("the store is back" in job.said() for job in jobs[:2])
-    check(Store(tmp_path / "reader", server.uri), jobs, server.database)
+    check(store, jobs, server.database)
