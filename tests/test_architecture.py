@@ -12,22 +12,22 @@ import lovasz_repro
 PACKAGE = Path(lovasz_repro.__file__).parent
 ALONE = ("losses", "metrics", "data/transforms")
 FORBIDDEN = {
-    "data": ("models", "training", "evaluation", "store", "report", "experiment", "cli"),
-    "models": ("training", "evaluation", "store", "report", "experiment", "cli"),
-    "training": ("evaluation", "store", "report", "experiment", "launch", "cli"),
-    "evaluation": ("training", "store", "report", "experiment", "cli"),
-    "report": ("training", "experiment", "cli", "session", "launch"),
-    "store": ("training", "models", "data", "experiment", "report", "cli"),
-    "synthetic": ("training", "models", "evaluation", "experiment", "report", "cli"),
+    "data": ("models", "training", "evaluation", "store", "report", "experiment"),
+    "models": ("training", "evaluation", "store", "report", "experiment"),
+    "training": ("evaluation", "store", "report", "experiment", "launch"),
+    "evaluation": ("training", "store", "report", "experiment"),
+    "report": ("training", "experiment", "session", "launch"),
+    "store": ("training", "models", "data", "experiment", "report"),
+    "synthetic": ("training", "models", "evaluation", "experiment", "report"),
     "bench": (
-        "data", "evaluation", "synthetic", "store", "report", "session", "experiment", "cli",
+        "data", "evaluation", "synthetic", "store", "report", "session", "experiment",
     ),
-    "experiment": ("report", "launch", "cli"),
-    "building": ("store", "report", "session", "experiment", "launch", "cli"),
-    "place": ("store", "report", "session", "experiment", "launch", "cli"),
-    "session": ("report", "experiment", "launch", "cli"),
-    "launch": ("report", "cli"),
-    "config": ("losses", "models", "training", "store", "experiment", "report", "cli"),
+    "experiment": ("report", "launch"),
+    "building": ("store", "report", "session", "experiment", "launch"),
+    "place": ("store", "report", "session", "experiment", "launch"),
+    "session": ("report", "experiment", "launch"),
+    "launch": ("report"),
+    "config": ("losses", "models", "training", "store", "experiment", "report"),
 }  # fmt: skip
 
 
@@ -65,6 +65,15 @@ def test_imports_point_one_way(part: str, forbidden: tuple[str, ...]) -> None:
             ), f"{path.relative_to(PACKAGE)} imports {name}"
 
 
+def test_nothing_imports_the_command_line() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        where = path.relative_to(PACKAGE).as_posix()
+        for name in imports(path):
+            assert name != "lovasz_repro.cli", where
+            of_commands = name.startswith("lovasz_repro.commands")
+            assert not of_commands or where == "cli.py" or where.startswith("commands/"), where
+
+
 def test_only_the_store_imports_mlflow() -> None:
     importers = {
         path.relative_to(PACKAGE).as_posix()
@@ -74,7 +83,7 @@ def test_only_the_store_imports_mlflow() -> None:
     assert importers == {"store/mlflow_store.py"}, importers
 
 
-@pytest.mark.parametrize("module", ["cli", "config", "synthetic.config", "errors"])
+@pytest.mark.parametrize("module", ["cli", "commands.run", "config", "synthetic.config", "errors"])
 def test_light_modules_stay_light(module: str) -> None:
     """--help, completion and config errors must not wait for torch."""
     code = (

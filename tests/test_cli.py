@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro import __version__, cli
+from lovasz_repro.commands.run import complete_experiment
 from tests.tiny_camvid import write_camvid, write_experiment
 
 Command = Callable[..., tuple[int, str, str]]
@@ -217,4 +218,4 @@ def test_module_and_completion_start_without_torch(tmp_path: Path) -> None:
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "typer" in imported
     assert not imported & {"torch", "mlflow", "pandas", "matplotlib", "numpy"}
-    assert list(cli.complete_experiment("cam")) == ["camvid-enet"]
+    assert list(complete_experiment("cam")) == ["camvid-enet"]

@@ -112,8 +112,6 @@ def _shorten_lock_timeout() -> None:
 
 def work(job: Job) -> None:
     """Open parent and run, go on from the last checkpoint, log, commit, finish."""
-    if job.impatient:
-        _shorten_lock_timeout()
     store = DyingStore(job.results, job.uri) if job.die else Store(job.results, job.uri)
     if isinstance(store, DyingStore):
         store.die = job.die
@@ -122,6 +120,8 @@ def work(job: Job) -> None:
     parent = store.open_parent("e", "all", {"profile": "tiny"})
     params = {"lr": 0.1, "identity": job.identity}
     run_id = store.open_child("e", parent, job.identity, job.identity, params, {})
+    if job.impatient:
+        _shorten_lock_timeout()
     try:
         journal = Journal(job.journal)
     except InUse:

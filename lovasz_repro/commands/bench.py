@@ -1,0 +1,103 @@
+"""``bench``: time, memory and precision on this machine."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from lovasz_repro.commands.shared import AsJson, Device, terminal
+from lovasz_repro.errors import UserError
+
+bench_app = typer.Typer(help="Measure time, memory and precision on this machine.")
+
+
+class Logits(StrEnum):
+    """Networks whose logits ``bench losses`` imitates."""
+
+    random = "random"
+    trained = "trained"
+
+
+@bench_app.command("losses")
+def bench_losses(
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="BxCxHxW of the logits; repeatable; default: two sizes for the device."),
+    ] = None,
+    logits: Annotated[
+        list[Logits] | None,
+        typer.Option(help="Of an untrained or a trained network; repeatable; default: both."),
+    ] = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="CPU threads, steadiest with 1; default: torch's."),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; default: 5 on a CPU, 30 on a GPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of logits and labels.")] = 0,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time, memory and precision of the losses, beside cross-entropy and a plain Algorithm 1."""
+    if as_markdown and as_json:
+        raise UserError("give --markdown or --json, not both.")
+    from lovasz_repro.bench.losses import choose_settings, run_bench
+    from lovasz_repro.bench.render import print_report, to_json, to_markdown
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.progress import Progress
+
+    kinds = [kind.value for kind in logits or Logits]
+    settings = choose_settings(size, kinds, choose_device(device), threads, repeats, seed)
+    with Progress() as progress:
+        task = progress.task("bench losses", settings.passes)
+        report = run_bench(settings, lambda name: task.advance(note=name))
+    if as_json or as_markdown:
+        typer.echo(to_json(report) if as_json else to_markdown(report))
+    else:
+        print_report(report, terminal())
+
+
+@bench_app.command("training")
+def bench_training(
+    size: Annotated[
+        str | None,
+        typer.Option(help="BxHxW of the images; default: 4x176x240 on a CPU, else 10x512x1024."),
+    ] = None,
+    procs: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Processes to compare with one on a CPU; repeatable; default: 2."),
+    ] = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="CPU threads that all share; default: torch's."),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of all variants in turn; default: 5 on a CPU, 20 on a GPU."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each variant in a round; default: 3 on a CPU, 10 on a GPU."),
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a training step of ENet costs: processes, precisions, the loss in it, checkpoints."""
+    if as_markdown and as_json:
+        raise UserError("give --markdown or --json, not both.")
+    from lovasz_repro.bench.training import choose_settings, run_bench
+    from lovasz_repro.bench.training_render import print_report, to_json, to_markdown
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.progress import Progress
+
+    settings = choose_settings(size, procs, choose_device(device), threads, rounds, steps)
+    with Progress() as progress:
+        task = progress.task("bench training", settings.passes)
+        report = run_bench(settings, lambda name: task.advance(note=name))
+    if as_json or as_markdown:
+        typer.echo(to_json(report) if as_json else to_markdown(report))
+    else:
+        print_report(report, terminal())

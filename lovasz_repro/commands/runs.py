@@ -1,0 +1,74 @@
+"""``runs``: lists runs, writes them as plain files, reads them back."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lovasz_repro.commands.shared import RESULTS, AsJson, Results, TrackingUri
+from lovasz_repro.errors import UserError
+
+runs_app = typer.Typer(invoke_without_command=True)
+
+
+@runs_app.callback()
+def runs(
+    context: typer.Context,
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, stored and queued: status, experiment, variant, best score, age."""
+    if context.invoked_subcommand is None:
+        from lovasz_repro.launch.slurm_queue import slurm_folder, states
+        from lovasz_repro.listing import print_runs
+        from lovasz_repro.store import Store
+
+        found = Store(results, tracking_uri).runs(experiment)
+        try:
+            tasks = states(slurm_folder(results))
+        except UserError as error:  # the runs are there all the same
+            sys.stderr.write(f"What is queued is not known: {error}\n")
+            tasks = {}
+        prefix = f"{experiment}/" if experiment else ""
+        wanted = {key: task for key, task in tasks.items() if task.name.startswith(prefix)}
+        print_runs(found, as_json, wanted)
+
+
+@runs_app.command("export")
+def export_(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="Only this run id; repeatable.")] = None,
+    max_artifact: Annotated[
+        int, typer.Option(min=0, help="Leave out files of more bytes than this (weights).")
+    ] = 1_000_000,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write runs as plain files, for git or for another machine."""
+    from lovasz_repro.store import Store
+    from lovasz_repro.store.transfer import export_runs
+
+    store = Store(results, tracking_uri)
+    count = export_runs(store, out, experiment, run, max_artifact=max_artifact)
+    typer.echo(f"{count} runs in {out}")
+
+
+@runs_app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Folder that `runs export` wrote.")],
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Bring exported runs into the store; those it has already are left alone."""
+    from lovasz_repro.store import Store
+    from lovasz_repro.store.transfer import import_runs
+
+    report = import_runs(Store(results, tracking_uri), source)
+    typer.echo(
+        f"{len(report.added)} added, {len(report.updated)} updated, "
+        f"{len(report.present)} there already, {len(report.kept)} left alone (running here)"
+    )
