@@ -26,7 +26,7 @@ FORBIDDEN = {
     "building": ("store", "report", "session", "experiment", "launch"),
     "place": ("store", "report", "session", "experiment", "launch"),
     "session": ("report", "experiment", "launch"),
-    "launch": ("report"),
+    "launch": ("report",),
     "config": ("losses", "models", "training", "store", "experiment", "report"),
 }  # fmt: skip
 
