@@ -15,7 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.store.journal import Journal, note_shipped, read_records, shipped_offsets
+from lovasz_repro.store.journal import (
+    Journal,
+    last_step,
+    note_shipped,
+    read_records,
+    shipped_offsets,
+)
 
 
 @pytest.fixture
@@ -211,7 +217,7 @@ def test_two_processes_cannot_train_one_run(path: Path) -> None:
             Journal(Path({str(path)!r}))
         """
         other = python(code)
-        assert "UserError" in other.stderr
+        assert "InUse" in other.stderr
         assert "another process trains this run" in other.stderr
     Journal(path).close()
 
@@ -306,3 +312,17 @@ def test_a_lost_or_damaged_shipped_file_means_everything_is_sent_again(path: Pat
         assert shipped_offsets(path) == {"a": 3, "b": 5}
         path.with_name("journal.jsonl.shipped").write_text("[1]")
         assert shipped_offsets(path) == {}
+
+
+def test_the_last_step_is_read_while_the_run_is_at_work(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert last_step(path) == 0
+    with Journal(path) as journal:
+        assert last_step(path) == 0
+        for step in range(1, 1500):
+            journal.log(step, {"train/loss": 0.5})
+        journal.commit(1499)
+        assert last_step(path) == 1499
+        with path.open("ab") as torn:
+            torn.write(b'{"step": 1500, "time": 17')
+        assert last_step(path) == 1499
