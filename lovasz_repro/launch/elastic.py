@@ -21,6 +21,7 @@ from typing import Any
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, Stopped
+from lovasz_repro.launch.cores import threads_of
 from lovasz_repro.launch.machines import PATIENCE, Machines
 from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.rank import LAUNCHED
@@ -113,12 +114,8 @@ def told_by_rank_0(logs: Path) -> str | None:
 
 def _environment(plan: Launch) -> dict[str, str]:
     """What the ranks find in their environment."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max((cores or 1) // plan.per_node, 1)
     values = child_environment() | {LAUNCHED: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    if "OMP_NUM_THREADS" not in os.environ:
-        values["OMP_NUM_THREADS"] = str(threads)
-    return values
+    return values | threads_of(plan.per_node)
 
 
 def _config(plan: Launch, logs: Path, endpoint: str) -> Any:

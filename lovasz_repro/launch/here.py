@@ -2,11 +2,13 @@
 
 import os
 
+import torch
 from rich.console import Console
 
 from lovasz_repro.device import choose_device
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.experiment import run_experiment
+from lovasz_repro.launch.cores import cores, threads_of
 from lovasz_repro.launch.rank import Rank
 from lovasz_repro.launch.request import Request
 from lovasz_repro.place import Place
@@ -25,6 +27,9 @@ def run_here(request: Request, rank: Rank) -> None:
         UserError, RunFailed, Interrupted: as ``run_experiment``; RunFailed also where a run failed
             or is in work in another process.
     """
+    if "SLURM_JOB_ID" in os.environ:
+        for threads in threads_of(rank.local_world_size).values():
+            torch.set_num_threads(int(threads))
     place = place_of(request, rank)
     store = Store(request.results, request.tracking_uri)
     leads = rank.rank == 0
@@ -57,6 +62,6 @@ def place_of(request: Request, rank: Rank) -> Place:
         device = choose_device(f"cuda:{rank.local_rank}")
     workers = request.workers
     if workers is None:
-        cores = (os.cpu_count() or 1) // rank.local_world_size
-        workers = 0 if device.type == "cpu" else min(MOST_WORKERS, cores)
+        each = cores() // rank.local_world_size
+        workers = 0 if device.type == "cpu" else min(MOST_WORKERS, each)
     return Place(request.results, request.data, request.weights, device, workers)

@@ -17,6 +17,7 @@ from lovasz_repro.config import CellConfig
 from lovasz_repro.errors import UserError
 from lovasz_repro.experiment import Outcome
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, Stopped, newest_checkpoints
+from lovasz_repro.launch.cores import threads_of
 from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.request import Request, cell_command
 from lovasz_repro.place import Place, find_inputs
@@ -203,9 +204,7 @@ def environments(request: Request, jobs: int) -> list[dict[str, str]]:
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max((cores or 1) // (jobs * (request.procs or 1)), 1)
-    base = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+    base = threads_of(jobs * (request.procs or 1))
     count = torch.cuda.device_count()
     on_cpu = request.procs or request.gpus == 0 or request.device == "cpu" or not count
     if on_cpu and not request.gpus:

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,6 @@ from tests.slurm_cluster import free_ports
 
 ONE = ("--variant", "lovasz-softmax")
 LONG = ("--set", "training.iterations=5000", "--set", "training.checkpoint_every=4000")
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Bench:
-    return Bench(tmp_path_factory.mktemp("elastic"), empty_database)
-
-
-@pytest.fixture
-def started() -> Iterator[list[Process]]:
-    """Processes that must not outlive a test."""
-    processes: list[Process] = []
-    yield processes
-    for process in processes:
-        process.kill_all()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,6 @@ from lovasz_repro.launch.request import Request, cell_command
 from tests.launch.command import Bench, Process, alive, kill, steps_in, wait_until
 
 GRID = ("--seed", "0", "--seed", "1")
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Bench:
-    return Bench(tmp_path_factory.mktemp("jobs"), empty_database)
-
-
-@pytest.fixture
-def started() -> Iterator[list[Process]]:
-    processes: list[Process] = []
-    yield processes
-    for process in processes:
-        process.kill_all()
 
 
 def test_a_grid_killed_and_stopped_and_gone_on_with(bench: Bench, started: list[Process]) -> None:

@@ -1,6 +1,7 @@
 """What a process reads from its environment, tells of its end, and what is made of that."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, newest_checkpoints
+from lovasz_repro.launch.cores import cores, threads_of
 from lovasz_repro.launch.elastic import first_cause
 from lovasz_repro.launch.machines import Machines
 from lovasz_repro.launch.rank import Rank, is_rank, kind_of, rank_from_environment, tell
@@ -57,7 +59,6 @@ def test_a_task_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     assert rank_from_environment() == Rank(6, 8, 2, 4, by_torch=False)
-    import os
 
     assert os.environ["MASTER_ADDR"] == "first of gpu[1-2]"
     assert os.environ["MASTER_PORT"] == "20124"
@@ -138,3 +139,15 @@ def test_attempts_end_when_nothing_comes_of_them(tmp_path: Path) -> None:
 def test_addresses_are_checked(address: str) -> None:
     with pytest.raises(UserError, match="expected HOST:PORT"):
         Machines(address, 1)
+
+
+def test_cores_are_what_slurm_allots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "12")
+    assert cores() == 12
+    assert threads_of(5) == {"OMP_NUM_THREADS": "2"}
+    assert threads_of(50) == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE")
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads_of(5) == {}
