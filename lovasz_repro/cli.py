@@ -172,6 +172,8 @@ def main() -> None:
         os.environ[DEBUG] = "1"  # also for the processes that this one starts
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if is_rank():  # DistributedDataParallel warns of an option that makes runs repeatable
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     stop_when_orphaned()
     with one_line_errors(bool(os.environ.get(DEBUG))):
         app()
