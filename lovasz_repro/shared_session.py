@@ -69,8 +69,7 @@ class SharedSession:
         checkpoint = self.team.on_leader(lambda: self._leader().last_checkpoint())
         if checkpoint:
             state.restore(checkpoint)
-        if self._session:
-            self._session.go_on_from(state.iteration)
+        self.team.on_leader(lambda: self._leader().go_on_from(state.iteration))
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
         """Note metric values; all ranks learn of a failure when they meet next."""

@@ -47,6 +47,7 @@ class Session:
 
     def go_on_from(self, iteration: int) -> None:
         assert iteration == 40
+        self._do("rewind", RunFailed("disk full"))
 
 
 def new_state() -> TrainingState:
@@ -82,6 +83,7 @@ def work(rank: int, group: distributed.ProcessGroup, fails: str) -> tuple[str, i
     [
         ("nothing", "nothing", 3, "done"),
         ("open", "InUse: in use", 0, ""),
+        ("rewind", "RunFailed: disk full", 0, "RunFailed"),
         ("log", "RunFailed: disk full", 1, "RunFailed"),
         ("save", "RunFailed: no checkpoint", 3, "RunFailed"),
         ("signal", "signal 15", 1, ""),
