@@ -2,7 +2,7 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -78,7 +78,8 @@ def _submit(request: Request, options: SlurmOptions) -> None:
     from lovasz_repro.launch.cluster import submit_grid
     from lovasz_repro.launch.here import place_of
 
-    print(submit_grid(request, options, place_of(request, ALONE)))
+    here = replace(request, device="cpu", gpus=None)  # where one submits there may be no GPU
+    print(submit_grid(request, options, place_of(here, ALONE)))
 
 
 def _side_by_side(request: Request, way: Way) -> None:
@@ -102,11 +103,13 @@ def _on_ranks(request: Request, way: Way) -> None:
 
     if request.gpus:
         check_devices(request.gpus)
-    address = way.rendezvous or rendezvous().get("LOVASZ_REPRO_RDZV", "")
+    meeting = {} if way.rendezvous else rendezvous()  # of a job of Slurm
+    address = way.rendezvous or meeting.get("LOVASZ_REPRO_RDZV", "")
+    number = int(meeting.get("LOVASZ_REPRO_NODE_RANK", way.node_rank))
     if request.nodes > 1 and not address:
         raise UserError("--nodes needs --rdzv HOST:PORT, an address of machine 0, on each machine.")
     check_batches(request, request.per_node * request.nodes)
-    plan = Launch(request.per_node, request.nodes, way.node_rank, address, way.max_restarts)
+    plan = Launch(request.per_node, request.nodes, number, address, way.max_restarts)
     work = request.results / "work"
     say = Console(stderr=True, highlight=False)
     launch(

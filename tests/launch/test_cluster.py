@@ -29,6 +29,10 @@ def shown(bench: Bench, name: str) -> dict[str, str]:
 def test_a_grid_on_slurm(bench: Bench, slurm: SlurmCluster) -> None:
     """Queued, running, pre-empted, requeued, done; the second command submits what is missing."""
     long = ("--set", "training.iterations=60", "--set", "training.validate_every=60")
+    # a login node has no GPU, and one that is asked for is none of its business
+    process = bench.start("no-gpus", "--slurm", "--gpus", "2", *SHORT)
+    assert process.wait() == 2, process.said()
+    assert "sbatch refuses" in process.said()
     names = ("lovasz-softmax-b5-s0", "weighted-cross-entropy-b5-s0")
     said = bench.run("grid", "--slurm", "--jobs", "1", "--time", "0:30", *SHORT, *long)
     assert "2 runs submitted as job" in said
