@@ -50,9 +50,11 @@ class SharedSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop.__exit__()
-        if self._session:
-            self._session.__exit__(kind, error, trace)
+        try:
+            if self._session:
+                self._session.__exit__(kind, error, trace)
+        finally:
+            self._stop.__exit__()  # last: a second signal must not end a rank amid its farewell
 
     def _open(self) -> None:
         self._leader().__enter__()

@@ -1,5 +1,6 @@
 """What happens to the leader's session happens on every rank, at the same step."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)  # another one, while the stored run is being ended
         self.ended = kind.__name__ if kind else "done"
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
