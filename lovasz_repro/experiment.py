@@ -73,8 +73,8 @@ def run_experiment(
     for number, cell in enumerate(cells, start=1):
         label = f"[{number}/{len(cells)}] {cell.name}"
         inputs = inputs_of_all(cell, place, team)
-        done = team.on_leader(partial(store.find, cell.experiment, inputs.identity))
-        if done and done.status == "FINISHED":
+        done = team.on_leader(partial(store.finished, cell.experiment, inputs.identity))
+        if done:
             progress.line(f"{label}  done before (run {done.run_id})")
             outcome.skipped.append(cell.name)
             continue

@@ -14,8 +14,8 @@ from lovasz_repro.provenance import device_name
 from lovasz_repro.session import run_folder
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.training.checkpoint import Checkpoints
+from lovasz_repro.training.speed import SPEED
 
-SPEED = "train/images_per_second"
 SPEED_DEPENDS_ON = (
     "data.name", "data.size", "model.name", "training.batch_size", "training.precision",
     "training.channels_last", "training.batch_norm",
@@ -57,8 +57,8 @@ def state_of(cell: CellConfig, place: Place, store: Store) -> tuple[str, int]:
         UserError: data or weights are missing.
     """
     inputs = find_inputs(cell, place)
-    stored = store.find(cell.experiment, inputs.identity)
-    if stored and stored.status == "FINISHED":
+    stored = store.finished(cell.experiment, inputs.identity)
+    if stored:
         return f"done (run {stored.run_id})", 0
     folder = run_folder(place.results, cell, inputs.identity)
     iteration = Checkpoints(folder).latest_iteration() if folder.is_dir() else None

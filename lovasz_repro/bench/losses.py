@@ -4,7 +4,6 @@ The unit of time is the cross-entropy, which every training step can afford; the
 Algorithm 1 as it is usually written (``yardstick.py``).
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from lovasz_repro.bench.machine import contended, device_title, is_out_of_memory, load
 from lovasz_repro.bench.measure import UNTIMED_PASSES, Measured, Row, measure
 from lovasz_repro.bench.samples import (
     Size,
@@ -50,8 +50,8 @@ class Case:
 
     @property
     def contended(self) -> bool:
-        """Whether that is more than there are: threads that wait for each other then wait long."""
-        return self.load is not None and self.load > (os.cpu_count() or 1) + 0.5
+        """Whether that is more than there are."""
+        return contended(self.load)
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,8 @@ def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: 
         _case(size, kind, settings, advance) for size in settings.sizes for kind in settings.kinds
     )
     name, threads = device_name(settings.device), torch.get_num_threads()
-    on_cpu = settings.device.type == "cpu"
     return Report(
-        f"CPU ({threads} {'thread' if threads == 1 else 'threads'})" if on_cpu else name,
+        device_title(name, settings.device, threads),
         name,
         threads,
         torch.__version__,
@@ -194,22 +193,9 @@ def _case(size: Size, kind: str, settings: Settings, advance: Callable[[str], No
         )
         binary = measure(binary_rows(), *binary_sample(size, kind, generator), repeats, advance)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"size {size}: not enough memory on {settings.device}. Give a smaller --size."
         ) from error
-    return Case(size, kind, multiclass, binary, _load())
-
-
-def _load() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):  # Windows has none
-        return None
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """A CPU allocation that fails has no exception of its own."""
-    cpu = "can't allocate memory", "not enough memory"
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in cpu)
+    return Case(size, kind, multiclass, binary, load())

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from lovasz_repro.bench.machine import synchronise
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 UNTIMED_PASSES = 2  # one for the errors, one for the memory
 SHORTEST_MS = 20.0  # a single call of less would be timed poorly
@@ -181,21 +183,15 @@ def _times(
 def _milliseconds(loss: Loss, leaf: Tensor, labels: Tensor) -> float:
     """Of forward and backward: the mean of as many calls as fill SHORTEST_MS, at least one."""
     calls, elapsed = 0, 0.0
-    _synchronise(leaf.device)
+    synchronise(leaf.device)
     began = time.perf_counter()
     while elapsed < SHORTEST_MS:
         leaf.grad = None
         loss(leaf, labels).backward()
-        _synchronise(leaf.device)
+        synchronise(leaf.device)
         calls += 1
         elapsed = 1000 * (time.perf_counter() - began)
     return elapsed / calls
-
-
-def _synchronise(device: torch.device) -> None:
-    """Wait for what the device was asked to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _labels(row: Row, leaf: Tensor, labels: Tensor) -> Tensor:

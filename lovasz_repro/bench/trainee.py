@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.bench.measure import _synchronise
+from lovasz_repro.bench.machine import synchronise
 from lovasz_repro.bench.samples import Size, regions
 from lovasz_repro.building import build_optimizer, spread_model
 from lovasz_repro.config import LossConfig, TrainingConfig
@@ -145,11 +145,11 @@ class Trainee:
         """Take some steps; the seed draws which channels are dropped."""
         torch.manual_seed(seed)
         self.team.largest(0)  # nobody begins before all are there
-        _synchronise(self.device)
+        synchronise(self.device)
         began = time.perf_counter()
         for _ in range(steps):
             self._step()
-        _synchronise(self.device)
+        synchronise(self.device)
         elapsed = 1000 * (time.perf_counter() - began)
         return Timed(elapsed / steps, self.clock.take() / steps)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from lovasz_repro.bench.losses import _is_out_of_memory, _load
+from lovasz_repro.bench.machine import device_title, is_out_of_memory, load
 from lovasz_repro.bench.measure import ratio
 from lovasz_repro.bench.samples import Size, free_memory
 from lovasz_repro.bench.trainee import CLASSES, First, Timed, Trainee, Variant
@@ -134,9 +134,6 @@ def variants(settings: Settings) -> list[Variant]:
     return rows
 
 
-# -- a step ----------------------------------------------------------------------------------------
-
-
 @dataclass
 class Entry:
     """A variant that takes part, and its times so far."""
@@ -167,7 +164,7 @@ def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: 
         with ExitStack() as stack:
             return _run(settings, advance, stack)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"size {_shape(settings.size)}: not enough memory on {settings.device}. "
@@ -229,11 +226,10 @@ def _run(settings: Settings, advance: Callable[[str], None], stack: ExitStack) -
     steps = ratio(checkpoints, [timed.step for timed in entries[0].times])
     threads = settings.threads
     name = device_name(settings.device)
-    on_cpu = settings.device.type == "cpu"
-    if on_cpu and threads == 1:
+    if settings.device.type == "cpu" and threads == 1:
         notes.append("Processes, which share the threads, are not compared: there is one thread.")
     return Report(
-        f"CPU ({threads} {'thread' if threads == 1 else 'threads'})" if on_cpu else name,
+        device_title(name, settings.device, threads),
         name,
         threads,
         torch.__version__,
@@ -244,7 +240,7 @@ def _run(settings: Settings, advance: Callable[[str], None], stack: ExitStack) -
         tuple(_measured(entry, entries[0], settings.size.batch) for entry in entries),
         CheckpointCost(tuple(checkpoints), steps, size),
         tuple(notes),
-        _load(),
+        load(),
     )
 
 
@@ -263,9 +259,7 @@ def _prepare(
     for variant in others:
         try:
             if exact and variant.processes > 1:
-                ranks = stack.enter_context(
-                    Ranks(variant.processes, settings.size, settings.threads)
-                )
+                ranks = stack.enter_context(Ranks(variant.processes, size, threads))
                 entries.append(_together(variant, ranks, loss, exact))
             else:
                 entries.append(_alone(variant, Trainee(variant, size, device), threads))

@@ -1,19 +1,17 @@
 """What ``bench training`` reports: for people, in a terminal or in Markdown, and as JSON."""
 
 import json
-import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
+from lovasz_repro.bench.formats import empty_table, md_heads, md_line, number, with_quartiles
+from lovasz_repro.bench.machine import contended, warning
 from lovasz_repro.bench.measure import Spread
-from lovasz_repro.bench.render import CONTENDED, _md_line, _number, _with_quartiles
 from lovasz_repro.bench.samples import Size
 
 CHECKPOINT_EVERY = (25, 250)  # iterations
@@ -109,33 +107,30 @@ class Report:
 
     @property
     def contended(self) -> bool:
-        """Whether that is more than there are: processes that wait for others then wait long."""
-        return self.load is not None and self.load > (os.cpu_count() or 1) + 0.5
+        """Whether that is more than there are."""
+        return contended(self.load)
 
 
 def print_report(report: Report, console: Console) -> None:
     """The table and, below it, what does not fit into rows."""
     console.print(Text(title(report), style="bold"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, head in enumerate(HEADS):
-        table.add_column(head, justify="right" if index else "left")
+    table = empty_table(HEADS)
     for row in report.rows:
         table.add_row(*(Text(cell) for cell in cells(row, report.rows[0])))
     console.print(table)
     for line in lines(report):
         console.print(Padding(Text(line), (0, 0, 0, 1)))
     if report.contended:
-        console.print(Padding(Text(warning(report), style="yellow"), (0, 0, 0, 1)))
+        console.print(Padding(Text(warning(report.load), style="yellow"), (0, 0, 0, 1)))
     console.print(Padding(Text(caption(report), style="dim"), (1, 0, 0, 1)))
 
 
 def to_markdown(report: Report) -> str:
     """The same for a README."""
-    text = [f"**{title(report)}**", "", _md_line([head.replace("\n", " ") for head in HEADS])]
-    text.append("|---" + "|---:" * (len(HEADS) - 1) + "|")
-    text += [_md_line(cells(row, report.rows[0])) for row in report.rows]
+    text = [f"**{title(report)}**", "", *md_heads(HEADS)]
+    text += [md_line(cells(row, report.rows[0])) for row in report.rows]
     text += ["", *(f"- {line}" for line in lines(report))]
-    text += ["", warning(report)] if report.contended else []
+    text += ["", warning(report.load)] if report.contended else []
     return "\n".join([*text, "", caption(report), ""])
 
 
@@ -161,16 +156,16 @@ def title(report: Report) -> str:
 
 def cells(row: Measured, unit: Measured) -> tuple[str, ...]:
     """Of one row, in the order of HEADS."""
-    time = "1" if row is unit else _with_quartiles(row.time_ratio)
+    time = "1" if row is unit else with_quartiles(row.time_ratio)
     share = f"{row.loss_share.median:.0%}"
-    return row.name, _number(row.images_per_second), _number(row.median_ms), time, share
+    return row.name, number(row.images_per_second), number(row.median_ms), time, share
 
 
 def lines(report: Report) -> Iterator[str]:
     """What ranks spend on talking to each other, what a checkpoint costs, what is missing."""
     for row in report.rows:
         if row.communication_share is not None and row.communication_ms is not None:
-            took = _number(statistics.median(row.communication_ms))
+            took = number(statistics.median(row.communication_ms))
             low, high = row.communication_share.low, row.communication_share.high
             yield (
                 f"{row.name} ({_count(row.threads, 'thread')} each): gradient averaging and batch "
@@ -179,9 +174,9 @@ def lines(report: Report) -> Iterator[str]:
             )
     cost = report.checkpoint
     share = cost.per_cent
-    rhythm = ", ".join(f"one every {every} adds {_number(share[every])}%" for every in share)
+    rhythm = ", ".join(f"one every {every} adds {number(share[every])}%" for every in share)
     yield (
-        f"A checkpoint ({cost.bytes / 1e6:.1f} MB) takes as long as {_number(cost.steps.median)} "
+        f"A checkpoint ({cost.bytes / 1e6:.1f} MB) takes as long as {number(cost.steps.median)} "
         f"steps of the first row. To the time of training, in iterations, {rhythm}."
     )
     yield from report.notes
@@ -193,11 +188,6 @@ def caption(report: Report) -> str:
     text = CAPTION.format(rounds=report.rounds, steps=report.steps, noun=noun)
     several = any(row.processes > 1 for row in report.rows)
     return text + PROCESSES if several else text
-
-
-def warning(report: Report) -> str:
-    """What to think of times that were measured on a busy machine."""
-    return CONTENDED.format(load=report.load, cores=os.cpu_count())
 
 
 def _row_content(row: Measured) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """``bench``: time, memory and precision on this machine."""
 
 from enum import StrEnum
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +10,7 @@ from lovasz_repro.commands.shared import AsJson, Device, terminal
 from lovasz_repro.errors import UserError
 
 bench_app = typer.Typer(help="Measure time, memory and precision on this machine.")
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 
 
 class Logits(StrEnum):
@@ -37,14 +39,13 @@ def bench_losses(
         int | None, typer.Option(min=1, help="Rounds; default: 5 on a CPU, 30 on a GPU.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of logits and labels.")] = 0,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
     """Time, memory and precision of the losses, beside cross-entropy and a plain Algorithm 1."""
-    if as_markdown and as_json:
-        raise UserError("give --markdown or --json, not both.")
+    check_form(as_markdown, as_json)
+    from lovasz_repro.bench import render
     from lovasz_repro.bench.losses import choose_settings, run_bench
-    from lovasz_repro.bench.render import print_report, to_json, to_markdown
     from lovasz_repro.device import choose_device
     from lovasz_repro.progress import Progress
 
@@ -53,10 +54,7 @@ def bench_losses(
     with Progress() as progress:
         task = progress.task("bench losses", settings.passes)
         report = run_bench(settings, lambda name: task.advance(note=name))
-    if as_json or as_markdown:
-        typer.echo(to_json(report) if as_json else to_markdown(report))
-    else:
-        print_report(report, terminal())
+    show(report, render, as_markdown, as_json)
 
 
 @bench_app.command("training")
@@ -82,14 +80,13 @@ def bench_training(
         int | None,
         typer.Option(min=1, help="Of each variant in a round; default: 3 on a CPU, 10 on a GPU."),
     ] = None,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
     """What a training step of ENet costs: processes, precisions, the loss in it, checkpoints."""
-    if as_markdown and as_json:
-        raise UserError("give --markdown or --json, not both.")
+    check_form(as_markdown, as_json)
+    from lovasz_repro.bench import training_render as render
     from lovasz_repro.bench.training import choose_settings, run_bench
-    from lovasz_repro.bench.training_render import print_report, to_json, to_markdown
     from lovasz_repro.device import choose_device
     from lovasz_repro.progress import Progress
 
@@ -97,7 +94,22 @@ def bench_training(
     with Progress() as progress:
         task = progress.task("bench training", settings.passes)
         report = run_bench(settings, lambda name: task.advance(note=name))
+    show(report, render, as_markdown, as_json)
+
+
+def check_form(as_markdown: bool, as_json: bool) -> None:
+    """Refuse two forms at once.
+
+    Raises:
+        UserError: both were asked for.
+    """
+    if as_markdown and as_json:
+        raise UserError("give --markdown or --json, not both.")
+
+
+def show(report: Any, render: ModuleType, as_markdown: bool, as_json: bool) -> None:
+    """Print a report in the form that was asked for, with the functions of its module."""
     if as_json or as_markdown:
-        typer.echo(to_json(report) if as_json else to_markdown(report))
+        typer.echo(render.to_json(report) if as_json else render.to_markdown(report))
     else:
-        print_report(report, terminal())
+        render.print_report(report, terminal())

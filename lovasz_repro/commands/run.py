@@ -141,19 +141,19 @@ def run(
         overrides=parse_overrides(set_ or []),
     )
     request = Request(
-        experiment,
-        loaded,
-        cells,
-        set_ or [],
-        results,
-        data_folder(data),
-        weights,
-        tracking_uri,
-        device,
-        workers,
-        gpus,
-        procs,
-        nodes,
+        source=experiment,
+        experiment=loaded,
+        cells=cells,
+        overrides=set_ or [],
+        results=results,
+        data=data_folder(data),
+        weights=weights,
+        tracking_uri=tracking_uri,
+        device=device,
+        workers=workers,
+        gpus=gpus,
+        procs=procs,
+        nodes=nodes,
     )
     cluster = {"partition": partition, "time": time, "cpus": cpus, "sbatch": sbatch}
     check_options(request, slurm, cluster)

@@ -1,5 +1,6 @@
 """How often a process that died is started again, and how a launched command ends."""
 
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +8,6 @@ from pathlib import Path
 from lovasz_repro.errors import RunFailed
 
 BACKOFF = 2.0  # seconds before the second attempt in a row without a checkpoint, then twice as long
-
-
-class Stopped(Exception):
-    """The processes were asked to stop, and have saved."""
-
-    def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-        """130 after Ctrl-C, 143 after SIGTERM, as a shell reports them."""
 
 
 class RankFailed(RunFailed):
@@ -35,6 +27,11 @@ class Failure:
     """As ``rank.kind_of`` names it, or "died"."""
     exit_code: int
     message: str
+
+
+def killed_by(exit_code: int) -> str:
+    """What a negative exit code of a child process says: "killed by SIGKILL"."""
+    return f"killed by {signal.Signals(-exit_code).name}"
 
 
 class Attempts:

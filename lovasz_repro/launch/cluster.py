@@ -23,8 +23,7 @@ def submit_grid(request: Request, options: SlurmOptions, place: Place) -> str:
         known = states(folder)
         for cell in request.cells:
             identity = find_inputs(cell, place).identity
-            stored = store.find(cell.experiment, identity)
-            if stored and stored.status == "FINISHED":
+            if store.finished(cell.experiment, identity):
                 done += 1
             elif identity in known and known[identity].state != "gone":
                 there += 1

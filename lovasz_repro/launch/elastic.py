@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, Stopped
+from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, killed_by
 from lovasz_repro.launch.cores import threads_of
 from lovasz_repro.launch.machines import PATIENCE, Machines
 from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.rank import LAUNCHED
+from lovasz_repro.training.stopping import Interrupted
 
 SIGNALS = "SIGTERM,SIGINT,SIGUSR2"  # handed on to the ranks, which save and stop
 SAVING = 120  # seconds that the ranks may take for it before they are killed
@@ -57,7 +58,7 @@ def launch(
         say: prints a line.
 
     Raises:
-        Stopped: a signal asked for it.
+        Interrupted: a signal asked for it.
         RankFailed: a rank ended with an error, or died too often.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -69,7 +70,7 @@ def launch(
     try:
         while (failure := launch_once(plan, logs, machines)) is not None:
             if failure.kind == "stopped":
-                raise Stopped(failure.exit_code, failure.message)
+                raise Interrupted(failure.exit_code - 128, failure.message)
             if failure.kind in ("user", "failed"):
                 raise RankFailed(failure.exit_code, failure.message)
             wait = attempts.next_wait(failure)
@@ -77,7 +78,7 @@ def launch(
             time.sleep(wait)
     except SignalException as error:
         message = told_by_rank_0(logs) or "Stopped. Run the same command to go on."
-        raise Stopped(128 + int(error.sigval), message) from None
+        raise Interrupted(int(error.sigval), message) from None
 
 
 def launch_once(plan: Launch, logs: Path, machines: Machines | None) -> Failure | None:
@@ -114,7 +115,7 @@ def told_by_rank_0(logs: Path) -> str | None:
 
 def _environment(plan: Launch) -> dict[str, str]:
     """What the ranks find in their environment."""
-    values = child_environment() | {LAUNCHED: "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    values = child_environment() | {LAUNCHED: "1"}
     return values | threads_of(plan.per_node)
 
 
@@ -166,9 +167,9 @@ def first_cause(failures: dict[int, Any]) -> Failure:
             if kind == "unexpected" and rank:
                 message += f" (see {Path(failure.error_file).with_name('stderr.log')})"
         elif failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            kind = "lost" if name == "SIGTERM" else "died"  # the launcher ends the others so
-            message = f"killed by {name}"
+            message = killed_by(failure.exitcode)
+            if failure.exitcode == -signal.SIGTERM:  # the launcher ends the others so
+                kind = "lost"
         else:
             message = f"ended with exit code {failure.exitcode}"
         moment = (order[kind], failure.timestamp, rank)

@@ -5,7 +5,6 @@ checkpoints. What the screen shows is read from the runs' journals.
 """
 
 import os
-import signal
 import subprocess
 import time
 from collections import deque
@@ -16,7 +15,13 @@ from pathlib import Path
 from lovasz_repro.config import CellConfig
 from lovasz_repro.errors import UserError
 from lovasz_repro.experiment import Outcome
-from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, Stopped, newest_checkpoints
+from lovasz_repro.launch.attempts import (
+    Attempts,
+    Failure,
+    RankFailed,
+    killed_by,
+    newest_checkpoints,
+)
 from lovasz_repro.launch.cores import threads_of
 from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.request import Request, cell_command
@@ -25,7 +30,7 @@ from lovasz_repro.progress import Progress, ProgressTask
 from lovasz_repro.session import run_folder
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import last_step
-from lovasz_repro.training.stopping import StopRequest
+from lovasz_repro.training.stopping import Interrupted, StopRequest
 
 LOOK_EVERY = 0.5  # seconds
 SAVING = 120.0  # seconds that the runs may take to save before they are killed
@@ -78,7 +83,7 @@ class SideBySide:
 
         Raises:
             UserError: data or weights are missing.
-            Stopped: a signal asked for it; every run has saved.
+            Interrupted: a signal asked for it; every run has saved.
         """
         waiting = self._undone()
         total = self._progress.task(
@@ -95,7 +100,7 @@ class SideBySide:
                     if stop.number:
                         count = len(self._running)
                         text = f"Stopped {count} runs, saved. Run the same command to go on."
-                        raise Stopped(128 + stop.number, text)
+                        raise Interrupted(stop.number, text)
                     total.advance(self._look(), note=f"{len(waiting)} waiting")
             finally:
                 self._stop_all()
@@ -108,8 +113,8 @@ class SideBySide:
         undone = deque[tuple[CellConfig, Path]]()
         for cell in self._request.cells:
             inputs = find_inputs(cell, self._place)
-            stored = store.find(cell.experiment, inputs.identity)
-            if stored and stored.status == "FINISHED":
+            stored = store.finished(cell.experiment, inputs.identity)
+            if stored:
                 self._progress.line(f"{cell.name}  done before (run {stored.run_id})")
                 self.outcome.skipped.append(cell.name)
             else:
@@ -161,7 +166,7 @@ class SideBySide:
 
     def _restarted(self, job: Job, code: int) -> bool:
         """Start a run anew whose process was killed, unless that happened too often."""
-        failure = Failure(0, "died", code, f"killed by {signal.Signals(-code).name}")
+        failure = Failure(0, "died", code, killed_by(code))
         try:
             time.sleep(job.attempts.next_wait(failure))
         except RankFailed:
@@ -176,7 +181,7 @@ class SideBySide:
             self.outcome.finished.append(name)
             self._progress.line(f"{name}  finished")
         else:
-            why = last_line(job.log) if code > 0 else f"killed by {signal.Signals(-code).name}"
+            why = last_line(job.log) if code > 0 else killed_by(code)
             self.outcome.failed[name] = why
             self._progress.line(f"{name}  failed: {why} ({job.log})")
         self._running.remove(job)

@@ -14,11 +14,10 @@ from pathlib import Path
 from subprocess import SubprocessError
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.launch.slurm_job import first_host
+from lovasz_repro.launch.slurm_job import first_host, port_of
 
 LAUNCHED = "LOVASZ_REPRO_LAUNCHED"  # set for ranks whose launcher prints their errors
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for a rank's error
-FIRST_PORT, PORTS = 20_000, 10_000  # where the tasks of a Slurm step meet
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ def _slurm_rank() -> Rank:
     """A task of srun: numbers from Slurm, and an address that every task works out alike."""
     environment = os.environ
     size = int(environment["SLURM_STEP_NUM_TASKS"])
-    step = int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", 0))
     environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
-    environment.setdefault("MASTER_PORT", str(FIRST_PORT + step % PORTS))
+    environment.setdefault("MASTER_PORT", str(port_of(int(environment.get("SLURM_STEP_ID", 0)))))
     rank, local_rank = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
     here = environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0]
     return Rank(rank, size, local_rank, int(here), by_torch=False)

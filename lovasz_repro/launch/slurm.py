@@ -17,20 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.launch.slurm_job import CommandJob, first_host
-from lovasz_repro.launch.slurm_queue import State, SubmittedTask, TaskState, record, states
-
-__all__ = [
-    "CommandJob",
-    "SlurmOptions",
-    "State",
-    "SubmittedTask",
-    "Task",
-    "TaskState",
-    "first_host",
-    "states",
-    "submit",
-]
+from lovasz_repro.launch.slurm_job import CommandJob
+from lovasz_repro.launch.slurm_queue import SubmittedTask, record
 
 
 @dataclass(frozen=True)

@@ -119,11 +119,16 @@ def rendezvous() -> dict[str, str]:
     """
     if int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) == 1:
         return {}
-    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
+    host, port = first_host(os.environ["SLURM_JOB_NODELIST"]), port_of(0)
     return {
-        "LOVASZ_REPRO_RDZV": f"{first_host(os.environ['SLURM_JOB_NODELIST'])}:{port}",
+        "LOVASZ_REPRO_RDZV": f"{host}:{port}",
         "LOVASZ_REPRO_NODE_RANK": os.environ["SLURM_PROCID"],
     }
+
+
+def port_of(step: int) -> int:
+    """A port in 20000-29999 that every process of a step of this job works out alike."""
+    return 20_000 + (int(os.environ["SLURM_JOB_ID"]) + step) % 10_000
 
 
 def first_host(nodes: str) -> str:

@@ -181,6 +181,11 @@ class Store:
             )
             return None if run is None else from_mlflow(run, experiment)
 
+    def finished(self, experiment: str, identity: str) -> StoredRun | None:
+        """The finished run of ``identity``, or None: it has not run, or not to its end."""
+        run = self.find(experiment, identity)
+        return run if run and run.status == "FINISHED" else None
+
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of one metric by step; of values at one step the latest logged."""
         return [(step, value) for step, (value, _) in sorted(self._latest(run_id, key).items())]

@@ -212,8 +212,8 @@ def run_synthetic(
     """
     data = fingerprint(config)
     identity = run_identity(config_hash(config.recipe()), data)
-    stored = store.find(config.experiment, identity)
-    if stored and stored.status == "FINISHED" and not force:
+    stored = store.finished(config.experiment, identity)
+    if stored and not force:
         return SyntheticRun(stored, stored_result(store, stored), reused=True)
     run_id = _open(config, store, identity, data, device)
     try:

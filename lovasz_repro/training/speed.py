@@ -2,6 +2,8 @@
 
 import time
 
+SPEED = "train/images_per_second"  # the metric of a run
+
 
 class StepRate:
     """Times steps from `begin` to `end`; the first is left out, it starts loaders and kernels."""
@@ -23,6 +25,6 @@ class StepRate:
         self._first = False
 
     def take(self) -> dict[str, float]:
-        """``train/images_per_second`` since the last call; nothing where no step was timed."""
+        """`SPEED` since the last call; nothing where no step was timed."""
         images, seconds, self._images, self._seconds = self._images, self._seconds, 0, 0.0
-        return {"train/images_per_second": images / seconds} if seconds else {}
+        return {SPEED: images / seconds} if seconds else {}

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lovasz_repro.store import Store
+from lovasz_repro.training.speed import SPEED
 from tests.tiny_camvid import EXPERIMENT as TINY
 from tests.tiny_camvid import write_camvid, write_experiment
 
@@ -96,8 +97,7 @@ class Bench:
         points = [
             (run.name, point) for run in store.runs("tiny") for point in store.points(run.run_id)
         ]
-        timing = "train/images_per_second"
-        return {(run, p.key, p.step): p.value for run, p in points if p.key != timing}
+        return {(run, p.key, p.step): p.value for run, p in points if p.key != SPEED}
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         """The best weights of every run, under names that hold the run's."""

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.launch.slurm import SlurmOptions, Task, states, submit
+from lovasz_repro.launch.slurm import SlurmOptions, Task, submit
 from lovasz_repro.launch.slurm_job import CommandJob, rendezvous
+from lovasz_repro.launch.slurm_queue import states
 from tests.slurm_cluster import SlurmCluster
 
 OPTIONS = SlurmOptions(time_minutes=30)
