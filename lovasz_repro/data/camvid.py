@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import CAMVID
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.transforms import mirror, resize_image, resize_mask
@@ -86,6 +86,10 @@ class CamVid(Dataset[Example]):
             self._decoded[index] = resize_image(image, self.size).copy(), labels.copy()
         return self._decoded[index]
 
+    def labels(self, index: int) -> np.ndarray:
+        """Labels (H, W) uint8 of an item."""
+        return self.decoded(index)[1]
+
     def class_shares(self) -> torch.Tensor:
         """Share of pixels of each class among all pixels, void included in the total: (11,)."""
         counts = np.zeros(256, dtype=np.int64)
@@ -123,8 +127,8 @@ def read_pair(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray
     Raises:
         UserError: unreadable or truncated file, sizes that differ, or an id above 11.
     """
-    image = _decode(image_file, "RGB")
-    labels = _decode(mask_file, None)
+    image = read_pixels(image_file, "RGB")
+    labels = read_pixels(mask_file)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise UserError(f"{mask_file}: not a mask of one 8-bit class id per pixel.")
     if labels.shape != image.shape[:2]:
@@ -135,11 +139,3 @@ def read_pair(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray
     if labels.max() > VOID:
         raise UserError(f"{mask_file}: class id {labels.max()}; CamVid has 0-10 and {VOID} = void.")
     return image, labels
-
-
-def _decode(file: Path, mode: str | None) -> np.ndarray:
-    try:
-        with Image.open(file) as opened:
-            return np.asarray(opened.convert(mode) if mode else opened)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"{file}: unreadable image ({' '.join(str(error).split())}).") from None

@@ -1,0 +1,224 @@
+"""Cityscapes in its official layout: 2,975 / 500 / 1,525 street photographs of 1024x2048.
+
+cityscapes/leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png     photograph
+cityscapes/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png      official ids 0-33
+cityscapes/gtFine/train/aachen/aachen_000000_000019_gtFine_instanceIds.png   id * 1000 + number
+
+The network's classes are the 20 of the released ENet: 0 for every id that is not scored, then the
+19 scored ones in official order (facts.md 3.3, 4). Other trees in this layout (``data demo``,
+``data convert``) may have other sizes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from lovasz_repro.data.images import read_pixels
+from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.sampling import Draw, mix
+from lovasz_repro.data.transforms import mirror, resize_image, resize_mask
+from lovasz_repro.errors import UserError
+
+CLASSES = CITYSCAPES.names
+IGNORE = 0
+"""Class of pixels that are not scored, and that no network may answer."""
+HIGHEST_ID = 33
+SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+SPLIT_SIZES: dict[str, int] = {"train": 2975, "val": 500, "test": 1525}
+FULL_SIZE = (1024, 2048)
+IMAGES, MASKS = "leftImg8bit", "gtFine"
+
+TO_LABEL_ID = np.array(CITYSCAPES.label_ids, dtype=np.uint8)
+"""Class 0..19 -> official label id, (20,)."""
+TO_CLASS = np.zeros(HIGHEST_ID + 1, dtype=np.uint8)
+"""Official label id 0..33 -> class 0..19, (34,)."""
+TO_CLASS[TO_LABEL_ID[1:]] = np.arange(1, len(CLASSES), dtype=np.uint8)
+
+Example = tuple[torch.Tensor, torch.Tensor]
+ScoredExample = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One photograph and where its annotation lies, there or not."""
+
+    name: str
+    """Like ``aachen_000000_000019``."""
+    city: str
+    image: Path
+    label_ids: Path
+    instance_ids: Path
+
+
+class Cityscapes(Dataset[Example]):
+    """Photographs and classes as the network is trained on them.
+
+    An item is an RGB image (3, H, W) uint8, resized bilinearly, and its classes (H, W) uint8 in
+    0..19 with 0 ignored, resized with it (nearest).
+
+    Args:
+        root: the folder that holds ``leftImg8bit`` and ``gtFine``.
+        split: "train" or "val".
+        size: height and width of what comes out, pixels.
+        flip: mirror an item with probability 1/2; needs items drawn with a ``Draw``.
+        seed: seeds the mirroring.
+
+    Raises:
+        UserError: a folder or an annotation is missing, or (when an item is read) a file cannot be
+            decoded, sizes differ or an id is unknown.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        size: tuple[int, int],
+        *,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.frames = list_frames(root, split)
+        self.size = size
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, item: int | Draw) -> Example:
+        draw = item if isinstance(item, Draw) else Draw(item, 0)
+        frame = self.frames[draw.image]
+        photograph, ids = read_image(frame), read_label_ids(frame)
+        check_same_size(frame.label_ids, ids, photograph)
+        image = resize_image(photograph, self.size)
+        classes = resize_mask(TO_CLASS[ids], self.size)
+        if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
+            image, classes = mirror(image, classes)
+        image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return torch.from_numpy(image), torch.from_numpy(np.array(classes))
+
+    def labels(self, index: int) -> np.ndarray:
+        """Classes (H, W) uint8 of an item, without reading its photograph."""
+        return resize_mask(TO_CLASS[read_label_ids(self.frames[index])], self.size)
+
+
+class ScoredCityscapes(Dataset[ScoredExample]):
+    """Photographs with their full annotation, as the official scores need them.
+
+    An item is an RGB image (3, h, w) uint8 at the network's size, and at the annotation's own size
+    the official label ids (H, W) uint8 and instance ids (H, W) int32.
+    """
+
+    def __init__(self, root: Path, split: str, size: tuple[int, int]) -> None:
+        self.frames = list_frames(root, split)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> ScoredExample:
+        frame = self.frames[index]
+        photograph, ids, instances = read_image(frame), read_label_ids(frame), read_instances(frame)
+        check_same_size(frame.label_ids, ids, photograph)
+        check_same_size(frame.instance_ids, instances, photograph)
+        image = np.ascontiguousarray(resize_image(photograph, self.size).transpose(2, 0, 1))
+        targets = torch.from_numpy(ids.copy()), torch.from_numpy(instances)
+        return torch.from_numpy(image), targets
+
+
+def list_frames(root: Path, split: str, *, labelled: bool = True) -> list[Frame]:
+    """Every photograph of a split, sorted by name.
+
+    Args:
+        root: the folder that holds ``leftImg8bit`` and ``gtFine``.
+        split: "train", "val" or "test".
+        labelled: insist on the annotations, which the official test set lacks.
+
+    Raises:
+        UserError: the folders, the annotation of a city or of some photographs are missing.
+    """
+    folder = root / IMAGES / split
+    if not folder.is_dir():
+        raise UserError(
+            f"Cityscapes not found: no folder {folder}. `lovasz-repro data check cityscapes` says "
+            "where it comes from and what is missing."
+        )
+    frames = list(_frames(root, split))
+    if not frames:
+        raise UserError(f"{folder}: no city folders with *_{IMAGES}.png photographs.")
+    if labelled:
+        for city in sorted({frame.city for frame in frames}):
+            if not (root / MASKS / split / city).is_dir():
+                raise UserError(f"{root / MASKS / split}: no folder {city}, whose photographs are "
+                                f"in {folder / city}.")  # fmt: skip
+        lonely = [f for frame in frames for f in (frame.label_ids, frame.instance_ids)
+                  if not f.is_file()]  # fmt: skip
+        if lonely:
+            more = f" (and {len(lonely) - 1} more such files)" if len(lonely) > 1 else ""
+            raise UserError(f"{lonely[0]}: missing; its photograph is there{more}.")
+    return sorted(frames, key=lambda frame: frame.name)
+
+
+def read_image(frame: Frame) -> np.ndarray:
+    """The photograph, (H, W, 3) uint8.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_pixels(frame.image, "RGB")
+
+
+def read_label_ids(frame: Frame) -> np.ndarray:
+    """Official label ids, (H, W) uint8 in 0..33.
+
+    Raises:
+        UserError: unreadable, not 8 bits a pixel, or an unknown id.
+    """
+    ids = read_pixels(frame.label_ids)
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise UserError(f"{frame.label_ids}: not a mask of one 8-bit label id per pixel.")
+    if ids.max() > HIGHEST_ID:
+        raise UserError(f"{frame.label_ids}: label id {ids.max()}; Cityscapes has 0-{HIGHEST_ID}.")
+    return ids
+
+
+def read_instances(frame: Frame) -> np.ndarray:
+    """Official instance ids, (H, W) int32: a label id, or label id * 1000 + number.
+
+    Raises:
+        UserError: unreadable, not one number per pixel, or an unknown id.
+    """
+    ids = read_pixels(frame.instance_ids)
+    if ids.ndim != 2 or ids.dtype not in (np.uint8, np.uint16, np.int32):
+        raise UserError(f"{frame.instance_ids}: not a mask of one 16-bit instance id per pixel.")
+    ids = ids.astype(np.int32)
+    if ids.min() < 0 or ids.max() >= 1000 * (HIGHEST_ID + 1):
+        raise UserError(f"{frame.instance_ids}: instance id {ids.max()} of an unknown class.")
+    return ids
+
+
+def check_same_size(file: Path, mask: np.ndarray, photograph: np.ndarray) -> None:
+    """Raise UserError unless a mask has the size of its photograph."""
+    if mask.shape != photograph.shape[:2]:
+        raise UserError(f"{file}: {mask.shape[0]}x{mask.shape[1]}, its photograph is "
+                        f"{photograph.shape[0]}x{photograph.shape[1]}.")  # fmt: skip
+
+
+def _frames(root: Path, split: str) -> Iterator[Frame]:
+    ending = f"_{IMAGES}.png"
+    for image in (root / IMAGES / split).glob(f"*/*{ending}"):
+        city, name = image.parent.name, image.name.removesuffix(ending)
+        masks = root / MASKS / split / city / f"{name}_gtFine"
+        yield Frame(
+            name,
+            city,
+            image,
+            Path(f"{masks}_labelIds.png"),
+            Path(f"{masks}_instanceIds.png"),
+        )
