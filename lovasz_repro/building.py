@@ -1,13 +1,16 @@
 """What a cell's config names, as objects: data sets, network, optimiser, batches."""
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from lovasz_repro.config import CellConfig, TrainingConfig
-from lovasz_repro.data import camvid
-from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES
-from lovasz_repro.data.sampling import ShareOfBatches, ShuffledBatches
+from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches, ShuffledBatches
+from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.layers import BatchShare, share_dropout
@@ -15,23 +18,27 @@ from lovasz_repro.models.weights import load_enet, map_classifier
 from lovasz_repro.place import Inputs, Place
 from lovasz_repro.training.distributed import Team
 
-EVALUATION_BATCH = 10  # images
+EVALUATION_BATCH = 10
+"""Images that are scored at once, at most."""
+EVALUATION_PIXELS = EVALUATION_BATCH * 360 * 480
+"""Pixels that the network then sees at once, at most."""
 
 
-def open_data(cell: CellConfig, inputs: Inputs) -> tuple[camvid.CamVid, ...]:
-    """Training, validation and test set; the latter two keep their labels' own size."""
-    root, size = inputs.data, cell.data.size
-    train_set = camvid.CamVid(root, "train", size, flip=cell.data.flip, seed=cell.seed)
-    val_set = camvid.CamVid(root, "val", size, native_labels=True)
-    test_set = camvid.CamVid(root, "test", size, native_labels=True)
-    return train_set, val_set, test_set
+def open_data(cell: CellConfig, inputs: Inputs) -> tuple[TrainingSet, dict[str, ScoredSet]]:
+    """Training set, and every labelled split to score on, "val" first."""
+    kind, root, size = DATASETS[cell.data.name], inputs.data, cell.data.size
+    train_set = kind.train(root, size, cell.data.flip, cell.seed)
+    return train_set, {s: kind.scored(root, s, size) for s in kind.scored_splits(root)}
 
 
 def build_model(cell: CellConfig, inputs: Inputs, device: torch.device) -> ENet:
     """ENet with one output per class, from the released weights or at random (seeded)."""
-    model = ENet(len(camvid.CLASSES), cell.model.decoder, cell.model.dropout)
+    kind = DATASETS[cell.data.name]
+    model = ENet(len(kind.table), cell.model.decoder, cell.model.dropout)
     if inputs.weights:
-        released = map_classifier(load_enet(inputs.weights), CAMVID_FROM_CITYSCAPES)
+        released = load_enet(inputs.weights)
+        if kind.from_cityscapes:
+            released = map_classifier(released, kind.from_cityscapes)
         model.load_state_dict(released.state_dict())
     if cell.training.precision == "float64":
         model.double()
@@ -60,21 +67,28 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
 
 
 def training_batches(
-    cell: CellConfig, train_set: camvid.CamVid, place: Place, team: Team, start: int
-) -> DataLoader[camvid.Example]:
+    cell: CellConfig,
+    train_set: TrainingSet,
+    counts: np.ndarray | None,
+    place: Place,
+    team: Team,
+    start: int,
+) -> DataLoader[Any]:
     """This rank's share of the batches from iteration ``start`` on.
 
     The batches are the same whenever training begins there, and for any number of ranks.
+
+    Args:
+        cell: says how batches are drawn.
+        train_set: the images.
+        counts: pixels of each label in each image, (N, 256); equibatch needs them.
+        place: says in how many processes images are decoded.
+        team: the ranks.
+        start: first iteration.
     """
-    batches = ShuffledBatches(
-        len(train_set),
-        cell.training.batch_size,
-        cell.training.iterations,
-        seed=cell.seed,
-        start=start,
-    )
+    batches = draw_batches(cell, len(train_set), counts, start)
     return DataLoader(
-        train_set,
+        train_set,  # type: ignore[arg-type]
         batch_sampler=ShareOfBatches(batches, team.share(cell.training.batch_size)),
         num_workers=place.workers,
         pin_memory=place.device.type == "cuda",
@@ -82,8 +96,40 @@ def training_batches(
     )
 
 
-def evaluation_batches(dataset: camvid.CamVid, team: Team) -> DataLoader[camvid.Example]:
-    """This rank's share of a data set, in order; the shares hold every image once."""
-    share = Subset(dataset, range(len(dataset))[team.share(len(dataset))])
-    generator = torch.Generator().manual_seed(0)  # a loader draws a seed for its workers
-    return DataLoader(share, batch_size=EVALUATION_BATCH, generator=generator)
+def draw_batches(
+    cell: CellConfig, images: int, counts: np.ndarray | None, start: int
+) -> Iterable[list[Draw]]:
+    """Which images form each batch: equibatch, or a shuffle of all."""
+    config = cell.training
+    if not cell.data.equibatch:
+        return ShuffledBatches(
+            images, config.batch_size, config.iterations, seed=cell.seed, start=start
+        )
+    assert counts is not None, "equibatch needs the classes of every image"
+    kind = DATASETS[cell.data.name]
+    presence = counts[:, kind.first_class : len(kind.table)] > 0
+    return EquibatchBatches(
+        presence, config.batch_size, config.iterations, seed=cell.seed, start=start
+    )
+
+
+def evaluation_batches(
+    images: ScoredSet, size: tuple[int, int], team: Team, workers: int = 0
+) -> DataLoader[Any]:
+    """This rank's share of a data set, in order; the shares hold every image once.
+
+    Args:
+        images: N images.
+        size: (height, width) at which the network sees them; large ones come in smaller batches.
+        team: the ranks.
+        workers: processes that decode images.
+    """
+    own = range(len(images))[team.share(len(images))]
+    share: Subset[Any] = Subset(images, own)  # type: ignore[arg-type]
+    fitting = EVALUATION_PIXELS // (size[0] * size[1])
+    return DataLoader(
+        share,
+        batch_size=max(1, min(EVALUATION_BATCH, fitting)),
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
+    )

@@ -32,11 +32,16 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """Which images, and at what size the network sees them."""
 
-    name: Literal["camvid"]
+    name: Literal["camvid", "cityscapes"]
+    """Layout of the files and what is scored."""
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    """Folder below the data folder; null: the name."""
     size: tuple[Positive, Positive]
     """Height and width of the network's input, pixels; images are resized to it."""
     flip: bool = False
     """Mirror each training image with probability 1/2."""
+    equibatch: bool = False
+    """Visit every class in turn (paper Sec. 4.3) instead of drawing images at random."""
 
 
 class ModelConfig(Strict):
@@ -87,6 +92,8 @@ class TrainingConfig(Strict):
     batch_norm: Literal["train", "per-rank", "frozen"] = "train"
     """Statistics of the whole batch, of each rank's share of it (another objective for each number
     of ranks), or the running statistics of the starting weights."""
+    dropout: Literal["train", "off"] = "train"
+    """Drop as in the network's first training, or never."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: autocast around the network; the loss stays in float32. float64: everything in
     double precision, to compare machines and numbers of ranks."""
@@ -105,6 +112,16 @@ class TrainingConfig(Strict):
         return self
 
 
+class EvaluationConfig(Strict):
+    """How predictions are made and kept."""
+
+    upsample: Literal["logits", "predictions"] = "logits"
+    """What is brought to the labels' size where the network sees a smaller one: logits
+    (bilinear), or the predicted classes (nearest)."""
+    examples: Annotated[int, Field(ge=0)] = 0
+    """Crops that are stored in which the network differs most from what it was before training."""
+
+
 class CellConfig(Strict):
     """One run, resolved: everything that decides its result except the data's content."""
 
@@ -117,6 +134,7 @@ class CellConfig(Strict):
     model: ModelConfig
     loss: LossConfig
     training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
     def name(self) -> str:
@@ -152,6 +170,8 @@ class ExperimentConfig(Strict):
     batch_sizes: list[Positive] = Field(min_length=1)
     recipe: dict[str, Any]
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Rows of the grid: what each changes in the recipe, and ``batch_sizes`` where it is to run
+    with these alone."""
     profiles: dict[str, Profile] = Field(min_length=1)
 
     def cells(
@@ -183,10 +203,12 @@ class ExperimentConfig(Strict):
             for batch_size in batch_sizes or chosen.batch_sizes or self.batch_sizes
             for seed in seeds or chosen.seeds or self.seeds
             for variant in variants or self.variants
+            if batch_sizes or batch_size in self.variants[variant].get("batch_sizes", [batch_size])
         ]
         cells = []
         for batch_size, seed, variant in grid:
-            resolved = merge(merge(self.recipe, self.variants[variant]), chosen.recipe)
+            changes = {k: v for k, v in self.variants[variant].items() if k != "batch_sizes"}
+            resolved = merge(merge(self.recipe, changes), chosen.recipe)
             resolved = merge(resolved, {"training": {"batch_size": batch_size}})
             resolved = override(resolved, overrides or {})
             resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}

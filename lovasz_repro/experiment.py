@@ -9,10 +9,12 @@ device or many; what only one may do is left to the leader.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,9 +27,12 @@ from lovasz_repro.building import (
     training_batches,
 )
 from lovasz_repro.config import CellConfig, ExperimentConfig, dotted
-from lovasz_repro.data import camvid
+from lovasz_repro.data.statistics import class_counts, class_shares
+from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.evaluation.evaluate import Scores, evaluate
+from lovasz_repro.evaluation.evaluate import evaluate
+from lovasz_repro.evaluation.examples import MOST_IMAGES, find_examples, write_examples
+from lovasz_repro.evaluation.scoring import Scoring
 from lovasz_repro.models.weights import save_weights
 from lovasz_repro.place import Inputs, Place, inputs_of_all
 from lovasz_repro.progress import Progress
@@ -96,40 +101,46 @@ def run_experiment(
 
 def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSession) -> None:
     """The pipeline of one run, from wherever it stands to its stored scores."""
-    team, config = session.team, cell.training
+    team, config, kind = session.team, cell.training, DATASETS[cell.data.name]
     torch.manual_seed(cell.seed)
-    train_set, val_set, test_set = open_data(cell, inputs)
+    train_set, scored = open_data(cell, inputs)
     model = build_model(cell, inputs, place.device)
     state = TrainingState(model, build_optimizer(model, config))
     session.resume(state, place.device)
     spread_model(model, config, team)
-    shares = team.on_leader(train_set.class_shares) if cell.loss.class_weights == "enet" else None
-    objective = build_objective(cell.loss, camvid.VOID, shares, team.group)
+    counts = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
+    shares = None if counts is None else class_shares(counts, len(kind.table), kind.ignore_index)
+    objective = build_objective(cell.loss, kind.ignore_index, shares, team.group)
 
-    def score(split: str, dataset: camvid.CamVid, snapshot: int) -> dict[str, float]:
+    def score(split: str, snapshot: int, prefix: str = "") -> dict[str, float]:
         if config.batch_norm == "per-rank":
             team.share_buffers(model)
-        scores = score_on(model, dataset, split, cell, place, session)
-        session.line(f"iteration {snapshot:5d}  {describe(split, scores)}")
-        return scores.as_metrics(split, camvid.CLASSES)
+        scores = score_on(model, scored[split], split, cell, place, session)
+        session.line(f"iteration {snapshot:5d}  {prefix}{split} {scores.summary()}")
+        return scores.as_metrics(prefix + split)
 
+    tested = [split for split in scored if split != "val"]
     if state.iteration == 0:
-        session.log(0, score("initial/test", test_set, snapshot=0))
+        for split in tested:
+            session.log(0, score(split, snapshot=0, prefix="initial/"))
     train(
         state,
-        training_batches(cell, train_set, place, team, start=state.iteration),
+        training_batches(cell, train_set, counts, place, team, start=state.iteration),
         objective,
         config,
         place.device,
         network=team.wrap(model),
-        validate=lambda: score("val", val_set, snapshot=state.iteration),
+        validate=lambda: score("val", snapshot=state.iteration),
         log=session.log,
         save=session.save,
         stop_asked=session.stop_asked,
     )
     state.load_best()
-    session.log(config.iterations, score("test", test_set, snapshot=state.best_iteration))
+    for split in tested:
+        session.log(config.iterations, score(split, snapshot=state.best_iteration))
     session.log(config.iterations, {"best/iteration": float(state.best_iteration)})
+    if cell.evaluation.examples:
+        keep_examples(model, scored["val"], cell, inputs, place, session)
     metadata = weights_metadata(cell, state)
     session.keep_weights(lambda path: save_weights(model, path, metadata))
 
@@ -165,44 +176,95 @@ def open_run(
     )
 
 
+def count_classes(
+    cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: SharedSession
+) -> np.ndarray | None:
+    """Pixels of each label in each training image, (N, 256), where a cell needs them."""
+    if cell.loss.class_weights == "none" and not cell.data.equibatch:
+        return None
+    height, width = cell.data.size
+    name = f"{inputs.fingerprints['data_fingerprint']}-{height}x{width}.npy"
+    task = session.progress.task("  counting classes", len(train_set))
+
+    def follow(indices: Iterable[int]) -> Iterator[int]:
+        for index in indices:
+            yield index
+            task.advance()
+
+    try:
+        return class_counts(train_set, place.results / "work" / "class-counts" / name, follow)
+    finally:
+        task.close()
+
+
 def score_on(
     model: nn.Module,
-    dataset: camvid.CamVid,
+    images: ScoredSet,
     split: str,
     cell: CellConfig,
     place: Place,
     session: SharedSession,
-) -> Scores:
+) -> Scoring:
     """Score a model on a whole split, shared among the ranks."""
-    team = session.team
-    task = session.progress.task(f"  scoring on {split}", len(dataset))
+    team, kind = session.team, DATASETS[cell.data.name]
+    workers = 0 if kind.in_memory else place.workers
+    task = session.progress.task(f"  scoring on {split}", len(images))
     try:
         return evaluate(
             model,
-            evaluation_batches(dataset, team),
-            len(camvid.CLASSES),
-            camvid.VOID,
+            evaluation_batches(images, cell.data.size, team, workers),
+            kind.scoring(),
             place.device,
+            first_class=kind.first_class,
+            upsample=cell.evaluation.upsample,
             bfloat16=cell.training.precision == "bfloat16",
             channels_last=cell.training.channels_last,
             group=team.group,
-            advance=lambda images: task.advance(images * team.size),
+            advance=lambda count: task.advance(count * team.size),
         )
     finally:
         task.close()
+
+
+def keep_examples(
+    model: nn.Module,
+    images: ScoredSet,
+    cell: CellConfig,
+    inputs: Inputs,
+    place: Place,
+    session: SharedSession,
+) -> None:
+    """Store crops in which the network differs most from what it was before training."""
+    kind = DATASETS[cell.data.name]
+
+    def write(folder: Path) -> list[Path]:
+        torch.manual_seed(cell.seed)  # a network that began at random begins so again
+        before = build_model(cell, inputs, place.device)
+        task = session.progress.task("  looking for examples", min(len(images), MOST_IMAGES))
+        try:
+            found = find_examples(
+                before,
+                model,
+                images,
+                kind.table,
+                cell.evaluation.examples,
+                place.device,
+                first_class=kind.first_class,
+                advance=task.advance,
+            )
+        finally:
+            task.close()
+        return write_examples(found, folder)
+
+    session.keep_files("examples", write)
 
 
 def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object]:
     """What a weights file says about itself."""
     return {
         "dataset": cell.data.name,
-        "class_names": camvid.CLASSES,
+        "class_names": DATASETS[cell.data.name].table.names,
         "input_size": "x".join(str(side) for side in cell.data.size),
         "run": f"{cell.experiment}/{cell.profile}/{cell.name}",
         "iteration": state.best_iteration,
     }
-
-
-def describe(split: str, scores: Scores) -> str:
-    """Scores in a few words."""
-    return f"{split} mIoU {scores.dataset_miou:.2%}, image-mIoU {scores.image_miou:.2%}"

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from lovasz_repro.config import CellConfig
-from lovasz_repro.data import camvid
 from lovasz_repro.data.locate import dataset_folder, enet_weights_file
+from lovasz_repro.datasets import DATASETS, check_paper_data
 from lovasz_repro.provenance import config_hash, fingerprint_files, run_identity
 from lovasz_repro.training.distributed import Team
 
@@ -40,13 +40,15 @@ def find_inputs(cell: CellConfig, place: Place) -> Inputs:
     """Find what a cell reads and take its fingerprint.
 
     Raises:
-        UserError: data or weights are not there.
+        UserError: data or weights are not there, or a paper-scale run would read other data.
     """
-    data = dataset_folder(place.data, cell.data.name)
+    kind = DATASETS[cell.data.name]
+    data = dataset_folder(place.data, cell.data.folder or cell.data.name)
     weights = enet_weights_file(place.data, place.weights) if cell.model.weights else None
-    pairs = [pair for split in camvid.SPLIT_SIZES for pair in camvid.list_files(data, split)]
+    files = kind.files(data)
+    if cell.scale == "paper":
+        check_paper_data(kind, data)
     cache = place.results / "work" / "fingerprints.json"
-    files = [file for pair in pairs for file in pair]
     tags = {"data_fingerprint": fingerprint_files(files, data, cache)}
     if weights:
         tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)

@@ -118,6 +118,20 @@ class RunSession:
         for file in (self.folder / "config.yaml", weights):
             self._journal.artifact(file)
 
+    def keep_files(self, folder: str, write: Callable[[Path], list[Path]]) -> None:
+        """Have ``write`` write files into a folder; the stored run gets them, under its name.
+
+        Raises:
+            RunFailed: the disk refuses.
+        """
+        try:
+            files = write(self.folder / folder)
+        except OSError as error:
+            where = self.folder / folder
+            raise RunFailed(f"{where}: not written ({error.strerror}). Run again.") from error
+        for file in files:
+            self._journal.artifact(file, folder)
+
     def line(self, text: str) -> None:
         """A line about this run that stays on the screen."""
         self.progress.line(f"{self.label}  {text}")

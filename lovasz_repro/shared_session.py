@@ -104,6 +104,14 @@ class SharedSession:
         """
         self.team.on_leader(lambda: self._leader().keep_weights(write))
 
+    def keep_files(self, folder: str, write: Callable[[Path], list[Path]]) -> None:
+        """Write files into a folder of the run and give them to the stored run.
+
+        Raises:
+            RunFailed: the disk refuses.
+        """
+        self.team.on_leader(lambda: self._leader().keep_files(folder, write))
+
     def line(self, text: str) -> None:
         """A line about this run that stays on the leader's screen."""
         if self._session:

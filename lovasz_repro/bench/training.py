@@ -37,7 +37,7 @@ DEFAULT_SIZES = {"cpu": "4x176x240", "cuda": "10x512x1024"}
 DEFAULT_PROCS = (1, 2)
 DEFAULT_ROUNDS = {"cpu": 5, "cuda": 20}
 DEFAULT_STEPS = {"cpu": 3, "cuda": 10}
-BYTES_A_PIXEL = {"cpu": 7000, "cuda": 3500}  # of a step, measured in float64 and float32
+BYTES_A_PIXEL = 3500  # of a step in float32, measured
 # How far the first loss may be from that of the first variant, absolute: where ranks share the
 # batch, and in another precision or memory format.
 SAME_LOSS, NEAR_LOSS = 1e-5, 1e-3
@@ -82,7 +82,6 @@ def choose_settings(
     """
     kind = device.type
     chosen, threads = parse_batch(size or DEFAULT_SIZES[kind]), threads or torch.get_num_threads()
-    _check_memory(chosen, device)
     if procs and kind == "cuda":
         raise UserError("--procs: processes share a CPU. Give --device cpu.")
     for count in procs or ():
@@ -94,6 +93,7 @@ def choose_settings(
             )
     several = {count for count in procs or DEFAULT_PROCS if 1 < count <= threads}
     counts = tuple(sorted(several)) if kind == "cpu" else ()
+    _check_memory(chosen, device, double=bool(counts))  # ranks are compared in float64
     rounds, steps = rounds or DEFAULT_ROUNDS[kind], steps or DEFAULT_STEPS[kind]
     return Settings(chosen, counts, device, threads, rounds, steps)
 
@@ -313,13 +313,13 @@ def _measured(entry: Entry, unit: Entry, images: int) -> Measured:
     )
 
 
-def _check_memory(size: Size, device: torch.device) -> None:
+def _check_memory(size: Size, device: torch.device, double: bool) -> None:
     """Refuse a size that cannot fit.
 
     Raises:
         UserError: the device has less memory than a step needs.
     """
-    needed = size.batch * size.height * size.width * BYTES_A_PIXEL[device.type]
+    needed = size.batch * size.height * size.width * BYTES_A_PIXEL * (2 if double else 1)
     free = free_memory(device)
     if free is not None and needed > free:
         raise UserError(

@@ -6,7 +6,6 @@ camvid/val, valannot, test, testannot
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from lovasz_repro.errors import UserError
 
 CLASSES = CAMVID.names
 VOID = 11
-Split = Literal["train", "val", "test"]
-SPLIT_SIZES: dict[Split, int] = {"train": 367, "val": 101, "test": 233}
+SPLIT_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
 
 Example = tuple[torch.Tensor, torch.Tensor]
 
@@ -52,7 +50,7 @@ class CamVid(Dataset[Example]):
     def __init__(
         self,
         root: Path,
-        split: Split,
+        split: str,
         size: tuple[int, int],
         *,
         native_labels: bool = False,
@@ -90,15 +88,20 @@ class CamVid(Dataset[Example]):
         """Labels (H, W) uint8 of an item."""
         return self.decoded(index)[1]
 
-    def class_shares(self) -> torch.Tensor:
-        """Share of pixels of each class among all pixels, void included in the total: (11,)."""
-        counts = np.zeros(256, dtype=np.int64)
-        for index in range(len(self)):
-            counts += np.bincount(self.decoded(index)[1].ravel(), minlength=256)
-        return torch.from_numpy(counts[: len(CLASSES)] / counts.sum())
+    def name(self, index: int) -> str:
+        """What the photograph is called."""
+        return self.files[index][0].stem
+
+    def photograph(self, index: int) -> np.ndarray:
+        """RGB (H, W, 3) uint8, at its own size."""
+        return read_pair(*self.files[index])[0]
+
+    def label_ids(self, index: int) -> np.ndarray:
+        """Labels (H, W) uint8, at their own size."""
+        return read_pair(*self.files[index])[1]
 
 
-def list_files(root: Path, split: Split) -> list[tuple[Path, Path]]:
+def list_files(root: Path, split: str) -> list[tuple[Path, Path]]:
     """(photograph, mask) of every image of a split, sorted by name.
 
     Raises:

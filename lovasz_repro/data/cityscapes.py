@@ -12,7 +12,6 @@ The network's classes are the 20 of the released ENet: 0 for every id that is no
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,7 +28,6 @@ IGNORE = 0
 """Class of pixels that are not scored, and that no network may answer."""
 HIGHEST_ID = 33
 SPLITS = ("train", "val", "test")
-Split = Literal["train", "val", "test"]
 SPLIT_SIZES: dict[str, int] = {"train": 2975, "val": 500, "test": 1525}
 FULL_SIZE = (1024, 2048)
 IMAGES, MASKS = "leftImg8bit", "gtFine"
@@ -130,6 +128,18 @@ class ScoredCityscapes(Dataset[ScoredExample]):
         image = np.ascontiguousarray(resize_image(photograph, self.size).transpose(2, 0, 1))
         targets = torch.from_numpy(ids.copy()), torch.from_numpy(instances)
         return torch.from_numpy(image), targets
+
+    def name(self, index: int) -> str:
+        """What the photograph is called."""
+        return self.frames[index].name
+
+    def photograph(self, index: int) -> np.ndarray:
+        """RGB (H, W, 3) uint8, at its own size."""
+        return read_image(self.frames[index])
+
+    def label_ids(self, index: int) -> np.ndarray:
+        """Official label ids (H, W) uint8."""
+        return read_label_ids(self.frames[index])
 
 
 def list_frames(root: Path, split: str, *, labelled: bool = True) -> list[Frame]:

@@ -1,6 +1,9 @@
 """Where data sets and released weights lie: below one data folder, under fixed names.
 
     <data>/camvid/                      SegNet-layout CamVid
+    <data>/cityscapes/                  the official download
+    <data>/cityscapes-demo/             what `data demo cityscapes` writes
+    <data>/camvid-cityscapes/           what `data convert camvid cityscapes` writes
     <data>/weights/enet-model.net       the ENet authors' Cityscapes network
 
 The data folder is ``--data``, else the environment variable LOVASZ_REPRO_DATA, else ``./data``.
@@ -11,6 +14,11 @@ from pathlib import Path
 
 from lovasz_repro.errors import UserError
 
+MADE_BY = {
+    "cityscapes-demo": "lovasz-repro data demo cityscapes",
+    "camvid-cityscapes": "lovasz-repro data convert camvid cityscapes",
+}
+"""Folders that this tool makes, and by which command."""
 ENET_WEIGHT_NAMES = ("enet-model.net", "model-cityscapes.net")
 
 
@@ -35,9 +43,11 @@ def dataset_folder(data: Path, name: str) -> Path:
     """The folder of a data set.
 
     Raises:
-        UserError: it is not there; says where it was looked for.
+        UserError: it is not there; says where it was looked for, and what makes it.
     """
     folder = find_dataset(data, name)
+    if folder is None and name in MADE_BY:
+        raise UserError(f"{name} not found at {data / name}. Run: {MADE_BY[name]}")
     if folder is None:
         raise UserError(
             f"{name} not found at {data / name}. Name the folder that holds {name}/ with "

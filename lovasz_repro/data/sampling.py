@@ -7,6 +7,7 @@ every rank can take its share of a batch without talking to the others.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -64,6 +65,68 @@ class ShuffledBatches(Sampler[list[Draw]]):
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         return torch.randperm(self.dataset_size, generator=generator)
+
+
+class EquibatchBatches(Sampler[list[Draw]]):
+    """Batches that visit every class in turn (equibatch, paper Sec. 4.3).
+
+    Draw k shows an image that contains class k mod C of a fixed, shuffled order of the classes, so
+    of any C draws in a row each class has one of its own. The images of a class come from a fresh
+    permutation of those that contain it, every time all were shown. Classes that no image contains
+    are left out.
+
+    Args:
+        presence: which image contains which class, (N, C) bool.
+        batch_size: images per batch, at least 1.
+        iterations: batches in all.
+        seed: seeds the order of the classes and every permutation.
+        start: iteration to begin with; the batches from there on are the same as without it.
+
+    Raises:
+        ValueError: no image contains any class, or a size below 1.
+    """
+
+    def __init__(
+        self,
+        presence: np.ndarray,
+        batch_size: int,
+        iterations: int,
+        *,
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be >= 1")
+        self.images = [torch.from_numpy(np.flatnonzero(column)) for column in presence.T]
+        occurring = [index for index, images in enumerate(self.images) if len(images)]
+        if not occurring:
+            raise ValueError("no image contains any class")
+        generator = torch.Generator().manual_seed(mix(seed, 0))
+        shuffled = torch.randperm(len(occurring), generator=generator).tolist()
+        self.order = [occurring[index] for index in shuffled]
+        self.batch_size = batch_size
+        self.iterations = iterations
+        self.seed = seed
+        self.start = start
+
+    def __len__(self) -> int:
+        return max(self.iterations - self.start, 0)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        queues: dict[int, tuple[int, torch.Tensor]] = {}
+        for iteration in range(self.start, self.iterations):
+            first = iteration * self.batch_size
+            yield [self._draw(k, queues) for k in range(first, first + self.batch_size)]
+
+    def _draw(self, position: int, queues: dict[int, tuple[int, torch.Tensor]]) -> Draw:
+        visit, place = divmod(position, len(self.order))
+        chosen = self.order[place]
+        images = self.images[chosen]
+        round_, index = divmod(visit, len(images))
+        if chosen not in queues or queues[chosen][0] != round_:
+            generator = torch.Generator().manual_seed(mix(mix(self.seed, 1 + chosen), round_))
+            queues[chosen] = round_, torch.randperm(len(images), generator=generator)
+        return Draw(int(images[queues[chosen][1][index]]), position)
 
 
 class ShareOfBatches(Sampler[list[Draw]]):

@@ -2,97 +2,107 @@
 
 Logits are upsampled bilinearly to the size of the labels before the arg max, so networks that
 saw images of different sizes are scored on the same pixels. The set is never held: images pass
-through one confusion matrix and one sum of per-image scores, which add up over ranks.
+through a scoring (``scoring.py``), which adds up over ranks.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from lovasz_repro.data.transforms import to_unit_range
-from lovasz_repro.metrics import ConfusionMatrix, ImageIoU
+from lovasz_repro.evaluation.scoring import Scoring
 
-
-@dataclass(frozen=True)
-class Scores:
-    """What a network scores on a set; fractions in [0, 1]."""
-
-    dataset_miou: float
-    """Mean over classes of the IoU over all pixels of the set (Eq. 14)."""
-    image_miou: float
-    """Mean over images of the mean IoU of the image, 0/0 = 1 (Eq. 3)."""
-    iou: tuple[float, ...]
-    """IoU of each class over the set; NaN for a class in neither labels nor predictions."""
-
-    def as_metrics(self, split: str, classes: tuple[str, ...]) -> dict[str, float]:
-        """Named for the store: ``<split>/dataset_miou``, ``<split>/iou/<class>`` and so on."""
-        metrics = {
-            f"{split}/dataset_miou": self.dataset_miou,
-            f"{split}/image_miou": self.image_miou,
-        }
-        named = zip(classes, self.iou, strict=True)
-        return metrics | {f"{split}/iou/{name}": iou for name, iou in named}
+Upsample = Literal["logits", "predictions"]
+AnyScoring = TypeVar("AnyScoring", bound=Scoring)
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    num_classes: int,
-    ignore_index: int | None,
+    batches: Iterable[tuple[Tensor, Any]],
+    scoring: AnyScoring,
     device: torch.device,
     *,
+    first_class: int = 0,
+    upsample: Upsample = "logits",
     bfloat16: bool = False,
     channels_last: bool = False,
     group: distributed.ProcessGroup | None = None,
     advance: Callable[[int], None] = lambda images: None,
-) -> Scores:
+) -> AnyScoring:
     """Score ``model`` in evaluation mode on every image of ``batches``, each once.
 
     Args:
         model: (B, 3, h, w) float in [0, 1] -> logits (B, C, h, w).
-        batches: images (B, 3, h, w) uint8 and labels (B, H, W), of any size.
-        num_classes: C.
-        ignore_index: label of pixels that are not scored.
+        batches: images (B, 3, h, w) uint8 and targets: labels (B, H, W), or several such maps.
+        scoring: takes the predictions; without counts yet.
         device: where the model is.
+        first_class: classes below it are never predicted.
+        upsample: see ``predicted_classes``.
         bfloat16: autocast around the network.
         channels_last: memory format of the images.
         group: ranks that have one part of the set each; every rank gets the scores of the whole.
         advance: called with the number of images scored, after each batch.
+
+    Raises:
+        ValueError: there is no image.
     """
     model.eval()
     dtype = next(model.parameters()).dtype
-    confusion = ConfusionMatrix(num_classes, ignore_index=ignore_index)
-    per_image = ImageIoU(num_classes, ignore_index=ignore_index)
-    for images, labels in batches:
+    seen = 0
+    for images, targets in batches:
         inputs = to_unit_range(images.to(device, non_blocking=True), channels_last, dtype)
-        labels = labels.to(device, non_blocking=True).long()
+        targets = _on_device(targets, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(inputs)
         if bfloat16:
             logits = logits.float()
-        # max, not argmax: the same answer, several times faster on the CPU along dim 1
-        predictions = at_label_size(logits, labels).max(dim=1).indices
-        confusion.update(predictions, labels)
-        per_image.update(predictions, labels)
+        size = _first(targets).shape[-2:]
+        scoring.update(predicted_classes(logits, size, first_class, upsample), targets)
+        seen += len(images)
         advance(len(images))
-    if group:
-        confusion, per_image = confusion.over_ranks(group), per_image.over_ranks(group)
-    if not per_image.images:
+    if not seen and group is None:
         raise ValueError("nothing to evaluate: no images")
-    return Scores(
-        dataset_miou=confusion.mean_iou(),
-        image_miou=per_image.mean_iou(),
-        iou=tuple(confusion.iou().tolist()),
-    )
+    return scoring.over_ranks(group) if group else scoring
 
 
-def at_label_size(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logits (B, C, h, w) upsampled bilinearly to the labels' (H, W); as they are if equal."""
-    size = labels.shape[-2:]
-    if logits.shape[-2:] == size:
+def predicted_classes(
+    logits: Tensor, size: Sequence[int], first_class: int = 0, upsample: Upsample = "logits"
+) -> Tensor:
+    """The class with the highest score at every pixel, at another size.
+
+    Args:
+        logits: (B, C, h, w).
+        size: (H, W) of what comes out.
+        first_class: classes below it are no answer.
+        upsample: "logits" bilinearly before the arg max, or "predictions" (nearest) after it.
+
+    Returns:
+        (B, H, W) int64.
+    """
+    if upsample == "logits" or logits.shape[-2:] == tuple(size):
+        # max, not argmax: the same answer, several times faster on the CPU along dim 1
+        return at_size(logits[:, first_class:], size).max(dim=1).indices + first_class
+    classes = logits[:, first_class:].max(dim=1).indices + first_class
+    small = classes[:, None].to(logits.dtype)  # interpolate takes no integers; classes are exact
+    return F.interpolate(small, size=tuple(size), mode="nearest-exact")[:, 0].long()
+
+
+def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, C, h, w) upsampled bilinearly to (H, W); as they are if equal."""
+    if logits.shape[-2:] == tuple(size):
         return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _first(targets: Any) -> Tensor:
+    return targets if isinstance(targets, Tensor) else targets[0]
+
+
+def _on_device(targets: Any, device: torch.device) -> Any:
+    if isinstance(targets, Tensor):
+        return targets.to(device, non_blocking=True)
+    return tuple(target.to(device, non_blocking=True) for target in targets)

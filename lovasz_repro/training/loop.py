@@ -10,6 +10,7 @@ from torch import nn
 from lovasz_repro.config import TrainingConfig
 from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.models.layers import SpatialDropout
 from lovasz_repro.training.objective import Objective
 from lovasz_repro.training.schedule import poly
 from lovasz_repro.training.speed import StepRate
@@ -140,6 +141,8 @@ def training_step(
     state.model.train()
     if config.batch_norm == "frozen":
         freeze_batch_norm(state.model)
+    if config.dropout == "off":
+        stop_dropout(state.model)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     dtype = next(state.model.parameters()).dtype
@@ -173,6 +176,13 @@ def freeze_batch_norm(model: nn.Module) -> None:
     """Use running statistics in every batch normalisation, and leave them as they are."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def stop_dropout(model: nn.Module) -> None:
+    """Let every dropout do what it does in evaluation."""
+    for module in model.modules():
+        if isinstance(module, SpatialDropout | nn.modules.dropout._DropoutNd):
             module.eval()
 
 

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lovasz_repro.data.sampling import Draw, ShuffledBatches, mix
+from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches, ShuffledBatches, mix
 
 sizes = st.integers(1, 40)
 
@@ -58,3 +60,78 @@ def test_mix_spreads_nearby_seeds() -> None:
     ones = sum(value & 1 for value in values)
     assert 1100 < ones < 1400  # a fair coin: 1250 +- 3 standard deviations of 25
     assert all(0 <= value < 2**63 for value in values)
+
+
+@st.composite
+def presences(draw: st.DrawFn) -> np.ndarray:
+    """Which of a few images contains which of a few classes; some class is somewhere."""
+    images, classes = draw(st.integers(1, 8)), draw(st.integers(1, 6))
+    cells = draw(
+        st.lists(st.booleans(), min_size=images * classes, max_size=images * classes).filter(any)
+    )
+    return np.array(cells).reshape(images, classes)
+
+
+@given(presence=presences(), batch_size=st.integers(1, 7), seed=st.integers(0, 2**31 - 1))
+def test_equibatch_shows_every_class_in_any_as_many_draws_as_classes(
+    presence: np.ndarray, batch_size: int, seed: int
+) -> None:
+    sampler = EquibatchBatches(presence, batch_size, 40, seed=seed)
+    images = [draw.image for batch in sampler for draw in batch]
+    occurring = np.flatnonzero(presence.any(axis=0))
+    for first in range(len(images) - len(occurring) + 1):
+        window = images[first : first + len(occurring)]
+        shown = presence[window].any(axis=0)
+        assert shown[occurring].all()
+
+
+@given(presence=presences(), seed=st.integers(0, 2**31 - 1))
+def test_equibatch_shows_the_images_of_a_class_equally_often(
+    presence: np.ndarray, seed: int
+) -> None:
+    occurring = int(presence.any(axis=0).sum())
+    images = [d.image for batch in EquibatchBatches(presence, 1, 40, seed=seed) for d in batch]
+    for place in range(occurring):
+        own = images[place::occurring]
+        fitting = [c for c in range(presence.shape[1]) if presence[own, c].all()]
+        candidates = [np.flatnonzero(presence[:, c]).tolist() for c in fitting]
+        assert any(
+            set(own) <= set(some)
+            and max(own.count(i) for i in some) - min(own.count(i) for i in some) <= 1
+            for some in candidates
+        )
+
+
+@given(presence=presences(), batch_size=st.integers(1, 5), start=st.integers(0, 12))
+def test_equibatch_resumes_anywhere_and_is_shared_among_ranks(
+    presence: np.ndarray, batch_size: int, start: int
+) -> None:
+    whole = list(EquibatchBatches(presence, batch_size, 12, seed=4))
+    late = EquibatchBatches(presence, batch_size, 12, seed=4, start=start)
+    assert list(late) == whole[start:]
+    assert len(late) == len(whole) - start
+    middle = batch_size // 2
+    shares = [
+        list(ShareOfBatches(EquibatchBatches(presence, batch_size, 12, seed=4), own))
+        for own in (slice(0, middle), slice(middle, None))
+    ]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole
+    assert [d.position for batch in whole for d in batch] == list(range(12 * batch_size))
+
+
+def test_equibatch_orders_classes_and_images_by_the_seed() -> None:
+    presence = np.eye(20, dtype=bool).repeat(5, axis=0)
+    orders = {
+        tuple(d.image for d in next(iter(EquibatchBatches(presence, 20, 1, seed=s))))
+        for s in range(4)
+    }
+    assert len(orders) == 4
+    rounds = list(EquibatchBatches(presence, 100, 2, seed=0))
+    assert [d.image for d in rounds[0]] != [d.image for d in rounds[1]]
+
+
+def test_equibatch_needs_a_class_somewhere() -> None:
+    with pytest.raises(ValueError, match="no image contains any class"):
+        EquibatchBatches(np.zeros((3, 2), dtype=bool), 2, 1, seed=0)
+    with pytest.raises(ValueError, match="batch_size 0"):
+        EquibatchBatches(np.ones((3, 2), dtype=bool), 0, 1, seed=0)

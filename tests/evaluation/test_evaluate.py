@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lovasz_repro.evaluation.evaluate import Scores, at_label_size, evaluate
+from lovasz_repro.evaluation.evaluate import at_size, evaluate, predicted_classes
+from lovasz_repro.evaluation.scoring import SegmentationScoring
 
 CPU = torch.device("cpu")
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -53,15 +54,28 @@ def ious(predicted: torch.Tensor, labelled: torch.Tensor, empty: float) -> list[
     return scores
 
 
+def empty_scoring(ignore_index: int | None = 4) -> SegmentationScoring:
+    return SegmentationScoring(("a", "b", "c", "d"), ignore_index)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_scores_are_those_of_a_plain_count(channels_last: bool) -> None:
     model = network().train()
     seen: list[int] = []
-    scores = evaluate(model, batches(), 4, 4, CPU, channels_last=channels_last, advance=seen.append)
+    scores = evaluate(
+        model,
+        batches(),
+        empty_scoring(),
+        CPU,
+        channels_last=channels_last,
+        advance=seen.append,
+    ).as_metrics("val")
     dataset, image, classes = by_hand(model, void=4)
-    assert scores.dataset_miou == pytest.approx(dataset, rel=1e-12)
-    assert scores.image_miou == pytest.approx(image, rel=1e-12)
-    assert scores.iou == pytest.approx(classes, rel=1e-12)
+    assert scores == pytest.approx(
+        {"val/dataset_miou": dataset, "val/image_miou": image}
+        | {f"val/iou/{name}": iou for name, iou in zip("abcd", classes, strict=True)},
+        rel=1e-12,
+    )
     assert seen == [2, 1]
 
 
@@ -69,26 +83,61 @@ def test_no_random_number_is_drawn_and_nothing_learns() -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    evaluate(model, batches(), 4, 4, CPU)
+    evaluate(model, batches(), empty_scoring(), CPU)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_an_empty_set_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
-        evaluate(network(), [], 4, None, CPU)
+        evaluate(network(), [], empty_scoring(None), CPU)
 
 
 def test_logits_that_fit_are_not_resampled() -> None:
     logits = torch.rand(1, 4, 12, 10)
-    assert at_label_size(logits, torch.zeros(1, 12, 10)) is logits
+    assert at_size(logits, (12, 10)) is logits
 
 
-def test_metric_names() -> None:
-    metrics = Scores(0.5, 0.4, (0.25, 0.75)).as_metrics("val", ("sky", "road"))
-    assert metrics == {
-        "val/dataset_miou": 0.5,
-        "val/image_miou": 0.4,
-        "val/iou/sky": 0.25,
-        "val/iou/road": 0.75,
-    }
+@pytest.mark.parametrize("first_class", [0, 1, 2])
+def test_classes_below_the_first_are_no_answer(first_class: int) -> None:
+    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+    logits[:, 0] += 10
+    found = predicted_classes(logits, (6, 7), first_class)
+    for image in range(2):
+        for row in range(6):
+            for column in range(7):
+                scores = logits[image, first_class:, row, column].tolist()
+                assert found[image, row, column] == first_class + scores.index(max(scores))
+
+
+def test_predictions_upsampled_after_the_arg_max_repeat_pixels() -> None:
+    logits = torch.randn(1, 5, 3, 4, generator=torch.Generator().manual_seed(2))
+    small = predicted_classes(logits, (3, 4))
+    large = predicted_classes(logits, (6, 8), upsample="predictions")
+    assert torch.equal(large, small.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    smooth = F.interpolate(logits, size=(6, 8), mode="bilinear", align_corners=False).argmax(1)
+    assert torch.equal(predicted_classes(logits, (6, 8)), smooth)
+    assert not torch.equal(large, smooth)
+
+
+def test_several_maps_reach_the_scoring_as_they_are() -> None:
+    class Recording:
+        def __init__(self) -> None:
+            self.seen: list[tuple[torch.Size, object]] = []
+
+        def update(self, predictions: torch.Tensor, targets: object) -> None:
+            self.seen.append((predictions.shape, targets))
+
+    first, second = torch.zeros(1, 12, 10), torch.ones(1, 12, 10)
+    batch = (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (first, second))
+    scoring = evaluate(network(), [batch], Recording(), CPU)  # type: ignore[type-var]
+    ((shape, targets),) = scoring.seen
+    assert shape == (1, 12, 10)
+    assert targets == (first, second)
+
+
+def test_a_summary_says_both_scores() -> None:
+    scoring = SegmentationScoring(("a", "b"), None)
+    labels = torch.tensor([[[0, 0, 1, 1]]])
+    scoring.update(torch.tensor([[[0, 1, 1, 1]]]), labels)
+    assert scoring.summary() == "mIoU 58.33%, image-mIoU 58.33%"

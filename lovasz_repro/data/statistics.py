@@ -1,0 +1,81 @@
+"""How often classes occur in a training set: pixels of each class in each image, counted once.
+
+ENet's class weights come from these counts, and so does which images equibatch can show for a
+class. Counting a whole data set means decoding every mask, so the counts are kept in a file.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+VALUES = 256
+"""Values that a label of 8 bits may have."""
+
+
+class Labelled(Protocol):
+    """A training set whose labels can be read without its photographs."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def labels(self, index: int) -> np.ndarray:
+        """Labels (H, W) uint8 of an item, as the network is trained on them."""
+        ...
+
+
+def class_counts(
+    images: Labelled,
+    cache: Path | None = None,
+    follow: Callable[[Iterable[int]], Iterable[int]] = lambda indices: indices,
+) -> np.ndarray:
+    """Pixels of each label value in each image, (N, 256) int32.
+
+    Args:
+        images: N labelled images.
+        cache: file that holds the counts after the first time; its name must tell data and size.
+        follow: wraps the indices as they are gone through, to show progress.
+    """
+    known = _read(cache, len(images)) if cache else None
+    if known is not None:
+        return known
+    counts = np.zeros((len(images), VALUES), dtype=np.int32)
+    for index in follow(range(len(images))):
+        counts[index] = np.bincount(images.labels(index).ravel(), minlength=VALUES)
+    if cache:
+        _write(cache, counts)
+    return counts
+
+
+def class_shares(counts: np.ndarray, num_classes: int, ignore_index: int) -> torch.Tensor:
+    """Share of pixels of each class among all pixels, ignored ones included: (C,) float64.
+
+    A class that is the ignored one has share 0, so ENet gives it no weight (facts.md 3.3).
+    """
+    total = counts.sum(axis=0, dtype=np.int64)
+    shares = total[:num_classes] / total.sum()
+    if 0 <= ignore_index < num_classes:
+        shares[ignore_index] = 0.0
+    return torch.from_numpy(shares)
+
+
+def _read(cache: Path, images: int) -> np.ndarray | None:
+    try:
+        counts = np.load(cache, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = counts.dtype == np.int32 and counts.shape == (images, VALUES)
+    return counts if fits else None
+
+
+def _write(cache: Path, counts: np.ndarray) -> None:
+    """A cache that cannot be written costs time, not the run."""
+    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.new")
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with fresh.open("wb") as file:
+            np.save(file, counts)
+        os.replace(fresh, cache)

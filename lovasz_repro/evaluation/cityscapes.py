@@ -1,0 +1,297 @@
+"""The four official Cityscapes scores: IoU and iIoU of classes and of categories (Sec. 4.4, Table 4).
+
+With R the (label, prediction) counts of all pixels whose label is scored (``facts.md`` 4):
+
+* Class IoU = TP / (TP + FP + FN) of each of the 19 classes. A scored pixel that is predicted as an
+  id that is not scored is a miss; whatever is predicted on other pixels does not count.
+* Category IoU: the same, where classes of one category count as one.
+* Class iIoU = iTP / (iTP + FP + iFN) of the 8 classes that have instances. Pixels of an instance
+  are weighted by average size of its class / size of the instance: each counts as much as an
+  average one, so iTP + iFN is the number of instances times that average, and iTP is what share of
+  them was found. Regions of several objects ("groups", instance ids below 1000) are no instances.
+  False positives, unweighted, come from everywhere.
+* Category iIoU: likewise, for human and vehicle. Here caravan and trailer, which are not scored,
+  are vehicles too when they are predicted: right on another vehicle, wrong elsewhere.
+
+Everything that is streamed is a sum over images, so parts of a set add up.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, distributed
+
+from lovasz_repro.data.palettes import CITYSCAPES
+
+LABELS = 34
+"""Official label ids are 0..33; the instance ids of label l are l * 1000 .. l * 1000 + 999."""
+CLASSES = dict(zip(CITYSCAPES.names[1:], CITYSCAPES.label_ids[1:], strict=True))
+"""Scored class -> official label id; 19, in official order."""
+CATEGORIES: dict[str, tuple[str, ...]] = {
+    "flat": ("road", "sidewalk"),
+    "construction": ("building", "wall", "fence"),
+    "object": ("pole", "traffic light", "traffic sign"),
+    "nature": ("vegetation", "terrain"),
+    "sky": ("sky",),
+    "human": ("person", "rider"),
+    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+}
+CARAVAN, TRAILER = 29, 30
+INSTANCE_CATEGORIES: dict[str, tuple[int, ...]] = {"human": (), "vehicle": (CARAVAN, TRAILER)}
+"""Categories that have instances -> ids that are not scored, but count as theirs in the iIoU."""
+AVERAGE_SIZES = {  # pixels: evalPixelLevelSemanticLabeling.py, avgClassSize
+    "person": 3462.4756337644,
+    "rider": 3930.4788056518,
+    "car": 12794.0202738185,
+    "truck": 27855.1264367816,
+    "bus": 35732.1511111111,
+    "train": 67583.7075812274,
+    "motorcycle": 6298.7200839748,
+    "bicycle": 4672.3249222261,
+}
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+_SCORED = torch.tensor(list(CLASSES.values()))  # (19,)
+_THINGS = torch.tensor([CLASSES[name] for name in AVERAGE_SIZES])  # (8,)
+_STUFF = torch.tensor([label for name, label in CLASSES.items() if name not in AVERAGE_SIZES])
+
+
+@dataclass(frozen=True)
+class CityscapesScores:
+    """Fractions in [0, 1]; NaN for what neither labels nor predictions contain.
+
+    The first four are means over the entries of the dicts below them that are not NaN.
+    """
+
+    class_iou: float
+    class_iiou: float
+    category_iou: float
+    category_iiou: float
+    classes: dict[str, float]
+    """IoU of the 19 classes."""
+    class_instances: dict[str, float]
+    """iIoU of the 8 classes that have instances."""
+    categories: dict[str, float]
+    """IoU of the 7 categories."""
+    category_instances: dict[str, float]
+    """iIoU of human and vehicle."""
+
+    def as_metrics(self, split: str) -> dict[str, float]:
+        """Named for the store: ``<split>/dataset_miou`` (the class IoU) and so on."""
+        parts = {
+            "iou": self.classes,
+            "iiou": self.class_instances,
+            "categories/iou": self.categories,
+            "categories/iiou": self.category_instances,
+        }
+        return {
+            f"{split}/dataset_miou": self.class_iou,
+            f"{split}/class_iiou": self.class_iiou,
+            f"{split}/category_iou": self.category_iou,
+            f"{split}/category_iiou": self.category_iiou,
+        } | {
+            f"{split}/{part}/{name}": score
+            for part, scores in parts.items()
+            for name, score in scores.items()
+        }
+
+    def summary(self) -> str:
+        """ "Class IoU 60.40%, iIoU 36.20%, Category IoU 80.00%, iIoU 63.90%"."""
+        return (
+            f"Class IoU {self.class_iou:.2%}, iIoU {self.class_iiou:.2%}, "
+            f"Category IoU {self.category_iou:.2%}, iIoU {self.category_iiou:.2%}"
+        )
+
+
+class CityscapesCounts:
+    """Streaming counts over a set of images of any sizes; all on the CPU.
+
+    `pairs` is (34, 34) int64, pixels by [label id, predicted id]. By class with instances, in the
+    order of AVERAGE_SIZES: `instances` is (8,) int64, how many there are, and `found` is (2, 8)
+    float64, the share of each instance's pixels that was predicted as its class (row 0), or as its
+    category (row 1), added up.
+    """
+
+    def __init__(self) -> None:
+        self.pairs = torch.zeros(LABELS, LABELS, dtype=torch.int64)
+        self.instances = torch.zeros(len(_THINGS), dtype=torch.int64)
+        self.found = torch.zeros(2, len(_THINGS), dtype=torch.float64)
+
+    def update(self, predictions: Tensor, label_ids: Tensor, instance_ids: Tensor) -> None:
+        """Add B images, each (B, H, W) integers on one device.
+
+        Arguments:
+            predictions: official label ids, 0..33.
+            label_ids: likewise.
+            instance_ids: of an instance, its label id * 1000 + a number 0..999; elsewhere the
+                label id (whatever is at most 1000 is no instance).
+
+        Raises:
+            TypeError: no integers.
+            ValueError: shapes or devices differ, an id is unknown, or an instance is of a scored
+                class that has none. Nothing is added then.
+        """
+        _check_images(predictions, label_ids, instance_ids)
+        images = zip(predictions, label_ids, instance_ids, strict=True)
+        for pairs, instances, found in [_count_image(*image) for image in images]:
+            self._add(pairs, instances, found)
+
+    def merge(self, other: "CityscapesCounts") -> None:
+        """Add the counts of another part of the same set."""
+        self._add(other.pairs, other.instances, other.found)
+
+    def over_ranks(self, group: distributed.ProcessGroup) -> Self:
+        """The counts of all ranks, the same on each; this part stays as it is."""
+        total = type(self)()
+        parts = (self.pairs, self.instances, self.found)
+        total._add(*(_sum_over_ranks(part, group) for part in parts))
+        return total
+
+    def scores(self) -> CityscapesScores:
+        """What all images together score; all NaN before the first."""
+        scored = torch.zeros_like(self.pairs)
+        scored[_SCORED] = self.pairs[_SCORED]
+        classes = _iou(scored)[_SCORED]
+        class_instances = self._class_instances(scored)
+        categories = _iou(_by_category(scored))[: len(CATEGORIES)]
+        category_instances = self._category_instances(scored)
+        return CityscapesScores(
+            classes.nanmean().item(),
+            class_instances.nanmean().item(),
+            categories.nanmean().item(),
+            category_instances.nanmean().item(),
+            _named(CLASSES, classes),
+            _named(AVERAGE_SIZES, class_instances),
+            _named(CATEGORIES, categories),
+            _named(INSTANCE_CATEGORIES, category_instances),
+        )
+
+    def _class_instances(self, scored: Tensor) -> Tensor:
+        """iIoU of the classes with instances -> (8,) float64."""
+        sizes = torch.tensor(list(AVERAGE_SIZES.values()), dtype=torch.float64)
+        wrong = (scored.sum(dim=0) - scored.diagonal())[_THINGS]
+        return self.found[0] * sizes / (self.instances * sizes + wrong)
+
+    def _category_instances(self, scored: Tensor) -> Tensor:
+        """iIoU of the categories with instances -> (2,) float64."""
+        scores = []
+        for category in INSTANCE_CATEGORIES:
+            sizes = torch.zeros(len(_THINGS), dtype=torch.float64)
+            for index, (name, size) in enumerate(AVERAGE_SIZES.items()):
+                sizes[index] = size * (name in CATEGORIES[category])
+            elsewhere = scored.clone()
+            elsewhere[_label_ids(category)] = 0
+            wrong = elsewhere[:, _instance_label_ids(category)].sum()
+            found, all_of_them = self.found[1] @ sizes, self.instances.double() @ sizes
+            scores.append(found / (all_of_them + wrong))
+        return torch.stack(scores)
+
+    def _add(self, pairs: Tensor, instances: Tensor, found: Tensor) -> None:
+        self.pairs += pairs
+        self.instances += instances
+        self.found += found
+
+
+def _count_image(prediction: Tensor, labels: Tensor, instances: Tensor) -> tuple[Tensor, ...]:
+    """Pairs (34, 34), instances (8,) and what was found of them (2, 8), of one image (H, W)."""
+    pairs = _count_pairs(labels, prediction, LABELS, torch.int16)
+    # Counting every id an image may hold is cheaper than cutting its instances out.
+    counts = _count_pairs(instances, prediction, LABELS * 1000, torch.int32)
+    counts = counts.view(LABELS, 1000, LABELS)  # [label, number, predicted label]
+    device = counts.device
+    if counts[_STUFF.to(device)].any():
+        raise ValueError(f"instance id {_stuff_instance(instances)} is of a class without instances")
+    things = _THINGS.to(device)
+    counts = counts[things]  # (8, 1000, 34)
+    sizes = counts.sum(dim=2)
+    own = counts.gather(2, things.view(-1, 1, 1).expand(-1, 1000, 1)).squeeze(2)
+    related = (counts * _RELATED.to(device)[:, None]).sum(dim=2)
+    shares = torch.stack([own, related]).double() / sizes.clamp(min=1)  # (2, 8, 1000)
+    return pairs.cpu(), (sizes > 0).sum(dim=1).cpu(), shares.sum(dim=2).cpu()
+
+
+def _count_pairs(rows: Tensor, prediction: Tensor, height: int, dtype: torch.dtype) -> Tensor:
+    """Pixels by [row, prediction] -> (height, 34) int64; the dtype holds height * 34."""
+    bins = rows.to(dtype) * LABELS
+    bins += prediction
+    counts = torch.bincount(bins.flatten(), minlength=height * LABELS)
+    return counts.view(height, LABELS)
+
+
+def _stuff_instance(instances: Tensor) -> int:
+    """The first instance id of a class that has none."""
+    wrong = torch.isin(instances.div(1000, rounding_mode="floor"), _STUFF.to(instances.device))
+    return int(instances[wrong][0])
+
+
+def _iou(counts: Tensor) -> Tensor:
+    """IoU from counts (C, C) [label, prediction] -> (C,) float64; 0/0 is NaN."""
+    intersection = counts.diagonal()
+    return intersection.double() / (counts.sum(dim=0) + counts.sum(dim=1) - intersection)
+
+
+def _by_category(scored: Tensor) -> Tensor:
+    """Counts (34, 34) by label -> (8, 8) by category; the last is what belongs to none."""
+    to_category = torch.full((LABELS,), len(CATEGORIES))
+    for index, category in enumerate(CATEGORIES):
+        to_category[_label_ids(category)] = index
+    size = len(CATEGORIES) + 1
+    bins = to_category[:, None] * size + to_category
+    counts = torch.zeros(size * size, dtype=torch.int64)
+    return counts.index_add_(0, bins.flatten(), scored.flatten()).view(size, size)
+
+
+def _label_ids(category: str) -> list[int]:
+    """Of the scored classes of a category."""
+    return [CLASSES[name] for name in CATEGORIES[category]]
+
+
+def _instance_label_ids(category: str) -> list[int]:
+    """All that count as a category with instances in its iIoU."""
+    return [*_label_ids(category), *INSTANCE_CATEGORIES[category]]
+
+
+def _related() -> Tensor:
+    """Which predictions are of the category of a class with instances -> (8, 34) bool."""
+    related = torch.zeros(len(_THINGS), LABELS, dtype=torch.bool)
+    for category in INSTANCE_CATEGORIES:
+        for index, name in enumerate(AVERAGE_SIZES):
+            if name in CATEGORIES[category]:
+                related[index, _instance_label_ids(category)] = True
+    return related
+
+
+_RELATED = _related()
+
+
+def _named(names: Iterable[str], scores: Tensor) -> dict[str, float]:
+    return dict(zip(names, scores.tolist(), strict=True))
+
+
+def _check_images(predictions: Tensor, label_ids: Tensor, instance_ids: Tensor) -> None:
+    """One shape (B, H, W), one device, integers in range."""
+    given = {"predictions": predictions, "label_ids": label_ids, "instance_ids": instance_ids}
+    for name, ids in given.items():
+        if ids.dtype not in INTEGERS:
+            raise TypeError(f"{name} must be integer ids, got {ids.dtype}")
+        if ids.ndim != 3 or ids.shape != predictions.shape:
+            raise ValueError(f"{name} must be (B, H, W), like predictions, got {tuple(ids.shape)}")
+        if ids.device != predictions.device:
+            raise ValueError(f"{name} must be on {predictions.device}, got {ids.device}")
+    if predictions.numel() == 0:
+        return
+    ends = torch.stack([end.long() for ids in given.values() for end in ids.aminmax()]).tolist()
+    limits = (LABELS, LABELS, LABELS * 1000)
+    for name, limit, low, high in zip(given, limits, ends[::2], ends[1::2], strict=True):
+        if low < 0 or high >= limit:
+            raise ValueError(f"{name}: {low if low < 0 else high} is no id in 0..{limit - 1}")
+
+
+def _sum_over_ranks(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
+    """Sum of a CPU tensor over the ranks of a group of any backend, on the CPU."""
+    nccl = distributed.get_backend(group) == "nccl"  # which sums up nothing but CUDA tensors
+    total = values.cuda() if nccl else values.clone()
+    distributed.all_reduce(total, distributed.ReduceOp.SUM, group)
+    return total.cpu()
