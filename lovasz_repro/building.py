@@ -1,6 +1,7 @@
 """What a cell's config names, as objects: data sets, network, optimiser, batches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch.utils.data import DataLoader, Subset
 from lovasz_repro.config import CellConfig, TrainingConfig
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches, ShuffledBatches
 from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet
+from lovasz_repro.errors import UserError
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.layers import BatchShare, share_dropout
-from lovasz_repro.models.weights import load_enet, map_classifier
+from lovasz_repro.models.weights import RELEASED_OUTPUTS, load_weights, map_classifier
 from lovasz_repro.place import Inputs, Place
 from lovasz_repro.training.distributed import Team
 
@@ -36,7 +38,7 @@ def build_model(cell: CellConfig, inputs: Inputs, device: torch.device) -> ENet:
     kind = DATASETS[cell.data.name]
     model = ENet(len(kind.table), cell.model.decoder, cell.model.dropout)
     if inputs.weights:
-        released = load_enet(inputs.weights)
+        released = load_released(inputs.weights, cell.model.decoder)
         if kind.from_cityscapes:
             released = map_classifier(released, kind.from_cityscapes)
         model.load_state_dict(released.state_dict())
@@ -46,6 +48,25 @@ def build_model(cell: CellConfig, inputs: Inputs, device: torch.device) -> ENet:
     if cell.training.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def load_released(path: Path, decoder: str) -> ENet:
+    """The released Cityscapes network, or another with its outputs.
+
+    Raises:
+        UserError: the file cannot be read, or holds a network with other outputs or decoder.
+    """
+    weights = load_weights(path)
+    if weights.num_classes != RELEASED_OUTPUTS:
+        raise UserError(
+            f"weights {path}: {weights.num_classes} outputs; training starts from a network with "
+            f"the {RELEASED_OUTPUTS} of the released one (unlabelled and Cityscapes' 19 classes)."
+        )
+    if weights.decoder != decoder:
+        raise UserError(
+            f"weights {path}: the decoder is {weights.decoder}, model.decoder is {decoder}."
+        )
+    return weights.build()
 
 
 def spread_model(model: nn.Module, config: TrainingConfig, team: Team) -> None:
@@ -73,7 +94,7 @@ def training_batches(
     place: Place,
     team: Team,
     start: int,
-) -> DataLoader[Any]:
+) -> Iterator[Any]:
     """This rank's share of the batches from iteration ``start`` on.
 
     The batches are the same whenever training begins there, and for any number of ranks.
@@ -85,15 +106,19 @@ def training_batches(
         place: says in how many processes images are decoded.
         team: the ranks.
         start: first iteration.
+
+    Raises:
+        UserError: when a batch is asked for whose files are missing, unreadable or wrong.
     """
     batches = draw_batches(cell, len(train_set), counts, start)
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         train_set,  # type: ignore[arg-type]
         batch_sampler=ShareOfBatches(batches, team.share(cell.training.batch_size)),
         num_workers=place.workers,
         pin_memory=place.device.type == "cuda",
         generator=torch.Generator().manual_seed(cell.seed),  # leaves the global one alone
     )
+    return in_one_line(loader)
 
 
 def draw_batches(
@@ -115,7 +140,7 @@ def draw_batches(
 
 def evaluation_batches(
     images: ScoredSet, size: tuple[int, int], team: Team, workers: int = 0
-) -> DataLoader[Any]:
+) -> Iterator[Any]:
     """This rank's share of a data set, in order; the shares hold every image once.
 
     Args:
@@ -127,9 +152,19 @@ def evaluation_batches(
     own = range(len(images))[team.share(len(images))]
     share: Subset[Any] = Subset(images, own)  # type: ignore[arg-type]
     fitting = EVALUATION_PIXELS // (size[0] * size[1])
-    return DataLoader(
+    loader = DataLoader(
         share,
         batch_size=max(1, min(EVALUATION_BATCH, fitting)),
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
     )
+    return in_one_line(loader)
+
+
+def in_one_line(batches: Iterable[Any]) -> Iterator[Any]:
+    """``batches``, whose workers' UserErrors come without the traceback that PyTorch adds."""
+    try:
+        yield from batches
+    except UserError as error:
+        text = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+        raise UserError(text.strip()) from None

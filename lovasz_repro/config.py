@@ -142,6 +142,20 @@ class CellConfig(Strict):
         return f"{self.variant}-b{self.training.batch_size}-s{self.seed}"
 
 
+class Variant(BaseModel):
+    """A row of the grid: what it changes in the recipe; checked when a cell is resolved."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    batch_sizes: list[Positive] | None = None
+    """Those of the grid's batch sizes that it runs with; null: all."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What it lays over the recipe."""
+        return dict(self.model_extra or {})
+
+
 class Profile(Strict):
     """A size of the experiment: overrides of the recipe, never other code."""
 
@@ -169,9 +183,7 @@ class ExperimentConfig(Strict):
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
     batch_sizes: list[Positive] = Field(min_length=1)
     recipe: dict[str, Any]
-    variants: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Rows of the grid: what each changes in the recipe, and ``batch_sizes`` where it is to run
-    with these alone."""
+    variants: dict[str, Variant] = Field(min_length=1)
     profiles: dict[str, Profile] = Field(min_length=1)
 
     def cells(
@@ -203,12 +215,17 @@ class ExperimentConfig(Strict):
             for batch_size in batch_sizes or chosen.batch_sizes or self.batch_sizes
             for seed in seeds or chosen.seeds or self.seeds
             for variant in variants or self.variants
-            if batch_sizes or batch_size in self.variants[variant].get("batch_sizes", [batch_size])
+            if batch_sizes or batch_size in (self.variants[variant].batch_sizes or [batch_size])
         ]
+        if not grid:
+            raise UserError(
+                f"{self.experiment}: profile {profile} has none of the batch sizes that "
+                f"{', '.join(variants or self.variants)} runs with. Name one with --batch-size."
+            )
         cells = []
         for batch_size, seed, variant in grid:
-            changes = {k: v for k, v in self.variants[variant].items() if k != "batch_sizes"}
-            resolved = merge(merge(self.recipe, changes), chosen.recipe)
+            resolved = merge(self.recipe, self.variants[variant].changes)
+            resolved = merge(resolved, chosen.recipe)
             resolved = merge(resolved, {"training": {"batch_size": batch_size}})
             resolved = override(resolved, overrides or {})
             resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}

@@ -25,8 +25,8 @@ class ScoredSet(Photographed, Protocol):
 class TrainingSet(Protocol):
     """Images and labels to train on; its items may be ``Draw``s."""
 
-    def __len__(self) -> int: ...  # noqa: D105
-    def __getitem__(self, item: Any) -> Any: ...  # noqa: D105
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: Any) -> Any: ...
 
     def labels(self, index: int) -> np.ndarray:
         """Labels (H, W) uint8 of an item, without its photograph."""

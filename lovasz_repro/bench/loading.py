@@ -97,8 +97,8 @@ def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: 
         advance("training step")
         for count, rates in loaders.items():
             with_workers = replace(place, workers=count)
-            loader = training_batches(cell, train_set, None, with_workers, ALONE, start=0)
-            rates.append(_loaded_per_second(iter(loader), settings.batches, cell))
+            batches = training_batches(cell, train_set, None, with_workers, ALONE, start=0)
+            rates.append(_loaded_per_second(batches, settings.batches, cell))
             advance(f"loader, {count} workers")
     height, width = cell.data.size
     where = device_title(device_name(place.device), place.device, torch.get_num_threads())
@@ -120,7 +120,7 @@ def _stepper(cell: CellConfig, inputs: Any, place: Place, train_set: Any) -> Cal
     state = TrainingState(model, build_optimizer(model, cell.training))
     loss = LossConfig.model_validate(cell.loss.model_dump() | {"class_weights": "none"})
     objective = build_objective(loss, DATASETS[cell.data.name].ignore_index)
-    images, labels = next(iter(training_batches(cell, train_set, None, place, ALONE, start=0)))
+    images, labels = next(training_batches(cell, train_set, None, place, ALONE, start=0))
 
     def steps() -> float:
         began = time.perf_counter()

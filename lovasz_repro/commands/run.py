@@ -42,7 +42,7 @@ def run(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that decode images, for each rank; default: 0 on a CPU, else up to 4.",
+            help="Processes that decode images, for each rank; default: 0 on a CPU, else up to 8.",
         ),
     ] = None,
     results: Results = RESULTS,

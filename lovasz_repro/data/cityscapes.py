@@ -11,6 +11,7 @@ The network's classes are the 20 of the released ENet: 0 for every id that is no
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,10 @@ class ScoredCityscapes(Dataset[ScoredExample]):
     """Photographs with their full annotation, as the official scores need them.
 
     An item is an RGB image (3, h, w) uint8 at the network's size, and at the annotation's own size
-    the official label ids (H, W) uint8 and instance ids (H, W) int32.
+    the official label ids (H, W) uint8 and instance ids (H, W) int32. All are of one size.
+
+    Raises:
+        UserError: as ``Cityscapes``, and for a photograph of another size than the first.
     """
 
     def __init__(self, root: Path, split: str, size: tuple[int, int]) -> None:
@@ -125,9 +129,19 @@ class ScoredCityscapes(Dataset[ScoredExample]):
         photograph, ids, instances = read_image(frame), read_label_ids(frame), read_instances(frame)
         check_same_size(frame.label_ids, ids, photograph)
         check_same_size(frame.instance_ids, instances, photograph)
+        if photograph.shape[:2] != self.full_size:
+            height, width = photograph.shape[:2]
+            raise UserError(f"{frame.image}: {height}x{width}, others of its split are "
+                            f"{self.full_size[0]}x{self.full_size[1]}.")  # fmt: skip
         image = np.ascontiguousarray(resize_image(photograph, self.size).transpose(2, 0, 1))
         targets = torch.from_numpy(ids.copy()), torch.from_numpy(instances)
         return torch.from_numpy(image), targets
+
+    @cached_property
+    def full_size(self) -> tuple[int, int]:
+        """Height and width of the first photograph, pixels."""
+        height, width, _ = read_image(self.frames[0]).shape
+        return height, width
 
     def name(self, index: int) -> str:
         """What the photograph is called."""

@@ -20,7 +20,7 @@ VALUES = 256
 class Labelled(Protocol):
     """A training set whose labels can be read without its photographs."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def labels(self, index: int) -> np.ndarray:
         """Labels (H, W) uint8 of an item, as the network is trained on them."""

@@ -33,7 +33,7 @@ STEPS = 16
 class Photographed(Protocol):
     """A scored set whose photographs and label ids can be had at their own size."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
         """The image as the network sees it (3, h, w) uint8, first."""

@@ -17,7 +17,7 @@ from lovasz_repro.progress import Progress
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import join_team
 
-MOST_WORKERS = 4  # for each GPU
+MOST_WORKERS = 8  # for each GPU
 
 
 def run_here(request: Request, rank: Rank) -> None:

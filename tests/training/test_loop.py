@@ -142,6 +142,25 @@ def test_frozen_statistics_do_not_move() -> None:
     assert moved.model.state_dict()["1.running_mean"].abs().sum() > 0
 
 
+def test_dropout_that_is_off_draws_nothing() -> None:
+    curves = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        recorder, state = Recorder(), new_state()
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        recorder.run(state, config(dropout="off"))
+        assert torch.equal(torch.get_rng_state(), before)
+        curves.append([v["train/loss"] for _, v in recorder.logged if "train/loss" in v])
+    assert curves[0] == curves[1]
+    plain = network()
+    plain[2] = nn.Identity()
+    reference = Recorder()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1.0)
+    reference.run(TrainingState(plain, optimizer), config())
+    assert curves[0] == [v["train/loss"] for _, v in reference.logged if "train/loss" in v]
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_it_harms(poison: float) -> None:
     state, recorder = new_state(), Recorder()
