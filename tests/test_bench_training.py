@@ -226,6 +226,14 @@ def test_batch_has_what_a_batch_has() -> None:
     assert len(labels[:, 4:].unique()) > 2
 
 
+def test_a_size_may_name_the_classes() -> None:
+    assert parse_batch("2x64x96") == (2, 11, 64, 96)
+    assert parse_batch("2x20x64x96") == (2, 20, 64, 96)
+    assert batch(parse_batch("2x20x64x96"))[1][:, 4:].max() > 11
+    with pytest.raises(UserError, match="needs 2 to 254 classes"):
+        parse_batch("2x255x64x96")
+
+
 def test_on_a_gpu_there_are_no_processes_but_compiled_variants() -> None:
     names = [variant.name for variant in variants(replace(ALONE, device=torch.device("cuda")))]
     assert names == [
@@ -370,7 +378,7 @@ def test_nobody_is_left_behind(number: signal.Signals) -> None:
     ("arguments", "words"),
     [
         (["--size", "176x240"], ["size '176x240'", "BxHxW"]),
-        (["--size", "4x3x176x240"], ["BxHxW"]),
+        (["--size", "4x3x3x176x240"], ["BxHxW"]),
         (["--size", "4x-8x16"], ["BxHxW"]),
         (["--size", "1x176x240"], ["size '1x176x240'", "at least 2 images"]),
         (["--size", "4x100x240"], ["size '4x100x240'", "multiples of 8"]),

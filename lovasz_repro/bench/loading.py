@@ -103,7 +103,7 @@ def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: 
     height, width = cell.data.size
     where = device_title(device_name(place.device), place.device, torch.get_num_threads())
     return Report(
-        title=f"{cell.experiment}, batches of {cell.training.batch_size}, {height}×{width}, {where}",
+        title=f"{cell.experiment}, {cell.training.batch_size}×{height}×{width}, {where}",
         git_commit=git_commit(),
         step_images_per_second=tuple(steps),
         loaders=tuple(Loader(n, tuple(r), ratio(r, steps)) for n, r in loaders.items()),

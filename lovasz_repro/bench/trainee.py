@@ -16,7 +16,8 @@ from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import Objective, build_objective
 
-CLASSES, VOID = 11, 11  # of CamVid
+CLASSES = 11  # of CamVid, where none are given
+VOID = 255
 LOSS = LossConfig(terms={"lovasz_softmax": 1.0})
 LR = 2.5e-4  # of the ENet experiment (experiments/camvid-enet.yaml)
 SEED = 0
@@ -118,7 +119,8 @@ class Trainee:
             checkpoint_every=1,
         )
         torch.manual_seed(SEED)
-        model = ENet(CLASSES).to(device, torch.float64 if variant.precision == "float64" else None)
+        dtype = torch.float64 if variant.precision == "float64" else None
+        model = ENet(size.classes).to(device, dtype)
         if variant.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainingState(model, build_optimizer(model, self.config))
@@ -171,8 +173,8 @@ class Trainee:
 def batch(size: Size) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) uint8 and labels (B, H, W) uint8: regions of noisy colours, some void."""
     generator = torch.Generator().manual_seed(SEED)
-    labels = regions(size, torch.ones(CLASSES), generator)
-    colours = torch.randint(192, (CLASSES, 3), generator=generator, dtype=torch.uint8)
+    labels = regions(size, torch.ones(size.classes), generator)
+    colours = torch.randint(192, (size.classes, 3), generator=generator, dtype=torch.uint8)
     images = colours[labels].permute(0, 3, 1, 2).contiguous()
     images += torch.randint(64, images.shape, generator=generator, dtype=torch.uint8)
     labels[:, : size.height // 16] = VOID

@@ -23,7 +23,7 @@ import torch
 from lovasz_repro.bench.machine import device_title, is_out_of_memory, load
 from lovasz_repro.bench.measure import ratio
 from lovasz_repro.bench.samples import Size, free_memory
-from lovasz_repro.bench.trainee import CLASSES, First, Timed, Trainee, Variant
+from lovasz_repro.bench.trainee import CLASSES, VOID, First, Timed, Trainee, Variant
 from lovasz_repro.bench.training_ranks import Ranks
 from lovasz_repro.bench.training_render import CheckpointCost, Measured, Report
 from lovasz_repro.errors import RunFailed, UserError
@@ -33,7 +33,7 @@ from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState, keep_best
 
 # CamVid as the smaller profiles see it; Cityscapes at half its size, for which ENet was made.
-DEFAULT_SIZES = {"cpu": "4x176x240", "cuda": "10x512x1024"}
+DEFAULT_SIZES = {"cpu": "4x176x240", "cuda": "10x20x512x1024"}
 DEFAULT_PROCS = (1, 2)
 DEFAULT_ROUNDS = {"cpu": 5, "cuda": 20}
 DEFAULT_STEPS = {"cpu": 3, "cuda": 10}
@@ -99,21 +99,26 @@ def choose_settings(
 
 
 def parse_batch(text: str) -> Size:
-    """ "4x176x240" as images, height and width, with CLASSES.
+    """ "4x176x240" as images, height and width, "10x20x512x1024" with a number of classes.
 
     Raises:
         UserError: another form, fewer than two images, or sides that are no multiples of 8.
     """
-    if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6}){2}", text.lower()):
-        raise UserError(f"size {text!r}: give BxHxW, for example {DEFAULT_SIZES['cpu']}.")
-    images, height, width = (int(side) for side in text.lower().split("x"))
+    if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6}){2,3}", text.lower()):
+        raise UserError(
+            f"size {text!r}: give BxHxW, for example {DEFAULT_SIZES['cpu']}, or BxCxHxW."
+        )
+    images, *classes, height, width = (int(side) for side in text.lower().split("x"))
+    count = classes[0] if classes else CLASSES
+    if not 2 <= count < VOID:
+        raise UserError(f"size {text!r}: needs 2 to {VOID - 1} classes.")
     if images < 2:
         raise UserError(f"size {text!r}: batch normalisation needs at least 2 images.")
     if height % STRIDE or width % STRIDE or height * width <= STRIDE**2:
         raise UserError(
             f"size {text!r}: height and width must be multiples of {STRIDE}, not both {STRIDE}."
         )
-    return Size(images, CLASSES, height, width)
+    return Size(images, count, height, width)
 
 
 def variants(settings: Settings) -> list[Variant]:
