@@ -70,8 +70,9 @@ def read_pair(prediction: Path, frame: Frame) -> tuple[np.ndarray, np.ndarray, n
 def _count_file(prediction: Path, frame: Frame) -> CityscapesCounts:
     counts, images = CityscapesCounts(), read_pair(prediction, frame)
     try:
-        # What a file decoder hands out may be read-only, which torch warns of: copies
-        counts.update(*(torch.from_numpy(image.copy())[None] for image in images))
+        # What a decoder hands out may be read-only, which torch warns of
+        writable = (np.require(image, requirements="W") for image in images)
+        counts.update(*(torch.from_numpy(image)[None] for image in writable))
     except ValueError as error:  # of the readers' checks, only this one is left to fail
         raise UserError(f"{frame.instance_ids}: {error}.") from None
     return counts

@@ -1,0 +1,310 @@
+"""Predictions of a whole split of Cityscapes as files, in the form that its test server takes.
+
+    <out>/aachen_000000_000019_labelIds.png    8 bits, official label ids, the photograph's size
+    <out>/predictions.json                     of which weights, photographs and settings
+
+The official script and the server look for ``<city>_<sequence>_<frame>*.png`` in any folder and
+take exactly one such file for each photograph (``getPrediction`` of cityscapesScripts).
+
+A call that is cut short is continued by the next one with the same weights and settings: files are
+there whole or not at all, and every photograph passes the network alone, so that the files do not
+depend on where it was cut.
+"""
+
+import hashlib
+import io
+import json
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame, read_image
+from lovasz_repro.data.transforms import resize_image, to_unit_range
+from lovasz_repro.device import choose_device
+from lovasz_repro.durable import write_durably
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.evaluate import Upsample, predicted_classes
+from lovasz_repro.evaluation.predict import best_class, check_size, make_folder
+from lovasz_repro.models.enet import ENet
+from lovasz_repro.models.weights import RELEASED_OUTPUTS, Weights, load_weights
+
+ENDING = "_labelIds.png"
+MANIFEST = "predictions.json"
+INPUT_SIZE = (512, 1024)
+"""Height and width at which the network sees the photographs (Sec. 4.4)."""
+ANSWERS = range(1, len(CLASSES))
+"""Outputs among which the network chooses; 0, "unlabelled", is no answer."""
+READERS, AHEAD = 4, 8  # threads that decode, photographs decoded before the network is there
+WRITERS, BEHIND = 2, 8  # threads that encode, predictions that may wait for them
+PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+DIFFERENT = {
+    "weights": "other weights",
+    "split": "another split",
+    "data": "another data set",
+    "photographs": "other photographs",
+    "size": "another --size",
+    "upsample": "another --upsample",
+}
+"""What it means when an entry of the manifest differs."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def predict_split(
+    weights: Path,
+    frames: Sequence[Frame],
+    out: Path,
+    *,
+    split: str,
+    data: str = "cityscapes",
+    size: tuple[int, int] = INPUT_SIZE,
+    upsample: Upsample = "logits",
+    device: str = "cpu",
+    advance: Callable[[int], None] = lambda images: None,
+) -> list[Path]:
+    """Label every photograph of a split; those whose file is there already are left out.
+
+    Args:
+        weights: a network with the 20 outputs for Cityscapes, see ``load_weights``.
+        frames: the photographs.
+        out: folder, made where it does not exist.
+        split: name of the split, for the manifest.
+        data: what the photographs are, for the manifest.
+        size: (height, width) at which the network sees them, multiples of 8; Pillow's bilinear.
+        upsample: "logits": scores to the photograph's size, bilinearly, before the arg max;
+            "predictions": the classes, nearest, after it.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        advance: called with the number of photographs done, without those that were before.
+
+    Returns:
+        The file of each photograph, in the order of ``frames``.
+
+    Raises:
+        UserError: weights, size, device or folder cannot be used, ``out`` holds other predictions
+            or is in use, or a photograph cannot be read.
+    """
+    check_size(size)
+    model = load_cityscapes(weights).build().eval().to(choose_device(device))
+    manifest = {
+        "weights": _digest_of_file(weights),
+        "split": split,
+        "data": data,
+        "photographs": _digest_of_photographs(frames),
+        "size": f"{size[0]}x{size[1]}",
+        "upsample": upsample,
+    }
+    with _claimed(out, manifest):
+        files = prediction_files(frames, out)
+        pairs = zip(frames, files, strict=True)
+        missing = [(frame, file) for frame, file in pairs if not is_complete(file)]
+        _predict(model, missing, size, upsample, advance)
+    return files
+
+
+def prediction_files(frames: Iterable[Frame], out: Path) -> list[Path]:
+    """Where the prediction of each photograph is written, there or not."""
+    return [out / f"{frame.name}{ENDING}" for frame in frames]
+
+
+def is_complete(file: Path) -> bool:
+    """Whether a prediction is there with its first and last bytes; it is not decoded."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(PNG_START))
+            opened.seek(-len(PNG_END), io.SEEK_END)
+            return start == PNG_START and opened.read() == PNG_END
+    except OSError:
+        return False
+
+
+def load_cityscapes(weights: Path) -> Weights:
+    """Weights of a network with the outputs of the released one: unlabelled and 19 classes.
+
+    Raises:
+        UserError: unreadable, or a network with other outputs.
+    """
+    loaded = load_weights(weights)
+    needed = f"Cityscapes needs the {RELEASED_OUTPUTS} of the released network"
+    if loaded.num_classes != RELEASED_OUTPUTS:
+        what = f" ({loaded.dataset})" if loaded.dataset != "unknown" else ""
+        raise UserError(f"weights {weights}: {loaded.num_classes} outputs{what}; {needed}.")
+    names = zip(loaded.class_names, CLASSES, strict=bool(loaded.class_names))
+    for index, (name, expected) in enumerate(names):
+        if name != expected:
+            raise UserError(f"weights {weights}: output {index} is {name}; {needed}, "
+                            f"of which that is {expected}.")  # fmt: skip
+    return loaded
+
+
+def _predict(
+    model: ENet,
+    missing: Sequence[tuple[Frame, Path]],
+    size: tuple[int, int],
+    upsample: Upsample,
+    advance: Callable[[int], None],
+) -> None:
+    """Photographs are decoded and predictions encoded in threads, while the network is at work."""
+    readers, writers = ThreadPoolExecutor(READERS), ThreadPoolExecutor(WRITERS)
+    writing: deque[Future[None]] = deque()
+
+    def finish(most: int) -> None:
+        while len(writing) > most:
+            writing.popleft().result()
+            advance(1)
+
+    def read(pair: tuple[Frame, Path]) -> tuple[np.ndarray, tuple[int, int]]:
+        return read_photograph(pair[0], size)
+
+    try:
+        with warnings.catch_warnings():  # threads do not put back each other's filters in order
+            photographs = ahead(readers, read, missing, AHEAD)
+            for (frame, file), (seen, own) in zip(missing, photographs, strict=True):
+                classes = label_photograph(model, seen, own, upsample, frame.image)
+                writing.append(writers.submit(_write, file, classes))
+                finish(BEHIND)
+            finish(0)
+    finally:
+        readers.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
+
+
+def read_photograph(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """A photograph as the network sees it, RGB (3, h, w) uint8, and its own height and width.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    photograph = read_image(frame)
+    height, width, _ = photograph.shape
+    return np.array(resize_image(photograph, size).transpose(2, 0, 1)), (height, width)
+
+
+@torch.inference_mode()
+def label_photograph(
+    model: ENet, seen: np.ndarray, size: tuple[int, int], upsample: Upsample, name: Path
+) -> np.ndarray:
+    """The class of every pixel.
+
+    Args:
+        model: in evaluation mode.
+        seen: (3, h, w) uint8.
+        size: (H, W) of what comes out.
+        upsample: see ``predict_split``.
+        name: what the photograph is called in messages.
+
+    Returns:
+        (H, W) uint8, each one of ``ANSWERS``.
+
+    Raises:
+        UserError: the device has too little memory.
+    """
+    device = next(model.parameters()).device
+    try:
+        logits = model(to_unit_range(torch.from_numpy(seen)[None].to(device)))
+        if upsample == "logits":
+            return best_class(logits, ANSWERS, size).cpu().numpy()
+        classes = predicted_classes(logits, size, ANSWERS[0], upsample)
+        return classes[0].to(torch.uint8).cpu().numpy()
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise UserError(f"{name}: too large for the memory of {device}; give a smaller --size "
+                        "or another --device.") from error  # fmt: skip
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], count: int
+) -> Iterator[Result]:
+    """``map`` in a pool that is never more than ``count`` results ahead of who takes them."""
+    rest = iter(items)
+    waiting = deque(pool.submit(function, item) for item in islice(rest, count))
+    while waiting:
+        result = waiting.popleft().result()
+        waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
+        yield result
+
+
+def _write(file: Path, classes: np.ndarray) -> None:
+    """Write classes (H, W) as official label ids."""
+    content = io.BytesIO()
+    Image.fromarray(TO_LABEL_ID[classes]).save(content, "PNG")
+    _write_file(file, content.getvalue())
+
+
+def _write_file(file: Path, content: bytes) -> None:
+    try:
+        write_durably(file, content)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _claimed(out: Path, manifest: Mapping[str, str]) -> Iterator[None]:
+    """Hold a folder alone, after making sure that it holds these predictions or none.
+
+    Raises:
+        UserError: it holds others, another process is at work in it, or it cannot be written.
+    """
+    make_folder(out)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{out} is in use: another process predicts into it.") from None
+    except OSError as error:
+        raise UserError(f"output folder {out}: {error.strerror or error}") from error
+    try:
+        if _check_manifest(out, manifest):
+            _write_file(out / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        for rest in out.glob(f".*{ENDING}.*.tmp"):  # of a process that was killed
+            rest.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _check_manifest(out: Path, manifest: Mapping[str, str]) -> bool:
+    """Whether a folder has no predictions yet; raises UserError where it has others."""
+    file = out / MANIFEST
+    try:
+        before = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        if next(out.glob("*.png"), None):
+            raise UserError(f"{out} holds PNG files and no {MANIFEST}: they are not of this "
+                            "command. Choose another --out.") from None  # fmt: skip
+        return True
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: unreadable ({error}). Choose another --out.") from None
+    if not isinstance(before, dict):
+        before = {}
+    changed = [words for key, words in DIFFERENT.items() if before.get(key) != manifest[key]]
+    if changed:
+        raise UserError(f"{out} holds predictions of {', '.join(changed)} ({MANIFEST} says which). "
+                        "Choose another --out.")  # fmt: skip
+    return False
+
+
+def _digest_of_file(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _digest_of_photographs(frames: Iterable[Frame]) -> str:
+    """Names and sizes in bytes, which tell most changes and take no time."""
+    try:
+        told = [(frame.name, frame.image.stat().st_size) for frame in frames]
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}.") from error
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
