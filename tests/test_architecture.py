@@ -19,9 +19,7 @@ FORBIDDEN = {
     "report": ("training", "experiment", "session", "launch"),
     "store": ("training", "models", "data", "experiment", "report"),
     "synthetic": ("training", "models", "evaluation", "experiment", "report"),
-    "bench": (
-        "data", "evaluation", "synthetic", "store", "report", "session", "experiment",
-    ),
+    "bench": ("synthetic", "store", "report", "session", "experiment"),
     "experiment": ("report", "launch"),
     "building": ("store", "report", "session", "experiment", "launch"),
     "place": ("store", "report", "session", "experiment", "launch"),

@@ -1,0 +1,181 @@
+"""`lovasz-repro bench scoring`: what is scored, that the scores agree, and what is reported."""
+
+import io
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from lovasz_repro import cli
+from lovasz_repro.bench import scoring
+from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.scoring import (
+    Settings,
+    check_same,
+    draw_instances,
+    make_scenes,
+    mistake,
+    run_bench,
+)
+from lovasz_repro.bench.scoring_render import Measured, Report, print_report, to_json, to_markdown
+from lovasz_repro.data.cityscapes import FULL_SIZE
+from lovasz_repro.errors import RunFailed
+from lovasz_repro.evaluation.cityscapes import CityscapesScores
+from lovasz_repro.evaluation.cityscapes_files import score_files
+
+pytest.importorskip("cityscapesscripts")
+pytestmark = pytest.mark.skipif(not hasattr(np, "in1d"), reason="NumPy is too new for the script")
+
+SMALL = Settings(2, 1, 2, 0, (96, 160))
+REPORT = Report(
+    "CPU Toy (1 cores)", "2.9.0", "2.3.5", "abc", 3, (1024, 2048), 2, 0,
+    (
+        Measured("official script", (400.0, 300.0), Spread(1.0, 1.0, 1.0)),
+        Measured("score_files", (40.0, 50.0), Spread(8.0, 7.0, 9.0)),
+        Measured("reading the files alone", (20.0, 25.0), Spread(16.0, 14.0, 18.0)),
+    ),
+    2e-16,
+    0.5,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, Settings, list[str]]:
+    """What the command prints, on small scenes, and what it was told on the way."""
+    called: list[Settings] = []
+    passes: list[str] = []
+
+    def small(settings: Settings, advance: Callable[[str], None]) -> Report:
+        called.append(settings)
+        settings = replace(settings, size=SMALL.size)
+        return run_bench(settings, lambda name: (passes.append(name), advance(name))[1])
+
+    monkeypatch.setattr(scoring, "run_bench", small)
+    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "scoring", *options])
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    return printed.getvalue(), called[0], passes
+
+
+def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes: list[int] = []
+
+    def alone(*files: Any, **given: int) -> CityscapesScores:
+        processes.append(given.get("processes", 1))
+        return score_files(*files)
+
+    monkeypatch.setattr(scoring, "score_files", alone)
+    options = ["--json", "--images=2", "--rounds=2", "--processes=2", "--seed=3"]
+    printed, settings, passes = run(monkeypatch, *options)
+    assert processes == [1, 2] * 3
+    assert settings == Settings(2, 2, 2, 3, FULL_SIZE)
+    assert len(passes) == settings.passes
+    content: Any = json.loads(printed)
+    assert (content["images"], content["rounds"], content["seed"]) == (2, 2, 3)
+    assert content["size"] == [96, 160]
+    assert content["difference"] < 1e-12
+    rows = content["rows"]
+    names = [row["name"] for row in rows]
+    assert names == [
+        "official script", "score_files", "score_files, 2 processes", "reading the files alone",
+    ]  # fmt: skip
+    assert set(passes) == {*names, "scenes"}
+    for row in rows:
+        assert len(row["times_ms"]) == 2
+        assert row["median_ms"] == pytest.approx(statistics.median(row["times_ms"]))
+        quotients = [a / b for a, b in zip(rows[0]["times_ms"], row["times_ms"], strict=True)]
+        assert row["speedup"]["median"] == pytest.approx(statistics.median(quotients))
+
+
+def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed, settings, _ = run(monkeypatch, "--images", "1", "--rounds", "1")
+    assert settings == Settings(1, 1, 1, 0, FULL_SIZE)
+    assert "Cityscapes scores of 1 image, 96 x 160" in printed
+    assert "score_files" in printed
+    assert "processes," not in printed
+
+
+def test_a_difference_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "score_files", lambda *files: scores(0.5))
+    with pytest.raises(RunFailed, match=r"by the official script\. Nothing is reported"):
+        run_bench(SMALL)
+
+
+# -- its parts -------------------------------------------------------------------------------------
+
+
+def scores(value: float) -> CityscapesScores:
+    return CityscapesScores(*[value] * 4, {}, {}, {}, {})
+
+
+def test_scores_must_be_the_same() -> None:
+    nan = float("nan")
+    assert check_same(scores(0.5), scores(0.5)) == 0
+    assert check_same(scores(0.5 + 1e-7), scores(0.5)) == pytest.approx(1e-7)
+    assert check_same(scores(nan), scores(nan)) == 0
+    for own, official in ((0.5 + 2e-6, 0.5), (nan, 0.5), (0.5, nan)):
+        with pytest.raises(RunFailed, match=r"score/dataset_miou is .* by the official script"):
+            check_same(scores(own), scores(official))
+
+
+def test_scenes_have_what_counts(tmp_path: Path) -> None:
+    predictions, frames = make_scenes(tmp_path, SMALL)
+    assert len(predictions) == len(frames) == 2
+    labels = np.asarray(Image.open(frames[0].label_ids))
+    instances = np.asarray(Image.open(frames[0].instance_ids))
+    prediction = np.asarray(Image.open(predictions[0]))
+    assert labels.shape == instances.shape == prediction.shape == SMALL.size
+    assert labels.dtype == prediction.dtype == np.uint8
+    assert np.array_equal(labels, np.where(instances < 1000, instances, instances // 1000))
+    assert 0.5 < (prediction == labels).mean() < 1
+
+
+def test_streets_have_instances_groups_and_void() -> None:
+    generator = np.random.default_rng(0)
+    instances = draw_instances((512, 1024), generator)
+    assert 50 < len(np.unique(instances[instances > 1000])) <= 140
+    assert ((instances >= 24) & (instances < 34)).any()
+    assert ((instances > 0) & (instances < 7)).any()
+    assert {29, 30} < set(instances[instances > 1000] // 1000)
+    labels = np.where(instances < 1000, instances, instances // 1000).astype(np.uint8)
+    told = mistake(labels, generator)
+    assert np.isin(told, [0, 9, 10, 14, 15, 16, 18, 29, 30]).any()
+    assert told.max() <= 33
+
+
+def test_reports() -> None:
+    markdown = to_markdown(REPORT)
+    assert "| score_files | 45.0 | 8.00 (7.00–9.00) |" in markdown
+    assert "| official script | 350 | 1 |" in markdown
+    assert "official one: 2.0e-16" in markdown
+    assert "takes 50% of the time of score_files, 7% of that of the official script" in markdown
+    assert "busy" not in markdown
+    content = json.loads(to_json(REPORT))
+    official, own = content["reading_shares"]
+    assert official["median"] == pytest.approx((20 / 400 + 25 / 300) / 2)
+    assert own == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert content["contended"] is False
+    console = Console(file=io.StringIO(), width=120)
+    print_report(replace(REPORT, load=1e6), console)
+    assert "busy" in console.file.getvalue()  # type: ignore[attr-defined]
