@@ -77,7 +77,7 @@ def run_experiment(
     outcome = Outcome()
     for number, cell in enumerate(cells, start=1):
         label = f"[{number}/{len(cells)}] {cell.name}"
-        inputs = inputs_of_all(cell, place, team)
+        inputs = inputs_of_all(cell, place, team, progress)
         done = team.on_leader(partial(store.finished, cell.experiment, inputs.identity))
         if done:
             progress.line(f"{label}  done before (run {done.run_id})")

@@ -8,6 +8,7 @@ import torch
 from lovasz_repro.config import CellConfig
 from lovasz_repro.data.locate import dataset_folder, enet_weights_file
 from lovasz_repro.datasets import DATASETS, check_paper_data
+from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, fingerprint_files, run_identity
 from lovasz_repro.training.distributed import Team
 
@@ -36,8 +37,8 @@ class Inputs:
     """Hash of config and inputs: the same run has the same one everywhere."""
 
 
-def find_inputs(cell: CellConfig, place: Place) -> Inputs:
-    """Find what a cell reads and take its fingerprint.
+def find_inputs(cell: CellConfig, place: Place, progress: Progress | None = None) -> Inputs:
+    """Find what a cell reads and take its fingerprint, which reads all of it the first time.
 
     Raises:
         UserError: data or weights are not there, or a paper-scale run would read other data.
@@ -49,7 +50,13 @@ def find_inputs(cell: CellConfig, place: Place) -> Inputs:
     if cell.scale == "paper":
         check_paper_data(kind, data)
     cache = place.results / "work" / "fingerprints.json"
-    tags = {"data_fingerprint": fingerprint_files(files, data, cache)}
+    task = progress.task("  reading data", len(files)) if progress else None
+    advance = task.advance if task else lambda files: None
+    try:
+        tags = {"data_fingerprint": fingerprint_files(files, data, cache, advance)}
+    finally:
+        if task:
+            task.close()
     if weights:
         tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)
     hashed = config_hash(cell.model_dump(mode="json"))
@@ -59,13 +66,13 @@ def find_inputs(cell: CellConfig, place: Place) -> Inputs:
     return Inputs(data, weights, tags, identity)
 
 
-def inputs_of_all(cell: CellConfig, place: Place, team: Team) -> Inputs:
+def inputs_of_all(cell: CellConfig, place: Place, team: Team, progress: Progress) -> Inputs:
     """What this rank reads, after making sure that every rank reads the same.
 
     Raises:
         UserError: data or weights are not there, or another machine has others.
     """
-    inputs = team.on_leader(lambda: find_inputs(cell, place))  # first: it fills the cache
+    inputs = team.on_leader(lambda: find_inputs(cell, place, progress))  # first: it fills the cache
     if not team.leads:
         inputs = find_inputs(cell, place)
     team.check_same(inputs.identity, "data or weights")

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ PACKAGES = (
     "pyyaml",
     "rich",
     "safetensors",
+    "scipy",
     "torch",
     "typer",
 )
@@ -120,11 +121,17 @@ def run_identity(*hashes: str, **parts: str | int) -> str:
     return config_hash({"hashes": hashes, "parts": parts})
 
 
-def fingerprint_files(paths: Iterable[Path], root: Path, cache: Path | None = None) -> str:
+def fingerprint_files(
+    paths: Iterable[Path],
+    root: Path,
+    cache: Path | None = None,
+    advance: Callable[[int], None] = lambda files: None,
+) -> str:
     """16 hexadecimal digits over relative names, sizes and contents of files below ``root``.
 
     The same on every machine and in every order of ``paths``. With a ``cache`` file, contents
-    whose size and modification time are unchanged are not read again.
+    whose size and modification time are unchanged are not read again. ``advance`` is called with 1
+    after each file.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -133,7 +140,10 @@ def fingerprint_files(paths: Iterable[Path], root: Path, cache: Path | None = No
     names = sorted({path.relative_to(root).as_posix() for path in paths})
     known = _read_cache(cache)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
-        entries = list(pool.map(lambda name: _entry(root / name, known), names))
+        entries = []
+        for entry in pool.map(lambda name: _entry(root / name, known), names):
+            entries.append(entry)
+            advance(1)
     total = hashlib.sha256()
     for name, (_, size, _, digest) in zip(names, entries, strict=True):
         total.update(f"{name}\0{size}\0{digest}\n".encode())
