@@ -1,9 +1,9 @@
 """Fine-tuning of ENet: validation score against iteration (the form of Fig. 9), and per class."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
 from lovasz_repro.report.runs import (
@@ -47,28 +47,13 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
     found = cohorts(store, CAMVID)
     if not found:
         return Missing("no finished camvid-enet run is stored", command(CAMVID))
-
-    from matplotlib.figure import Figure
-
     shown = list(zip(found, headings(found), strict=True))[:PANELS]
     look = Look.of([cohort for cohort, _ in shown])
-    columns = min(2, len(shown))
-    rows = -(-len(shown) // columns)
-    handles = look.handles()
-    legend_rows = -(-len(handles) // (2 * columns))
-    size = (COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    curves: list[Curve] = []
-    for ax, (cohort, heading) in zip(axes, shown, strict=False):
-        curves += _convergence(ax, store, cohort, heading, look)
-    for ax in axes[len(shown) :]:
-        ax.set_visible(False)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
+    figure, curves = convergence(store, shown, look, "validation dataset-mIoU (%)")
     caption = (
         "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
         "against iteration, mean and one standard deviation over seeds. Dashed: the network "
-        "before training." + _left_out(found)
+        "before training." + left_out(found)
     )
     return Drawing(figure, caption, tuple(curves))
 
@@ -124,9 +109,21 @@ def band(histories: Sequence[Sequence[tuple[int, float]]]) -> dict[str, list[flo
     }
 
 
+class Appearance(Protocol):
+    """How the curves of a figure are told apart, and what its legend says."""
+
+    def styles(self) -> Mapping[tuple[str, int], tuple[str, str]]:
+        """Variant and batch size -> colour and line style, in the order of drawing."""
+        ...
+
+    def handles(self) -> list[Any]:
+        """Entries of the legend."""
+        ...
+
+
 @dataclass(frozen=True)
 class Look:
-    """How curves are told apart: a colour per variant, dashes per batch size."""
+    """Curves told apart by a colour per variant and dashes per batch size."""
 
     colours: dict[str, str]
     dashes: dict[int, str]
@@ -141,6 +138,14 @@ class Look:
             {name: colours[name] for name in variant_order(names)},
             {size: LINES[i % len(LINES)] for i, size in enumerate(sizes)},
         )
+
+    def styles(self) -> dict[tuple[str, int], tuple[str, str]]:
+        """Every variant with every batch size."""
+        return {
+            (name, size): (colour, dash)
+            for name, colour in self.colours.items()
+            for size, dash in self.dashes.items()
+        }
 
     def handles(self) -> list[Any]:
         """Entries of the legend: variants, batch sizes where they differ, the initial network."""
@@ -158,30 +163,72 @@ class Look:
         return [*variants, *sizes, Line2D([], [], label="before training", **BEFORE)]
 
 
-def _convergence(ax: Any, store: RunStore, cohort: Cohort, heading: str, look: Look) -> list[Curve]:
+def convergence(
+    store: RunStore,
+    shown: Sequence[tuple[Cohort, str]],
+    look: Appearance,
+    ylabel: str,
+    legend_title: str = "",
+) -> tuple[Any, list[Curve]]:
+    """Validation score against iteration, one panel per cohort.
+
+    Args:
+        store: where histories are read.
+        shown: cohorts and their headings, ``PANELS`` at most.
+        look: colours, line styles, legend.
+        ylabel: what the score is.
+        legend_title: what stands over the legend.
+
+    Returns:
+        The figure and what it shows.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    handles = look.handles()
+    legend_rows = -(-len(handles) // (2 * columns)) + bool(legend_title)
+    size = (COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    curves: list[Curve] = []
+    single = len({size for cohort, _ in shown for size in cohort.batch_sizes}) == 1
+    for ax, (cohort, heading) in zip(axes, shown, strict=False):
+        curves += _convergence(ax, store, cohort, heading, look)
+        _title(ax, with_batch_size(heading, *cohort.batch_sizes) if single else heading)
+        ax.set(xlabel="iteration", ylabel=ylabel)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns,
+                  title=legend_title or None, title_fontsize=7)  # fmt: skip
+    return figure, curves
+
+
+def _convergence(
+    ax: Any, store: RunStore, cohort: Cohort, heading: str, look: Appearance
+) -> list[Curve]:
     curves = []
-    for name, colour in look.colours.items():
-        for size, dash in look.dashes.items():
-            runs = cohort.select(name, size)
-            histories = [store.history(run.run_id, SCORE) for run in runs]
-            if histories and all(histories):
-                data = band(histories)
-                _band(ax, data, colour, dash)
-                label = f"{variant_title(name)}, batch size {size}"
-                curves.append(Curve(heading, label, data, sources(runs)))
+    for (name, size), (colour, dash) in look.styles().items():
+        runs = cohort.select(name, size)
+        histories = [store.history(run.run_id, SCORE) for run in runs]
+        if histories and all(histories):
+            data = band(histories)
+            _band(ax, data, colour, dash)
+            label = f"{variant_title(name)}, batch size {size}"
+            curves.append(Curve(heading, label, data, sources(runs)))
     initial = _initial_line(ax, store, cohort, heading)
     _keep_trained_in_view(ax, curves, initial)
-    curves += initial
-    single = cohort.batch_sizes if len(look.dashes) == 1 else []
-    _title(ax, with_batch_size(heading, *single) if single else heading)
-    ax.set(xlabel="iteration", ylabel="validation dataset-mIoU (%)")
     ax.grid(axis="y")
     ax.margins(x=0.02)
-    return curves
+    return curves + initial
 
 
 def _title(ax: Any, heading: str) -> None:
-    ax.set_title(textwrap.fill(heading, TITLE_WIDTH), fontsize=6.5, color=GREY)
+    """A heading over a panel; one too long for a line breaks first after the data's name."""
+    if len(heading) > TITLE_WIDTH:
+        heading = heading.replace(": ", ":\n", 1)
+    lines = [textwrap.fill(line, TITLE_WIDTH) for line in heading.split("\n")]
+    ax.set_title("\n".join(lines), fontsize=6.5, color=GREY)
 
 
 def _band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> None:
@@ -256,6 +303,7 @@ def _dots(
     return Curve("", label, data, sources(runs))
 
 
-def _left_out(found: Sequence[Cohort]) -> str:
+def left_out(found: Sequence[object]) -> str:
+    """What a caption says of the sets of runs for which a figure has no panel."""
     more = len(found) - PANELS
     return f" {more} more sets of runs are stored and not shown." if more > 0 else ""

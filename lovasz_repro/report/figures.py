@@ -10,6 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lovasz_repro.report.cityscapes_figures import (
+    camvid_as_cityscapes_curves,
+    camvid_as_cityscapes_examples,
+    figure_8,
+    figure_9,
+)
 from lovasz_repro.report.curves import camvid_classes, camvid_curves
 from lovasz_repro.report.drawing import Drawing, Missing
 from lovasz_repro.report.render import chosen
@@ -22,8 +28,12 @@ FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-1": figure_1,
     "figure-2": figure_2,
     "figure-3": figure_3,
+    "figure-8": figure_8,
+    "figure-9": figure_9,
     "camvid-enet": camvid_curves,
     "camvid-enet-classes": camvid_classes,
+    "camvid-as-cityscapes": camvid_as_cityscapes_curves,
+    "camvid-as-cityscapes-examples": camvid_as_cityscapes_examples,
 }
 
 

@@ -29,12 +29,16 @@ LOSSES = {
 VARIANTS = {
     "weighted-cross-entropy": ("weighted cross-entropy", BLUE),
     "lovasz-softmax": ("Lovász-Softmax", RED),
+    "lovasz-softmax-equibatch": ("Lovász-Softmax + equibatch", PURPLE),
     "sum": ("sum of both", GREEN),
 }
 """Variants of the ENet experiments, in the order of tables and legends."""
 
-SPARE = (ORANGE, PURPLE, SKY, GREY)
+SPARE = (ORANGE, SKY, GREY)
 """Colours of variants without one of their own."""
+
+LIGHTEST, DARKEST = 0.55, -0.6
+"""Ends of a row of shades: shares of white and of black in them."""
 
 RC: dict[str, Any] = {
     "font.family": "serif",
@@ -83,3 +87,16 @@ def variant_colours(names: set[str]) -> dict[str, str]:
     others = sorted(names - set(VARIANTS))
     spare = {name: SPARE[i % len(SPARE)] for i, name in enumerate(others)}
     return spare | {name: VARIANTS[name][1] for name in VARIANTS if name in names}
+
+
+def shades(colour: str, count: int) -> list[str]:
+    """A colour from light to dark, as ``#rrggbb``; the colour itself where one is asked for."""
+    if count == 1:
+        return [colour]
+    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    mixed = []
+    for step in range(count):
+        at = LIGHTEST + (DARKEST - LIGHTEST) * step / (count - 1)  # 0: the colour itself
+        target = 255 if at > 0 else 0
+        mixed.append([round(c + (target - c) * abs(at)) for c in channels])
+    return ["#" + "".join(f"{c:02x}" for c in rgb) for rgb in mixed]

@@ -2,23 +2,29 @@
 
 from collections.abc import Callable, Sequence
 
+from lovasz_repro.report.cells import at_best_over_seeds, count, initial, over_seeds
+from lovasz_repro.report.cityscapes import (
+    camvid_as_cityscapes,
+    camvid_as_cityscapes_classes,
+    cityscapes_enet,
+    table_4,
+)
 from lovasz_repro.report.model import Block, Cell, Column, Row, Table, measured
 from lovasz_repro.report.published import paper_table
 from lovasz_repro.report.runs import (
     Cohort,
     Run,
     RunStore,
-    at_best,
-    before_training,
     cohorts,
     command,
     headings,
-    sources,
     with_batch_size,
 )
-from lovasz_repro.report.style import LOSSES, VARIANTS, variant_order, variant_title
+from lovasz_repro.report.style import LOSSES, variant_order, variant_title
 
 CAMVID = "camvid-enet"
+CAMVID_VARIANTS = {"weighted-cross-entropy", "lovasz-softmax", "sum"}
+"""Rows of its tables, also before they are run."""
 MEAN = "mean of the classes"
 
 
@@ -82,7 +88,7 @@ def camvid_enet(store: RunStore) -> Table:
 def camvid_enet_classes(store: RunStore) -> Table:
     """Test IoU of every CamVid class, before and after fine-tuning."""
     found = cohorts(store, CAMVID)
-    shown = variant_order({name for c in found for name in c.variants} | set(VARIANTS))
+    shown = variant_order({name for c in found for name in c.variants} | CAMVID_VARIANTS)
     blocks = [
         Block(with_batch_size(heading, size), _class_rows(store, cohort.of_batch_size(size), shown))
         for cohort, heading in zip(found, headings(found), strict=True)
@@ -120,15 +126,13 @@ def table_3(store: RunStore) -> Table:
     return paper_table("table-3")
 
 
-def table_4(store: RunStore) -> Table:
-    """Cityscapes scores before and after fine-tuning."""
-    return paper_table("table-4")
-
-
 TABLES: dict[str, Callable[[RunStore], Table]] = {
     "synthetic": synthetic,
     "camvid-enet": camvid_enet,
     "camvid-enet-classes": camvid_enet_classes,
+    "cityscapes-enet": cityscapes_enet,
+    "camvid-as-cityscapes": camvid_as_cityscapes,
+    "camvid-as-cityscapes-classes": camvid_as_cityscapes_classes,
     "table-1": table_1,
     "table-2": table_2,
     "table-3": table_3,
@@ -147,26 +151,26 @@ def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[Row, ...]:
             cells.append(
                 measured(values, [run] if run else [], command("synthetic"), factor=factor)
             )
-        rows.append(Row(loss, title, (*cells, _count(cells[0]))))
+        rows.append(Row(loss, title, (*cells, count(cells[0]))))
     return tuple(rows)
 
 
 def _camvid_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
     fill = command(CAMVID, cohort.profile) if cohort else command(CAMVID)
     runs = cohort.runs if cohort else ()
-    initial = [
-        _initial(store, runs, key, fill)
+    before = [
+        initial(store, runs, key, fill)
         for key in ("val/dataset_miou", "test/dataset_miou", "test/image_miou")
     ]
-    rows = [Row("initial", "initial network, before training", (*initial, None))]
-    for name in variant_order({r.tags.get("variant", "") for r in runs} | set(VARIANTS)):
+    rows = [Row("initial", "initial network, before training", (*before, None))]
+    for name in variant_order({r.tags.get("variant", "") for r in runs} | CAMVID_VARIANTS):
         chosen = cohort.select(name) if cohort else []
         cells = (
-            _at_best_over_seeds(store, chosen, "val/dataset_miou", fill),
-            _over_seeds(chosen, "test/dataset_miou", fill),
-            _over_seeds(chosen, "test/image_miou", fill),
+            at_best_over_seeds(store, chosen, "val/dataset_miou", fill),
+            over_seeds(chosen, "test/dataset_miou", fill),
+            over_seeds(chosen, "test/image_miou", fill),
         )
-        rows.append(Row(name, variant_title(name), (*cells, _count(cells[1]))))
+        rows.append(Row(name, variant_title(name), (*cells, count(cells[1]))))
     return tuple(rows)
 
 
@@ -183,35 +187,10 @@ def _class_rows(store: RunStore, cohort: Cohort, shown: Sequence[str]) -> tuple[
             name,
             name,
             (
-                _initial(store, runs, key, fill),
-                *(_over_seeds(cohort.select(variant), key, fill) for variant in shown),
+                initial(store, runs, key, fill),
+                *(over_seeds(cohort.select(variant), key, fill) for variant in shown),
             ),
             better="higher",
         )
         for name, key in keys
     )
-
-
-def _over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell:
-    having = [run for run in runs if key in run.metrics]
-    return measured([run.metrics[key] for run in having], having, fill, factor=100)
-
-
-def _at_best_over_seeds(store: RunStore, runs: Sequence[Run], key: str, fill: str) -> Cell:
-    found = [(run, at_best(store, run, key)) for run in runs]
-    having = [(run, value) for run, value in found if value is not None]
-    return measured([value for _, value in having], [run for run, _ in having], fill, factor=100)
-
-
-def _initial(store: RunStore, runs: Sequence[Run], key: str, fill: str) -> Cell:
-    """Score before training: one number, unless the seed or the machine changes it."""
-    scores = [(run, before_training(store, run, key)) for run in runs]
-    having = [(run, score) for run, score in scores if score is not None]
-    if len({round(score, 9) for _, score in having}) == 1:
-        having_runs = [run for run, _ in having]
-        return Cell(100 * having[0][1], None, 1, sources(having_runs), command=fill)
-    return measured([score for _, score in having], [run for run, _ in having], fill, factor=100)
-
-
-def _count(cell: Cell) -> Cell | None:
-    return Cell(float(cell.n), n=cell.n, sources=cell.sources) if cell.n else None

@@ -347,6 +347,34 @@ def test_camvid_never_decides_even_at_paper_scale(add_run, store):
     assert (evidence.data, evidence.decides, evidence.outcome.verdict) == ("CamVid", False, "holds")
 
 
+def test_camvid_as_cityscapes_is_evidence_and_decides_nothing(store):
+    """Ten points between the losses, two per doubling of the batch, 0.1 of equibatch."""
+    scores = {
+        (B, 10): 0.4,
+        (A, 5): 0.48,
+        (A, 10): 0.5,
+        (A, 20): 0.52,
+        (f"{A}-equibatch", 10): 0.501,
+    }
+    for (name, batch), score in scores.items():
+        history = {"val/dataset_miou": [(0, 0.2), (9, score)]}
+        metrics = {"best/iteration": 9.0, "test/dataset_miou": score, "test/category_iou": score}
+        params = {"data.equibatch": str(name.endswith("equibatch"))}
+        store.add("camvid-as-cityscapes", name, batch=batch, scale="paper", history=history,
+                  metrics=metrics, params=params)  # fmt: skip
+    found = by_id(store)
+    for claim, means in {
+        "enet-gains-class-and-category-iou": [10.0, 10.0],
+        "larger-batches-gain-more": [2.0],
+        "equibatch-makes-no-difference-on-cityscapes": [0.1],
+    }.items():
+        (evidence,) = [e for e in found[claim].evidence if not e.outcome.missing]
+        assert evidence.data == "CamVid in the Cityscapes layout"
+        assert (evidence.decides, evidence.outcome.verdict) == (False, "holds")
+        assert [e.mean for e in evidence.outcome.effects] == pytest.approx(means)
+        assert found[claim].verdict == "not yet run"
+
+
 def test_one_seed_is_said_to_have_no_spread(store):
     cityscapes(store, "paper", 0.58, 0.63, seeds=(0,))
     item = by_id(store)["enet-gains-class-and-category-iou"]
@@ -417,13 +445,12 @@ def test_published_numbers_of_claims_are_those_of_the_tables():
         assert set(claim.published.values()) <= printed, claim.id
 
 
-def test_variants_of_camvid_are_those_of_the_experiment():
-    path = experiments_folder() / "camvid-enet.yaml"
+@pytest.mark.parametrize("name", ["camvid-enet", "cityscapes-enet", "camvid-as-cityscapes"])
+def test_variants_are_those_of_the_experiment(name):
+    path = experiments_folder() / f"{name}.yaml"
     if not path.exists():
-        pytest.skip("camvid-enet.yaml is not there")
-    assert set(load_claims().experiments["camvid-enet"].variants) == set(
-        read_yaml(path)["variants"]
-    )
+        pytest.skip(f"{path.name} is not there")
+    assert set(load_claims().experiments[name].variants) == set(read_yaml(path)["variants"])
 
 
 @pytest.mark.parametrize(

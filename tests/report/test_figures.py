@@ -230,7 +230,11 @@ def test_unknown_figure(store, tmp_path):
 
 
 def test_every_drawing_has_a_caption(camvid, circles):
-    for draw in FIGURES.values():
-        drawing = draw(circles)
-        assert isinstance(drawing, Drawing)
-        assert drawing.caption.endswith(".")
+    drawn = {name: draw(circles) for name, draw in FIGURES.items()}
+    missing = {name for name, drawing in drawn.items() if isinstance(drawing, Missing)}
+    assert missing == {  # see test_cityscapes.py
+        "figure-8", "figure-9", "camvid-as-cityscapes", "camvid-as-cityscapes-examples",
+    }  # fmt: skip
+    for drawing in drawn.values():
+        if isinstance(drawing, Drawing):
+            assert drawing.caption.endswith(".")
