@@ -17,6 +17,8 @@ import typer
 
 from lovasz_repro import __version__
 from lovasz_repro.commands.bench import bench_app
+from lovasz_repro.commands.data import data_app
+from lovasz_repro.commands.evaluate import evaluate
 from lovasz_repro.commands.report import report_app
 from lovasz_repro.commands.run import run
 from lovasz_repro.commands.runs import runs_app
@@ -107,6 +109,7 @@ def synthetic(
 
 
 app.command()(run)
+app.command()(evaluate)
 
 
 @app.command()
@@ -158,6 +161,7 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.add_typer(data_app, name="data", no_args_is_help=True)
 app.add_typer(report_app, name="report", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 app.add_typer(bench_app, name="bench", no_args_is_help=True)

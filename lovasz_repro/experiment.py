@@ -9,36 +9,30 @@ device or many; what only one may do is left to the leader.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
 from lovasz_repro.building import (
     build_model,
     build_optimizer,
-    evaluation_batches,
     open_data,
     spread_model,
     training_batches,
 )
 from lovasz_repro.config import CellConfig, ExperimentConfig, dotted
-from lovasz_repro.data.statistics import class_counts, class_shares
-from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet
+from lovasz_repro.data.statistics import class_shares
+from lovasz_repro.datasets import DATASETS
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.evaluation.evaluate import evaluate
-from lovasz_repro.evaluation.examples import MOST_IMAGES, find_examples, write_examples
-from lovasz_repro.evaluation.scoring import Scoring
 from lovasz_repro.models.weights import save_weights
 from lovasz_repro.place import Inputs, Place, inputs_of_all
 from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, device_name, git_commit, package_versions
 from lovasz_repro.session import RunSession, run_folder
 from lovasz_repro.shared_session import SharedSession
+from lovasz_repro.stages import count_classes, keep_examples, score_on
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import InUse
 from lovasz_repro.store.shipping import ship_pending
@@ -174,89 +168,6 @@ def open_run(
     return store.open_child(
         cell.experiment, parent, cell.name, inputs.identity, dotted(resolved), tags
     )
-
-
-def count_classes(
-    cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: SharedSession
-) -> np.ndarray | None:
-    """Pixels of each label in each training image, (N, 256), where a cell needs them."""
-    if cell.loss.class_weights == "none" and not cell.data.equibatch:
-        return None
-    height, width = cell.data.size
-    name = f"{inputs.fingerprints['data_fingerprint']}-{height}x{width}.npy"
-    task = session.progress.task("  counting classes", len(train_set))
-
-    def follow(indices: Iterable[int]) -> Iterator[int]:
-        for index in indices:
-            yield index
-            task.advance()
-
-    try:
-        return class_counts(train_set, place.results / "work" / "class-counts" / name, follow)
-    finally:
-        task.close()
-
-
-def score_on(
-    model: nn.Module,
-    images: ScoredSet,
-    split: str,
-    cell: CellConfig,
-    place: Place,
-    session: SharedSession,
-) -> Scoring:
-    """Score a model on a whole split, shared among the ranks."""
-    team, kind = session.team, DATASETS[cell.data.name]
-    workers = 0 if kind.in_memory else place.workers
-    task = session.progress.task(f"  scoring on {split}", len(images))
-    try:
-        return evaluate(
-            model,
-            evaluation_batches(images, cell.data.size, team, workers),
-            kind.scoring(),
-            place.device,
-            first_class=kind.first_class,
-            upsample=cell.evaluation.upsample,
-            bfloat16=cell.training.precision == "bfloat16",
-            channels_last=cell.training.channels_last,
-            group=team.group,
-            advance=lambda count: task.advance(count * team.size),
-        )
-    finally:
-        task.close()
-
-
-def keep_examples(
-    model: nn.Module,
-    images: ScoredSet,
-    cell: CellConfig,
-    inputs: Inputs,
-    place: Place,
-    session: SharedSession,
-) -> None:
-    """Store crops in which the network differs most from what it was before training."""
-    kind = DATASETS[cell.data.name]
-
-    def write(folder: Path) -> list[Path]:
-        torch.manual_seed(cell.seed)  # a network that began at random begins so again
-        before = build_model(cell, inputs, place.device)
-        task = session.progress.task("  looking for examples", min(len(images), MOST_IMAGES))
-        try:
-            found = find_examples(
-                before,
-                model,
-                images,
-                kind.table,
-                cell.evaluation.examples,
-                place.device,
-                first_class=kind.first_class,
-                advance=task.advance,
-            )
-        finally:
-            task.close()
-        return write_examples(found, folder)
-
-    session.keep_files("examples", write)
 
 
 def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +110,32 @@ def test_the_best_snapshot_scores_what_the_official_script_says(
         if value == value:
             history = dict(store.history(stored.run_id, key))
             assert history[best] == pytest.approx(value, abs=1e-6), key
+
+
+def test_two_processes_score_what_one_does(
+    run: Callable[..., tuple], tmp_path: Path, make_store: Callable[..., Store]
+) -> None:
+    """Equibatch and the counts of classes reach every rank; scores add up."""
+    variants = ["lovasz-softmax-equibatch"]
+    double = {"training.precision": "float64"}
+    _, alone, place = run(variants=variants, batch_sizes=[3], overrides=double)
+    together = make_store("two")
+    command = [sys.executable, "-m", "lovasz_repro.cli", "run", str(tmp_path / "tiny-streets.yaml")]
+    command += ["--profile", "demo", "--batch-size", "3", "--procs", "2", "--device", "cpu"]
+    command += [option for variant in variants for option in ("--variant", variant)]
+    command += ["--set", "training.precision=float64", "--data", str(place.data)]
+    command += ["--results", str(together.results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for stored in alone.runs("tiny-streets"):
+        (twin,) = (r for r in together.runs("tiny-streets") if r.name == stored.name)
+        assert twin.tags["ranks"] == "2"
+        for key in (*FOUR, "train/loss", "val/iou/road"):
+            expected, found = (
+                dict(store.history(run_.run_id, key))
+                for store, run_ in ((alone, stored), (together, twin))
+            )
+            assert found == pytest.approx(expected, rel=1e-9, nan_ok=True), key
 
 
 def test_a_test_split_with_labels_is_scored_before_and_after(run: Callable[..., tuple]) -> None:

@@ -52,7 +52,9 @@ def tiny(tmp_path: Path, lovasz_repro: Command) -> Path:
     [
         [], ["synthetic"], ["run"], ["predict"], ["doctor"], ["report"], ["report", "tables"],
         ["report", "figures"], ["report", "claims"], ["runs"], ["runs", "export"],
-        ["runs", "import"],
+        ["runs", "import"], ["runs", "record"], ["evaluate"], ["data"], ["data", "check"],
+        ["data", "demo"], ["data", "convert"], ["bench", "losses"], ["bench", "training"],
+        ["bench", "loading"], ["bench", "scoring"],
     ],
 )  # fmt: skip
 def test_help_of_every_command(lovasz_repro: Command, command: list[str]) -> None:
@@ -218,4 +220,5 @@ def test_module_and_completion_start_without_torch(tmp_path: Path) -> None:
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "typer" in imported
     assert not imported & {"torch", "mlflow", "pandas", "matplotlib", "numpy"}
-    assert list(complete_experiment("cam")) == ["camvid-enet"]
+    assert list(complete_experiment("cam")) == ["camvid-as-cityscapes", "camvid-enet"]
+    assert list(complete_experiment("city")) == ["cityscapes-enet"]

@@ -68,7 +68,52 @@ def import_(
     from lovasz_repro.store.transfer import import_runs
 
     report = import_runs(Store(results, tracking_uri), source)
+    scored = f", {len(report.scored)} with new scores of a server" if report.scored else ""
     typer.echo(
-        f"{len(report.added)} added, {len(report.updated)} updated, "
+        f"{len(report.added)} added, {len(report.updated)} updated{scored}, "
         f"{len(report.present)} there already, {len(report.kept)} left alone (running here)"
+    )
+
+
+@runs_app.command()
+def record(
+    run: Annotated[str, typer.Argument(help="Id of a finished run, or how it begins.")],
+    server_scores: Annotated[
+        Path,
+        typer.Option(
+            help="JSON, YAML or CSV (key,value): class_iou, class_iiou, category_iou and "
+            "category_iiou in percent, or the official script's JSON."
+        ),
+    ],
+    initial: Annotated[
+        bool, typer.Option("--initial", help="They are of the network before training.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put them in place of others that were recorded.")
+    ] = False,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Keep the scores that an evaluation server gave to a run's predictions."""
+    from lovasz_repro.data.palettes import CITYSCAPES
+    from lovasz_repro.store import Store
+    from lovasz_repro.store.server_file import read_server_scores
+    from lovasz_repro.store.server_scores import record_server_scores
+
+    store = Store(results, tracking_uri)
+    found = store.by_id(run)
+    if found.params.get("data.name") != CITYSCAPES.dataset:
+        data = found.params.get("data.name", "no data set")
+        raise UserError(f"run {found.run_id} ({found.name}) is of {data}; only scores of the "
+                        "Cityscapes server can be recorded.")  # fmt: skip
+    scores = read_server_scores(server_scores, CITYSCAPES.names[1:])
+    new = record_server_scores(
+        store, found, scores, server_scores, initial=initial, replace=replace
+    )
+    four = ("dataset_miou", "class_iiou", "category_iou", "category_iiou")
+    values = " / ".join(f"{100 * scores[name]:.2f}" for name in four)
+    what = "before training" if initial else "after training"
+    typer.echo(
+        f"{'recorded' if new else 'recorded before'}: Class IoU / iIoU / Category IoU / iIoU "
+        f"{values} of {found.name} {what} (run {found.run_id})"
     )

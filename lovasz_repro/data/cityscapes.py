@@ -99,7 +99,7 @@ class Cityscapes(Dataset[Example]):
         classes = resize_mask(TO_CLASS[ids], self.size)
         if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
             image, classes = mirror(image, classes)
-        image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        image = np.array(image.transpose(2, 0, 1), order="C")
         return torch.from_numpy(image), torch.from_numpy(np.array(classes))
 
     def labels(self, index: int) -> np.ndarray:
@@ -133,7 +133,7 @@ class ScoredCityscapes(Dataset[ScoredExample]):
             height, width = photograph.shape[:2]
             raise UserError(f"{frame.image}: {height}x{width}, others of its split are "
                             f"{self.full_size[0]}x{self.full_size[1]}.")  # fmt: skip
-        image = np.ascontiguousarray(resize_image(photograph, self.size).transpose(2, 0, 1))
+        image = np.array(resize_image(photograph, self.size).transpose(2, 0, 1), order="C")
         targets = torch.from_numpy(ids.copy()), torch.from_numpy(instances)
         return torch.from_numpy(image), targets
 
@@ -173,7 +173,7 @@ def list_frames(root: Path, split: str, *, labelled: bool = True) -> list[Frame]
             f"Cityscapes not found: no folder {folder}. `lovasz-repro data check cityscapes` says "
             "where it comes from and what is missing."
         )
-    frames = list(_frames(root, split))
+    frames = list(frames_of(root, split))
     if not frames:
         raise UserError(f"{folder}: no city folders with *_{IMAGES}.png photographs.")
     if labelled:
@@ -234,7 +234,8 @@ def check_same_size(file: Path, mask: np.ndarray, photograph: np.ndarray) -> Non
                         f"{photograph.shape[0]}x{photograph.shape[1]}.")  # fmt: skip
 
 
-def _frames(root: Path, split: str) -> Iterator[Frame]:
+def frames_of(root: Path, split: str) -> Iterator[Frame]:
+    """The photographs of a split that there are, in no order."""
     ending = f"_{IMAGES}.png"
     for image in (root / IMAGES / split).glob(f"*/*{ending}"):
         city, name = image.parent.name, image.name.removesuffix(ending)

@@ -28,6 +28,8 @@ THINGS = ("car", "person", "bicycle")
 """Cityscapes classes whose regions are numbered."""
 SMALLEST = 20
 """Pixels of a region that is numbered; smaller ones stay without a number, as groups do."""
+MOST = 999
+"""Numbers that an instance id has room for; regions beyond stay without one."""
 
 _LABEL_IDS = np.zeros(camvid.VOID + 1, dtype=np.uint8)  # CamVid id 0..11 -> official label id
 for _own, _output in CAMVID_FROM_CITYSCAPES.items():
@@ -57,14 +59,37 @@ def convert_camvid(
     images = {split: len(pairs) for split, pairs in files.items()}
     height, width = camvid.read_pair(*files["train"][0])[1].shape
     note = TreeNote("camvid", MADE_BY, (height, width), images)
+
+    def write(folder: Path) -> None:
+        _write_tree(files, folder, advance)
+
+    return new_tree(root, note, write)
+
+
+def new_tree(root: Path, note: TreeNote, write: Callable[[Path], None]) -> bool:
+    """Have a tree written beside its place and then renamed, so that it is whole or not there.
+
+    Args:
+        root: folder to make.
+        note: goes into it.
+        write: fills the folder that it is given.
+
+    Returns:
+        False where a tree with this note is there already, which is left alone.
+
+    Raises:
+        UserError: something else is at ``root``, or it cannot be written.
+    """
     if root.exists():
-        if root.is_dir() and read_note(root) == note:
+        found = read_note(root) if root.is_dir() else None
+        if found == note:
             return False
-        raise UserError(f"{root}: there is something else. Remove it, or choose another --out.")
+        what = f"what `{found.made_by}` wrote" if found else "something else"
+        raise UserError(f"{root}: there is {what}. Remove it, or choose another --out.")
     unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)
-        _write_tree(files, unfinished, advance)
+        write(unfinished)
         write_note(unfinished, note)
         os.replace(unfinished, root)
     except OSError as error:
@@ -92,7 +117,7 @@ def convert_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         regions, count = ndimage.label(ids == label_id, structure=np.ones((3, 3)))
         sizes = np.bincount(regions.ravel(), minlength=count + 1)
         numbers = np.zeros(count + 1, dtype=np.uint16)
-        large = [region for region in range(1, count + 1) if sizes[region] >= SMALLEST]
+        large = [region for region in range(1, count + 1) if sizes[region] >= SMALLEST][:MOST]
         numbers[large] = label_id * 1000 + np.arange(1, len(large) + 1)
         numbered = numbers[regions]
         instances = np.where(numbered > 0, numbered, instances)

@@ -8,55 +8,45 @@ take exactly one such file for each photograph (``getPrediction`` of cityscapesS
 
 A call that is cut short is continued by the next one with the same weights and settings: files are
 there whole or not at all, and every photograph passes the network alone, so that the files do not
-depend on where it was cut.
+depend on where it was cut. Photographs that were replaced since are labelled anew.
 """
 
-import hashlib
 import io
-import json
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame, read_image
 from lovasz_repro.data.transforms import resize_image, to_unit_range
 from lovasz_repro.device import choose_device
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import Upsample, predicted_classes
-from lovasz_repro.evaluation.predict import best_class, check_size, make_folder
+from lovasz_repro.evaluation.predict import best_class, check_size
+from lovasz_repro.evaluation.prediction_folder import (
+    claimed,
+    digest,
+    is_complete,
+    prediction_files,
+    sizes,
+    write_file,
+)
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.weights import RELEASED_OUTPUTS, Weights, load_weights
 
-ENDING = "_labelIds.png"
-MANIFEST = "predictions.json"
 INPUT_SIZE = (512, 1024)
 """Height and width at which the network sees the photographs (Sec. 4.4)."""
 ANSWERS = range(1, len(CLASSES))
 """Outputs among which the network chooses; 0, "unlabelled", is no answer."""
 READERS, AHEAD = 4, 8  # threads that decode, photographs decoded before the network is there
 WRITERS, BEHIND = 2, 8  # threads that encode, predictions that may wait for them
-PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-DIFFERENT = {
-    "weights": "other weights",
-    "split": "another split",
-    "data": "another data set",
-    "photographs": "other photographs",
-    "size": "another --size",
-    "upsample": "another --upsample",
-}
-"""What it means when an entry of the manifest differs."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -98,35 +88,19 @@ def predict_split(
     check_size(size)
     model = load_cityscapes(weights).build().eval().to(choose_device(device))
     manifest = {
-        "weights": _digest_of_file(weights),
+        "weights": digest(weights),
         "split": split,
         "data": data,
-        "photographs": _digest_of_photographs(frames),
         "size": f"{size[0]}x{size[1]}",
         "upsample": upsample,
+        "bytes": sizes(frames),
     }
-    with _claimed(out, manifest):
+    with claimed(out, manifest):
         files = prediction_files(frames, out)
         pairs = zip(frames, files, strict=True)
         missing = [(frame, file) for frame, file in pairs if not is_complete(file)]
         _predict(model, missing, size, upsample, advance)
     return files
-
-
-def prediction_files(frames: Iterable[Frame], out: Path) -> list[Path]:
-    """Where the prediction of each photograph is written, there or not."""
-    return [out / f"{frame.name}{ENDING}" for frame in frames]
-
-
-def is_complete(file: Path) -> bool:
-    """Whether a prediction is there with its first and last bytes; it is not decoded."""
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(len(PNG_START))
-            opened.seek(-len(PNG_END), io.SEEK_END)
-            return start == PNG_START and opened.read() == PNG_END
-    except OSError:
-        return False
 
 
 def load_cityscapes(weights: Path) -> Weights:
@@ -240,71 +214,4 @@ def _write(file: Path, classes: np.ndarray) -> None:
     """Write classes (H, W) as official label ids."""
     content = io.BytesIO()
     Image.fromarray(TO_LABEL_ID[classes]).save(content, "PNG")
-    _write_file(file, content.getvalue())
-
-
-def _write_file(file: Path, content: bytes) -> None:
-    try:
-        write_durably(file, content)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _claimed(out: Path, manifest: Mapping[str, str]) -> Iterator[None]:
-    """Hold a folder alone, after making sure that it holds these predictions or none.
-
-    Raises:
-        UserError: it holds others, another process is at work in it, or it cannot be written.
-    """
-    make_folder(out)
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{out} is in use: another process predicts into it.") from None
-    except OSError as error:
-        raise UserError(f"output folder {out}: {error.strerror or error}") from error
-    try:
-        if _check_manifest(out, manifest):
-            _write_file(out / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        for rest in out.glob(f".*{ENDING}.*.tmp"):  # of a process that was killed
-            rest.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.release()
-
-
-def _check_manifest(out: Path, manifest: Mapping[str, str]) -> bool:
-    """Whether a folder has no predictions yet; raises UserError where it has others."""
-    file = out / MANIFEST
-    try:
-        before = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        if next(out.glob("*.png"), None):
-            raise UserError(f"{out} holds PNG files and no {MANIFEST}: they are not of this "
-                            "command. Choose another --out.") from None  # fmt: skip
-        return True
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: unreadable ({error}). Choose another --out.") from None
-    if not isinstance(before, dict):
-        before = {}
-    changed = [words for key, words in DIFFERENT.items() if before.get(key) != manifest[key]]
-    if changed:
-        raise UserError(f"{out} holds predictions of {', '.join(changed)} ({MANIFEST} says which). "
-                        "Choose another --out.")  # fmt: skip
-    return False
-
-
-def _digest_of_file(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _digest_of_photographs(frames: Iterable[Frame]) -> str:
-    """Names and sizes in bytes, which tell most changes and take no time."""
-    try:
-        told = [(frame.name, frame.image.stat().st_size) for frame in frames]
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}.") from error
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    write_file(file, content.getvalue())

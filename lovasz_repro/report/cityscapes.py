@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lovasz_repro.config import load_experiment
-from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.report.cells import at_best_over_seeds, count, initial, once, over_seeds
-from lovasz_repro.report.model import Block, Cell, Column, Row, Table
+from lovasz_repro.report.model import Block, Cell, Column, Row, Table, measured
 from lovasz_repro.report.published import paper_table
 from lovasz_repro.report.runs import (
     Cohort,
     Run,
     RunStore,
+    at_best,
     batch_size,
+    before_training,
     cohorts,
     command,
     headings,
@@ -44,7 +46,14 @@ FOLDERS = {
     "cityscapes-demo": "drawn streets in the layout of Cityscapes",
     "camvid-cityscapes": "CamVid in the layout of Cityscapes",
 }
+CAMVID_COLUMNS = {
+    "test-class-iou": "test Class IoU",
+    "val-eleven": "val IoU, 11 classes",
+    "test-eleven": "test IoU, 11 classes",
+}
 MEAN = "Class IoU"
+CAMVID_CLASSES = tuple(CITYSCAPES.names[i] for i in CAMVID_FROM_CITYSCAPES.values() if i)
+"""The 11 classes of Cityscapes that CamVid's annotations hold."""
 
 Setting = tuple[str, int]
 """Variant and batch size."""
@@ -186,7 +195,7 @@ def _scores_table(
     blocks = [Block(heading, _rows(store, experiment, c, test)) for c, heading in found]
     titles = ("Class IoU", "Class iIoU", "Cat. IoU", "Cat. iIoU")
     split = "val " if test else ""
-    last = [Column("test-class-iou", "test Class IoU", "%", better="higher")] if test else []
+    last = [Column(key, title, "%", better="higher") for key, title in CAMVID_COLUMNS.items()]
     return Table(
         name=experiment,
         title=title,
@@ -197,7 +206,7 @@ def _scores_table(
                 Column(key, split + name, "%", better="higher")
                 for key, name in zip(SCORES, titles, strict=True)
             ),
-            *last,
+            *(last if test else []),
             Column("seeds", "seeds", digits=0),
         ),
         blocks=tuple(blocks) or (Block("", _rows(store, experiment, None, test)),),
@@ -208,15 +217,49 @@ def _rows(store: RunStore, experiment: str, cohort: Cohort | None, test: bool) -
     fill = command(experiment, cohort.profile) if cohort else command(experiment)
     runs = cohort.runs if cohort else ()
     before = [initial(store, runs, f"val/{score}", fill) for score in SCORES.values()]
-    before += [initial(store, runs, "test/dataset_miou", fill)] if test else []
+    if test:
+        before += [
+            initial(store, runs, "test/dataset_miou", fill),
+            *(_eleven_before(store, runs, split, fill) for split in ("val", "test")),
+        ]
     rows = [Row("initial", starting_point(cohort), (*_scored(before), None))]
     for name, size in settings_of(cohort, experiment) if cohort else planned(experiment):
         chosen = cohort.select(name, size) if cohort else []
         after = [at_best_over_seeds(store, chosen, f"val/{s}", fill) for s in SCORES.values()]
-        after += [over_seeds(chosen, "test/dataset_miou", fill)] if test else []
+        if test:
+            after += [
+                over_seeds(chosen, "test/dataset_miou", fill),
+                *(_eleven_after(store, chosen, split, fill) for split in ("val", "test")),
+            ]
         label = f"{variant_title(name)}, batch size {size}"
         rows.append(Row(f"{name}-b{size}", label, (*_scored(after), count(after[0]))))
     return tuple(rows)
+
+
+def _eleven_before(store: RunStore, runs: Sequence[Run], split: str, fill: str) -> Cell:
+    """Mean IoU of CamVid's classes before training."""
+    found = [
+        (run, _mean([before_training(store, run, f"{split}/iou/{c}") for c in CAMVID_CLASSES]))
+        for run in runs
+    ]
+    return once([(run, score) for run, score in found if score is not None], fill)
+
+
+def _eleven_after(store: RunStore, runs: Sequence[Run], split: str, fill: str) -> Cell:
+    """Mean IoU of CamVid's classes at the best snapshot."""
+    found = []
+    for run in runs:
+        keys = [f"{split}/iou/{name}" for name in CAMVID_CLASSES]
+        ious = [run.metrics.get(k) if split == "test" else at_best(store, run, k) for k in keys]
+        found.append((run, _mean(ious)))
+    having = [(run, score) for run, score in found if score is not None]
+    return measured([score for _, score in having], [run for run, _ in having], fill, factor=100)
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    """Mean of scores, None where one is missing."""
+    known = [score for score in scores if score is not None and math.isfinite(score)]
+    return math.fsum(known) / len(known) if len(known) == len(scores) else None
 
 
 def _scored(cells: Sequence[Cell]) -> list[Cell | None]:

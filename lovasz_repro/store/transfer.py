@@ -3,7 +3,8 @@
     <out>/<experiment>/<run name>-<identity>/run.json  metrics.csv  artifacts/...
 
 The same run gives the same bytes wherever it is exported, so an export kept in git changes only
-where a run has changed. Runs are known by their identity: importing twice adds nothing.
+where a run has changed. Runs are known by their identity: importing twice adds nothing. Scores of
+an evaluation server, which a finished run may still get, are brought to where it is already.
 """
 
 import csv
@@ -17,11 +18,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store, artifacts
 from lovasz_repro.store.journal import Point
+from lovasz_repro.store.server_scores import KINDS, Kind, put_scores
 from lovasz_repro.store.shipping import to_stderr
 from lovasz_repro.store.stored import HEARTBEAT, StoredRun, is_stale
 
@@ -69,6 +78,14 @@ class RunFile(BaseModel):
     left_out: list[str]
     """Artifacts that were too large to travel."""
 
+    @field_validator("tags")
+    @classmethod
+    def _recorded_at_moments(cls, tags: dict[str, str]) -> dict[str, str]:
+        for kind in KINDS:
+            if kind.tag in tags:
+                _moment(tags[kind.tag])
+        return tags
+
     @property
     def title(self) -> str:
         """What the run is called in messages."""
@@ -84,6 +101,8 @@ class ImportReport:
     """Were here unfinished; the import knows more and took their place."""
     present: list[str] = field(default_factory=list)
     """Were here already; nothing changed."""
+    scored: list[str] = field(default_factory=list)
+    """Were here already, and got the scores of an evaluation server that were recorded since."""
     kept: list[str] = field(default_factory=list)
     """Train here at this moment; import again when they are done."""
 
@@ -208,6 +227,8 @@ def import_runs(store: Store, source: Path) -> ImportReport:
             if here is not None:
                 store.remove(here.run_id)
             _import(store, folder, content, points)
+        elif fate == "scored" and here is not None:
+            _import_scores(store, folder, content, points, here)
     return report
 
 
@@ -216,7 +237,7 @@ def _fate(store: Store, content: RunFile, points: list[Point], here: StoredRun |
     if here is None or here.tags.get(IMPORTED) == "incomplete":
         return "added"
     if here.status == "FINISHED" or here.run_id == content.origin_run_id:
-        return "present"
+        return "scored" if _newer_scores(here, content) else "present"
     if _same(here, content):
         known = _describe(store, here) == content and repr(store.points(here.run_id)) == repr(
             points
@@ -229,6 +250,30 @@ def _fate(store: Store, content: RunFile, points: list[Point], here: StoredRun |
 
 def _same(here: StoredRun, content: RunFile) -> bool:
     return here.tags.get(ORIGIN) == content.origin_run_id
+
+
+def _newer_scores(here: StoredRun, content: RunFile) -> list[Kind]:
+    """The server's scores that were recorded later than those here, if it is the same run.
+
+    Another run of the same identity has other weights, which the server has not seen.
+    """
+    same = content.origin_run_id in (here.run_id, here.tags.get(ORIGIN))
+    if not same or here.status != "FINISHED":
+        return []
+    return [k for k in KINDS if content.tags.get(k.tag, "") > here.tags.get(k.tag, "")]
+
+
+def _import_scores(
+    store: Store, folder: Path, content: RunFile, points: list[Point], here: StoredRun
+) -> None:
+    """Add the server's scores, and nothing else, to a run that is here."""
+    names = artifacts.names(folder / "artifacts")
+    for kind in _newer_scores(here, content):
+        for name in names:
+            if name.startswith(f"{kind.folder}/"):
+                store.add_artifact(here.run_id, folder / "artifacts" / name, kind.folder)
+        scores = [point for point in points if point.key.startswith(kind.metrics)]
+        put_scores(store, here, kind, scores, content.tags[kind.tag])
 
 
 def _import(store: Store, folder: Path, content: RunFile, points: list[Point]) -> None:

@@ -257,6 +257,35 @@ def test_classes_that_occur(store):
     assert rows["Class IoU"]["lovasz-softmax-b10"].value == pytest.approx(70.0)
 
 
+ELEVEN = ("road", "sidewalk", "building", "fence", "pole", "traffic sign", "vegetation", "sky",
+          "person", "car", "bicycle")  # fmt: skip
+
+
+def test_the_mean_over_camvids_classes_leaves_out_what_is_not_annotated(store):
+    ious = {name: 0.4 + 0.05 * k for k, name in enumerate(ELEVEN)}
+    run = add(
+        store, 0.3, experiment=CAMVID, scale="reduced",
+        metrics={"test/iou/train": 0.0}
+        | {f"test/iou/{k}": v - 0.1 for k, v in ious.items()}
+        | {f"initial/test/iou/{k}": v - 0.3 for k, v in ious.items()},
+    )  # fmt: skip
+    curves = {f"val/iou/{k}": [(0, v - 0.2), (20, v), (30, v - 0.1)] for k, v in ious.items()}
+    curves["val/iou/train"] = [(0, 0.0), (20, 0.0), (30, 0.0)]
+    store.histories[run.run_id] |= curves
+    rows = both(camvid_as_cityscapes(store))
+    mean = 100 * sum(ious.values()) / 11
+    for row, val, test in (("lovasz-softmax-b10", 0, -10), ("initial", -20, -30)):
+        assert rows[row]["val-eleven"].value == pytest.approx(mean + val)
+        assert rows[row]["test-eleven"].value == pytest.approx(mean + test)
+
+
+def test_one_class_without_a_score_leaves_no_mean(store):
+    metrics = {f"test/iou/{name}": 0.5 for name in ELEVEN} | {"test/iou/sky": math.nan}
+    add(store, 0.3, experiment=CAMVID, scale="reduced", metrics=metrics)
+    row = both(camvid_as_cityscapes(store))["lovasz-softmax-b10"]
+    assert row["test-eleven"] is None
+
+
 def test_empty_store_shows_what_would_be_run(store):
     for name in NEW_TABLES[1:]:
         texts = [

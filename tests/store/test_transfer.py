@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.store.journal import Point
+from lovasz_repro.store.server_scores import record_server_scores
 from lovasz_repro.store.transfer import _by_id, _iso, _seconds, export_runs, import_runs
 
 MakeStore = Callable[..., Store]
@@ -211,6 +212,96 @@ def test_large_files_stay_behind_and_are_named(make_store: MakeStore, tmp_path: 
     ]
 
 
+# -- scores that a finished run got since --------------------------------------------------------
+
+
+def score(store: Store, run_id: str, tmp_path: Path, value: float, **options: bool) -> None:
+    run = store.get(run_id)
+    assert run is not None
+    file = tmp_path / f"{value}.json"
+    file.write_text(str(value))
+    scores = {"dataset_miou": value, "iou/road": value} if value > 0.5 else {"dataset_miou": value}
+    record_server_scores(store, run, scores, file, **options)
+
+
+def test_recorded_scores_travel_with_a_run_and_to_where_it_is_already(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    here, there, new = make_store("here"), make_store("there"), make_store("new")
+    finished = fill(here, tmp_path)["00123456789abcde"]
+    export_runs(here, tmp_path / "out")
+    import_runs(there, tmp_path / "out")
+    score(here, finished, tmp_path, 0.6)
+    score(here, finished, tmp_path, 0.3, initial=True)
+    export_runs(here, tmp_path / "out")
+    assert len(import_runs(new, tmp_path / "out").added) == 3
+    report = import_runs(there, tmp_path / "out")
+    assert (report.scored, len(report.present)) == (["camvid-enet/sum-b5-s0"], 2)
+    assert not report.added + report.updated + report.kept
+    for store in (there, new):
+        found = store.find("camvid-enet", "00123456789abcde")
+        assert found is not None
+        assert found.metrics["server/dataset_miou"] == 0.6
+        assert found.metrics["initial/server/dataset_miou"] == 0.3
+        export_runs(store, tmp_path / "again")
+        assert tree(tmp_path / "again") == tree(tmp_path / "out")
+    assert len(import_runs(there, tmp_path / "out").present) == 3  # once is enough
+    assert len(import_runs(here, tmp_path / "out").present) == 3
+
+
+def test_the_scores_recorded_last_count_wherever_they_were(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    here, there = make_store("here"), make_store("there")
+    finished = fill(here, tmp_path)["00123456789abcde"]
+    score(here, finished, tmp_path, 0.6)
+    export_runs(here, tmp_path / "first")
+    import_runs(there, tmp_path / "first")
+    copy = there.find("camvid-enet", "00123456789abcde")
+    assert copy is not None
+    score(there, copy.run_id, tmp_path, 0.4, replace=True)
+    assert len(import_runs(there, tmp_path / "first").present) == 3  # older than what is there
+    export_runs(there, tmp_path / "second")
+    assert import_runs(here, tmp_path / "second").scored == ["camvid-enet/sum-b5-s0"]
+    for store, run_id in ((here, finished), (there, copy.run_id)):
+        run = store.get(run_id)
+        assert run is not None
+        assert run.metrics["server/dataset_miou"] == 0.4
+        assert math.isnan(run.metrics["server/iou/road"])  # of the first scores only
+    assert "server-scores/0.4.json" in here.artifact_names(finished)
+
+
+def test_scores_are_of_one_runs_weights(make_store: MakeStore, tmp_path: Path) -> None:
+    """Two machines may have trained the same run; the server saw the weights of one."""
+    here, there = make_store("here"), make_store("there")
+    finished = fill(here, tmp_path)["00123456789abcde"]
+    fill(there, tmp_path)
+    score(here, finished, tmp_path, 0.6)
+    export_runs(here, tmp_path / "out", run_ids=[finished])
+    assert import_runs(there, tmp_path / "out").present == ["camvid-enet/sum-b5-s0"]
+    found = there.find("camvid-enet", "00123456789abcde")
+    assert found is not None
+    assert not [key for key in found.metrics if "server" in key]
+
+
+def test_an_import_of_scores_that_was_cut_short_is_completed(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = make_store("here"), make_store("there")
+    finished = fill(here, tmp_path)["00123456789abcde"]
+    export_runs(here, tmp_path / "out")
+    import_runs(there, tmp_path / "out")
+    score(here, finished, tmp_path, 0.6)
+    export_runs(here, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(there, "set_tags", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_runs(there, tmp_path / "out")
+    assert import_runs(there, tmp_path / "out").scored == ["camvid-enet/sum-b5-s0"]
+    export_runs(there, tmp_path / "two")
+    assert tree(tmp_path / "out") == tree(tmp_path / "two")
+
+
 @given(milliseconds=st.integers(0, 4_000_000_000_000))
 def test_times_keep_their_millisecond(milliseconds: int) -> None:
     assert round(_seconds(_iso(milliseconds / 1000)) * 1000) == milliseconds
@@ -257,6 +348,7 @@ def refused(store: Store, source: Path) -> str:
         ("started", "yesterday", "started"),
         ("params", {"lr": 0.1}, "params.lr: Input should be a valid string"),
         ("tags", [], "tags"),
+        ("tags", {"server/recorded": "today"}, "tags"),
         ("format", 2, "format"),
         ("extra", 1, "extra: Extra inputs are not permitted"),
         ("parent", {"name": "../x", "tags": {}}, "parent.name"),

@@ -1,0 +1,356 @@
+"""Is a tree in the layout of Cityscapes whole? Finds everything that is wrong, file by file.
+
+Every photograph and annotation is decoded, over several processes. Those that decode import
+neither torch nor the loader, so that they start at once and stay small.
+"""
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from lovasz_repro.data.images import read_pixels
+from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.tree_note import TreeNote, read_note
+from lovasz_repro.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from lovasz_repro.data.cityscapes import Frame
+
+HIGHEST_ID = max(CITYSCAPES.label_ids)
+HOW_TO_GET_IT = (
+    "Register at www.cityscapes-dataset.com, run `csDownload leftImg8bit_trainvaltest.zip "
+    "gtFine_trainvaltest.zip` (of `pip install 'lovasz-repro[cityscapes]'`) and unpack both into"
+)
+FORMATS: dict[str, tuple[int, tuple[type, ...]]] = {
+    "label": (8, (np.uint8,)),
+    "instance": (16, (np.uint8, np.uint16, np.int32)),
+}
+"""Bits of each kind of id, and as what decoders hand it out."""
+SHOWN = 5
+"""Ids that a line names before it says that there are more."""
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong."""
+
+    split: str
+    file: str
+    """File or folder, relative to the root."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What was found of one split."""
+
+    split: str
+    images: int
+    expected: int
+    cities: int
+    problems: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found of a tree, and everything that is wrong with it."""
+
+    root: str
+    content: str
+    """"official", or what the tree's note says: "demo" or the data set it was made of."""
+    size: Size
+    """Height and width that every image must have, pixels."""
+    splits: tuple[SplitReport, ...]
+    problems: tuple[Problem, ...]
+    """By split: the split as a whole, folders, then files by name."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the tree is whole."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The files of one photograph; None stands for an annotation that is not there."""
+
+    split: str
+    root: Path
+    image: Path
+    label_ids: Path | None
+    instance_ids: Path | None
+    size: Size
+
+
+def check_cityscapes(
+    root: Path, advance: Callable[[int], None] = lambda images: None, *, processes: int = 1
+) -> CheckReport:
+    """Read a whole tree and list everything that is wrong.
+
+    A tree that this tool wrote is held against its note, any other against the official release.
+    Train and val need label ids and instance ids. Test needs them in trees made of an annotated
+    data set; the official ones hold no labels and may be missing.
+
+    Args:
+        root: the folder that holds ``leftImg8bit`` and ``gtFine``.
+        advance: called with 1 after each photograph.
+        processes: how many share the photographs.
+
+    Raises:
+        UserError: there is no such tree, or its note cannot be read.
+        RunFailed: a process died.
+    """
+    from lovasz_repro.data.cityscapes import FULL_SIZE, SPLIT_SIZES, SPLITS
+
+    frames = {split: list_photographs(root, split) for split in SPLITS}
+    note = read_note(root)
+    expected = note.images if note else SPLIT_SIZES
+    size = note.size if note else FULL_SIZE
+    found: dict[str, list[Problem]] = {}
+    jobs: list[_Job] = []
+    for split in SPLITS:
+        found[split] = [
+            *_wrong_count(split, len(frames[split]), expected.get(split, 0)),
+            *_missing_annotations(root, split, frames[split], _is_labelled(split, note)),
+            *_lonely_annotations(root, split, {frame.name for frame in frames[split]}),
+        ]
+        jobs += [_job(root, split, frame, size) for frame in frames[split]]
+    with _checked(jobs, processes) as checked:
+        for job, problems in zip(jobs, checked, strict=True):
+            found[job.split] += problems
+            advance(1)
+    return CheckReport(
+        str(root),
+        note.content if note else "official",
+        size,
+        tuple(
+            SplitReport(
+                split,
+                len(frames[split]),
+                expected.get(split, 0),
+                len({frame.city for frame in frames[split]}),
+                len(found[split]),
+            )
+            for split in SPLITS
+        ),
+        tuple(problem for split in SPLITS for problem in found[split]),
+    )
+
+
+def count_photographs(root: Path) -> int:
+    """How many photographs there are to check.
+
+    Raises:
+        UserError: there is no tree in this layout at ``root``.
+    """
+    from lovasz_repro.data.cityscapes import SPLITS
+
+    return sum(len(list_photographs(root, split)) for split in SPLITS)
+
+
+def list_photographs(root: Path, split: str) -> "list[Frame]":
+    """Photographs of a split, sorted by name; empty where its folder is missing.
+
+    Raises:
+        UserError: there is no tree in this layout at ``root``.
+    """
+    from lovasz_repro.data.cityscapes import IMAGES, list_frames
+
+    if not (root / IMAGES).is_dir():
+        raise UserError(f"Cityscapes not found: no folder {root / IMAGES}. {HOW_TO_GET_IT} {root}")
+    try:
+        return list_frames(root, split, labelled=False)
+    except UserError:
+        return []
+
+
+def _is_labelled(split: str, note: TreeNote | None) -> bool:
+    return split != "test" or (note is not None and note.content != "demo")
+
+
+def _wrong_count(split: str, images: int, expected: int) -> Iterator[Problem]:
+    if images != expected:
+        yield Problem(split, f"leftImg8bit/{split}", f"{images:,} photographs, not {expected:,}")
+
+
+def _missing_annotations(
+    root: Path, split: str, frames: "Sequence[Frame]", labelled: bool
+) -> Iterator[Problem]:
+    """Annotations that are not there; a city without any is one problem, not hundreds."""
+    if not labelled:
+        return
+    folders = Counter(frame.label_ids.parent for frame in frames)
+    missing = {folder for folder in folders if not folder.is_dir()}
+    for folder in sorted(missing):
+        what = f"no such folder, but the city has {folders[folder]:,} photographs"
+        yield Problem(split, _relative(root, folder), what)
+    for frame in frames:
+        for file in (frame.label_ids, frame.instance_ids):
+            if file.parent not in missing and not file.is_file():
+                yield Problem(split, _relative(root, file), "missing; its photograph is there")
+
+
+def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterator[Problem]:
+    """Annotated frames whose photograph is not there, each once."""
+    from lovasz_repro.data.cityscapes import MASKS
+
+    lonely: dict[Path, list[str]] = {}
+    for kind in ("labelIds", "instanceIds"):
+        ending = f"_{MASKS}_{kind}.png"
+        for file in (root / MASKS / split).glob(f"*/*{ending}"):
+            name = file.name.removesuffix(ending)
+            if name not in photographs:
+                lonely.setdefault(file.parent / name, []).append(kind)
+    for frame, kinds in sorted(lonely.items()):
+        annotation = f"{_relative(root, frame)}_{MASKS}_{kinds[0]}.png"
+        yield Problem(split, annotation, "its photograph is missing")
+
+
+def _job(root: Path, split: str, frame: "Frame", size: Size) -> _Job:
+    label_ids, instance_ids = (
+        file if file.is_file() else None for file in (frame.label_ids, frame.instance_ids)
+    )
+    return _Job(split, root, frame.image, label_ids, instance_ids, size)
+
+
+@contextmanager
+def _checked(jobs: Sequence[_Job], processes: int) -> Iterator[Iterable[list[Problem]]]:
+    """The problems of each photograph, in order."""
+    if min(processes, len(jobs)) <= 1:
+        yield map(check_files, jobs)
+        return
+    pool = ProcessPoolExecutor(
+        min(processes, len(jobs)), get_context("spawn"), initializer=_start_process
+    )
+    try:
+        yield pool.map(check_files, jobs)
+    except BrokenProcessPool:
+        raise RunFailed("a process that read images died (killed, or out of memory).") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the first; end when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def check_files(job: _Job) -> list[Problem]:
+    """What is wrong with one photograph and its annotations."""
+    photograph, problems = _read(job, job.image, "RGB")
+    size = job.size
+    if photograph is not None and photograph.shape[:2] != size:
+        size = photograph.shape[:2]
+        problems += _of_file(job, job.image, [f"{_by(size)}; all must be {_by(job.size)}"])
+    label_ids, unreadable = _read_mask(job, job.label_ids, "label", size)
+    problems += unreadable
+    if label_ids is not None and job.label_ids:
+        problems += _of_file(job, job.label_ids, _unknown("label", label_ids, label_ids))
+    instances, unreadable = _read_mask(job, job.instance_ids, "instance", size)
+    problems += unreadable
+    if instances is not None and job.instance_ids:
+        instances = instances.astype(np.int32)
+        of_class = np.where(instances < 1000, instances, instances // 1000)
+        faults = [*_unknown("instance", instances, of_class)]
+        if label_ids is not None:
+            faults += _contradictions(label_ids, instances, of_class)
+        problems += _of_file(job, job.instance_ids, faults)
+    return problems
+
+
+def _read(
+    job: _Job, file: Path, mode: str | None = None
+) -> tuple[np.ndarray | None, list[Problem]]:
+    """The pixels of a file whose checksums hold, or what is wrong with it."""
+    try:
+        pixels = read_pixels(file, mode)
+        _verify(file)
+    except UserError as error:
+        return None, _of_file(job, file, [str(error).removeprefix(f"{file}: ").rstrip(".")])
+    return pixels, []
+
+
+def _of_file(job: _Job, file: Path, faults: Iterable[str]) -> list[Problem]:
+    return [Problem(job.split, _relative(job.root, file), fault) for fault in faults]
+
+
+def _verify(file: Path) -> None:
+    """Compare the checksums of a PNG, which decoding alone does not; UserError if they differ."""
+    try:
+        with Image.open(file) as opened:
+            opened.verify()
+    except Exception as error:  # damaged files make decoders raise almost anything
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{file}: damaged image ({problem})") from None
+
+
+def _read_mask(
+    job: _Job, file: Path | None, kind: str, size: Size
+) -> tuple[np.ndarray | None, list[Problem]]:
+    """A mask (H, W) of the photograph's size, or what is wrong with its file."""
+    mask, problems = _read(job, file) if file else (None, [])
+    if mask is None or file is None:
+        return None, problems
+    bits, types = FORMATS[kind]
+    if mask.ndim != 2 or mask.dtype not in types:
+        return None, _of_file(job, file, [f"not a mask of one {bits}-bit {kind} id per pixel"])
+    if mask.shape != size:
+        return None, _of_file(job, file, [f"{_by(mask.shape)}; its photograph is {_by(size)}"])
+    return mask, []
+
+
+def _unknown(kind: str, ids: np.ndarray, of_class: np.ndarray) -> Iterator[str]:
+    """Ids (H, W) whose class (H, W) does not exist."""
+    unknown = (of_class < 0) | (of_class > HIGHEST_ID)
+    if unknown.any():
+        yield f"unknown {kind} ids {_some(ids[unknown])}; Cityscapes has classes 0-{HIGHEST_ID}"
+
+
+def _contradictions(
+    label_ids: np.ndarray, instances: np.ndarray, of_class: np.ndarray
+) -> Iterator[str]:
+    """Instance ids (H, W) whose class (H, W), a known one, is not the label id (H, W) there."""
+    wrong = (of_class != label_ids) & (of_class <= HIGHEST_ID) & (label_ids <= HIGHEST_ID)
+    if wrong.any():
+        pairs = np.unique(np.stack([instances[wrong], label_ids[wrong]]), axis=1).T
+        shown = ", ".join(f"{instance} on {label_id}" for instance, label_id in pairs[:SHOWN])
+        more = f", and {len(pairs) - SHOWN} other pairs" if len(pairs) > SHOWN else ""
+        yield (f"instance ids contradict label ids on {wrong.sum():,} pixels (instance id on "
+               f"label id: {shown}{more})")  # fmt: skip
+
+
+def _some(ids: np.ndarray) -> str:
+    values = np.unique(ids).tolist()
+    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _relative(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()

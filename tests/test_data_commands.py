@@ -1,0 +1,153 @@
+"""The ``data`` commands: what they print, write and refuse."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from lovasz_repro.commands.data import data_app, parse_counts
+from lovasz_repro.config import load_experiment, parse_overrides
+from lovasz_repro.data.locate import MADE_BY
+from lovasz_repro.errors import UserError
+from tests.tiny_camvid import write_camvid
+from tests.tiny_cityscapes import write_cityscapes
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, without the environment's data folder."""
+    monkeypatch.delenv("LOVASZ_REPRO_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def small_streets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Demo streets of 64x128."""
+    from lovasz_repro.data import demo_cityscapes
+
+    write = demo_cityscapes.write_demo
+    monkeypatch.setattr(
+        demo_cityscapes,
+        "write_demo",
+        lambda root, seed, images, advance: write(root, seed, images, (64, 128), advance),
+    )
+
+
+def run(command: str) -> Result:
+    return CliRunner().invoke(data_app, shlex.split(command), catch_exceptions=True)
+
+
+def refused(command: str) -> str:
+    """The error of a command that refuses what the user gave."""
+    result = run(command)
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+@pytest.mark.usefixtures("small_streets")
+def test_demo_then_check(tmp_path: Path) -> None:
+    result = run("demo cityscapes --images 2,1,1")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "wrote: data/cityscapes-demo (2 train, 1 val and 1 test images of drawn streets). "
+        "Next: lovasz-repro run cityscapes-enet --profile demo\n"
+    )
+    assert run("demo cityscapes --images 2,1,1").stdout.startswith("there already: data/city")
+    assert "--seed 0 --images 2,1,1" in refused("demo cityscapes --images 2,1,1 --seed 1")
+    result = run("check cityscapes --root data/cityscapes-demo --processes 1")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[:4] == [
+        ["split", "images", "expected", "cities", "problems"],
+        ["train", "2", "2", "2", "0"],
+        ["val", "1", "1", "1", "0"],
+        ["test", "1", "1", "1", "0"],
+    ]
+    assert result.stdout.splitlines()[-1] == "data/cityscapes-demo: whole (demo, 64x128)"
+
+
+def test_the_usual_folders_are_those_that_runs_look_in() -> None:
+    assert MADE_BY["cityscapes-demo"] == "lovasz-repro data demo cityscapes"
+    assert MADE_BY["camvid-cityscapes"] == "lovasz-repro data convert camvid cityscapes"
+
+
+@pytest.mark.usefixtures("small_streets")
+def test_the_next_command_finds_a_tree_elsewhere(tmp_path: Path) -> None:
+    result = run("demo cityscapes --images 1,1,1 --data mine --out 'my streets'")
+    command = shlex.split(result.stdout.split("Next: ")[1])
+    assert command[:5] == ["lovasz-repro", "run", "cityscapes-enet", "--profile", "demo"]
+    assert command[5:7] == ["--data", "mine"]
+    cells = load_experiment("cityscapes-enet").cells("demo", overrides=parse_overrides(command[8:]))
+    folder = cells[0].data.folder
+    assert folder is not None
+    assert folder == str(tmp_path / "my streets")
+    assert (Path("mine") / folder / "leftImg8bit" / "train").is_dir()
+
+
+def test_convert(tmp_path: Path) -> None:
+    write_camvid(tmp_path / "data", images=2)
+    result = run("convert camvid cityscapes")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "wrote: data/camvid-cityscapes (6 images of CamVid). "
+        "Next: lovasz-repro run camvid-as-cityscapes\n"
+    )
+    assert run("check cityscapes --root data/camvid-cityscapes --processes 1").exit_code == 0
+    assert "there already" in run("convert camvid cityscapes").stdout
+    assert "elsewhere/camvid" in refused("convert camvid cityscapes --data elsewhere")
+
+
+def test_check_lists_every_problem_and_fails(tmp_path: Path) -> None:
+    root = write_cityscapes(tmp_path / "data") / "cityscapes"  # 48x64, without a note
+    result = run("check cityscapes --processes 2")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[1].split() == ["train", "4", "2,975", "2", "5"]
+    assert "leftImg8bit/train: 4 photographs, not 2,975" in lines
+    wrong = [line for line in lines if line.endswith("48x64; all must be 1024x2048")]
+    assert len(wrong) == 12
+    assert lines[-1] == "data/cityscapes: 15 problems (official, 1024x2048)"
+    report = run(f"check cityscapes --root {root} --json --processes 1")
+    assert report.exit_code == 1
+    content = json.loads(report.stdout)
+    assert content["ok"] is False
+    assert content["content"] == "official"
+    assert [row["expected"] for row in content["splits"]] == [2975, 500, 1525]
+    assert len(content["problems"]) == 15
+    assert set(content["problems"][0]) == {"split", "file", "what"}
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for command in ("check cityscapes", "check cityscapes --root nothing"):
+        assert "www.cityscapes-dataset.com" in refused(command)
+        assert "csDownload" in refused(command)
+    assert "camvid not found at data/camvid" in refused("convert camvid cityscapes")
+    assert refused("demo cityscapes --images 4,0,1").startswith("--images 4,0,1: three whole")
+
+
+@pytest.mark.parametrize("command", ["check", "demo", "convert"])
+def test_help_and_errors_list_the_names(command: str) -> None:
+    assert "cityscapes" in run(f"{command} --help").output
+    result = run(f"{command} nonsense cityscapes")
+    assert result.exit_code == 2
+    assert "cityscapes" in result.output or "camvid" in result.output
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "1,2,x", "1,-2,3", "1,2,0", "1.5,2,3"])
+def test_counts_that_make_no_sense(text: str) -> None:
+    with pytest.raises(UserError, match=r"three whole numbers of at least 1"):
+        parse_counts(text)
+
+
+def test_importing_the_commands_is_light() -> None:
+    code = (
+        "import sys, lovasz_repro.commands.data; "
+        "heavy = {'torch', 'mlflow', 'pandas', 'numpy', 'PIL', 'scipy'} & set(sys.modules); "
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
