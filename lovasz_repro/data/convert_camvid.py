@@ -6,8 +6,6 @@ person and bicycle stand for them, so objects that touch are one.
 """
 
 import csv
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +15,7 @@ from PIL import Image
 from lovasz_repro.data import camvid
 from lovasz_repro.data.cityscapes import IMAGES, MASKS
 from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES, CITYSCAPES
-from lovasz_repro.data.tree_note import TreeNote, read_note, write_note
-from lovasz_repro.errors import UserError
+from lovasz_repro.data.tree_note import TreeNote, new_tree
 
 MADE_BY = "lovasz-repro data convert camvid cityscapes"
 CITY = "camvid"
@@ -64,39 +61,6 @@ def convert_camvid(
         _write_tree(files, folder, advance)
 
     return new_tree(root, note, write)
-
-
-def new_tree(root: Path, note: TreeNote, write: Callable[[Path], None]) -> bool:
-    """Have a tree written beside its place and then renamed, so that it is whole or not there.
-
-    Args:
-        root: folder to make.
-        note: goes into it.
-        write: fills the folder that it is given.
-
-    Returns:
-        False where a tree with this note is there already, which is left alone.
-
-    Raises:
-        UserError: something else is at ``root``, or it cannot be written.
-    """
-    if root.exists():
-        found = read_note(root) if root.is_dir() else None
-        if found == note:
-            return False
-        what = f"what `{found.made_by}` wrote" if found else "something else"
-        raise UserError(f"{root}: there is {what}. Remove it, or choose another --out.")
-    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.mkdir(parents=True)
-        write(unfinished)
-        write_note(unfinished, note)
-        os.replace(unfinished, root)
-    except OSError as error:
-        raise UserError(f"{root}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return True
 
 
 def convert_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,13 @@
-"""What a data folder says about itself when this tool made it: ``<root>/lovasz-repro.json``.
+"""Data folders that this tool makes, and what they say of themselves: ``<root>/lovasz-repro.json``.
 
 A tree in an official layout may hold generated pictures or another data set's photographs. Its
 note says so, and how large it is meant to be; an official download has none.
 """
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +28,58 @@ class TreeNote:
     """Height and width of every image, pixels."""
     images: Mapping[str, int]
     """Split -> number of images."""
+
+
+def new_tree(root: Path, note: TreeNote, write: Callable[[Path], None]) -> bool:
+    """Have a tree written beside its place and then renamed, so that it is whole or not there.
+
+    Args:
+        root: folder to make.
+        note: goes into it.
+        write: fills the folder that it is given.
+
+    Returns:
+        False where a tree with this note is there already, which is left alone.
+
+    Raises:
+        UserError: something else is at ``root``, or it cannot be written.
+    """
+    if root.exists():
+        found = read_note(root) if root.is_dir() else None
+        if found == note:
+            return False
+        what = f"what `{found.made_by}` wrote" if found else "something else"
+        raise UserError(f"{root}: there is {what}. Remove it, or choose another --out.")
+    _remove_leftovers(root)
+    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.mkdir(parents=True)
+        write(unfinished)
+        write_note(unfinished, note)
+        os.replace(unfinished, root)
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return True
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove what processes left that were killed while they wrote this tree."""
+    for leftover in root.parent.glob(f".{root.name}.*.unfinished"):
+        number = leftover.name.split(".")[-2]
+        if number.isdigit() and not _runs(int(number)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_note(root: Path, note: TreeNote) -> None:

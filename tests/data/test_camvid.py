@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from lovasz_repro.data.camvid import CLASSES, SPLIT_SIZES, VOID, CamVid, list_files, read_pair
-from lovasz_repro.data.statistics import class_counts, class_shares
 from lovasz_repro.data.sampling import Draw
+from lovasz_repro.data.statistics import class_counts, class_shares
 from lovasz_repro.errors import UserError
 
 

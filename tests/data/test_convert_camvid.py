@@ -159,3 +159,19 @@ def test_real_images_keep_every_pixel_of_every_class(camvid_root: Path, tmp_path
     assert set(after) == set(IDS)
     assert objects > 20
     assert len(ScoredCityscapes(root, "test", (180, 240))[0]) == 2
+
+
+def test_what_a_killed_command_left_is_removed(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    alive = tmp_path / ".tree.1.unfinished"  # of a process that runs
+    leftover = tmp_path / f".tree.{gone.pid}.unfinished"
+    for folder in (alive, leftover):
+        (folder / "leftImg8bit").mkdir(parents=True)
+    convert_camvid(write_camvid(tmp_path / "source", images=1) / "camvid", tmp_path / "tree")
+    assert not leftover.exists()
+    assert alive.exists()
+    assert (tmp_path / "tree" / "lovasz-repro.json").is_file()
