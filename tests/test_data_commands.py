@@ -24,19 +24,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def small_streets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Demo streets of 64x128."""
-    from lovasz_repro.data import demo_cityscapes
-
-    write = demo_cityscapes.write_demo
-    monkeypatch.setattr(
-        demo_cityscapes,
-        "write_demo",
-        lambda root, seed, images, advance: write(root, seed, images, (64, 128), advance),
-    )
-
-
 def run(command: str) -> Result:
     return CliRunner().invoke(data_app, shlex.split(command), catch_exceptions=True)
 
@@ -48,16 +35,19 @@ def refused(command: str) -> str:
     return str(result.exception)
 
 
-@pytest.mark.usefixtures("small_streets")
 def test_demo_then_check(tmp_path: Path) -> None:
-    result = run("demo cityscapes --images 2,1,1")
+    result = run("demo cityscapes --images 2,1,1 --size 64x128")
     assert result.exit_code == 0, result.output
     assert result.stdout == (
         "wrote: data/cityscapes-demo (2 train, 1 val and 1 test images of drawn streets). "
         "Next: lovasz-repro run cityscapes-enet --profile demo\n"
     )
-    assert run("demo cityscapes --images 2,1,1").stdout.startswith("there already: data/city")
-    assert "--seed 0 --images 2,1,1" in refused("demo cityscapes --images 2,1,1 --seed 1")
+    assert run("demo cityscapes --images 2,1,1 --size 64x128").stdout.startswith(
+        "there already: data/city"
+    )
+    assert "--seed 0 --images 2,1,1 --size 64x128" in refused(
+        "demo cityscapes --images 2,1,1 --size 64x128 --seed 1"
+    )
     result = run("check cityscapes --root data/cityscapes-demo --processes 1")
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -75,9 +65,8 @@ def test_the_usual_folders_are_those_that_runs_look_in() -> None:
     assert MADE_BY["camvid-cityscapes"] == "lovasz-repro data convert camvid cityscapes"
 
 
-@pytest.mark.usefixtures("small_streets")
 def test_the_next_command_finds_a_tree_elsewhere(tmp_path: Path) -> None:
-    result = run("demo cityscapes --images 1,1,1 --data mine --out 'my streets'")
+    result = run("demo cityscapes --images 1,1,1 --size 64x128 --data mine --out 'my streets'")
     command = shlex.split(result.stdout.split("Next: ")[1])
     assert command[:5] == ["lovasz-repro", "run", "cityscapes-enet", "--profile", "demo"]
     assert command[5:7] == ["--data", "mine"]
@@ -94,7 +83,7 @@ def test_convert(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout == (
         "wrote: data/camvid-cityscapes (6 images of CamVid). "
-        "Next: lovasz-repro run camvid-as-cityscapes\n"
+        "Next: lovasz-repro run camvid-as-cityscapes --profile reduced\n"
     )
     assert run("check cityscapes --root data/camvid-cityscapes --processes 1").exit_code == 0
     assert "there already" in run("convert camvid cityscapes").stdout
@@ -127,6 +116,8 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
         assert "csDownload" in refused(command)
     assert "camvid not found at data/camvid" in refused("convert camvid cityscapes")
     assert refused("demo cityscapes --images 4,0,1").startswith("--images 4,0,1: three whole")
+    for size in ("64", "63x128", "64x127", "axb"):
+        assert refused(f"demo cityscapes --size {size}").startswith(f"--size {size}: HEIGHTxWIDTH")
 
 
 @pytest.mark.parametrize("command", ["check", "demo", "convert"])

@@ -1,5 +1,6 @@
 """``data``: checks data sets, draws small ones, brings one into the layout of another."""
 
+import re
 import shlex
 from dataclasses import asdict
 from enum import StrEnum
@@ -84,10 +85,14 @@ def demo(
     images: Annotated[
         str | None, typer.Option(help="How many for train,val,test; default: 40,12,6.")
     ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of them, pixels; default: 256x512.")
+    ] = None,
 ) -> None:
     """Draw a small data set in an official layout, which needs no registration."""
     counts = parse_counts(images) if images else None
-    from lovasz_repro.data.demo_cityscapes import COUNTS, write_demo
+    chosen = parse_image_size(size) if size else None
+    from lovasz_repro.data.demo_cityscapes import COUNTS, SIZE, write_demo
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.progress import Progress
 
@@ -95,7 +100,7 @@ def demo(
     usual = data_folder(data) / f"{name.value}-demo"
     with Progress() as progress:
         task = progress.task(f"demo {name.value}", sum(counts))
-        new = write_demo(out or usual, seed, counts, advance=task.advance)
+        new = write_demo(out or usual, seed, counts, chosen or SIZE, task.advance)
     train, val, test = counts
     what = f"{train} train, {val} val and {test} test images of drawn streets"
     say_what_next(new, out or usual, what, f"cityscapes-enet --profile demo{options(data, out)}")
@@ -121,7 +126,8 @@ def convert(
         task = progress.task(f"{source.value} to {target.value}", images)
         new = convert_camvid(folder, out or usual, task.advance)
     what = f"{images} images of CamVid"
-    say_what_next(new, out or usual, what, f"camvid-as-cityscapes{options(data, out)}")
+    experiment = f"camvid-as-cityscapes --profile reduced{options(data, out)}"
+    say_what_next(new, out or usual, what, experiment)
 
 
 def parse_counts(text: str) -> tuple[int, int, int]:
@@ -136,6 +142,18 @@ def parse_counts(text: str) -> tuple[int, int, int]:
                         "such as 40,12,6.")  # fmt: skip
     train, val, test = (int(part) for part in parts)
     return train, val, test
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """ "256x512" as height and width.
+
+    Raises:
+        UserError: another form, or less than streets need.
+    """
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
+    if not found or int(found[1]) < 64 or int(found[2]) < 128:
+        raise UserError(f"--size {text}: HEIGHTxWIDTH of at least 64x128, such as 256x512.")
+    return int(found[1]), int(found[2])
 
 
 def say_what_next(new: bool, folder: Path, what: str, experiment: str) -> None:

@@ -67,7 +67,8 @@ def write_demo(
     if len(images) != len(SPLITS) or min(images) < 1 or np.any(np.less(size, SMALLEST)):
         raise ValueError(f"images {images} of size {size}: at least 1 per split and {SMALLEST}")
     counts = ",".join(map(str, images))
-    made_by = f"lovasz-repro data demo cityscapes --seed {seed} --images {counts}"
+    shape = f"{size[0]}x{size[1]}"
+    made_by = f"lovasz-repro data demo cityscapes --seed {seed} --images {counts} --size {shape}"
     note = TreeNote("demo", made_by, size, dict(zip(SPLITS, images, strict=True)))
 
     def write(folder: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_tree_is_whole_and_says_what_it_is(tree: Path) -> None:
     assert report.ok, report.problems
     assert [row.images for row in report.splits] == list(FEW)
     assert [row.cities for row in report.splits] == [3, 2, 2]
-    made_by = "lovasz-repro data demo cityscapes --seed 3 --images 7,4,2"
+    made_by = "lovasz-repro data demo cityscapes --seed 3 --images 7,4,2 --size 96x192"
     counts = {"train": 7, "val": 4, "test": 2}
     assert read_note(tree) == TreeNote("demo", made_by, SMALL, counts)
     assert len([*tree.rglob("*.png")]) == 4 * sum(FEW)  # photograph, two masks and colours
@@ -151,7 +151,9 @@ def test_the_usual_size(tmp_path: Path) -> None:
 def test_a_tree_that_is_there_is_left_alone_or_kept(tree: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
     assert not write_demo(tree, 3, FEW, SMALL)
-    with pytest.raises(UserError, match=r"there is what `.*--seed 3 --images 7,4,2` wrote"):
+    with pytest.raises(
+        UserError, match=r"there is what `.*--seed 3 --images 7,4,2 --size 96x192` wrote"
+    ):
         write_demo(tree, 4, FEW, SMALL)
     with pytest.raises(UserError, match="--out"):
         write_demo(tree, 3, FEW, (64, 128))
