@@ -45,6 +45,10 @@ def export_(
     max_artifact: Annotated[
         int, typer.Option(min=0, help="Leave out files of more bytes than this (weights).")
     ] = 1_000_000,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out files that match: --without 'examples/*'; repeatable."),
+    ] = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -53,7 +57,9 @@ def export_(
     from lovasz_repro.store.transfer import export_runs
 
     store = Store(results, tracking_uri)
-    count = export_runs(store, out, experiment, run, max_artifact=max_artifact)
+    count = export_runs(
+        store, out, experiment, run, max_artifact=max_artifact, without=without or ()
+    )
     typer.echo(f"{count} runs in {out}")
 
 

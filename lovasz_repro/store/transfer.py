@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -114,13 +115,15 @@ def export_runs(
     run_ids: Sequence[str] | None = None,
     *,
     max_artifact: int = MAX_ARTIFACT,
+    without: Sequence[str] = (),
     say: Callable[[str], None] = to_stderr,
 ) -> int:
     """Write runs as plain files below ``out``; returns how many.
 
     ``run_ids`` may be shortened as long as each means one run. Folders of runs exported before
-    are replaced; others there are left alone. Files of more than ``max_artifact`` bytes stay
-    behind and are named in run.json and through ``say``.
+    are replaced; others there are left alone. Files of more than ``max_artifact`` bytes, and those
+    that match one of ``without`` ("examples/*"), stay behind and are named in run.json; the large
+    ones through ``say`` too.
 
     Raises:
         UserError: an id that is not that of one run in the store, or ``out`` cannot be written.
@@ -132,7 +135,7 @@ def export_runs(
     runs.sort(key=lambda run: (run.status != "FINISHED", run.started, run.run_id))
     unique = {(run.experiment, run.identity): run for run in reversed(runs)}
     for run in unique.values():
-        _export(store, run, out, max_artifact, say)
+        _export(store, run, out, max_artifact, without, say)
     return len(unique)
 
 
@@ -146,7 +149,12 @@ def _by_id(runs: Sequence[StoredRun], start: str) -> StoredRun:
 
 
 def _export(
-    store: Store, run: StoredRun, out: Path, max_artifact: int, say: Callable[[str], None]
+    store: Store,
+    run: StoredRun,
+    out: Path,
+    max_artifact: int,
+    without: Sequence[str],
+    say: Callable[[str], None],
 ) -> None:
     """Write one run aside, then put it in place of its former export."""
     content = _describe(store, run)
@@ -159,6 +167,9 @@ def _export(
         for name in store.artifact_names(run.run_id):
             source, target = store.artifact(run.run_id, name), fresh / "artifacts" / name
             left_out.discard(name)
+            if any(fnmatch(name, pattern) for pattern in without):
+                left_out.add(name)
+                continue
             if source.stat().st_size > max_artifact:
                 say(f"{content.title}: {name} is larger than {max_artifact} bytes, left out")
                 left_out.add(name)

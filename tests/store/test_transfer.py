@@ -212,6 +212,22 @@ def test_large_files_stay_behind_and_are_named(make_store: MakeStore, tmp_path: 
     ]
 
 
+def test_files_that_are_not_wanted_stay_behind(make_store: MakeStore, tmp_path: Path) -> None:
+    here = make_store("here")
+    run_id = here.open_child("e", None, "run", "id", {}, {})
+    for name in ("photo.png", "curve.csv"):
+        (tmp_path / name).write_bytes(b"1")
+        here.add_artifact(run_id, tmp_path / name, "examples" if name == "photo.png" else None)
+    here.close(run_id, "FINISHED")
+    export_runs(here, tmp_path / "out", without=["examples/*", "*.bin"])
+    assert [name for name in tree(tmp_path / "out") if "artifacts" in name] == [
+        "e/run-id/artifacts/curve.csv"
+    ]
+    assert json.loads(tree(tmp_path / "out")["e/run-id/run.json"])["left_out"] == [
+        "examples/photo.png"
+    ]
+
+
 # -- scores that a finished run got since --------------------------------------------------------
 
 
