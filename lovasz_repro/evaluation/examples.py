@@ -1,6 +1,7 @@
 """Crops in which a network differs most from what it was before training: Figure 8's material.
 
-They are chosen by how much the two networks differ, not by how good either is. A run stores, for
+They are chosen by how much the two networks differ, not by how good either is, one from each part of
+the set: neighbours in a set of video frames show the same street. A run stores, for
 each crop k, ``<k>-photo.png``, and as label ids ``<k>-labels.png``, ``<k>-before.png`` and
 ``<k>-after.png``, with ``examples.json`` to say which is which.
 """
@@ -97,7 +98,7 @@ def find_examples(
     first_class: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Example]:
-    """The ``count`` windows in which two networks differ most, one per image, largest first.
+    """Of each of ``count`` equal parts of a set the window in which two networks differ most.
 
     Args:
         before, after: the networks, in evaluation mode afterwards.
@@ -107,15 +108,20 @@ def find_examples(
         device: where the networks are.
         first_class: classes below it are never predicted.
         advance: called with 1 after each image.
+
+    Returns:
+        At most ``count`` examples, the most different first.
     """
     before.eval()
     after.eval()
-    best: list[Example] = []
+    best: dict[int, Example] = {}
     for index in _spread_over(len(images)):
         example = _example(before, after, images, index, table, device, first_class)
-        best = sorted([*best, example], key=lambda e: (-e.differs, e.name))[:count]
+        part = index * count // len(images)
+        if part not in best or example.differs > best[part].differs:
+            best[part] = example
         advance(1)
-    return best
+    return sorted(best.values(), key=lambda e: (-e.differs, e.name))
 
 
 @torch.inference_mode()

@@ -236,6 +236,14 @@ def _rows(store: RunStore, experiment: str, cohort: Cohort | None, test: bool) -
     return tuple(rows)
 
 
+def eleven_over_training(store: RunStore, run: Run) -> list[tuple[int, float]]:
+    """Mean IoU of CamVid's classes at every validation that has all of them."""
+    histories = [dict(store.history(run.run_id, f"val/iou/{name}")) for name in CAMVID_CLASSES]
+    steps = sorted(set.intersection(*(set(history) for history in histories)))
+    means = [(step, _mean([history[step] for history in histories])) for step in steps]
+    return [(step, mean) for step, mean in means if mean is not None]
+
+
 def _eleven_before(store: RunStore, runs: Sequence[Run], split: str, fill: str) -> Cell:
     """Mean IoU of CamVid's classes before training."""
     found = [

@@ -20,12 +20,13 @@ from lovasz_repro.report.cityscapes import (
     LOVASZ,
     PAPER_BATCH,
     data_title,
+    eleven_over_training,
     is_papers,
     named_cohorts,
     starting_point,
 )
 from lovasz_repro.report.cityscapes_pictures import Example, read_examples
-from lovasz_repro.report.curves import BEFORE, PANELS, convergence, left_out
+from lovasz_repro.report.curves import BEFORE, PANELS, convergence, dataset_miou, left_out
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
 from lovasz_repro.report.runs import (
     SCALES,
@@ -121,13 +122,25 @@ def _curves(store: RunStore, experiment: str) -> Drawing | Missing:
         return Missing(f"no finished {experiment} run is stored", command(experiment))
     shown = found[:PANELS]
     look = Shades.of([cohort for cohort, _ in shown])
+    of_camvid = experiment == CAMVID
     figure, curves = convergence(
-        store, shown, look, "validation mIoU (%)", legend_title="loss (batch size)"
+        store,
+        shown,
+        look,
+        "validation IoU, 11 classes (%)" if of_camvid else "validation mIoU (%)",
+        legend_title="loss (batch size)",
+        score=eleven_over_training if of_camvid else dataset_miou,
+    )
+    measure = (
+        "the mean IoU of the 11 classes that CamVid annotates (the Class IoU counts a class with 0 "
+        "as soon as it is predicted somewhere, and goes up and down with that)"
+        if of_camvid
+        else "the Class IoU of Cityscapes"
     )
     caption = (
         "Convergence of ENet on the validation set under fine-tuning with Lovász-Softmax, with "
-        "various batch sizes (from light to dark), and with weighted cross-entropy. mIoU is the "
-        "Class IoU of Cityscapes; mean and one standard deviation over seeds. Grey dashes: the "
+        "various batch sizes (from light to dark), and with weighted cross-entropy. Shown is "
+        f"{measure}; mean and one standard deviation over seeds. Grey dashes: the "
         f"network before training. {_panels(shown, experiment)}{left_out(found)}"
     )
     return Drawing(figure, caption, tuple(curves))
@@ -225,8 +238,8 @@ def _drawing(
     caption = (
         "Parts of ENet's output masks before and after fine-tuning, with the photographs and the "
         "ground truth, in Cityscapes' palette (black: void, not scored). Chosen are the windows "
-        "in which the two networks differ most, one per image, not the best-looking ones; at the "
-        "left the share of annotated pixels on which they differ. "
+        "in which the two networks differ most, one from each part of the set, and not the "
+        "best-looking; at the left the share of annotated pixels on which they differ. "
         f"{chosen.title} ({chosen.cohort.scale} scale). Initial output: "
         f"{starting_point(chosen.cohort)}.{note}"
     )

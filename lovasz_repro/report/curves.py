@@ -1,7 +1,7 @@
 """Fine-tuning of ENet: validation score against iteration (the form of Fig. 9), and per class."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,6 @@ from lovasz_repro.report.runs import (
     Cohort,
     Run,
     RunStore,
-    before_training,
     cohorts,
     command,
     headings,
@@ -30,6 +29,8 @@ from lovasz_repro.report.style import (
 
 CAMVID = "camvid-enet"
 SCORE = "val/dataset_miou"
+History = list[tuple[int, float]]
+"""(iteration, score), ascending."""
 LINES = ("-", "--", "-.", ":")
 """Line styles of the batch sizes, ascending."""
 MARKED = 16
@@ -163,12 +164,18 @@ class Look:
         return [*variants, *sizes, Line2D([], [], label="before training", **BEFORE)]
 
 
+def dataset_miou(store: RunStore, run: Run) -> History:
+    """Validation dataset-mIoU of a run, which chooses its best snapshot."""
+    return store.history(run.run_id, SCORE)
+
+
 def convergence(
     store: RunStore,
     shown: Sequence[tuple[Cohort, str]],
     look: Appearance,
     ylabel: str,
     legend_title: str = "",
+    score: Callable[[RunStore, Run], History] = dataset_miou,
 ) -> tuple[Any, list[Curve]]:
     """Validation score against iteration, one panel per cohort.
 
@@ -178,6 +185,7 @@ def convergence(
         look: colours, line styles, legend.
         ylabel: what the score is.
         legend_title: what stands over the legend.
+        score: what is drawn of a run, from before the first step on; empty where it has none.
 
     Returns:
         The figure and what it shows.
@@ -194,7 +202,7 @@ def convergence(
     curves: list[Curve] = []
     single = len({size for cohort, _ in shown for size in cohort.batch_sizes}) == 1
     for ax, (cohort, heading) in zip(axes, shown, strict=False):
-        curves += _convergence(ax, store, cohort, heading, look)
+        curves += _convergence(ax, store, cohort, heading, look, score)
         _title(ax, with_batch_size(heading, *cohort.batch_sizes) if single else heading)
         ax.set(xlabel="iteration", ylabel=ylabel)
     for ax in axes[len(shown) :]:
@@ -205,18 +213,23 @@ def convergence(
 
 
 def _convergence(
-    ax: Any, store: RunStore, cohort: Cohort, heading: str, look: Appearance
+    ax: Any,
+    store: RunStore,
+    cohort: Cohort,
+    heading: str,
+    look: Appearance,
+    score: Callable[[RunStore, Run], History],
 ) -> list[Curve]:
     curves = []
     for (name, size), (colour, dash) in look.styles().items():
         runs = cohort.select(name, size)
-        histories = [store.history(run.run_id, SCORE) for run in runs]
+        histories = [score(store, run) for run in runs]
         if histories and all(histories):
             data = band(histories)
             _band(ax, data, colour, dash)
             label = f"{variant_title(name)}, batch size {size}"
             curves.append(Curve(heading, label, data, sources(runs)))
-    initial = _initial_line(ax, store, cohort, heading)
+    initial = _initial_line(ax, store, cohort, heading, score)
     _keep_trained_in_view(ax, curves, initial)
     ax.grid(axis="y")
     ax.margins(x=0.02)
@@ -240,8 +253,14 @@ def _band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> None
     ax.plot(x, mean, dash, color=colour, marker="o" if len(x) < MARKED else "", ms=2)
 
 
-def _initial_line(ax: Any, store: RunStore, cohort: Cohort, heading: str) -> list[Curve]:
-    scores = {run.run_id: before_training(store, run, SCORE) for run in cohort.runs}
+def _initial_line(
+    ax: Any,
+    store: RunStore,
+    cohort: Cohort,
+    heading: str,
+    score: Callable[[RunStore, Run], History],
+) -> list[Curve]:
+    scores = {run.run_id: dict(score(store, run)).get(0) for run in cohort.runs}
     runs = [run for run in cohort.runs if scores[run.run_id] is not None]
     if not runs:
         return []
