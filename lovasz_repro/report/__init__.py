@@ -4,6 +4,8 @@
 
 - ``tables.py``: one function and one line in ``TABLES`` per table; ``render.py`` writes them as
   Markdown, LaTeX, CSV and JSON, or prints them.
+- ``cityscapes.py``, ``cityscapes_figures.py``, ``cityscapes_pictures.py``: Sec. 4.4, its tables and
+  Figures 8 and 9; the same of CamVid in the layout of Cityscapes.
 - ``figures.py``: one function and one line in ``FIGURES`` per figure; PDF, PNG and a sidecar
   JSON with the data and the runs behind every curve.
 - ``claims.py``: what the paper claims (``experiments/claims.yaml``) and what the stored runs say.
