@@ -1,9 +1,9 @@
 """Crops in which a network differs most from what it was before training: Figure 8's material.
 
-They are chosen by how much the two networks differ, not by how good either is, one from each part of
-the set: neighbours in a set of video frames show the same street. A run stores, for
-each crop k, ``<k>-photo.png``, and as label ids ``<k>-labels.png``, ``<k>-before.png`` and
-``<k>-after.png``, with ``examples.json`` to say which is which.
+They are chosen by how much the two networks differ, not by how good either is, one from each part
+of the set: neighbours in a set of video frames show the same street. A run stores, for each crop k,
+``<k>-photo.png``, and as label ids ``<k>-labels.png``, ``<k>-before.png`` and ``<k>-after.png``,
+with ``examples.json`` to say which is which.
 """
 
 import io
