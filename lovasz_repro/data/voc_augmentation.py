@@ -1,0 +1,95 @@
+"""How the paper shows a training image of Pascal VOC to DeepLab-v2 (facts.md 1.2).
+
+Scale, pad, crop, mirror, on uint8 arrays, image and labels together; then, on the batch and its
+device, BGR order and the mean subtracted. What is drawn is a function of the seed and of the
+position of the image in the training, as in the other data sets.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from lovasz_repro.data.sampling import mix
+from lovasz_repro.data.transforms import mirror, resize_mask
+from lovasz_repro.data.voc import VOID
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+"""Equally likely (DeepLab's data_transformer.cpp)."""
+CROP = 321
+"""Side of the square that the network is trained on, pixels (facts.md 1.2)."""
+MEAN_BGR = (104.008, 116.669, 122.675)
+"""Mean pixel that DeepLab's definition subtracts, B, G, R in 0..255."""
+PADDING_RGB = (123, 117, 104)
+"""The mean pixel in RGB order, rounded to 8 bits. ``to_caffe`` turns it into (-0.008, 0.331,
+0.325), within half a grey level of the exact zeros that Caffe pads with."""
+
+
+def augment(
+    image: np.ndarray, labels: np.ndarray, *, seed: int, position: int, crop: int = CROP
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the network is shown of one training image.
+
+    Args:
+        image: RGB (H, W, 3) uint8.
+        labels: (H, W) uint8, 255 = void.
+        seed: seeds the whole training.
+        position: how many images were drawn before, over the whole training (``Draw.position``).
+        crop: side of what comes out, pixels.
+
+    Returns:
+        RGB (crop, crop, 3) and labels (crop, crop), uint8 and contiguous.
+    """
+    generator = np.random.default_rng(mix(seed ^ 0x5EED, position))
+    scale = SCALES[generator.integers(len(SCALES))]
+    image, labels = pad(*rescale(image, labels, scale), crop)
+    top = generator.integers(image.shape[0] - crop + 1)
+    left = generator.integers(image.shape[1] - crop + 1)
+    window = slice(top, top + crop), slice(left, left + crop)
+    image, labels = image[window], labels[window]
+    if generator.integers(2):
+        image, labels = mirror(image, labels)
+    return np.array(image, order="C"), np.array(labels, order="C")
+
+
+def rescale(image: np.ndarray, labels: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Resize image (H, W, 3) and labels (H, W) to int(side * scale), at least 1 pixel.
+
+    The image is interpolated between its four nearest pixels also where it shrinks, as OpenCV does
+    in DeepLab's code and unlike Pillow; labels are those of the nearest pixel.
+    """
+    height, width = (max(1, int(side * scale)) for side in labels.shape)
+    if (height, width) == labels.shape:
+        return image, labels
+    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), np.float32))
+    pixels = functional.interpolate(pixels[None], (height, width), mode="bilinear")[0]
+    resized = pixels.round_().to(torch.uint8).permute(1, 2, 0).numpy()
+    return resized, resize_mask(labels, (height, width))
+
+
+def pad(image: np.ndarray, labels: np.ndarray, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pad image (H, W, 3) and labels (H, W) at the right and bottom to at least ``crop`` a side.
+
+    The image is continued with the mean colour, the labels with void.
+    """
+    height, width = labels.shape
+    if height >= crop and width >= crop:
+        return image, labels
+    size = max(height, crop), max(width, crop)
+    padded = np.full((*size, 3), PADDING_RGB, dtype=np.uint8)
+    void = np.full(size, VOID, dtype=np.uint8)
+    padded[:height, :width] = image
+    void[:height, :width] = labels
+    return padded, void
+
+
+def to_caffe(
+    images: torch.Tensor, channels_last: bool = False, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """A batch of RGB images (B, 3, H, W), uint8, as the released weights take it.
+
+    Returns:
+        B, G, R minus ``MEAN_BGR``, (B, 3, H, W) in about -123..151; no division.
+    """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    mean = torch.tensor(MEAN_BGR, device=images.device).view(3, 1, 1)
+    return (images.flip(1) - mean).to(dtype, memory_format=memory_format)

@@ -1,0 +1,182 @@
+"""The augmentation of VOC: aligned, void where padded, a function of the position, fair."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lovasz_repro.data.voc_augmentation import (
+    CROP,
+    MEAN_BGR,
+    PADDING_RGB,
+    SCALES,
+    augment,
+    pad,
+    rescale,
+    to_caffe,
+)
+
+VOID = 255
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """RGB (H, W, 3) uint8, sides up to 120: red is 2 * column, green 2 * row, blue 1."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([2 * columns, 2 * rows, np.ones_like(rows)], axis=-1).astype(np.uint8)
+
+
+def random_labels(height: int, width: int, seed: int) -> np.ndarray:
+    labels = np.random.default_rng(seed).choice([0, 3, 20, VOID], (height, width))
+    return labels.astype(np.uint8)
+
+
+sides = st.integers(1, 120)
+seeds = st.integers(0, 2**31 - 1)
+positions = st.integers(0, 200_000)
+
+
+# ---- all of it -----------------------------------------------------------------------------------
+
+
+@given(sides, sides, seeds, positions, st.integers(1, 90))
+def test_shapes_and_no_new_ids(
+    height: int, width: int, seed: int, position: int, crop: int
+) -> None:
+    labels = random_labels(height, width, seed)
+    labels[labels == VOID] = 7
+    image, shown = augment(
+        coordinates(height, width), labels, seed=seed, position=position, crop=crop
+    )
+    assert image.shape == (crop, crop, 3)
+    assert shown.shape == (crop, crop)
+    assert image.dtype == shown.dtype == np.uint8
+    assert image.flags["C_CONTIGUOUS"]
+    assert shown.flags["C_CONTIGUOUS"]
+    assert set(np.unique(shown)) <= {*np.unique(labels), VOID}
+    padding = np.all(image == PADDING_RGB, axis=-1)  # never an image pixel, whose blue is 1
+    assert np.array_equal(padding, shown == VOID)
+
+
+@given(sides, sides, seeds, positions, st.integers(1, 90))
+def test_image_and_labels_stay_aligned(
+    height: int, width: int, seed: int, position: int, crop: int
+) -> None:
+    """Labels that hold a column or a row show the one that the image shows beside them."""
+    image = coordinates(height, width)
+    for channel in (0, 1):
+        labels = image[..., channel] // 2
+        shown, there = augment(image, labels, seed=seed, position=position, crop=crop)
+        inside = there != VOID
+        off = np.abs(shown[..., channel] / 2 - there)[inside]
+        assert off.size > 0
+        assert off.max() <= 0.76  # half a pixel of the nearest, a quarter of 8-bit values of 2
+
+
+@given(seeds, positions)
+def test_what_is_shown_is_a_function_of_seed_and_position(seed: int, position: int) -> None:
+    image, labels = coordinates(70, 60), random_labels(70, 60, 0)
+    before = image.copy(), labels.copy()
+    first = augment(image, labels, seed=seed, position=position, crop=33)
+    second = augment(image, labels, seed=seed, position=position, crop=33)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert np.array_equal(image, before[0])
+    assert np.array_equal(labels, before[1])
+
+
+def test_positions_and_seeds_differ() -> None:
+    image, labels = coordinates(100, 100), random_labels(100, 100, 0)
+
+    def shown(seed: int) -> set[bytes]:
+        return {augment(image, labels, seed=seed, position=k, crop=33)[0].tobytes()
+                for k in range(50)}  # fmt: skip
+
+    assert len(shown(1)) > 45
+    assert len(shown(1) & shown(2)) < 5
+
+
+def test_scales_crops_and_mirroring_are_fair() -> None:
+    """On a ramp that fits the crop at no scale, the slope gives scale and mirroring."""
+    image, labels = coordinates(120, 120), np.zeros((120, 120), np.uint8)
+    draws = 1000
+    slopes: Counter[tuple[float, bool]] = Counter()
+    places = []
+    for position in range(draws):
+        shown, _ = augment(image, labels, seed=5, position=position, crop=31)
+        slope = (float(shown[15, 25, 0]) - float(shown[15, 5, 0])) / 2 / 20
+        scale = min(SCALES, key=lambda scale: abs(1 / scale - abs(slope)))
+        slopes[scale, slope < 0] += 1
+        places.append(shown[15, 15, :2] / 240 * 120 * scale - 15.5)  # left and top, about
+        assert abs(1 / scale - abs(slope)) < 0.06
+    for scale in SCALES:
+        assert abs(slopes[scale, False] + slopes[scale, True] - 200) < 60  # 5 deviations of 12.6
+    assert abs(sum(slopes[scale, True] for scale in SCALES) - 500) < 80  # 5 deviations of 15.8
+    lefts, tops = np.array(places).T
+    assert abs(np.corrcoef(lefts, tops)[0, 1]) < 0.7
+    assert lefts.min() < 3
+    assert lefts.max() > 130  # of 0..149 at scale 1.5
+    assert tops.max() > 130
+
+
+def test_the_papers_crop_of_a_small_and_a_large_image() -> None:
+    for height, width in ((333, 500), (100, 640)):
+        image = np.zeros((height, width, 3), np.uint8)
+        shown, labels = augment(image, np.zeros((height, width), np.uint8), seed=0, position=9)
+        assert shown.shape == (CROP, CROP, 3) == (321, 321, 3)
+        assert labels.shape == (321, 321)
+
+
+# ---- its parts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@given(height=sides, width=sides, seed=seeds)
+def test_rescaling_is_opencvs(scale: float, height: int, width: int, seed: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    labels = random_labels(height, width, seed)
+    resized, shown = rescale(image, labels, scale)
+    size = max(1, int(height * scale)), max(1, int(width * scale))
+    expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    assert resized.shape == (*size, 3)
+    assert shown.shape == size
+    assert np.abs(resized.astype(int) - expected.astype(int)).max() <= 1
+    assert set(np.unique(shown)) <= set(np.unique(labels))
+
+
+@given(sides, sides, st.integers(1, 120))
+def test_padding_is_right_and_bottom_only(height: int, width: int, crop: int) -> None:
+    image, labels = coordinates(height, width), random_labels(height, width, 1)
+    padded, void = pad(image, labels, crop)
+    assert padded.shape[:2] == void.shape == (max(height, crop), max(width, crop))
+    assert np.array_equal(padded[:height, :width], image)
+    assert np.array_equal(void[:height, :width], labels)
+    outside = np.ones(void.shape, bool)
+    outside[:height, :width] = False
+    assert np.all(void[outside] == VOID)
+    assert np.all(padded[outside] == PADDING_RGB)
+
+
+def test_the_network_takes_bgr_minus_the_mean() -> None:
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    taken = to_caffe(images)
+    assert taken.dtype == torch.float32
+    assert taken.is_contiguous()
+    numbers = images.numpy().astype(np.float64)
+    expected = np.stack(
+        [numbers[:, 2] - 104.008, numbers[:, 1] - 116.669, numbers[:, 0] - 122.675], axis=1
+    )
+    np.testing.assert_allclose(taken.numpy(), expected, atol=1e-4)
+    last = to_caffe(images, channels_last=True, dtype=torch.bfloat16)
+    assert last.dtype == torch.bfloat16
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_padding_becomes_about_zero() -> None:
+    """Eight bits hold the mean to half a grey level; the rounding is the best there is."""
+    padding = torch.tensor(PADDING_RGB, dtype=torch.uint8).view(1, 3, 1, 1)
+    rest = to_caffe(padding).flatten()
+    torch.testing.assert_close(rest, torch.tensor([-0.008, 0.331, 0.325]), atol=1e-4, rtol=0)
+    assert tuple(round(value) for value in reversed(MEAN_BGR)) == PADDING_RGB
