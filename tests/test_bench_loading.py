@@ -8,6 +8,7 @@ import pytest
 
 from lovasz_repro import cli
 from tests.tiny_camvid import write_camvid, write_experiment
+from tests.tiny_cityscapes import EXPERIMENT, write_cityscapes
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> int:
@@ -53,3 +54,18 @@ def test_more_batches_than_there_are_is_a_mistake(
 ) -> None:
     assert bench(monkeypatch, tmp_path, "--batches", "4") == 2
     assert "--batches 4: lovasz-softmax-b2-s0 has no more" in capsys.readouterr().err
+
+
+def test_a_grid_that_ends_with_equibatch_is_measured_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny-streets.yaml"
+    file.write_text(EXPERIMENT)
+    data = str(write_cityscapes(tmp_path / "data"))
+    command = ["lovasz-repro", "bench", "loading", str(file), "--profile", "demo", "--data", data]
+    command += ["--results", str(tmp_path / "results"), "--device", "cpu", "--workers", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, "--batches", "1", "--rounds", "1"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "tiny-streets, 3×24×32" in capsys.readouterr().out
