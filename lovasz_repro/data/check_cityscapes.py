@@ -4,16 +4,9 @@ Every photograph and annotation is decoded, over several processes. Those that d
 neither torch nor the loader, so that they start at once and stay small.
 """
 
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +16,8 @@ from PIL import Image
 from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import CITYSCAPES
 from lovasz_repro.data.tree_note import TreeNote, read_note
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import UserError
+from lovasz_repro.processes import mapped
 
 if TYPE_CHECKING:
     from lovasz_repro.data.cityscapes import Frame
@@ -131,8 +125,8 @@ def check_cityscapes(
             *_lonely_annotations(root, split, {frame.name for frame in frames[split]}),
         ]
         jobs += [_job(root, split, frame, size) for frame in frames[split]]
-    with _checked(jobs, processes) as checked:
-        for job, problems in zip(jobs, checked, strict=True):
+    with mapped(min(processes, len(jobs)), "read images") as map_:
+        for job, problems in zip(jobs, map_(check_files, jobs), strict=True):
             found[job.split] += problems
             advance(1)
     return CheckReport(
@@ -227,36 +221,6 @@ def _job(root: Path, split: str, frame: "Frame", size: Size) -> _Job:
         file if file.is_file() else None for file in (frame.label_ids, frame.instance_ids)
     )
     return _Job(split, root, frame.image, label_ids, instance_ids, size)
-
-
-@contextmanager
-def _checked(jobs: Sequence[_Job], processes: int) -> Iterator[Iterable[list[Problem]]]:
-    """The problems of each photograph, in order."""
-    if min(processes, len(jobs)) <= 1:
-        yield map(check_files, jobs)
-        return
-    pool = ProcessPoolExecutor(
-        min(processes, len(jobs)), get_context("spawn"), initializer=_start_process
-    )
-    try:
-        yield pool.map(check_files, jobs)
-    except BrokenProcessPool:
-        raise RunFailed("a process that read images died (killed, or out of memory).") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_process() -> None:
-    """Leave Ctrl-C, which reaches every process of a terminal, to the first; end when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
 
 
 def check_files(job: _Job) -> list[Problem]:

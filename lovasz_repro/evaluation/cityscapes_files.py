@@ -1,20 +1,16 @@
 """Official Cityscapes scores of predictions that lie in files, on one core or several."""
 
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lovasz_repro.data.cityscapes import Frame, read_instances, read_label_ids
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.cityscapes import CityscapesCounts, CityscapesScores
+from lovasz_repro.processes import mapped
 
 
 def score_files(
@@ -38,9 +34,10 @@ def score_files(
         RunFailed: a process died.
     """
     check_pairing(predictions, frames)
-    total = CityscapesCounts()
-    with _counted(predictions, frames, processes) as counted:
-        for counts in counted:
+    total, processes = CityscapesCounts(), min(processes, len(frames))
+    count = _count_file if processes <= 1 else _count_file_on_one_thread
+    with mapped(processes, "scored images") as map_:
+        for counts in map_(count, predictions, frames):  # in order: sums come out alike
             total.merge(counts)
             advance(1)
     return total.scores()
@@ -78,26 +75,6 @@ def _count_file(prediction: Path, frame: Frame) -> CityscapesCounts:
     return counts
 
 
-@contextmanager
-def _counted(
-    predictions: Sequence[Path], frames: Sequence[Frame], processes: int
-) -> Iterator[Iterable[CityscapesCounts]]:
-    """The counts of each image, in order: that sums come out alike whoever counted them."""
-    if min(processes, len(frames)) <= 1:
-        yield map(_count_file, predictions, frames)
-        return
-    pool = ProcessPoolExecutor(
-        min(processes, len(frames)), get_context("spawn"), initializer=_start_process
-    )
-    try:
-        yield pool.map(_count_file, predictions, frames)
-    except BrokenProcessPool:
-        raise RunFailed("a process that scored images died (killed, or out of memory).") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_process() -> None:
-    """Ctrl-C reaches every process of a terminal; only the first is to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _count_file_on_one_thread(prediction: Path, frame: Frame) -> CityscapesCounts:
     torch.set_num_threads(1)
+    return _count_file(prediction, frame)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, distributed
 
+from lovasz_repro import processes
 from lovasz_repro.data.cityscapes import Frame
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation import cityscapes_files
 from lovasz_repro.evaluation.cityscapes import (
     AVERAGE_SIZES,
     CATEGORIES,
@@ -404,6 +404,6 @@ def test_files_must_match(tmp_path: Path) -> None:
 
 def test_a_dead_process_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_all(tmp_path, [random_scene(seed) for seed in range(2)])
-    monkeypatch.setattr(cityscapes_files, "_start_process", partial(signal.raise_signal, 9))
+    monkeypatch.setattr(processes, "_start_process", partial(signal.raise_signal, 9))
     with pytest.raises(RunFailed, match="a process that scored images died"):
         score_files(*files, processes=2)
