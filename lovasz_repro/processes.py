@@ -39,10 +39,15 @@ def mapped(processes: int, what: str) -> Iterator[Callable[..., Iterator[Any]]]:
 def _start_process() -> None:
     """Leave Ctrl-C, which reaches every process of a terminal, to the first; end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended; returns at once."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     if parent:
         parent.join()

@@ -15,6 +15,7 @@ import torch
 from lovasz_repro.bench.samples import Size
 from lovasz_repro.bench.trainee import First, Timed, Trainee, Variant
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.processes import end_with_parent
 from lovasz_repro.training.distributed import join_team
 
 CPU = torch.device("cpu")
@@ -130,6 +131,7 @@ class Ranks:
 
 def _serve(rank: int, ranks: int, port: int, threads: int, size: Size, pipe: Connection) -> None:
     """The life of a rank: requests in, answers out, until there are no more."""
+    end_with_parent()  # also while it waits for ranks that were never started
     torch.set_num_threads(threads)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     variant = Variant(f"{ranks} processes", ranks)
