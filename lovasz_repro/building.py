@@ -1,7 +1,6 @@
 """What a cell's config names, as objects: data sets, network, optimiser, batches."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,18 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from lovasz_repro.config import CellConfig, TrainingConfig
-from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches, ShuffledBatches
-from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet
-from lovasz_repro.errors import UserError
+from lovasz_repro.data.sampling import (
+    BalancedBatches,
+    Draw,
+    EquibatchBatches,
+    ShareOfBatches,
+    ShuffledBatches,
+)
+from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet, category_of
+from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
-from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.layers import BatchShare, share_dropout
-from lovasz_repro.models.weights import RELEASED_OUTPUTS, load_weights, map_classifier
+from lovasz_repro.networks import NETWORKS
 from lovasz_repro.place import Inputs, Place
 from lovasz_repro.training.distributed import Team
 
@@ -28,45 +32,30 @@ EVALUATION_PIXELS = EVALUATION_BATCH * 360 * 480
 
 def open_data(cell: CellConfig, inputs: Inputs) -> tuple[TrainingSet, dict[str, ScoredSet]]:
     """Training set, and every labelled split to score on, "val" first."""
-    kind, root, size = DATASETS[cell.data.name], inputs.data, cell.data.size
-    train_set = kind.train(root, size, cell.data.flip, cell.seed)
-    return train_set, {s: kind.scored(root, s, size) for s in kind.scored_splits(root)}
+    kind, root = DATASETS[cell.data.name], inputs.data
+    train_set = kind.train(root, cell.data, cell.seed)
+    return train_set, {s: kind.scored(root, s, cell.data) for s in kind.scored_splits(root)}
 
 
-def build_model(cell: CellConfig, inputs: Inputs, device: torch.device) -> ENet:
-    """ENet with one output per class, from the released weights or at random (seeded)."""
-    kind = DATASETS[cell.data.name]
-    model = ENet(len(kind.table), cell.model.decoder, cell.model.dropout)
+def build_model(cell: CellConfig, inputs: Inputs, device: torch.device) -> nn.Module:
+    """The network with one output per class, from its starting weights or at random (seeded).
+
+    Raises:
+        UserError: the weights cannot be read, or are of another network.
+        RunFailed: the run that it starts from has not finished here.
+    """
+    network = NETWORKS[cell.model.name]
+    model = network.build(len(DATASETS[cell.data.name].table), cell.model)
     if inputs.weights:
-        released = load_released(inputs.weights, cell.model.decoder)
-        if kind.from_cityscapes:
-            released = map_classifier(released, kind.from_cityscapes)
-        model.load_state_dict(released.state_dict())
+        if cell.start and not inputs.weights.is_file():
+            raise RunFailed(f"it starts from {cell.start.name}, which has not finished here.")
+        network.load(model, inputs.weights, cell)
     if cell.training.precision == "float64":
         model.double()
     model.to(device)
     if cell.training.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-def load_released(path: Path, decoder: str) -> ENet:
-    """The released Cityscapes network, or another with its outputs.
-
-    Raises:
-        UserError: the file cannot be read, or holds a network with other outputs or decoder.
-    """
-    weights = load_weights(path)
-    if weights.num_classes != RELEASED_OUTPUTS:
-        raise UserError(
-            f"weights {path}: {weights.num_classes} outputs; training starts from a network with "
-            f"the {RELEASED_OUTPUTS} of the released one (unlabelled and Cityscapes' 19 classes)."
-        )
-    if weights.decoder != decoder:
-        raise UserError(
-            f"weights {path}: the decoder is {weights.decoder}, model.decoder is {decoder}."
-        )
-    return weights.build()
 
 
 def spread_model(model: nn.Module, config: TrainingConfig, team: Team) -> None:
@@ -82,9 +71,14 @@ def spread_model(model: nn.Module, config: TrainingConfig, team: Team) -> None:
         synchronise_batch_norm(model, team.group)
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam (paper Sec. 4.4) over all parameters; the loop sets the learning rate."""
-    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+def build_optimizer(
+    model: nn.Module, config: TrainingConfig, network: str = "enet"
+) -> torch.optim.Optimizer:
+    """Adam (paper Sec. 4.4), or SGD with momentum 0.9; the loop sets the learning rates."""
+    groups = NETWORKS[network].groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    return torch.optim.Adam(groups, lr=config.lr)
 
 
 def training_batches(
@@ -124,8 +118,23 @@ def training_batches(
 def draw_batches(
     cell: CellConfig, images: int, counts: np.ndarray | None, start: int
 ) -> Iterable[list[Draw]]:
-    """Which images form each batch: equibatch, or a shuffle of all."""
+    """Which images form each batch: half with the category, equibatch, or a shuffle of all.
+
+    Raises:
+        UserError: no training image contains the category, or all do.
+    """
     config = cell.training
+    category = category_of(cell.data)
+    if category is not None:
+        assert counts is not None, "a balanced set needs the classes of every image"
+        positive = counts[:, category] > 0
+        try:
+            return BalancedBatches(
+                positive, config.batch_size, config.iterations, seed=cell.seed, start=start
+            )
+        except ValueError:
+            raise UserError(f"{positive.sum()} of {len(positive)} training images contain "
+                            f"{cell.data.category}; some must, and some not.") from None  # fmt: skip
     if not cell.data.equibatch:
         return ShuffledBatches(
             images, config.batch_size, config.iterations, seed=cell.seed, start=start
@@ -139,7 +148,11 @@ def draw_batches(
 
 
 def evaluation_batches(
-    images: ScoredSet, size: tuple[int, int], team: Team, workers: int = 0
+    images: ScoredSet,
+    size: tuple[int, int],
+    team: Team,
+    workers: int = 0,
+    most: int = EVALUATION_BATCH,
 ) -> Iterator[Any]:
     """This rank's share of a data set, in order; the shares hold every image once.
 
@@ -148,13 +161,14 @@ def evaluation_batches(
         size: (height, width) at which the network sees them; large ones come in smaller batches.
         team: the ranks.
         workers: processes that decode images.
+        most: images that come together, at most; 1 where they have sizes of their own.
     """
     own = range(len(images))[team.share(len(images))]
     share: Subset[Any] = Subset(images, own)  # type: ignore[arg-type]
     fitting = EVALUATION_PIXELS // (size[0] * size[1])
     loader = DataLoader(
         share,
-        batch_size=max(1, min(EVALUATION_BATCH, fitting)),
+        batch_size=max(1, min(most, fitting)),
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
     )

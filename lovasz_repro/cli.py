@@ -34,6 +34,7 @@ from lovasz_repro.commands.shared import (
     terminal,
     to_yaml,
 )
+from lovasz_repro.commands.weights import weights_app
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.launch.orphan import stop_when_orphaned
 from lovasz_repro.launch.rank import is_rank, tell
@@ -162,6 +163,7 @@ def doctor(
 
 
 app.add_typer(data_app, name="data", no_args_is_help=True)
+app.add_typer(weights_app, name="weights", no_args_is_help=True)
 app.add_typer(report_app, name="report", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 app.add_typer(bench_app, name="bench", no_args_is_help=True)

@@ -18,8 +18,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lovasz_repro.errors import UserError
 
 Scale = Literal["paper", "reduced", "demo"]
-LossName = Literal["cross_entropy", "lovasz_softmax"]
+LossName = Literal[
+    "cross_entropy", "lovasz_softmax", "binary_cross_entropy", "hinge", "lovasz_hinge", "soft_iou"
+]
+BINARY_LOSSES = ("binary_cross_entropy", "hinge", "lovasz_hinge", "soft_iou")
+"""Losses of one logit per pixel, for one category against the rest (Sec. 4.2)."""
+VocCategory = Literal[
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+]  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
+Multiplier = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+BASIS = "basis"
+"""The variant whose runs others start from with model.weights: basis."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -32,34 +45,61 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """Which images, and at what size the network sees them."""
 
-    name: Literal["camvid", "cityscapes"]
+    name: Literal["camvid", "cityscapes", "voc"]
     """Layout of the files and what is scored."""
     folder: Annotated[str, Field(min_length=1)] | None = None
     """Folder below the data folder; null: the name."""
     size: tuple[Positive, Positive]
-    """Height and width of the network's input, pixels; images are resized to it."""
+    """Height and width of the network's input in training, pixels; images are resized to it, or
+    cropped where the data set is voc."""
     flip: bool = False
     """Mirror each training image with probability 1/2."""
     equibatch: bool = False
     """Visit every class in turn (paper Sec. 4.3) instead of drawing images at random."""
+    category: VocCategory | None = None
+    """The class that is told from the rest (Sec. 4.2); null: all classes. Then half of the
+    training images contain it on average, and so does half of the validation images."""
+    images: Literal["photographs", "features"] = "photographs"
+    """Photographs, or noisy evidence of the classes that is drawn from the masks (as Sec. 4.1 does
+    for circles), which needs no photograph."""
+    noise: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of that evidence; its mean is 1/2 for the pixel's class, else -1/2."""
+
+    @model_validator(mode="after")
+    def _only_voc(self) -> "DataConfig":
+        if self.name != "voc" and (self.category or self.images == "features"):
+            raise ValueError("category and features are of the data set voc alone")
+        if self.name == "voc" and (self.size[0] != self.size[1] or self.size[0] % 8 != 1):
+            raise ValueError("size is that of a square crop, 8 n + 1 pixels a side (321 in the "
+                             "paper)")  # fmt: skip
+        return self
 
 
 class ModelConfig(Strict):
     """The network and where its training starts."""
 
-    name: Literal["enet"]
+    name: Literal["enet", "deeplab-v2", "deeplab-v2-small", "evidence-net"]
+    """ENet; DeepLab-v2 ResNet-101; the same code narrow and shallow, for demonstrations; a small
+    network for data.images=features."""
     decoder: Literal["prelu", "relu"] = "prelu"
     """PReLU as in the released network, or ReLU as in the paper's and e-lab's later code."""
     dropout: Literal["torch7", "pytorch"] = "torch7"
     """Torch7 scales at evaluation, PyTorch during training."""
-    weights: Literal["enet-cityscapes"] | None = None
-    """Released weights to start from; null: random initialisation."""
+    weights: Literal["enet-cityscapes", "deeplab-coco", "basis"] | None = None
+    """Released weights to start from, or those of the same grid's run of the variant basis; null:
+    random initialisation."""
+    bn_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Epsilon of DeepLab's batch normalisations: Caffe's; ports from TensorFlow have 1e-3."""
 
     @model_validator(mode="after")
     def _released_network_has_prelu(self) -> "ModelConfig":
         if self.weights and self.decoder == "relu":
             raise ValueError("the released weights have a PReLU decoder: set decoder to prelu, "
                              "or weights to null")  # fmt: skip
+        fitting = {"enet-cityscapes": "enet", "deeplab-coco": "deeplab-v2"}
+        if self.weights in fitting and self.name != fitting[self.weights]:
+            raise ValueError(f"the weights {self.weights} are of {fitting[self.weights]}, not of "
+                             f"{self.name}")  # fmt: skip
         return self
 
 
@@ -73,7 +113,10 @@ class LossConfig(Strict):
     classes: Literal["present", "all"] = "present"
     """Classes that Lovász-Softmax averages over (paper Sec. 3.1: those in the batch's labels)."""
     per_image: bool = False
-    """Lovász-Softmax per image instead of over the batch."""
+    """Lovász-Softmax per image instead of over the batch; the binary losses always are."""
+    resolution: Literal["output", "input"] = "output"
+    """Where a network answers on a coarser grid: labels are sampled at its points (DeepLab's
+    authors), or logits are upsampled to the labels."""
 
 
 class TrainingConfig(Strict):
@@ -87,8 +130,14 @@ class TrainingConfig(Strict):
     """Base learning rate of Eq. 16."""
     power: Annotated[float, Field(ge=0)] = 0.9
     """Exponent of Eq. 16."""
+    schedule: Literal["poly", "step"] = "poly"
+    """Eq. 16, or lr in the first half of the training and a fifth of it in the second."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """SGD has momentum 0.9."""
+    lr_multipliers: tuple[Multiplier, Multiplier, Multiplier] = (1.0, 10.0, 20.0)
+    """Of DeepLab's backbone, its classifier's weights and its classifier's biases."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2 added to the gradient, as in Adam's original form."""
+    """L2 added to the gradient, as in Adam's original form; DeepLab's biases have none."""
     batch_norm: Literal["train", "per-rank", "frozen"] = "train"
     """Statistics of the whole batch, of each rank's share of it (another objective for each number
     of ranks), or the running statistics of the starting weights."""
@@ -115,11 +164,14 @@ class TrainingConfig(Strict):
 class EvaluationConfig(Strict):
     """How predictions are made and kept."""
 
+    snapshot: Literal["best", "last"] = "best"
+    """Which weights are scored on the test split and kept: the best on val, or the last."""
     upsample: Literal["logits", "predictions"] = "logits"
     """What is brought to the labels' size where the network sees a smaller one: logits
     (bilinear), or the predicted classes (nearest)."""
     examples: Annotated[int, Field(ge=0)] = 0
-    """Crops that are stored in which the network differs most from what it was before training."""
+    """Crops that are stored in which the network differs most from what it was before training;
+    with data.category whole masks, of the first images that hold it."""
 
 
 class CellConfig(Strict):
@@ -129,17 +181,38 @@ class CellConfig(Strict):
     profile: str
     scale: Scale
     variant: str
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Seed
     data: DataConfig
     model: ModelConfig
     loss: LossConfig
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    start: "CellConfig | None" = None
+    """The run whose weights it starts from, where model.weights is basis."""
+
+    @model_validator(mode="after")
+    def _one_logit_or_all(self) -> "CellConfig":
+        binary = [name for name in self.loss.terms if name in BINARY_LOSSES]
+        if self.data.category and len(binary) < len(self.loss.terms):
+            raise ValueError(f"with data.category the losses are {', '.join(BINARY_LOSSES)}")
+        if binary and not self.data.category:
+            raise ValueError(f"{binary[0]} needs a data.category")
+        if (self.data.images == "features") != (self.model.name == "evidence-net"):
+            raise ValueError("data.images=features and model.name=evidence-net go together")
+        if self.data.name == "voc" and self.model.name == "enet":
+            raise ValueError("enet does not train on voc")
+        return self
 
     @property
     def name(self) -> str:
         """Short name of the run, unique within an experiment and profile."""
-        return f"{self.variant}-b{self.training.batch_size}-s{self.seed}"
+        category = f"-{self.data.category}" if self.data.category else ""
+        return f"{self.variant}{category}-b{self.training.batch_size}-s{self.seed}"
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The config by dotted key, as the store has it; without that of the run it starts from."""
+        return dotted(self.model_dump(mode="json", exclude={"start"}))
 
 
 class Variant(BaseModel):
@@ -149,6 +222,8 @@ class Variant(BaseModel):
 
     batch_sizes: list[Positive] | None = None
     """Those of the grid's batch sizes that it runs with; null: all."""
+    categories: list[VocCategory] | None = None
+    """Those of the grid's categories that it runs with; null: all; empty: on all classes."""
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -163,9 +238,12 @@ class Profile(Strict):
     """What its numbers may be compared with; only "paper" runs enter a paper table."""
     about: str
     """One line: how large, on what, how long."""
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
+    seeds: list[Seed] | None = None
     batch_sizes: list[Positive] | None = None
+    categories: list[VocCategory] | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Overrides of single variants, over those of the recipe."""
 
 
 class ExperimentConfig(Strict):
@@ -180,8 +258,10 @@ class ExperimentConfig(Strict):
     """What it is meant to show."""
     cost: str
     """What it takes to run."""
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     batch_sizes: list[Positive] = Field(min_length=1)
+    categories: list[VocCategory] = Field(default_factory=list)
+    """The grid's classes that are told from the rest, one run each; empty: no such axis."""
     recipe: dict[str, Any]
     variants: dict[str, Variant] = Field(min_length=1)
     profiles: dict[str, Profile] = Field(min_length=1)
@@ -191,17 +271,24 @@ class ExperimentConfig(Strict):
         profile: str = "paper",
         *,
         variants: Sequence[str] | None = None,
+        categories: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         batch_sizes: Sequence[int] | None = None,
         overrides: Mapping[str, Any] | None = None,
+        with_basis: bool = True,
     ) -> list[CellConfig]:
-        """Resolve the grid, batch sizes outermost, then seeds, then variants.
+        """Resolve the grid: batch sizes outermost, then seeds, categories and variants.
+
+        A run that starts from the variant basis comes after that, which is part of the grid also
+        where ``variants`` leaves it out.
 
         Args:
             profile: name of a profile of this experiment.
-            variants, seeds, batch_sizes: narrow or replace the grid; None takes the file's.
+            variants, categories, seeds, batch_sizes: narrow or replace the grid; None takes the
+                file's.
             overrides: dotted key -> value, applied to the recipe last. A paper-scale run with
                 overrides is no longer the paper's recipe: its scale becomes "reduced".
+            with_basis: train basis networks; otherwise a file is in their place.
 
         Raises:
             UserError: unknown profile, variant or key; wrong type; impossible value.
@@ -209,29 +296,66 @@ class ExperimentConfig(Strict):
         chosen = self.profiles[_known(profile, self.profiles, "profile", self.experiment)]
         for variant in variants or ():
             _known(variant, self.variants, "variant", self.experiment)
-        scale = "reduced" if overrides and chosen.scale == "paper" else chosen.scale
+        for category in categories or ():
+            _known(category, self.categories, "class", self.experiment)
+        classes: list[Any] = [*(categories or chosen.categories or self.categories)] or [None]
         grid = [
-            (batch_size, seed, variant)
+            (batch_size, seed, category, variant)
             for batch_size in batch_sizes or chosen.batch_sizes or self.batch_sizes
             for seed in seeds or chosen.seeds or self.seeds
+            for category in classes
             for variant in variants or self.variants
             if batch_sizes or batch_size in (self.variants[variant].batch_sizes or [batch_size])
+            if category in (self.variants[variant].categories or [category])
+            if with_basis or variant != BASIS
         ]
         if not grid:
             raise UserError(
                 f"{self.experiment}: profile {profile} has none of the batch sizes that "
                 f"{', '.join(variants or self.variants)} runs with. Name one with --batch-size."
             )
-        cells = []
-        for batch_size, seed, variant in grid:
-            resolved = merge(self.recipe, self.variants[variant].changes)
-            resolved = merge(resolved, chosen.recipe)
-            resolved = merge(resolved, {"training": {"batch_size": batch_size}})
-            resolved = override(resolved, overrides or {})
-            resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}
-            resolved |= {"variant": variant, "seed": seed}
-            cells.append(validate(CellConfig, resolved, f"{self.experiment} ({variant})"))
-        return list({cell.model_dump_json(): cell for cell in cells}.values())
+        cells: dict[str, CellConfig] = {}
+        for batch_size, seed, category, variant in grid:
+            place = profile, batch_size, seed, category
+            cell = self._cell(variant, *place, overrides or {})
+            if cell.model.weights == "basis" and with_basis:
+                cell = cell.model_copy(update={"start": self._cell(BASIS, *place, overrides or {})})
+                cells |= {cell.start.model_dump_json(): cell.start} if cell.start else {}
+            cells[cell.model_dump_json()] = cell
+        return list(cells.values())
+
+    def _cell(
+        self,
+        variant: str,
+        profile: str,
+        batch_size: int,
+        seed: int,
+        category: str | None,
+        overrides: Mapping[str, Any],
+    ) -> CellConfig:
+        """One cell of the grid, without the run that it starts from."""
+        own, size = self.variants[variant], self.profiles[profile]
+        changes = [own.changes, size.recipe, size.variants.get(variant, {})]
+        resolved: dict[str, Any] = dict(self.recipe)
+        for change in changes:
+            resolved = merge(resolved, change)
+        resolved = merge(resolved, {"training": {"batch_size": batch_size}})
+        if category and own.categories != []:
+            resolved = merge(resolved, {"data": {"category": category}})
+        resolved = override(resolved, overrides)
+        scale = "reduced" if overrides and size.scale == "paper" else size.scale
+        resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}
+        resolved |= {"variant": variant, "seed": seed}
+        return validate(CellConfig, resolved, f"{self.experiment} ({variant})")
+
+    @model_validator(mode="after")
+    def _variants_that_profiles_name_exist(self) -> "ExperimentConfig":
+        for name, profile in self.profiles.items():
+            for variant in profile.variants:
+                if variant not in self.variants:
+                    raise ValueError(f"profile {name} names the variant {variant}, which there is "
+                                     "not")  # fmt: skip
+        return self
 
 
 def experiments_folder() -> Path:

@@ -14,7 +14,7 @@ from rich.table import Table
 from lovasz_repro import __version__
 from lovasz_repro.data import camvid as camvid_layout
 from lovasz_repro.data import cityscapes as cityscapes_layout
-from lovasz_repro.data.locate import find_dataset, find_enet_weights
+from lovasz_repro.data.locate import find_dataset, find_deeplab_weights, find_enet_weights
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
 
@@ -27,8 +27,12 @@ CITYSCAPES_SOURCE = (
     "for `run cityscapes-enet`; `lovasz-repro data check cityscapes` says how to get it"
 )
 ENET_SOURCE = (
-    "for `run cityscapes-enet`, `run camvid-enet` and `predict`; release v1.cs of "
-    "e-lab/ENet-training on GitHub, file model-cityscapes.net, CC BY-NC 4.0"
+    "for `run cityscapes-enet`, `run camvid-enet` and `predict`; `lovasz-repro weights fetch "
+    "enet-cityscapes` gets release v1.cs of e-lab/ENet-training on GitHub, CC BY-NC 4.0"
+)
+DEEPLAB_SOURCE = (
+    "for `run voc-binary` and `run voc-multiclass`; `lovasz-repro weights list` says where they "
+    "come from"
 )
 
 
@@ -53,6 +57,7 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
         cityscapes(data),
         camvid(data),
         enet_weights(data),
+        deeplab_weights(data),
         official_scores(),
         store(results, tracking_uri),
         slurm(),
@@ -122,6 +127,14 @@ def enet_weights(data: Path) -> Finding:
     if file is None:
         return Finding("enet weights", False, f"not below {data / 'weights'}; {ENET_SOURCE}")
     return Finding("enet weights", True, f"{file}, {file.stat().st_size:,} bytes")
+
+
+def deeplab_weights(data: Path) -> Finding:
+    """DeepLab as its authors pre-trained it on COCO, converted."""
+    file = find_deeplab_weights(data)
+    if file is None:
+        return Finding("deeplab weights", False, f"not below {data / 'weights'}; {DEEPLAB_SOURCE}")
+    return Finding("deeplab weights", True, f"{file}, {file.stat().st_size:,} bytes")
 
 
 def official_scores() -> Finding:

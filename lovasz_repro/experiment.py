@@ -2,7 +2,7 @@
 
     experiment YAML -> config -> data -> model -> loss -> train -> evaluate -> store -> report
 
-A cell is one variant x batch size x seed. Its identity is the hash of its resolved config, the
+A cell is one variant x batch size x seed (x category). Its identity is the hash of its resolved config, the
 data's fingerprint and the starting weights: a finished cell is skipped, an unfinished one goes on
 from its last checkpoint, the rest start. All of it runs on every rank of a team in step, on one
 device or many; what only one may do is left to the leader.
@@ -22,17 +22,17 @@ from lovasz_repro.building import (
     spread_model,
     training_batches,
 )
-from lovasz_repro.config import CellConfig, ExperimentConfig, dotted
+from lovasz_repro.config import CellConfig, ExperimentConfig
 from lovasz_repro.data.statistics import class_shares
-from lovasz_repro.datasets import DATASETS
+from lovasz_repro.datasets import DATASETS, category_of
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.models.weights import save_weights
-from lovasz_repro.place import Inputs, Place, inputs_of_all
+from lovasz_repro.networks import NETWORKS
+from lovasz_repro.place import Inputs, Place, inputs_of_all, run_folder
 from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, device_name, git_commit, package_versions
-from lovasz_repro.session import RunSession, run_folder
+from lovasz_repro.session import RunSession
 from lovasz_repro.shared_session import SharedSession
-from lovasz_repro.stages import count_classes, keep_examples, score_on
+from lovasz_repro.stages import count_classes, keep_examples, score_basis, score_on
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import InUse
 from lovasz_repro.store.shipping import ship_pending
@@ -96,15 +96,18 @@ def run_experiment(
 def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSession) -> None:
     """The pipeline of one run, from wherever it stands to its stored scores."""
     team, config, kind = session.team, cell.training, DATASETS[cell.data.name]
+    network = NETWORKS[cell.model.name]
     torch.manual_seed(cell.seed)
     train_set, scored = open_data(cell, inputs)
     model = build_model(cell, inputs, place.device)
-    state = TrainingState(model, build_optimizer(model, config))
+    state = TrainingState(model, build_optimizer(model, config, cell.model.name))
     session.resume(state, place.device)
     spread_model(model, config, team)
     counts = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
     shares = None if counts is None else class_shares(counts, len(kind.table), kind.ignore_index)
-    objective = build_objective(cell.loss, kind.ignore_index, shares, team.group)
+    objective = build_objective(
+        cell.loss, kind.ignore_index, shares, team.group, category_of(cell.data), network.to_size
+    )
 
     def score(split: str, snapshot: int, prefix: str = "") -> dict[str, float]:
         if config.batch_norm == "per-rank":
@@ -117,6 +120,8 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSess
     if state.iteration == 0:
         for split in tested:
             session.log(0, score(split, snapshot=0, prefix="initial/"))
+        if cell.data.category:
+            session.log(0, score_basis(model, scored["val"], cell, place, session))
     train(
         state,
         training_batches(cell, train_set, counts, place, team, start=state.iteration),
@@ -124,6 +129,8 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSess
         config,
         place.device,
         network=team.wrap(model),
+        prepare=network.prepare,
+        choose="val/dataset_miou" if cell.evaluation.snapshot == "best" else None,
         validate=lambda: score("val", snapshot=state.iteration),
         log=session.log,
         save=session.save,
@@ -136,7 +143,7 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSess
     if cell.evaluation.examples:
         keep_examples(model, scored["val"], cell, inputs, place, session)
     metadata = weights_metadata(cell, state)
-    session.keep_weights(lambda path: save_weights(model, path, metadata))
+    session.keep_weights(lambda path: network.save(model, path, metadata))
 
 
 def open_grid(
@@ -165,9 +172,7 @@ def open_run(
         "variant": cell.variant,
         "experiment": cell.experiment,
     }
-    return store.open_child(
-        cell.experiment, parent, cell.name, inputs.identity, dotted(resolved), tags
-    )
+    return store.open_child(cell.experiment, parent, cell.name, inputs.identity, cell.params, tags)
 
 
 def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object]:

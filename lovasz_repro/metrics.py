@@ -63,7 +63,7 @@ class ConfusionMatrix:
         """
         _check_same_options(self, group)
         total = type(self)(self.num_classes, self.ignore_index)
-        total.counts = _sum_over_ranks(self.counts, group)
+        total.counts = sum_over_ranks(self.counts, group)
         return total
 
 
@@ -110,7 +110,7 @@ class ImageIoU:
         _check_same_options(self, group)
         total = type(self)(self.num_classes, self.ignore_index)
         images = torch.tensor([self.images], dtype=torch.float64)
-        sums = _sum_over_ranks(torch.cat([self.sums, images]), group)
+        sums = sum_over_ranks(torch.cat([self.sums, images]), group)
         total.sums, total.images = sums[:-1], int(sums[-1])
         return total
 
@@ -289,7 +289,7 @@ def _check_same_options(
             raise ValueError(f"cannot merge: {name} differs between ranks (here {value})")
 
 
-def _sum_over_ranks(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
+def sum_over_ranks(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
     """Sum of a CPU tensor over the ranks of a group of any backend, on the CPU."""
     total = _on_device_of(values.clone(), group)
     distributed.all_reduce(total, distributed.ReduceOp.SUM, group)

@@ -6,11 +6,15 @@ from pathlib import Path
 import torch
 
 from lovasz_repro.config import CellConfig
-from lovasz_repro.data.locate import dataset_folder, enet_weights_file
-from lovasz_repro.datasets import DATASETS, check_paper_data
+from lovasz_repro.data.locate import dataset_folder, deeplab_weights_file, enet_weights_file
+from lovasz_repro.datasets import DATASETS
+from lovasz_repro.errors import UserError
 from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, fingerprint_files, run_identity
 from lovasz_repro.training.distributed import Team
+
+WEIGHTS = "best.safetensors"
+"""Weights file in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Place:
     device: torch.device
     workers: int = 0
     """Processes that decode images; 0 decodes in the training process."""
+    basis: Path | None = None
+    """Weights file that stands for the run of the variant basis."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,11 @@ def find_inputs(cell: CellConfig, place: Place, progress: Progress | None = None
     """
     kind = DATASETS[cell.data.name]
     data = dataset_folder(place.data, cell.data.folder or cell.data.name)
-    weights = enet_weights_file(place.data, place.weights) if cell.model.weights else None
-    files = kind.files(data)
+    start = find_inputs(cell.start, place, progress) if cell.start else None
+    weights = None if start else released_weights(cell, place)
+    files = kind.files(data, cell.data)
     if cell.scale == "paper":
-        check_paper_data(kind, data)
+        kind.check_papers(data, cell.data)
     cache = place.results / "work" / "fingerprints.json"
     task = progress.task("  reading data", len(files)) if progress else None
     advance = task.advance if task else lambda files: None
@@ -57,13 +64,40 @@ def find_inputs(cell: CellConfig, place: Place, progress: Progress | None = None
     finally:
         if task:
             task.close()
-    if weights:
+    if cell.start and start:
+        weights = run_folder(place.results, cell.start, start.identity) / WEIGHTS
+        tags["weights_fingerprint"] = f"run-{start.identity}"
+    elif weights:
         tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)
     hashed = config_hash(cell.model_dump(mode="json"))
     identity = run_identity(
         hashed, tags["data_fingerprint"], weights=tags.get("weights_fingerprint", "none")
     )
     return Inputs(data, weights, tags, identity)
+
+
+def released_weights(cell: CellConfig, place: Place) -> Path | None:
+    """The file that training starts from, or None.
+
+    Raises:
+        UserError: it is not there.
+    """
+    match cell.model.weights:
+        case "enet-cityscapes":
+            return enet_weights_file(place.data, place.weights)
+        case "deeplab-coco":
+            return deeplab_weights_file(place.data, place.weights)
+        case "basis":
+            if place.basis is None or not place.basis.is_file():
+                raise UserError(f"no basis network at {place.basis}. Name its file with --basis.")
+            return place.basis
+    return None
+
+
+def run_folder(results: Path, cell: CellConfig, identity: str) -> Path:
+    """Where a run works; the same run finds the same folder again."""
+    name = f"{cell.name}-{identity[:8]}"
+    return results / "work" / cell.experiment / cell.profile / name
 
 
 def inputs_of_all(cell: CellConfig, place: Place, team: Team, progress: Progress) -> Inputs:

@@ -6,12 +6,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lovasz_repro.config import CellConfig, ExperimentConfig, dotted
+from lovasz_repro.config import CellConfig, ExperimentConfig
 from lovasz_repro.errors import UserError
 from lovasz_repro.experiment import Outcome
-from lovasz_repro.place import Place, find_inputs
+from lovasz_repro.place import Place, find_inputs, run_folder
 from lovasz_repro.provenance import device_name
-from lovasz_repro.session import run_folder
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.speed import SPEED
@@ -104,7 +103,7 @@ def estimate(
 
 def _as_fast(run: StoredRun, cell: CellConfig, device: str, ranks: int) -> bool:
     """Whether a stored run tells how fast a cell trains."""
-    ours = dotted(cell.model_dump(mode="json"))
+    ours = cell.params
     same = all(run.params.get(key) == ours[key] for key in SPEED_DEPENDS_ON)
     there = (run.tags.get("device"), run.tags.get("ranks", "1")) == (device, str(ranks))
     return same and there and SPEED in run.metrics
@@ -112,7 +111,7 @@ def _as_fast(run: StoredRun, cell: CellConfig, device: str, ranks: int) -> bool:
 
 def differences(base: CellConfig, cell: CellConfig) -> str:
     """Keys of ``cell`` with another value than in ``base``, as ``key=value``."""
-    theirs, ours = dotted(base.model_dump(mode="json")), dotted(cell.model_dump(mode="json"))
+    theirs, ours = base.params, cell.params
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     return ", ".join(f"{key}={ours.get(key, 'none')}" for key in keys if key != "variant") or "-"
 

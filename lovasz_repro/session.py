@@ -17,6 +17,7 @@ import yaml
 
 from lovasz_repro.config import CellConfig
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.place import WEIGHTS
 from lovasz_repro.progress import Progress, ProgressTask
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import Journal
@@ -24,12 +25,6 @@ from lovasz_repro.store.shipping import Shipper
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState
 from lovasz_repro.training.stopping import Interrupted
-
-
-def run_folder(results: Path, cell: CellConfig, identity: str) -> Path:
-    """Where a run works; the same run finds the same folder again."""
-    name = f"{cell.name}-{identity[:8]}"
-    return results / "work" / cell.experiment / cell.profile / name
 
 
 class RunSession:
@@ -110,7 +105,7 @@ class RunSession:
         Raises:
             RunFailed: the disk refuses.
         """
-        weights = self.folder / "best.safetensors"
+        weights = self.folder / WEIGHTS
         try:
             write(weights)
         except OSError as error:

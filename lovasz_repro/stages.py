@@ -1,19 +1,29 @@
 """What a run does beside training: counts classes, scores, looks for examples; each with a bar."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from lovasz_repro.building import build_model, evaluation_batches
+from lovasz_repro.building import EVALUATION_BATCH, build_model, evaluation_batches
 from lovasz_repro.config import CellConfig
 from lovasz_repro.data.statistics import class_counts
-from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet
-from lovasz_repro.evaluation.evaluate import evaluate
-from lovasz_repro.evaluation.examples import MOST_IMAGES, find_examples, write_examples
+from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet, category_of
+from lovasz_repro.evaluation.binary import BasisScoring, BinaryScoring
+from lovasz_repro.evaluation.evaluate import AtSize, Predict, evaluate, predicted_classes
+from lovasz_repro.evaluation.examples import (
+    MOST_IMAGES,
+    Photographed,
+    find_examples,
+    write_examples,
+)
+from lovasz_repro.evaluation.masks import Answers, find_mask, write_masks
 from lovasz_repro.evaluation.scoring import Scoring
+from lovasz_repro.networks import NETWORKS
 from lovasz_repro.place import Inputs, Place
 from lovasz_repro.shared_session import SharedSession
 
@@ -22,10 +32,12 @@ def count_classes(
     cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: SharedSession
 ) -> np.ndarray | None:
     """Pixels of each label in each training image, (N, 256), where a cell needs them."""
-    if cell.loss.class_weights == "none" and not cell.data.equibatch:
+    wanted = cell.loss.class_weights != "none" or cell.data.equibatch or cell.data.category
+    if not wanted:
         return None
-    height, width = cell.data.size
-    name = f"{inputs.fingerprints['data_fingerprint']}-{height}x{width}.npy"
+    sizes_differ = DATASETS[cell.data.name].sizes_differ  # then labels come at their own
+    size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
+    name = f"{inputs.fingerprints['data_fingerprint']}-{size}.npy"
     task = session.progress.task("  counting classes", len(train_set))
 
     def follow(indices: Iterable[int]) -> Iterator[int]:
@@ -46,19 +58,38 @@ def score_on(
     cell: CellConfig,
     place: Place,
     session: SharedSession,
+    scoring: Scoring | None = None,
 ) -> Scoring:
-    """Score a model on a whole split, shared among the ranks."""
-    team, kind = session.team, DATASETS[cell.data.name]
-    workers = 0 if kind.in_memory else place.workers
+    """Score a model on a whole split, shared among the ranks.
+
+    ``scoring`` is that of the data set by default.
+    """
+    team, kind, network = session.team, DATASETS[cell.data.name], NETWORKS[cell.model.name]
+    scoring = scoring or kind.scoring(cell.data)
+    if isinstance(scoring, BinaryScoring):
+        predict: Predict = partial(logits_of, scoring.category, network.to_size)
+    else:
+        predict = partial(
+            predicted_classes,
+            first_class=kind.first_class,
+            upsample=cell.evaluation.upsample,
+            to_size=network.to_size,
+        )
     task = session.progress.task(f"  scoring on {split}", len(images))
     try:
         return evaluate(
             model,
-            evaluation_batches(images, cell.data.size, team, workers),
-            kind.scoring(),
+            evaluation_batches(
+                images,
+                cell.data.size,
+                team,
+                workers=0 if kind.in_memory else place.workers,
+                most=1 if kind.sizes_differ else EVALUATION_BATCH,
+            ),
+            scoring,
             place.device,
-            first_class=kind.first_class,
-            upsample=cell.evaluation.upsample,
+            predict=predict,
+            prepare=network.prepare,
             bfloat16=cell.training.precision == "bfloat16",
             channels_last=cell.training.channels_last,
             group=team.group,
@@ -66,6 +97,23 @@ def score_on(
         )
     finally:
         task.close()
+
+
+def score_basis(
+    model: nn.Module, images: ScoredSet, cell: CellConfig, place: Place, session: SharedSession
+) -> dict[str, float]:
+    """``basis/image_iou``: what the network of all classes reaches before it is trained further."""
+    kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    assert category is not None, "a basis network is compared for one category"
+    scoring = BasisScoring(category, kind.ignore_index)
+    return score_on(model, images, "val", cell, place, session, scoring).as_metrics("basis")
+
+
+def logits_of(
+    category: int, to_size: AtSize, logits: torch.Tensor, size: Sequence[int]
+) -> torch.Tensor:
+    """Scores of one category at another size: logits (B, C, h, w) -> (B, H, W)."""
+    return to_size(logits[:, category : category + 1], size)[:, 0]
 
 
 def keep_examples(
@@ -76,8 +124,11 @@ def keep_examples(
     place: Place,
     session: SharedSession,
 ) -> None:
-    """Store crops in which the network differs most from what it was before training."""
-    kind = DATASETS[cell.data.name]
+    """Store crops in which the network differs most from what it was before training, or masks."""
+    kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    if category is not None:
+        keep_masks(model, images, category, cell, inputs, place, session)
+        return
 
     def write(folder: Path) -> list[Path]:
         torch.manual_seed(cell.seed)  # a network that began at random begins so again
@@ -87,7 +138,7 @@ def keep_examples(
             found = find_examples(
                 before,
                 model,
-                images,
+                cast(Photographed, images),
                 kind.table,
                 cell.evaluation.examples,
                 place.device,
@@ -99,3 +150,31 @@ def keep_examples(
         return write_examples(found, folder)
 
     session.keep_files("examples", write)
+
+
+def keep_masks(
+    model: nn.Module,
+    images: ScoredSet,
+    category: int,
+    cell: CellConfig,
+    inputs: Inputs,
+    place: Place,
+    session: SharedSession,
+) -> None:
+    """Store what the network and the one before training find in the first images (Figure 4)."""
+    network = NETWORKS[cell.model.name]
+
+    def write(folder: Path) -> list[Path]:
+        before = build_model(cell, inputs, place.device)
+        networks = Answers(
+            before=lambda logits, size: (
+                predicted_classes(logits, size, to_size=network.to_size) == category
+            ),
+            after=lambda logits, size: logits_of(category, network.to_size, logits, size) > 0,
+            prepare=network.prepare,
+        )
+        count = min(cell.evaluation.examples, len(images))
+        found = [find_mask(before, model, images, i, networks, place.device) for i in range(count)]
+        return write_masks(found, folder)
+
+    session.keep_files("masks", write)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from lovasz_repro.commands.data import data_app, parse_counts
+from lovasz_repro.commands.data import data_app, parse_counts, print_report
 from lovasz_repro.config import load_experiment, parse_overrides
+from lovasz_repro.data.check import CheckReport, Problem, SplitReport
 from lovasz_repro.data.locate import MADE_BY
 from lovasz_repro.errors import UserError
 from tests.tiny_camvid import write_camvid
@@ -60,8 +61,51 @@ def test_demo_then_check(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == "data/cityscapes-demo: whole (demo, 64x128)"
 
 
+def test_demo_then_check_of_voc(tmp_path: Path) -> None:
+    result = run("demo voc --images 3,2,1 --size 64")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "wrote: data/voc-demo (3 train, 2 val and 1 test images of drawn objects). "
+        "Next: lovasz-repro run voc-binary --profile demo\n"
+    )
+    result = run("check voc --root data/voc-demo --processes 1")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[:4] == [
+        ["split", "images", "expected", "masks", "photographs", "problems"],
+        ["train_aug", "3", "3", "3", "3", "0"],
+        ["val", "2", "2", "2", "2", "0"],
+        ["test", "1", "1", "0", "1", "0"],
+    ]
+    assert result.stdout.splitlines()[4:] == ["data/voc-demo: whole (demo)"]
+    for photograph in Path("data/voc-demo").rglob("*.jpg"):
+        photograph.unlink()
+    result = run("check voc --root data/voc-demo --processes 1")
+    assert result.exit_code == 1
+    assert "--masks-only" in result.stdout.splitlines()[-2]
+    assert result.stdout.splitlines()[-1] == "data/voc-demo: 6 problems (demo)"
+    result = run("check voc --root data/voc-demo --processes 1 --masks-only --json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert (content["ok"], content["content"]) == (True, "demo, masks only")
+    assert content["splits"][0]["masks"] == 3
+    assert "--masks-only is for voc" in refused("check cityscapes --masks-only")
+    assert "host.robots.ox.ac.uk" in refused("check voc --root nothing")
+
+
+def test_a_report_counts_its_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    splits = (SplitReport("val", 1234, 1235, 1),)
+    problem = Problem("val", "lists/val.txt", "1,234 images, not 1,235")
+    print_report(CheckReport("tree", "official", None, splits, (problem,), "Get it."), False)
+    head, row, *rest = capsys.readouterr().out.splitlines()
+    assert head.split() == ["split", "images", "expected", "problems"]
+    assert row.split() == ["val", "1,234", "1,235", "1"]
+    assert rest == [str(problem), "Get it.", "tree: 1 problem (official)"]
+
+
 def test_the_usual_folders_are_those_that_runs_look_in() -> None:
     assert MADE_BY["cityscapes-demo"] == "lovasz-repro data demo cityscapes"
+    assert MADE_BY["voc-demo"] == "lovasz-repro data demo voc"
     assert MADE_BY["camvid-cityscapes"] == "lovasz-repro data convert camvid cityscapes"
 
 
@@ -118,6 +162,8 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert refused("demo cityscapes --images 4,0,1").startswith("--images 4,0,1: three whole")
     for size in ("64", "63x128", "64x127", "axb"):
         assert refused(f"demo cityscapes --size {size}").startswith(f"--size {size}: HEIGHTxWIDTH")
+    for size in ("63", "64x128", "10000", "-64", "many"):
+        assert refused(f"demo voc --size={size}").startswith(f"--size {size}: long side in pixels")
 
 
 @pytest.mark.parametrize("command", ["check", "demo", "convert"])

@@ -2,8 +2,10 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,7 @@ from lovasz_repro.commands.shared import AsJson, Data, terminal
 from lovasz_repro.errors import UserError
 
 if TYPE_CHECKING:
-    from lovasz_repro.data.check_cityscapes import CheckReport
+    from lovasz_repro.data.check import CheckReport
 
 data_app = typer.Typer(
     help="Check data sets, draw small ones, convert between their layouts.", no_args_is_help=True
@@ -28,12 +30,14 @@ class Checked(StrEnum):
     """Layouts that ``data check`` knows."""
 
     cityscapes = "cityscapes"
+    voc = "voc"
 
 
 class Drawn(StrEnum):
     """Layouts that ``data demo`` draws."""
 
     cityscapes = "cityscapes"
+    voc = "voc"
 
 
 class Source(StrEnum):
@@ -58,19 +62,20 @@ def check(
     processes: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Default: one per core.")
     ] = None,
+    masks_only: Annotated[
+        bool, typer.Option("--masks-only", help="Of voc: do without the photographs.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decode every file of a data set and list everything that is wrong; exit code 1 if any is."""
-    from lovasz_repro.data.check_cityscapes import check_cityscapes, count_photographs
+    if masks_only and name is not Checked.voc:
+        raise UserError(f"--masks-only is for voc: {name.value} has no use for masks alone.")
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.launch.cores import cores
-    from lovasz_repro.progress import Progress
 
-    folder = root or data_folder(data) / name.value
-    photographs = count_photographs(folder)
-    with Progress() as progress:
-        task = progress.task(f"check {name.value}", photographs)
-        report = check_cityscapes(folder, task.advance, processes=processes or cores())
+    report = check_layout(
+        name, root or data_folder(data) / name.value, masks_only, processes or cores()
+    )
     print_report(report, as_json)
     if not report.ok:
         raise typer.Exit(1)
@@ -83,27 +88,36 @@ def demo(
     out: OutFolder = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of what is drawn.")] = 0,
     images: Annotated[
-        str | None, typer.Option(help="How many for train,val,test; default: 40,12,6.")
+        str | None,
+        typer.Option(help="How many for train,val,test; default: 40,12,6, of voc 160,80,6."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH of them, pixels; default: 256x512.")
+        str | None,
+        typer.Option(help="Pixels: HEIGHTxWIDTH, default 256x512; of voc the long side, 128."),
     ] = None,
 ) -> None:
     """Draw a small data set in an official layout, which needs no registration."""
     counts = parse_counts(images) if images else None
-    chosen = parse_image_size(size) if size else None
-    from lovasz_repro.data.demo_cityscapes import COUNTS, SIZE, write_demo
+    from lovasz_repro.data import demo_cityscapes, demo_voc
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.progress import Progress
 
-    counts = counts or COUNTS
-    usual = data_folder(data) / f"{name.value}-demo"
+    write: Callable[..., bool]
+    if name is Drawn.voc:
+        counts, side = counts or demo_voc.COUNTS, parse_long_side(size) if size else demo_voc.SIZE
+        write = partial(demo_voc.write_demo, seed=seed, images=counts, size=side)
+        things, experiment = "objects", "voc-binary"
+    else:
+        counts = counts or demo_cityscapes.COUNTS
+        shape = parse_image_size(size) if size else demo_cityscapes.SIZE
+        write = partial(demo_cityscapes.write_demo, seed=seed, images=counts, size=shape)
+        things, experiment = "streets", "cityscapes-enet"
+    folder = out or data_folder(data) / f"{name.value}-demo"
     with Progress() as progress:
-        task = progress.task(f"demo {name.value}", sum(counts))
-        new = write_demo(out or usual, seed, counts, chosen or SIZE, task.advance)
+        new = write(folder, advance=progress.task(f"demo {name.value}", sum(counts)).advance)
     train, val, test = counts
-    what = f"{train} train, {val} val and {test} test images of drawn streets"
-    say_what_next(new, out or usual, what, f"cityscapes-enet --profile demo{options(data, out)}")
+    what = f"{train} train, {val} val and {test} test images of drawn {things}"
+    say_what_next(new, folder, what, f"{experiment} --profile demo{options(data, out)}")
 
 
 @data_app.command("convert")
@@ -128,6 +142,23 @@ def convert(
     what = f"{images} images of CamVid"
     experiment = f"camvid-as-cityscapes --profile reduced{options(data, out)}"
     say_what_next(new, out or usual, what, experiment)
+
+
+def check_layout(name: Checked, folder: Path, masks_only: bool, processes: int) -> "CheckReport":
+    """Check a tree, with a progress bar."""
+    from lovasz_repro.data.check_cityscapes import check_cityscapes, count_photographs
+    from lovasz_repro.data.check_voc import check_voc, count_images
+    from lovasz_repro.progress import Progress
+
+    check_tree: Callable[..., CheckReport]
+    if name is Checked.voc:
+        images = count_images(folder, masks_only=masks_only)
+        check_tree = partial(check_voc, masks_only=masks_only)
+    else:
+        images, check_tree = count_photographs(folder), check_cityscapes
+    with Progress() as progress:
+        task = progress.task(f"check {name.value}", images)
+        return check_tree(folder, task.advance, processes=processes)
 
 
 def parse_counts(text: str) -> tuple[int, int, int]:
@@ -156,6 +187,17 @@ def parse_image_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def parse_long_side(text: str) -> int:
+    """ "128" as a number of pixels.
+
+    Raises:
+        UserError: another form, or less than objects need.
+    """
+    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) < 64:
+        raise UserError(f"--size {text}: long side in pixels, 64 to 9999, such as 128.")
+    return int(text)
+
+
 def say_what_next(new: bool, folder: Path, what: str, experiment: str) -> None:
     """One line: what is where, and the command that uses it."""
     done = "wrote" if new else "there already"
@@ -177,15 +219,19 @@ def print_report(report: "CheckReport", as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("split", box=None, pad_edge=False)
-    for column in ("images", "expected", "cities", "problems"):
+    columns = sorted(asdict(report.splits[0]), key=lambda column: column == "problems")
+    table = Table(columns[0], box=None, pad_edge=False)
+    for column in columns[1:]:
         table.add_column(column, justify="right")
     for row in report.splits:
-        numbers = row.images, row.expected, row.cities, row.problems
+        numbers = (getattr(row, column) for column in columns[1:])
         table.add_row(row.split, *(f"{number:,}" for number in numbers))
     terminal().print(table)
     for problem in report.problems:
         typer.echo(str(problem))
-    height, width = report.size
-    verdict = "whole" if report.ok else f"{len(report.problems):,} problems"
-    typer.echo(f"{report.root}: {verdict} ({report.content}, {height}x{width})")
+    if report.advice:
+        typer.echo(report.advice)
+    count = len(report.problems)
+    verdict = f"{count:,} problem{'s' if count > 1 else ''}" if count else "whole"
+    size = ", {}x{}".format(*report.size) if report.size else ""
+    typer.echo(f"{report.root}: {verdict} ({report.content}{size})")

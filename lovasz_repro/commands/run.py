@@ -10,6 +10,7 @@ from lovasz_repro.commands.shared import RESULTS, Data, Device, DryRun, Results,
 
 DEVICES = "Several devices"  # panels of `run --help`
 GRIDS = "Many runs at once"
+BINARY = "One class against the rest (voc-binary)"
 
 
 def complete_experiment(incomplete: str) -> Iterator[str]:
@@ -33,6 +34,27 @@ def run(
     seed: Annotated[list[int] | None, typer.Option(help="This seed instead; repeatable.")] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="This batch size instead; repeatable.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Only these, such as bicycle,cat.", rich_help_panel=BINARY
+        ),
+    ] = None,
+    losses: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Only these variants, and the basis network that they start from.",
+            rich_help_panel=BINARY,
+        ),
+    ] = None,
+    basis: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of a 21-class network, in place of a trained basis.",
+            rich_help_panel=BINARY,
+        ),
     ] = None,
     set_: Set = None,
     data: Data = None,
@@ -135,10 +157,12 @@ def run(
     loaded = load_experiment(experiment)
     cells = loaded.cells(
         profile,
-        variants=variant,
+        variants=(variant or []) + names(losses) or None,
+        categories=names(classes) or None,
         seeds=seed,
         batch_sizes=batch_size,
         overrides=parse_overrides(set_ or []),
+        with_basis=basis is None,
     )
     request = Request(
         source=experiment,
@@ -148,6 +172,7 @@ def run(
         results=results,
         data=data_folder(data),
         weights=weights,
+        basis=basis,
         tracking_uri=tracking_uri,
         device=device,
         workers=workers,
@@ -162,3 +187,8 @@ def run(
         plan(request)
     else:
         dispatch(request, Way(jobs or 1, options, node_rank, rdzv, max_restarts))
+
+
+def names(text: str | None) -> list[str]:
+    """ "bicycle, cat" as a list."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -5,14 +5,15 @@ neither torch nor the loader, so that they start at once and stay small.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
+from lovasz_repro.data.check import SHOWN, CheckReport, Job, Problem, Size, SplitReport, by
 from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import CITYSCAPES
 from lovasz_repro.data.tree_note import TreeNote, read_note
@@ -32,60 +33,19 @@ FORMATS: dict[str, tuple[int, tuple[type, ...]]] = {
     "instance": (16, (np.uint8, np.uint16, np.int32)),
 }
 """Bits of each kind of id, and as what decoders hand it out."""
-SHOWN = 5
-"""Ids that a line names before it says that there are more."""
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong."""
-
-    split: str
-    file: str
-    """File or folder, relative to the root."""
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}"
-
-
-@dataclass(frozen=True)
-class SplitReport:
+class CitiesReport(SplitReport):
     """What was found of one split."""
 
-    split: str
-    images: int
-    expected: int
     cities: int
-    problems: int
 
 
 @dataclass(frozen=True)
-class CheckReport:
-    """What was found of a tree, and everything that is wrong with it."""
+class _Job(Job):
+    """A photograph and its annotations; None stands for one that is not there."""
 
-    root: str
-    content: str
-    """"official", or what the tree's note says: "demo" or the data set it was made of."""
-    size: Size
-    """Height and width that every image must have, pixels."""
-    splits: tuple[SplitReport, ...]
-    problems: tuple[Problem, ...]
-    """By split: the split as a whole, folders, then files by name."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the tree is whole."""
-        return not self.problems
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The files of one photograph; None stands for an annotation that is not there."""
-
-    split: str
-    root: Path
     image: Path
     label_ids: Path | None
     instance_ids: Path | None
@@ -134,12 +94,12 @@ def check_cityscapes(
         note.content if note else "official",
         size,
         tuple(
-            SplitReport(
+            CitiesReport(
                 split,
                 len(frames[split]),
                 expected.get(split, 0),
-                len({frame.city for frame in frames[split]}),
-                len(found[split]),
+                problems=len(found[split]),
+                cities=len({frame.city for frame in frames[split]}),
             )
             for split in SPLITS
         ),
@@ -193,11 +153,12 @@ def _missing_annotations(
     missing = {folder for folder in folders if not folder.is_dir()}
     for folder in sorted(missing):
         what = f"no such folder, but the city has {folders[folder]:,} photographs"
-        yield Problem(split, _relative(root, folder), what)
+        yield Problem(split, folder.relative_to(root).as_posix(), what)
     for frame in frames:
         for file in (frame.label_ids, frame.instance_ids):
             if file.parent not in missing and not file.is_file():
-                yield Problem(split, _relative(root, file), "missing; its photograph is there")
+                where = file.relative_to(root).as_posix()
+                yield Problem(split, where, "missing; its photograph is there")
 
 
 def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterator[Problem]:
@@ -212,7 +173,7 @@ def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterat
             if name not in photographs:
                 lonely.setdefault(file.parent / name, []).append(kind)
     for frame, kinds in sorted(lonely.items()):
-        annotation = f"{_relative(root, frame)}_{MASKS}_{kinds[0]}.png"
+        annotation = f"{frame.relative_to(root).as_posix()}_{MASKS}_{kinds[0]}.png"
         yield Problem(split, annotation, "its photograph is missing")
 
 
@@ -220,20 +181,20 @@ def _job(root: Path, split: str, frame: "Frame", size: Size) -> _Job:
     label_ids, instance_ids = (
         file if file.is_file() else None for file in (frame.label_ids, frame.instance_ids)
     )
-    return _Job(split, root, frame.image, label_ids, instance_ids, size)
+    return _Job(root, split, frame.image, label_ids, instance_ids, size)
 
 
 def check_files(job: _Job) -> list[Problem]:
     """What is wrong with one photograph and its annotations."""
-    photograph, problems = _read(job, job.image, "RGB")
+    photograph, problems = job.read(job.image, partial(read_pixels, mode="RGB"))
     size = job.size
     if photograph is not None and photograph.shape[:2] != size:
         size = photograph.shape[:2]
-        problems += _of_file(job, job.image, [f"{_by(size)}; all must be {_by(job.size)}"])
+        problems += job.faults(job.image, [f"{by(size)}; all must be {by(job.size)}"])
     label_ids, unreadable = _read_mask(job, job.label_ids, "label", size)
     problems += unreadable
     if label_ids is not None and job.label_ids:
-        problems += _of_file(job, job.label_ids, _unknown("label", label_ids, label_ids))
+        problems += job.faults(job.label_ids, _unknown("label", label_ids, label_ids))
     instances, unreadable = _read_mask(job, job.instance_ids, "instance", size)
     problems += unreadable
     if instances is not None and job.instance_ids:
@@ -242,48 +203,22 @@ def check_files(job: _Job) -> list[Problem]:
         faults = [*_unknown("instance", instances, of_class)]
         if label_ids is not None:
             faults += _contradictions(label_ids, instances, of_class)
-        problems += _of_file(job, job.instance_ids, faults)
+        problems += job.faults(job.instance_ids, faults)
     return problems
-
-
-def _read(
-    job: _Job, file: Path, mode: str | None = None
-) -> tuple[np.ndarray | None, list[Problem]]:
-    """The pixels of a file whose checksums hold, or what is wrong with it."""
-    try:
-        pixels = read_pixels(file, mode)
-        _verify(file)
-    except UserError as error:
-        return None, _of_file(job, file, [str(error).removeprefix(f"{file}: ").rstrip(".")])
-    return pixels, []
-
-
-def _of_file(job: _Job, file: Path, faults: Iterable[str]) -> list[Problem]:
-    return [Problem(job.split, _relative(job.root, file), fault) for fault in faults]
-
-
-def _verify(file: Path) -> None:
-    """Compare the checksums of a PNG, which decoding alone does not; UserError if they differ."""
-    try:
-        with Image.open(file) as opened:
-            opened.verify()
-    except Exception as error:  # damaged files make decoders raise almost anything
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file}: damaged image ({problem})") from None
 
 
 def _read_mask(
     job: _Job, file: Path | None, kind: str, size: Size
 ) -> tuple[np.ndarray | None, list[Problem]]:
     """A mask (H, W) of the photograph's size, or what is wrong with its file."""
-    mask, problems = _read(job, file) if file else (None, [])
+    mask, problems = job.read(file, read_pixels) if file else (None, [])
     if mask is None or file is None:
         return None, problems
     bits, types = FORMATS[kind]
     if mask.ndim != 2 or mask.dtype not in types:
-        return None, _of_file(job, file, [f"not a mask of one {bits}-bit {kind} id per pixel"])
+        return None, job.faults(file, [f"not a mask of one {bits}-bit {kind} id per pixel"])
     if mask.shape != size:
-        return None, _of_file(job, file, [f"{_by(mask.shape)}; its photograph is {_by(size)}"])
+        return None, job.faults(file, [f"{by(mask.shape)}; its photograph is {by(size)}"])
     return mask, []
 
 
@@ -310,11 +245,3 @@ def _contradictions(
 def _some(ids: np.ndarray) -> str:
     values = np.unique(ids).tolist()
     return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _relative(root: Path, file: Path) -> str:
-    return file.relative_to(root).as_posix()

@@ -3,8 +3,11 @@
     <data>/camvid/                      SegNet-layout CamVid
     <data>/cityscapes/                  the official download
     <data>/cityscapes-demo/             what `data demo cityscapes` writes
+    <data>/voc/                         the official download of VOC 2012 and SBD, or merged masks
+    <data>/voc-demo/                    what `data demo voc` writes
     <data>/camvid-cityscapes/           what `data convert camvid cityscapes` writes
     <data>/weights/enet-model.net       the ENet authors' Cityscapes network
+    <data>/weights/deeplab-coco.safetensors     DeepLab-v2 as its authors pre-trained it on COCO
 
 The data folder is ``--data``, else the environment variable LOVASZ_REPRO_DATA, else ``./data``.
 """
@@ -16,10 +19,12 @@ from lovasz_repro.errors import UserError
 
 MADE_BY = {
     "cityscapes-demo": "lovasz-repro data demo cityscapes",
+    "voc-demo": "lovasz-repro data demo voc",
     "camvid-cityscapes": "lovasz-repro data convert camvid cityscapes",
 }
 """Folders that this tool makes, and by which command."""
 ENET_WEIGHT_NAMES = ("enet-model.net", "model-cityscapes.net")
+DEEPLAB_COCO = "deeplab-coco.safetensors"
 
 
 def data_folder(given: Path | None = None) -> Path:
@@ -37,6 +42,12 @@ def find_enet_weights(data: Path) -> Path | None:
     """The released ENet file, or None where it is not there."""
     files = [data / "weights" / name for name in ENET_WEIGHT_NAMES]
     return next((file for file in files if file.is_file()), None)
+
+
+def find_deeplab_weights(data: Path) -> Path | None:
+    """The converted DeepLab file, or None where it is not there."""
+    file = data / "weights" / DEEPLAB_COCO
+    return file if file.is_file() else None
 
 
 def dataset_folder(data: Path, name: str) -> Path:
@@ -68,5 +79,20 @@ def enet_weights_file(data: Path, given: Path | None = None) -> Path:
         raise UserError(
             f"ENet's Cityscapes weights not found at {looked}. Name the file with --weights; "
             "`lovasz-repro doctor` says where it comes from."
+        )
+    return file
+
+
+def deeplab_weights_file(data: Path, given: Path | None = None) -> Path:
+    """DeepLab pre-trained on COCO: the file given, or the one below the data folder.
+
+    Raises:
+        UserError: it is not there; says where it was looked for.
+    """
+    file = given if given is not None else find_deeplab_weights(data)
+    if file is None or not file.is_file():
+        raise UserError(
+            f"DeepLab's COCO weights not found at {given or data / 'weights' / DEEPLAB_COCO}; "
+            "`lovasz-repro weights list` says where they come from and how to convert them."
         )
     return file

@@ -129,6 +129,55 @@ class EquibatchBatches(Sampler[list[Draw]]):
         return Draw(int(images[queues[chosen][1][index]]), position)
 
 
+class BalancedBatches(Sampler[list[Draw]]):
+    """Batches half of whose images contain a category on average (paper Sec. 4.2).
+
+    Each draw is an image with the category, or one without it, with probability 1/2; which of
+    them is uniform, with replacement (facts.md 7.1).
+
+    Args:
+        positive: whether each image contains the category, (N,) bool.
+        batch_size: images per batch, at least 1.
+        iterations: batches in all.
+        seed: seeds every draw.
+        start: iteration to begin with; the batches from there on are the same as without it.
+
+    Raises:
+        ValueError: every image contains the category, or none does; or a size below 1.
+    """
+
+    def __init__(
+        self,
+        positive: np.ndarray,
+        batch_size: int,
+        iterations: int,
+        *,
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        self.kinds = np.flatnonzero(~positive), np.flatnonzero(positive)
+        if batch_size < 1 or not all(map(len, self.kinds)):
+            raise ValueError(f"batch_size {batch_size}, {len(self.kinds[1])} images of "
+                             f"{len(positive)} with the category")  # fmt: skip
+        self.batch_size = batch_size
+        self.iterations = iterations
+        self.seed = seed
+        self.start = start
+
+    def __len__(self) -> int:
+        return max(self.iterations - self.start, 0)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for iteration in range(self.start, self.iterations):
+            first = iteration * self.batch_size
+            yield [self._draw(position) for position in range(first, first + self.batch_size)]
+
+    def _draw(self, position: int) -> Draw:
+        generator = np.random.default_rng(mix(self.seed, position))
+        images = self.kinds[generator.integers(2)]
+        return Draw(int(images[generator.integers(len(images))]), position)
+
+
 class ShareOfBatches(Sampler[list[Draw]]):
     """The part of every batch that one rank loads, whatever rule the batches come from.
 

@@ -25,7 +25,7 @@ class TreeNote:
     made_by: str
     """The command that makes it again."""
     size: tuple[int, int]
-    """Height and width of every image, pixels."""
+    """Height and width of every image, pixels; the most of both where they vary."""
     images: Mapping[str, int]
     """Split -> number of images."""
 

@@ -16,6 +16,12 @@ from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.evaluation.scoring import Scoring
 
 Upsample = Literal["logits", "predictions"]
+Predict = Callable[[Tensor, Sequence[int]], Tensor]
+"""Logits (B, C, h, w) and the labels' size (H, W) -> what a scoring takes, (B, H, W)."""
+AtSize = Callable[[Tensor, Sequence[int]], Tensor]
+"""Logits (B, C, h, w) -> logits (B, C, H, W)."""
+Prepare = Callable[[Tensor, bool, torch.dtype], Tensor]
+"""Images as they are loaded, channels_last, dtype -> what a network takes."""
 AnyScoring = TypeVar("AnyScoring", bound=Scoring)
 
 
@@ -26,8 +32,8 @@ def evaluate(
     scoring: AnyScoring,
     device: torch.device,
     *,
-    first_class: int = 0,
-    upsample: Upsample = "logits",
+    predict: Predict | None = None,
+    prepare: Prepare = to_unit_range,
     bfloat16: bool = False,
     channels_last: bool = False,
     group: distributed.ProcessGroup | None = None,
@@ -36,12 +42,12 @@ def evaluate(
     """Score ``model`` in evaluation mode on every image of ``batches``, each once.
 
     Args:
-        model: (B, 3, h, w) float in [0, 1] -> logits (B, C, h, w).
+        model: what ``prepare`` makes of the images -> logits (B, C, h, w).
         batches: images (B, 3, h, w) uint8 and targets: labels (B, H, W), or several such maps.
         scoring: takes the predictions; without counts yet.
         device: where the model is.
-        first_class: classes below it are never predicted.
-        upsample: see ``predicted_classes``.
+        predict: what the scoring is given; by default ``predicted_classes``.
+        prepare: by default RGB in [0, 1].
         bfloat16: autocast around the network.
         channels_last: memory format of the images.
         group: ranks that have one part of the set each; every rank gets the scores of the whole.
@@ -54,14 +60,14 @@ def evaluate(
     dtype = next(model.parameters()).dtype
     seen = 0
     for images, targets in batches:
-        inputs = to_unit_range(images.to(device, non_blocking=True), channels_last, dtype)
+        inputs = prepare(images.to(device, non_blocking=True), channels_last, dtype)
         targets = _on_device(targets, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(inputs)
         if bfloat16:
             logits = logits.float()
         size = _first(targets).shape[-2:]
-        scoring.update(predicted_classes(logits, size, first_class, upsample), targets)
+        scoring.update((predict or predicted_classes)(logits, size), targets)
         seen += len(images)
         advance(len(images))
     if not seen and group is None:
@@ -69,8 +75,19 @@ def evaluate(
     return scoring.over_ranks(group) if group else scoring
 
 
+def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, C, h, w) upsampled bilinearly to (H, W); as they are if equal."""
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
 def predicted_classes(
-    logits: Tensor, size: Sequence[int], first_class: int = 0, upsample: Upsample = "logits"
+    logits: Tensor,
+    size: Sequence[int],
+    first_class: int = 0,
+    upsample: Upsample = "logits",
+    to_size: AtSize = at_size,
 ) -> Tensor:
     """The class with the highest score at every pixel, at another size.
 
@@ -79,23 +96,17 @@ def predicted_classes(
         size: (H, W) of what comes out.
         first_class: classes below it are no answer.
         upsample: "logits" bilinearly before the arg max, or "predictions" (nearest) after it.
+        to_size: how logits are upsampled.
 
     Returns:
         (B, H, W) int64.
     """
     if upsample == "logits" or logits.shape[-2:] == tuple(size):
         # max, not argmax: the same answer, several times faster on the CPU along dim 1
-        return at_size(logits[:, first_class:], size).max(dim=1).indices + first_class
+        return to_size(logits[:, first_class:], size).max(dim=1).indices + first_class
     classes = logits[:, first_class:].max(dim=1).indices + first_class
     small = classes[:, None].to(logits.dtype)  # interpolate takes no integers; classes are exact
     return F.interpolate(small, size=tuple(size), mode="nearest-exact")[:, 0].long()
-
-
-def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (B, C, h, w) upsampled bilinearly to (H, W); as they are if equal."""
-    if logits.shape[-2:] == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _first(targets: Any) -> Tensor:

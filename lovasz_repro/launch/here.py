@@ -64,4 +64,6 @@ def place_of(request: Request, rank: Rank) -> Place:
     if workers is None:
         each = cores() // rank.local_world_size
         workers = 0 if device.type == "cpu" else min(MOST_WORKERS, each)
-    return Place(request.results, request.data, request.weights, device, workers)
+    return Place(
+        request.results, request.data, request.weights, device, workers, basis=request.basis
+    )

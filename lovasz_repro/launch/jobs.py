@@ -25,9 +25,8 @@ from lovasz_repro.launch.attempts import (
 from lovasz_repro.launch.cores import threads_of
 from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.request import Request, cell_command
-from lovasz_repro.place import Place, find_inputs
+from lovasz_repro.place import Place, find_inputs, run_folder
 from lovasz_repro.progress import Progress, ProgressTask
-from lovasz_repro.session import run_folder
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import last_step
 from lovasz_repro.training.stopping import Interrupted, StopRequest

@@ -20,6 +20,8 @@ class Request:
     results: Path
     data: Path
     weights: Path | None = None
+    basis: Path | None = None
+    """Weights in the place of a trained basis network."""
     tracking_uri: str | None = None
     device: str = "auto"
     workers: int | None = None
@@ -41,12 +43,15 @@ def cell_command(request: Request, cell: CellConfig) -> list[str]:
     command = [sys.executable, "-m", "lovasz_repro.cli", "run", request.source]
     command += ["--profile", cell.profile, "--variant", cell.variant]
     command += ["--seed", str(cell.seed), "--batch-size", str(cell.training.batch_size)]
+    if cell.data.category:
+        command += ["--classes", cell.data.category]
     for override in request.overrides:
         command += ["--set", override]
     command += ["--results", str(request.results.absolute())]
     command += ["--data", str(request.data.absolute()), "--device", request.device]
     for option, value in (
         ("--weights", request.weights and request.weights.absolute()),
+        ("--basis", request.basis and request.basis.absolute()),
         ("--tracking-uri", request.tracking_uri),
         ("--workers", request.workers),
         ("--gpus", request.gpus),

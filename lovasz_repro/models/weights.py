@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
 from lovasz_repro.models.enet import Activation, ENet
 from lovasz_repro.models.layers import DropoutConvention
+from lovasz_repro.models.snapshot_file import class_names, ordered, read_safetensors
 from lovasz_repro.models.torch7 import read_torch7
 from lovasz_repro.models.torch7_enet import enet_tensors
 
@@ -121,12 +121,7 @@ def read_released(path: Path) -> Weights:
 
 def read_snapshot(path: Path) -> Weights:
     """Weights in one of our .safetensors files; raises ValueError where it is not one."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            notes = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"unreadable safetensors file ({error})") from error
+    tensors, notes = read_safetensors(path)
     architecture = notes.pop("architecture", "missing")
     if architecture != "enet":
         raise ValueError(f"not an ENet: architecture {architecture[:60]!r} in its metadata")
@@ -145,17 +140,6 @@ def read_snapshot(path: Path) -> Weights:
         )
     except KeyError as error:
         raise ValueError(f"its metadata has no entry {error}") from error
-
-
-def class_names(text: str) -> tuple[str, ...]:
-    """Class names from a JSON list of strings; raises ValueError where it is none."""
-    try:
-        names = json.loads(text)
-    except (ValueError, RecursionError):
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("its metadata entry 'class_names' is no list of names")
-    return tuple(names)
 
 
 def save_weights(model: ENet, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -187,20 +171,6 @@ def save_weights(model: ENet, path: Path, metadata: Mapping[str, Any]) -> None:
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     write_durably(path, ordered(safetensors.torch.save(tensors, header)))
-
-
-def ordered(content: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: equal weights give equal bytes.
-
-    The library writes the metadata in random order. A file is the length of its header (8
-    bytes), the header as JSON padded to a multiple of 8, and the tensors.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def map_classifier(model: ENet, class_mapping: Mapping[int, int | None]) -> ENet:

@@ -114,6 +114,8 @@ def _sets_of_runs(
 ) -> Iterator[tuple[Cohort, str]]:
     """Cohorts, one per batch size unless the rule compares batch sizes, with their headings."""
     found = cohorts(store, experiment, (*names.axes, *names.pairs))
+    wanted = {operand.variant for operand in rule.operands()}
+    found = [c for c in found if "" in wanted or wanted & set(c.variants)]
     for cohort, heading in zip(found, headings(found), strict=True):
         if isinstance(rule, RisesWith) and rule.parameter == BATCH_SIZE:
             yield cohort, heading

@@ -23,11 +23,13 @@ from lovasz_repro.report.runs import RunStore
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.surfaces import figure_1, figure_2
 from lovasz_repro.report.synthetic_figure import figure_3
+from lovasz_repro.report.voc_binary_figure import figure_4
 
 FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-1": figure_1,
     "figure-2": figure_2,
     "figure-3": figure_3,
+    "figure-4": figure_4,
     "figure-8": figure_8,
     "figure-9": figure_9,
     "camvid-enet": camvid_curves,

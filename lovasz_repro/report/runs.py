@@ -18,8 +18,8 @@ BATCH_SIZE = "training.batch_size"
 GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE)
 """Parameters (and all below them) that do not separate cohorts."""
 
-HEADED = ("data.size", "training.iterations")
-"""Parameters that every heading shows."""
+HEADED = ("data.size", "data.images", "training.iterations")
+"""Parameters that every heading shows; of images, only that they are no photographs."""
 
 
 class Run(Protocol):
@@ -246,6 +246,8 @@ def _heading(cohort: Cohort, different: Sequence[str]) -> str:
         parts = [f"{cohort.scale} scale"]
     elif cohort.profile != cohort.scale:
         parts.append(f"{cohort.scale} scale")
+    if mine.get("data.images") == "features":
+        parts.append("features, no photographs")
     if "data.size" in mine:
         parts.append("×".join(re.findall(r"\d+", mine["data.size"])))
     if "training.iterations" in mine:

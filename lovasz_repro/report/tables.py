@@ -21,6 +21,7 @@ from lovasz_repro.report.runs import (
     with_batch_size,
 )
 from lovasz_repro.report.style import LOSSES, variant_order, variant_title
+from lovasz_repro.report.voc_binary import table_1, voc_binary, voc_binary_classes
 
 CAMVID = "camvid-enet"
 CAMVID_VARIANTS = {"weighted-cross-entropy", "lovasz-softmax", "sum"}
@@ -111,11 +112,6 @@ def camvid_enet_classes(store: RunStore) -> Table:
     )
 
 
-def table_1(store: RunStore) -> Table:
-    """Binary Pascal VOC: validation losses after training with each loss."""
-    return paper_table("table-1")
-
-
 def table_2(store: RunStore) -> Table:
     """Multiclass Pascal VOC under three evaluation regimes."""
     return paper_table("table-2")
@@ -133,6 +129,8 @@ TABLES: dict[str, Callable[[RunStore], Table]] = {
     "cityscapes-enet": cityscapes_enet,
     "camvid-as-cityscapes": camvid_as_cityscapes,
     "camvid-as-cityscapes-classes": camvid_as_cityscapes_classes,
+    "voc-binary": voc_binary,
+    "voc-binary-classes": voc_binary_classes,
     "table-1": table_1,
     "table-2": table_2,
     "table-3": table_3,

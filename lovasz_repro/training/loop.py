@@ -12,12 +12,14 @@ from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.models.layers import SpatialDropout
 from lovasz_repro.training.objective import Objective
-from lovasz_repro.training.schedule import poly
+from lovasz_repro.training.schedule import poly, step
 from lovasz_repro.training.speed import StepRate
 from lovasz_repro.training.stopping import Interrupted
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Values = dict[str, float]
+Prepare = Callable[[torch.Tensor, bool, torch.dtype], torch.Tensor]
+"""Images as they are loaded, channels_last, dtype -> what the network takes."""
 
 
 @dataclass
@@ -71,6 +73,8 @@ def train(
     device: torch.device,
     *,
     network: nn.Module | None = None,
+    prepare: Prepare = to_unit_range,
+    choose: str | None = "val/dataset_miou",
     validate: Callable[[], Values],
     log: Callable[[int, Values], None],
     save: Callable[[TrainingState], None],
@@ -89,7 +93,10 @@ def train(
         device: where the model is.
         network: what is called in training; by default ``state.model``, or a wrapper around it
             that averages gradients over ranks.
-        validate: scores of the model as it is; "val/dataset_miou" chooses the best snapshot.
+        prepare: by default RGB in [0, 1].
+        choose: the score of ``validate`` that the best snapshot has the highest of; None: the last
+            snapshot is the best.
+        validate: scores of the model as it is.
         log: takes (iteration, values).
         save: writes a checkpoint of the state.
         stop_asked: asked after every step for the signal that wants an end, or 0.
@@ -102,9 +109,9 @@ def train(
         log(0, validate())
     rate = StepRate()
     for images, labels in batches:
-        lr = poly(config.lr, state.iteration, config.iterations, config.power)
+        lr = learning_rate(config, state.iteration)
         loss = training_step(
-            state, network or state.model, images, labels, objective, config, lr, device
+            state, network or state.model, images, labels, objective, config, lr, device, prepare
         )
         state.iteration += 1
         rate.end(config.batch_size)
@@ -112,7 +119,7 @@ def train(
         if _due(state.iteration, config.validate_every, config.iterations):
             scores = validate()
             log(state.iteration, scores)
-            keep_best(state, scores["val/dataset_miou"])
+            keep_best(state, scores[choose] if choose else float(state.iteration))
         stop = stop_asked()
         if stop or _due(state.iteration, config.checkpoint_every, config.iterations):
             log(state.iteration, rate.take())
@@ -132,6 +139,7 @@ def training_step(
     config: TrainingConfig,
     lr: float,
     device: torch.device,
+    prepare: Prepare = to_unit_range,
 ) -> float:
     """One optimiser step on one batch; returns the loss before it.
 
@@ -144,9 +152,9 @@ def training_step(
     if config.dropout == "off":
         stop_dropout(state.model)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_multiplier", 1.0)
     dtype = next(state.model.parameters()).dtype
-    inputs = to_unit_range(images.to(device, non_blocking=True), config.channels_last, dtype)
+    inputs = prepare(images.to(device, non_blocking=True), config.channels_last, dtype)
     labels = labels.to(device, non_blocking=True).long()
     half = config.precision == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -162,6 +170,13 @@ def training_step(
         )
     state.optimizer.step()
     return value
+
+
+def learning_rate(config: TrainingConfig, iteration: int) -> float:
+    """Of the step after ``iteration`` steps, before any multiplier of a group."""
+    if config.schedule == "step":
+        return step(config.lr, iteration, config.iterations)
+    return poly(config.lr, iteration, config.iterations, config.power)
 
 
 def keep_best(state: TrainingState, score: float) -> None:

@@ -1,13 +1,21 @@
 """The training objective of a cell: a weighted sum of losses, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import distributed
 
 from lovasz_repro.config import LossConfig
-from lovasz_repro.losses import cross_entropy, lovasz_softmax
+from lovasz_repro.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    hinge,
+    lovasz_hinge,
+    lovasz_softmax,
+    soft_iou,
+)
+from lovasz_repro.models.deeplab import subsample_labels
 
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -17,14 +25,20 @@ def build_objective(
     ignore_index: int | None,
     class_shares: torch.Tensor | None = None,
     group: distributed.ProcessGroup | None = None,
+    category: int | None = None,
+    to_size: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] | None = None,
 ) -> Objective:
     """The loss of a batch: logits (B, C, H, W), labels (B, H, W) -> 0-dim.
+
+    The binary losses look at the logit of one category alone, image by image (facts.md 7.1).
 
     Args:
         config: the terms and their options.
         ignore_index: label of void pixels.
         class_shares: share of training pixels of each class, (C,), which ENet's weights need.
         group: the ranks whose images form the batch; the loss is that of all of them.
+        category: class id whose logit the binary losses take; labels are then 0, 1 and void.
+        to_size: upsamples logits, where the loss is taken at the resolution of the labels.
     """
     weights = None
     if config.class_weights == "enet":
@@ -42,12 +56,39 @@ def build_objective(
             group=group,
         ),
     }
+    for name, loss in BINARY.items():
+        losses[name] = partial(_of_category, loss, category, ignore_index, group)
     terms = [(losses[name], weight) for name, weight in config.terms.items()]
 
     def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if logits.shape[-2:] != labels.shape[-2:]:
+            if config.resolution == "output":
+                labels = subsample_labels(labels, logits.shape[-2:])
+            else:
+                assert to_size, "the loss at the labels' resolution needs an upsampling"
+                logits = to_size(logits, labels.shape[-2:])
         return torch.stack([weight * loss(logits, labels) for loss, weight in terms]).sum()
 
     return objective
+
+
+BINARY: dict[str, Callable[..., torch.Tensor]] = {
+    "binary_cross_entropy": binary_cross_entropy,
+    "hinge": hinge,
+    "lovasz_hinge": lovasz_hinge,
+    "soft_iou": soft_iou,
+}
+
+
+def _of_category(
+    loss: Callable[..., torch.Tensor],
+    category: int | None,
+    ignore_index: int | None,
+    group: distributed.ProcessGroup | None,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    return loss(logits[:, category], labels, per_image=True, ignore_index=ignore_index, group=group)
 
 
 def enet_class_weights(shares: torch.Tensor, c: float = 1.02) -> torch.Tensor:

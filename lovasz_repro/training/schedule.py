@@ -1,4 +1,4 @@
-"""The learning-rate schedule of Eq. 16."""
+"""Learning rate as a function of the iteration."""
 
 
 def poly(base: float, iteration: int, iterations: int, power: float = 0.9) -> float:
@@ -16,3 +16,19 @@ def poly(base: float, iteration: int, iterations: int, power: float = 0.9) -> fl
     if not 0 <= iteration <= iterations or iterations < 1:
         raise ValueError(f"iteration {iteration} is outside the schedule [0, {iterations}]")
     return base * (1 - iteration / iterations) ** power
+
+
+def step(base: float, iteration: int, iterations: int) -> float:
+    """``base`` in the first half, a fifth of it in the second (Sec. 4.2, facts.md 7.1).
+
+    Args:
+        base: learning rate of the first half.
+        iteration: steps already taken, 0 <= iteration <= iterations.
+        iterations: of the whole training.
+
+    Raises:
+        ValueError: iteration outside [0, iterations], or no iterations.
+    """
+    if not 0 <= iteration <= iterations or iterations < 1:
+        raise ValueError(f"iteration {iteration} is outside the schedule [0, {iterations}]")
+    return base if 2 * iteration < iterations else base / 5

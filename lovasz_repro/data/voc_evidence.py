@@ -1,0 +1,182 @@
+"""Noisy evidence of the classes, drawn from the masks of Pascal VOC in the place of photographs.
+
+Sec. 4.1 of the paper draws a noisy score for each pixel of a circle. Here each point of DeepLab's
+output grid, every 8th pixel, gets one such score per class: normal, with mean 1/2 for the class of
+the pixel and -1/2 for the others. So the measures can be studied on the labels, the sizes and the
+class frequencies of the whole data set without one photograph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lovasz_repro.data.sampling import Draw, mix
+from lovasz_repro.data.voc import CLASSES, VOID, list_images, read_labels
+from lovasz_repro.data.voc_augmentation import SCALES
+from lovasz_repro.data.voc_dataset import binary_labels
+
+STRIDE = 8
+"""Pixels between neighbours of the grid."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is drawn for a point of the grid."""
+
+    noise: float = 1.0
+    """Standard deviation."""
+    mean: float = 0.5
+    """Of the class of the pixel; that of the other classes is ``-mean``, as all are on void."""
+
+    def draw(self, labels: np.ndarray, seed: int) -> torch.Tensor:
+        """Scores of labels (h, w) uint8, (classes, h, w) float32."""
+        generator = np.random.default_rng(seed)
+        scores = generator.standard_normal((len(CLASSES), *labels.shape), np.float32)
+        scores *= self.noise
+        scores -= self.mean
+        rows, columns = np.nonzero(labels != VOID)
+        scores[labels[rows, columns], rows, columns] += 2 * self.mean
+        return torch.from_numpy(scores)
+
+
+class EvidenceTraining:
+    """Training images as (evidence (classes, n, n) float32, labels (n, n) uint8) on the grid.
+
+    Scaled, padded with void, cropped and mirrored as photographs are; the noise is new in each
+    draw. All masks are held in memory (2 GB for the 10,582 of train_aug).
+
+    Args:
+        root: see ``data/voc.py``; photographs may be missing.
+        crop: side of the crop in pixels, 8 n - 7.
+        evidence: how it is drawn.
+        seed: of the whole training.
+        category: class id that is told from the rest; None: all classes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        crop: int,
+        evidence: Evidence,
+        *,
+        seed: int,
+        category: int | None = None,
+    ) -> None:
+        self.masks = masks_of(root, "train_aug")
+        self.crop, self.evidence, self.seed, self.category = crop, evidence, seed, category
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = np.random.default_rng(mix(self.seed ^ 0x5EED, draw.position))
+        labels = self.masks[draw.image]
+        window = draw_window(labels.shape, self.crop, generator)
+        seen = window.of(labels)
+        evidence = self.evidence.draw(seen, mix(self.seed ^ 0xE71D, draw.position))
+        if self.category is not None:
+            seen = window.of(binary_labels(labels, self.category))
+        return evidence, torch.from_numpy(seen)
+
+    def labels(self, index: int) -> np.ndarray:
+        """The whole mask, (H, W) uint8."""
+        return self.masks[index]
+
+
+class EvidenceScored:
+    """Images as (evidence (classes, h, w) on their grid, labels (H, W) uint8 at full size).
+
+    The noise of an image is the same whenever it is drawn.
+
+    Args:
+        root, evidence, category: as of ``EvidenceTraining``.
+        split: "val".
+        chosen: indices in the split; None: all.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        evidence: Evidence,
+        *,
+        category: int | None = None,
+        chosen: Sequence[int] | None = None,
+    ) -> None:
+        self.masks = masks_of(root, split)
+        self.names = [image.name for image in list_images(root, split, photographs=False)]
+        self.chosen = range(len(self.masks)) if chosen is None else chosen
+        self.evidence, self.category = evidence, category
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
+        index = self.chosen[item]
+        labels = self.masks[index]
+        evidence = self.evidence.draw(grid_of(labels), mix(0xE7A1, index))
+        if self.category is not None:
+            labels = binary_labels(labels, self.category)
+        return evidence, torch.from_numpy(labels)
+
+    def name(self, item: int) -> str:
+        """Like ``2007_000033``."""
+        return self.names[self.chosen[item]]
+
+
+@lru_cache(maxsize=2)
+def masks_of(root: Path, split: str) -> list[np.ndarray]:
+    """Every mask of a split, (H, W) uint8, in the order of ``list_images``; kept.
+
+    Raises:
+        UserError: a mask is missing or unreadable.
+    """
+    images = list_images(root, split, photographs=False)
+    return [np.array(read_labels(image.mask)) for image in images]  # writable, as PyTorch wants
+
+
+def grid_of(labels: np.ndarray) -> np.ndarray:
+    """Labels (H, W) at every 8th pixel; one point more, of void, where pixels are left over."""
+    rows, columns = (-(-(side - 1) // STRIDE) * STRIDE + 1 for side in labels.shape)
+    padded = np.full((rows, columns), VOID, dtype=np.uint8)
+    padded[: labels.shape[0], : labels.shape[1]] = labels
+    return np.ascontiguousarray(padded[::STRIDE, ::STRIDE])
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which pixels of a mask the points of a crop's grid fall on; (n,) each."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    """Pixel indices; -1 in the padding."""
+
+    def of(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (H, W) at the points, (n, n) uint8; void in the padding."""
+        seen = labels[np.ix_(self.rows, self.columns)]
+        seen[self.rows < 0] = VOID
+        seen[:, self.columns < 0] = VOID
+        return seen
+
+
+def draw_window(shape: tuple[int, ...], crop: int, generator: np.random.Generator) -> Window:
+    """Scale, pad, crop and mirror an image of ``shape`` (H, W), as photographs are.
+
+    The pixels are those that resizing the whole mask (nearest) and cutting it would give at every
+    8th pixel of the crop.
+    """
+    scale = SCALES[generator.integers(len(SCALES))]
+    sides = [max(1, int(side * scale)) for side in shape]
+    starts = [int(generator.integers(max(side - crop, 0) + 1)) for side in sides]
+    mirrored = bool(generator.integers(2))
+    grid = np.arange(0, crop, STRIDE)
+    points = grid + starts[0], (crop - 1 - grid if mirrored else grid) + starts[1]
+    rows, columns = (
+        np.where(at < side, ((at + 0.5) * full / side).astype(np.int64), -1)
+        for at, side, full in zip(points, sides, shape, strict=True)
+    )
+    return Window(rows, columns)

@@ -1,0 +1,105 @@
+"""Masks of one category before and after training: Figure 4's material.
+
+For each image k a run stores ``<k>-labels.png`` (0, 1, 255 = void), ``<k>-basis.png`` and
+``<k>-prediction.png`` (0, 1), ``<k>-photo.png`` where there is a photograph, and ``masks.json`` to
+say which is which. Which images is the same for all losses: the first of the validation set.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from lovasz_repro.data.voc import VOID
+from lovasz_repro.datasets import ScoredSet
+from lovasz_repro.durable import write_durably
+from lovasz_repro.evaluation.evaluate import Predict, Prepare
+from lovasz_repro.metrics import binary_image_iou
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How the two networks are asked; both answers are bool (B, H, W)."""
+
+    before: Predict
+    after: Predict
+    prepare: Prepare
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What two networks find in one image; maps are (H, W) uint8."""
+
+    name: str
+    photo: np.ndarray | None
+    """RGB (H, W, 3) uint8."""
+    labels: np.ndarray
+    basis: np.ndarray
+    prediction: np.ndarray
+    basis_iou: float
+    image_iou: float
+
+
+@torch.inference_mode()
+def find_mask(
+    before: nn.Module,
+    after: nn.Module,
+    images: ScoredSet,
+    index: int,
+    answers: Answers,
+    device: torch.device,
+) -> Mask:
+    """Ask both networks, in evaluation mode afterwards, for one image of a set."""
+    before.eval()
+    after.eval()
+    seen, labels = images[index]
+    dtype = next(after.parameters()).dtype
+    inputs = answers.prepare(seen[None].to(device), False, dtype)
+    size = labels.shape
+    basis = answers.before(before(inputs), size).cpu().to(torch.uint8)
+    prediction = answers.after(after(inputs), size).cpu().to(torch.uint8)
+    target = labels[None].long()
+    scores = [binary_image_iou(found.long(), target, VOID).item() for found in (basis, prediction)]
+    photo = seen.permute(1, 2, 0).numpy() if seen.dtype == torch.uint8 else None
+    return Mask(
+        images.name(index), photo, labels.numpy(), basis[0].numpy(), prediction[0].numpy(), *scores
+    )
+
+
+def write_masks(masks: list[Mask], folder: Path) -> list[Path]:
+    """Write masks as files into a folder, made if it is not there; returns them.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = [
+        {
+            "name": mask.name,
+            "height": mask.labels.shape[0],
+            "width": mask.labels.shape[1],
+            "image_iou": round(mask.image_iou, 4),
+            "basis_iou": round(mask.basis_iou, 4),
+        }
+        for mask in masks
+    ]
+    files = {"masks.json": (json.dumps({"masks": content}, indent=2) + "\n").encode()}
+    for number, mask in enumerate(masks):
+        for kind in ("photo", "labels", "basis", "prediction"):
+            pixels = getattr(mask, kind)
+            if pixels is not None:
+                files[f"{number}-{kind}.png"] = _png(pixels)
+    for name, data in files.items():
+        write_durably(folder / name, data)
+    return [folder / name for name in files]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,209 @@
+"""How others name the tensors of DeepLab-v2 ResNet-101 (facts.md 1.3), and what each name is here.
+
+    Caffe         conv1, res2a_branch2a, bn2a_branch2a with scale2a_branch2a, fc1_voc12_c0
+    isht7         Scale.conv1, Scale.layer1.0.conv1, Scale.layer1.0.bn1, Scale.layer5.conv2d_list.0
+    kazuto1011    layer1.conv1.conv, layer2.block1.reduce.conv, layer2.block1.reduce.bn; with the
+                  prefix "base." and base.aspp.c0 for DeepLab-v2, or fc for COCO's 91 classes
+    torchvision   conv1, layer1.0.conv1, layer1.0.bn1, fc
+    here          conv1, layer1.0.conv1, layer1.0.bn1, aspp.0
+
+A layout is told by the name of its first convolution, which no other layout has.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lovasz_repro.models.caffemodel import CaffeLayer
+
+OTHER_CLASSIFIER = "classifier of another form"  # a name for tensors that no DeepLab-v2 has
+COUNTER = "num_batches_tracked"
+RGB_STD = (0.229, 0.224, 0.225)  # torchvision divides images in 0..1 by them
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to name the tensors.
+
+    Attributes:
+        name: for people.
+        first: name of the first convolution's weights.
+        own_name: from a tensor's name to ours, to `OTHER_CLASSIFIER`, or to None: unknown.
+        keep_classifier: whether its ASPP classifier, where there is one, has been trained.
+        notes: sentences for whoever converts such a file.
+        rgb: whether the network was trained on torchvision's images, not on ours.
+    """
+
+    name: str
+    first: str
+    own_name: Callable[[str], str | None]
+    keep_classifier: bool = True
+    notes: tuple[str, ...] = ()
+    rgb: bool = False
+
+
+def recognise(names: Mapping[str, Tensor]) -> Layout:
+    """The layout of a file; raises ValueError naming the first few names of an unknown one."""
+    for layout in LAYOUTS:
+        if layout.first in names:
+            return layout
+    raise ValueError(f"no known layout of a ResNet DeepLab: it holds {some(list(names))}")
+
+
+def translate(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], int]:
+    """Tensors under our names, float32, contiguous copies; and outputs of another classifier.
+
+    The second value is 0 where the file has no classifier but DeepLab-v2's. Raises ValueError
+    for unknown names, two tensors for one place, and tensors that are not floating-point.
+    """
+    own: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    other_outputs = 0
+    for name, tensor in tensors.items():
+        if name.endswith(COUNTER):
+            continue
+        target = layout.own_name(name)
+        if target is None:
+            unknown.append(name)
+        elif target == OTHER_CLASSIFIER:
+            other_outputs = max(other_outputs, tensor.shape[0] if tensor.ndim else 0)
+        elif target in own:
+            raise ValueError(f"two tensors for {target!r}, the second is {name[:80]!r}")
+        elif not tensor.is_floating_point():
+            raise ValueError(f"tensor {name[:80]!r} is {tensor.dtype}, not floating-point")
+        else:
+            own[target] = tensor.to(torch.float32, copy=True).contiguous()
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} tensors unknown to the layout of {layout.name}: {some(unknown)}"
+        )
+    if layout.rgb and own["conv1.weight"].shape[1:2] == (3,):
+        own["conv1.weight"] = for_bgr(own["conv1.weight"])
+    return own, other_outputs
+
+
+def for_bgr(weight: Tensor) -> Tensor:
+    """A first convolution (out, 3, h, w) on RGB in 0..1 over `RGB_STD`, for BGR in 0..255."""
+    scale = 255 * torch.tensor(RGB_STD).view(1, 3, 1, 1)
+    return (weight / scale).flip(1).contiguous()
+
+
+def some(names: list[str]) -> str:
+    """The first few names, for an error of one line."""
+    return ", ".join(repr(name[:60]) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def isht7_name(name: str) -> str | None:
+    """isht7/pytorch-deeplab-resnet: our names behind a prefix, another classifier's name."""
+    if not name.startswith("Scale."):
+        return None
+    return re.sub(r"^layer5\.conv2d_list\.", "aspp.", name.removeprefix("Scale."))
+
+
+def torchvision_name(name: str) -> str | None:
+    """torchvision's ResNet: our names, and a classifier of images."""
+    if name in ("fc.weight", "fc.bias"):
+        return OTHER_CLASSIFIER
+    return name if re.match(r"(conv1|bn1|layer[1-4])\.", name) else None
+
+
+KAZUTO_PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
+
+
+def kazuto_name(name: str) -> str | None:
+    """kazuto1011/deeplab-pytorch: stages from 1 (the stem) to 5, blocks from 1."""
+    name = name.removeprefix("base.")
+    if name in ("fc.weight", "fc.bias"):
+        return OTHER_CLASSIFIER
+    if match := re.fullmatch(r"aspp\.c(\d)\.(weight|bias)", name):
+        return f"aspp.{match[1]}.{match[2]}"
+    if match := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name):
+        return f"{match[1]}1.{match[2]}"
+    block = r"layer([2-5])\.block([1-9]\d{0,3})\.(\w+)\.(conv|bn)\.(\w+)"
+    if not (match := re.fullmatch(block, name)):
+        return None
+    stage, index, part, kind, last = match.groups()
+    where = f"layer{int(stage) - 1}.{int(index) - 1}"
+    if part == "shortcut":
+        return f"{where}.downsample.{'0' if kind == 'conv' else '1'}.{last}"
+    return f"{where}.{kind}{KAZUTO_PARTS[part]}.{last}" if part in KAZUTO_PARTS else None
+
+
+CAFFE_BRANCHES = {"2a": ("conv1", "bn1"), "2b": ("conv2", "bn2"), "2c": ("conv3", "bn3")}
+CAFFE_BRANCHES["1"] = ("downsample.0", "downsample.1")
+
+
+def caffe_name(name: str) -> str | None:
+    """Layer and array of `caffe_tensors`: "res4b22_branch2a/weight", "bn4b22_branch2a/bias"."""
+    layer, _, array = name.partition("/")
+    if match := re.fullmatch(r"fc1_\w+_c(\d)", layer):
+        return f"aspp.{match[1]}.{array}"
+    if layer.startswith("fc"):
+        return OTHER_CLASSIFIER
+    if layer in ("conv1", "bn_conv1"):
+        return f"{'conv1' if layer == 'conv1' else 'bn1'}.{array}"
+    block = r"(res|bn)([2-5])(a|b|c|b([1-9]\d{0,3}))_branch(1|2a|2b|2c)"
+    if not (match := re.fullmatch(block, layer)):
+        return None
+    kind, stage, letter, number, branch = match.groups()
+    index = int(number) if number else "abc".index(letter)
+    return f"layer{int(stage) - 1}.{index}.{CAFFE_BRANCHES[branch][kind == 'bn']}.{array}"
+
+
+def caffe_tensors(layers: list[CaffeLayer]) -> dict[str, Tensor]:
+    """Arrays of a Caffe model, named "layer/array" with the array's name in PyTorch.
+
+    A Scale layer counts to the batch normalisation before it: scale2a_branch1 to bn2a_branch1.
+    Layers of the two smaller scales (res075, res05) share their weights with the first.
+
+    Raises ValueError for two layers of one name and for a layer with unexpected blobs.
+    """
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        if "res075" in layer.name or "res05" in layer.name:
+            continue
+        for name, array in layer_arrays(layer).items():
+            if name in tensors:
+                raise ValueError(f"two layers with {name[:80]!r}")
+            tensors[name] = torch.from_numpy(array.copy())
+    return tensors
+
+
+def layer_arrays(layer: CaffeLayer) -> dict[str, np.ndarray]:
+    """The arrays of one layer under the names of `caffe_tensors`."""
+    name, blobs = layer.name, layer.blobs
+    if layer.type == "BatchNorm" and len(blobs) == 3 and blobs[2].size == 1:
+        # Caffe stores sums over iterations, and how much to divide them by; 0 means no data yet
+        scale = float(blobs[2].item())
+        mean, variance = (blob.ravel().astype(np.float64) for blob in blobs[:2])
+        with np.errstate(all="ignore"):  # what overflows is refused with all that is not finite
+            mean, variance = (v / scale if scale else np.zeros_like(v) for v in (mean, variance))
+        return {f"{name}/running_mean": mean, f"{name}/running_var": variance}
+    if layer.type == "Scale" and len(blobs) == 2:
+        name = re.sub("^scale", "bn", name)
+        return {f"{name}/weight": blobs[0].ravel(), f"{name}/bias": blobs[1].ravel()}
+    if layer.type in ("Convolution", "InnerProduct") and len(blobs) in (1, 2):
+        bias = {f"{name}/bias": blob.ravel() for blob in blobs[1:]}
+        return {f"{name}/weight": blobs[0], **bias}
+    raise ValueError(f"layer {name[:60]!r} is a {layer.type[:40]!r} with {len(blobs)} blobs")
+
+
+TORCHVISION_NOTES = (
+    "torchvision trained this network with the stride on the 3x3 convolution of a block; here, as "
+    "in the authors' network, it is on the 1x1 before it: the weights fit, but the features of "
+    "the second stage and later are not those of torchvision.",
+    "Its first convolution is rescaled from RGB in 0..1 over the standard deviations to BGR in "
+    "0..255; the mean that is subtracted differs by up to 1 of 255.",
+)
+
+LAYOUTS = (
+    Layout("Caffe, as its authors released it", "conv1/weight", caffe_name),
+    Layout("isht7/pytorch-deeplab-resnet", "Scale.conv1.weight", isht7_name, keep_classifier=False),
+    Layout("kazuto1011/deeplab-pytorch, DeepLab-v2", "base.layer1.conv1.conv.weight", kazuto_name),
+    Layout("kazuto1011/deeplab-pytorch, DeepLab-v1", "layer1.conv1.conv.weight", kazuto_name),
+    Layout("torchvision", "conv1.weight", torchvision_name, notes=TORCHVISION_NOTES, rgb=True),
+)
