@@ -133,8 +133,10 @@ def draw_batches(
                 positive, config.batch_size, config.iterations, seed=cell.seed, start=start
             )
         except ValueError:
-            raise UserError(f"{positive.sum()} of {len(positive)} training images contain "
-                            f"{cell.data.category}; some must, and some not.") from None  # fmt: skip
+            raise UserError(
+                f"{positive.sum()} of {len(positive)} training images contain "
+                f"{cell.data.category}; some must, and some not."
+            ) from None
     if not cell.data.equibatch:
         return ShuffledBatches(
             images, config.batch_size, config.iterations, seed=cell.seed, start=start

@@ -2,10 +2,11 @@
 
     experiment YAML -> config -> data -> model -> loss -> train -> evaluate -> store -> report
 
-A cell is one variant x batch size x seed (x category). Its identity is the hash of its resolved config, the
-data's fingerprint and the starting weights: a finished cell is skipped, an unfinished one goes on
-from its last checkpoint, the rest start. All of it runs on every rank of a team in step, on one
-device or many; what only one may do is left to the leader.
+A cell is one variant x batch size x seed, and where one class is told from the rest x category.
+Its identity is the hash of its resolved config, the data's fingerprint and the starting weights: a
+finished cell is skipped, an unfinished one goes on from its last checkpoint, the rest start. All of
+it runs on every rank of a team in step, on one device or many; what only one may do is left to the
+leader.
 """
 
 import json
@@ -27,6 +28,7 @@ from lovasz_repro.data.statistics import class_shares
 from lovasz_repro.datasets import DATASETS, category_of
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.networks import NETWORKS
+from lovasz_repro.overview import Overview
 from lovasz_repro.place import Inputs, Place, inputs_of_all, run_folder
 from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, device_name, git_commit, package_versions
@@ -68,33 +70,50 @@ def run_experiment(
         Interrupted: a signal asked to stop; the running cell is saved.
     """
     parent = team.on_leader(lambda: open_grid(experiment, cells[0].profile, place, store, progress))
-    outcome = Outcome()
+    outcome, overview = Outcome(), Overview(cells, progress)
+    grid = progress.task(f"{experiment.experiment}: runs", len(cells)) if len(cells) > 1 else None
     for number, cell in enumerate(cells, start=1):
+        if grid and number > 1:
+            grid.advance()
         label = f"[{number}/{len(cells)}] {cell.name}"
         inputs = inputs_of_all(cell, place, team, progress)
         done = team.on_leader(partial(store.finished, cell.experiment, inputs.identity))
         if done:
             progress.line(f"{label}  done before (run {done.run_id})")
             outcome.skipped.append(cell.name)
+            overview.done(cell, done.metrics)
             continue
+        overview.running(cell)
         run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
         folder = run_folder(place.results, cell, inputs.identity)
         session = RunSession(store, run_id, folder, cell, progress, label) if team.leads else None
         try:
             with SharedSession(team, session, progress) as shared:
-                run_cell(cell, inputs, place, shared)
+                scores = run_cell(cell, inputs, place, shared)
             outcome.finished.append(cell.name)
+            overview.done(cell, scores)
         except InUse as error:
             progress.line(f"{label}  {error}")
             outcome.elsewhere.append(cell.name)
+            overview.elsewhere(cell)
         except RunFailed as error:
             progress.line(f"{label}  failed: {error}")
             outcome.failed[cell.name] = str(error)
+            overview.failed(cell)
+    overview.close()
+    if grid:
+        grid.close()
     return outcome
 
 
-def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSession) -> None:
-    """The pipeline of one run, from wherever it stands to its stored scores."""
+def run_cell(
+    cell: CellConfig, inputs: Inputs, place: Place, session: SharedSession
+) -> dict[str, float]:
+    """The pipeline of one run, from wherever it stands to its stored scores.
+
+    Returns:
+        The scores of the last validation, or nothing where it was before a restart.
+    """
     team, config, kind = session.team, cell.training, DATASETS[cell.data.name]
     network = NETWORKS[cell.model.name]
     torch.manual_seed(cell.seed)
@@ -109,11 +128,14 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSess
         cell.loss, kind.ignore_index, shares, team.group, category_of(cell.data), network.to_size
     )
 
+    last: dict[str, float] = {}
+
     def score(split: str, snapshot: int, prefix: str = "") -> dict[str, float]:
         if config.batch_norm == "per-rank":
             team.share_buffers(model)
         scores = score_on(model, scored[split], split, cell, place, session)
         session.line(f"iteration {snapshot:5d}  {prefix}{split} {scores.summary()}")
+        last.update(scores.as_metrics(prefix + split))
         return scores.as_metrics(prefix + split)
 
     tested = [split for split in scored if split != "val"]
@@ -144,6 +166,7 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: SharedSess
         keep_examples(model, scored["val"], cell, inputs, place, session)
     metadata = weights_metadata(cell, state)
     session.keep_weights(lambda path: network.save(model, path, metadata))
+    return last
 
 
 def open_grid(

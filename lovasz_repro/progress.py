@@ -5,8 +5,10 @@ half minute. Both go to stderr; results go to stdout.
 """
 
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -30,7 +32,10 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
-        self._bars = RichProgress(
+        self.header: Callable[[], RenderableType] | None = None
+        """Drawn above the bars."""
+        self._bars = _Bars(
+            self,
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -91,6 +96,19 @@ class ProgressTask:
     def close(self) -> None:
         """Take the bar away."""
         self._progress._bars.remove_task(self._id)
+
+
+class _Bars(RichProgress):
+    """Bars below whatever header there is."""
+
+    def __init__(self, owner: Progress, *columns: ProgressColumn, **options: Any) -> None:
+        self._owner = owner
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self._owner.header:
+            yield self._owner.header()
+        yield from super().get_renderables()
 
 
 class _RateColumn(ProgressColumn):

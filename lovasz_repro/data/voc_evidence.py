@@ -176,7 +176,7 @@ def draw_window(shape: tuple[int, ...], crop: int, generator: np.random.Generato
     grid = np.arange(0, crop, STRIDE)
     points = grid + starts[0], (crop - 1 - grid if mirrored else grid) + starts[1]
     rows, columns = (
-        np.where(at < side, ((at + 0.5) * full / side).astype(np.int64), -1)
+        np.where(at < side, (2 * at + 1) * full // (2 * side), -1)
         for at, side, full in zip(points, sides, shape, strict=True)
     )
     return Window(rows, columns)

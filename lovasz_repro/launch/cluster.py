@@ -19,6 +19,7 @@ def submit_grid(request: Request, options: SlurmOptions, place: Place) -> str:
     store = Store(request.results, request.tracking_uri)
     folder.mkdir(parents=True, exist_ok=True)
     tasks, done, there = list[Task](), 0, 0
+    after = list[tuple[Task, str]]()  # with the identity of the run that it starts from
     with FileLock(folder / "submit.lock"):  # two commands at once submit nothing twice
         known = states(folder)
         for cell in request.cells:
@@ -29,8 +30,18 @@ def submit_grid(request: Request, options: SlurmOptions, place: Place) -> str:
                 there += 1
             else:
                 name = f"{cell.experiment}/{cell.profile}/{cell.name}"
-                tasks.append(Task(identity, name, cell_command(request, cell)))
+                task = Task(identity, name, cell_command(request, cell))
+                start = find_inputs(cell.start, place).identity if cell.start else None
+                if start is None or store.finished(cell.experiment, start):
+                    tasks.append(task)
+                else:
+                    after.append((task, start))
         submitted = submit(tasks, options, folder)
+        ids = {key: state.job_id for key, state in known.items()}
+        ids |= {task.key: task.job_id for task in submitted}
+        for start in dict.fromkeys(start for _, start in after):
+            waiting = [task for task, its_start in after if its_start == start]
+            submitted += submit(waiting, options.after(ids[start]), folder)
     words = [f"{len(submitted)} runs submitted"]
     if submitted:
         words[0] += f" as job {submitted[0].job_id.partition('_')[0]}"

@@ -25,6 +25,7 @@ from lovasz_repro.launch.attempts import (
 from lovasz_repro.launch.cores import threads_of
 from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.request import Request, cell_command
+from lovasz_repro.overview import Overview
 from lovasz_repro.place import Place, find_inputs, run_folder
 from lovasz_repro.progress import Progress, ProgressTask
 from lovasz_repro.store import Store
@@ -75,6 +76,7 @@ class SideBySide:
         self._max_restarts = max_restarts
         self._free = environments(request, jobs)
         self._running: list[Job] = []
+        self._overview = Overview([], progress)
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -84,6 +86,7 @@ class SideBySide:
             UserError: data or weights are missing.
             Interrupted: a signal asked for it; every run has saved.
         """
+        overview = self._overview = Overview(self._request.cells, self._progress)
         waiting = self._undone()
         total = self._progress.task(
             f"{self._request.experiment.experiment}: runs",
@@ -93,8 +96,8 @@ class SideBySide:
         with StopRequest() as stop:
             try:
                 while waiting or self._running:
-                    while waiting and self._free:
-                        self._start(*waiting.popleft())
+                    while self._free and (ready := self._next(waiting)):
+                        self._start(*ready)
                     time.sleep(LOOK_EVERY)
                     if stop.number:
                         count = len(self._running)
@@ -104,6 +107,7 @@ class SideBySide:
             finally:
                 self._stop_all()
                 total.close()
+                overview.close()
         return self.outcome
 
     def _undone(self) -> deque[tuple[CellConfig, Path]]:
@@ -116,11 +120,26 @@ class SideBySide:
             if stored:
                 self._progress.line(f"{cell.name}  done before (run {stored.run_id})")
                 self.outcome.skipped.append(cell.name)
+                self._overview.done(cell, stored.metrics)
             else:
                 undone.append((cell, run_folder(self._place.results, cell, inputs.identity)))
         return undone
 
+    def _next(self, waiting: deque[tuple[CellConfig, Path]]) -> tuple[CellConfig, Path] | None:
+        """Take out the next run that does not start from one that is not done."""
+        undone = [cell for cell, _ in waiting] + [job.cell for job in self._running]
+        for item in list(waiting):
+            cell, start = item[0], item[0].start
+            if start is None or start not in undone:
+                waiting.remove(item)
+                if start is None or start.name not in self.outcome.failed:
+                    return item
+                self.outcome.failed[cell.name] = f"it starts from {start.name}, which failed."
+                self._overview.failed(cell)
+        return None
+
     def _start(self, cell: CellConfig, folder: Path) -> None:
+        self._overview.running(cell)
         environment = self._free.pop()
         folder.mkdir(parents=True, exist_ok=True)
         mark = partial(newest_checkpoints, [folder])
@@ -178,10 +197,12 @@ class SideBySide:
         name = job.cell.name
         if code == 0:
             self.outcome.finished.append(name)
+            self._overview.done(job.cell, {})
             self._progress.line(f"{name}  finished")
         else:
             why = last_line(job.log) if code > 0 else killed_by(code)
             self.outcome.failed[name] = why
+            self._overview.failed(job.cell)
             self._progress.line(f"{name}  failed: {why} ({job.log})")
         self._running.remove(job)
         self._free.append(dict(job.environment))

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +44,13 @@ class SlurmOptions:
     the last 20 % (or last 10 minutes) of the time limit too, and no other."""
     signal_delay_s: int = 90
     """Seconds before the time limit at which a task is asked to stop."""
+
+    def after(self, job_id: str) -> "SlurmOptions":
+        """The same, but not before a job has ended well; never, where it has not."""
+        others = [self.extra["dependency"]] if "dependency" in self.extra else []
+        dependency = ",".join([*others, f"afterok:{job_id}"])
+        more = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+        return replace(self, extra=self.extra | more)
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,9 @@ def layer_arrays(layer: CaffeLayer) -> dict[str, np.ndarray]:
     if layer.type == "BatchNorm" and len(blobs) == 3 and blobs[2].size == 1:
         # Caffe stores sums over iterations, and how much to divide them by; 0 means no data yet
         scale = float(blobs[2].item())
-        mean, variance = (blob.ravel().astype(np.float64) for blob in blobs[:2])
         with np.errstate(all="ignore"):  # what overflows is refused with all that is not finite
-            mean, variance = (v / scale if scale else np.zeros_like(v) for v in (mean, variance))
+            doubles = (blob.ravel().astype(np.float64) for blob in blobs[:2])
+            mean, variance = (v / scale if scale else np.zeros_like(v) for v in doubles)
         return {f"{name}/running_mean": mean, f"{name}/running_var": variance}
     if layer.type == "Scale" and len(blobs) == 2:
         name = re.sub("^scale", "bn", name)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
+from torch.nn import functional
 
 from lovasz_repro.data.voc_augmentation import (
     CROP,
@@ -15,7 +17,8 @@ from lovasz_repro.data.voc_augmentation import (
     SCALES,
     augment,
     pad,
-    rescale,
+    resize_image,
+    resize_labels,
     to_caffe,
 )
 
@@ -31,6 +34,11 @@ def coordinates(height: int, width: int) -> np.ndarray:
 def random_labels(height: int, width: int, seed: int) -> np.ndarray:
     labels = np.random.default_rng(seed).choice([0, 3, 20, VOID], (height, width))
     return labels.astype(np.uint8)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    """RGB (H, W, 3) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
 sides = st.integers(1, 120)
@@ -53,8 +61,6 @@ def test_shapes_and_no_new_ids(
     assert image.shape == (crop, crop, 3)
     assert shown.shape == (crop, crop)
     assert image.dtype == shown.dtype == np.uint8
-    assert image.flags["C_CONTIGUOUS"]
-    assert shown.flags["C_CONTIGUOUS"]
     assert set(np.unique(shown)) <= {*np.unique(labels), VOID}
     padding = np.all(image == PADDING_RGB, axis=-1)  # never an image pixel, whose blue is 1
     assert np.array_equal(padding, shown == VOID)
@@ -84,6 +90,28 @@ def test_what_is_shown_is_a_function_of_seed_and_position(seed: int, position: i
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert np.array_equal(image, before[0])
     assert np.array_equal(labels, before[1])
+
+
+@given(sides, sides, st.integers(0, 400), st.integers(1, 90))
+def test_it_is_one_of_the_crops_of_the_whole_image_resized_and_padded(
+    height: int, width: int, position: int, crop: int
+) -> None:
+    """Against the plain definition: one scale, one place, mirrored or not, for both alike."""
+    image, labels = noise(height, width), random_labels(height, width, 2)
+    shown, there = augment(image, labels, seed=3, position=position, crop=crop)
+    for scale in SCALES:
+        size = max(1, int(height * scale)), max(1, int(width * scale))
+        whole = resize_labels(labels, size, (slice(None), slice(None)))
+        padded, void = pad(resize_image(image, size), whole, crop)
+        for turned in (slice(None), slice(None, None, -1)):
+            windows = sliding_window_view(padded, (crop, crop), (0, 1)).transpose(0, 1, 3, 4, 2)
+            tops, lefts = np.nonzero((windows[..., 0, 0, :] == shown[0, turned][0]).all(-1))
+            for top, left in zip(tops, lefts, strict=True):
+                same = np.array_equal(windows[top, left], shown[:, turned])
+                cut = void[top : top + crop, left : left + crop]
+                if same and np.array_equal(cut, there[:, turned]):
+                    return
+    raise AssertionError("no crop of any scale")
 
 
 def test_positions_and_seeds_differ() -> None:
@@ -133,17 +161,52 @@ def test_the_papers_crop_of_a_small_and_a_large_image() -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 @given(height=sides, width=sides, seed=seeds)
-def test_rescaling_is_opencvs(scale: float, height: int, width: int, seed: int) -> None:
+def test_resizing_is_opencvs(scale: float, height: int, width: int, seed: int) -> None:
     cv2 = pytest.importorskip("cv2")
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    labels = random_labels(height, width, seed)
-    resized, shown = rescale(image, labels, scale)
     size = max(1, int(height * scale)), max(1, int(width * scale))
+    resized = resize_image(image, size)
     expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     assert resized.shape == (*size, 3)
-    assert shown.shape == size
     assert np.abs(resized.astype(int) - expected.astype(int)).max() <= 1
-    assert set(np.unique(shown)) <= set(np.unique(labels))
+
+
+@given(sides, sides, sides, sides, seeds)
+def test_resizing_eight_bits_is_resizing_real_numbers(
+    height: int, width: int, new_height: int, new_width: int, seed: int
+) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float64))[None]
+    exact = functional.interpolate(pixels, (new_height, new_width), mode="bilinear")[0]
+    resized = resize_image(image, (new_height, new_width)).astype(np.float64)
+    assert np.abs(resized - exact.numpy().transpose(1, 2, 0)).max() < 1.1
+
+
+@given(sides, sides, sides, sides, st.integers(0, 50), st.integers(1, 60))
+def test_labels_are_those_of_the_nearest_pixel(
+    height: int, width: int, new_height: int, new_width: int, start: int, side: int
+) -> None:
+    """In whole numbers: no pixel's centre is nearer than that of the pixel shown."""
+    part = slice(start, start + side)
+    for axis, (old, new) in enumerate(((height, new_height), (width, new_width))):
+        numbers = np.indices((height, width), dtype=np.uint8)[axis]
+        shown = resize_labels(numbers, (new_height, new_width), (part, part))
+        assert shown.shape == tuple(len(range(n)[part]) for n in (new_height, new_width))
+        places = (2 * np.arange(new)[part] + 1) * old  # of centres, times 2 * new
+        centres = (2 * shown.astype(int) + 1) * new
+        off = np.abs(centres - (places[:, None] if axis == 0 else places))
+        assert (off <= new).all()  # half a pixel of the old ones
+
+
+@given(sides, sides, sides, sides, st.integers(0, 50), st.integers(0, 50), st.integers(1, 60))
+def test_a_window_of_labels_is_cut_from_all_of_them(
+    height: int, width: int, new_height: int, new_width: int, top: int, left: int, side: int
+) -> None:
+    labels, size = random_labels(height, width, 3), (new_height, new_width)
+    whole = resize_labels(labels, size, (slice(None), slice(None)))
+    window = slice(top, top + side), slice(left, left + side)
+    assert whole.shape == size
+    assert np.array_equal(resize_labels(labels, size, window), whole[window])
 
 
 @given(sides, sides, st.integers(1, 120))

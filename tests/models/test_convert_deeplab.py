@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -265,6 +266,16 @@ def test_scale_factor_0_means_no_statistics(tmp_path: Path) -> None:
     assert not any(bool(t.any()) for name, t in tensors.items() if "running" in name)
 
 
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FC00000, 0x7F800000])
+def test_statistics_that_are_not_finite(model, tmp_path: Path, bits: int) -> None:
+    """Signalling NaN, NaN, infinity; no warning of NumPy's on the way."""
+    layers, bad = caffe_layers(model), np.full(4, bits, np.uint32).view(np.float32)
+    layers[1] = (layers[1][0], layers[1][1], [bad, *layers[1][2][1:]])
+    source = tmp_path / "net.caffemodel"
+    source.write_bytes(caffemodel(layers))
+    assert "'bn1.running_mean' holds values that are not finite" in refusal(source)
+
+
 # Files that are no such network
 
 
@@ -499,8 +510,9 @@ def test_target_is_written_once(model, tmp_path: Path) -> None:
     content = target.read_bytes()
     assert convert(source, target) == first  # the same content: nothing to do
     assert target.read_bytes() == content
+    write_kazuto(foreign.random_deeplab(seed=1), source)  # of the same size
     with pytest.raises(UserError, match="exists with other content"):
-        convert(source, target, classifier=False)
+        convert(source, target)
     assert target.read_bytes() == content
     convert(source, target, classifier=False, overwrite=True)
     assert load_deeplab_weights(target).num_classes is None

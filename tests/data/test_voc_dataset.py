@@ -1,0 +1,223 @@
+"""VOC as it is trained and scored on: labels of one category, crops, whole photographs, files."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from lovasz_repro.bench.loading_yardstick import PlainVoc
+from lovasz_repro.data.sampling import Draw, ShuffledBatches
+from lovasz_repro.data.statistics import class_counts
+from lovasz_repro.data.voc import VOID, VocImage
+from lovasz_repro.data.voc_dataset import VocScored, VocTraining, binary_labels
+from lovasz_repro.errors import UserError
+
+SIZES = ((60, 90), (90, 60), (41, 47), (100, 100))
+CROP = 49
+masks = arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 3, 7, VOID]))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[VocImage]:
+    """Photographs of which red is twice the column, green twice the row and blue 1, stored exactly.
+
+    Their labels are column % 21, with void in the last row; the third has no class but 0.
+    """
+    found = []
+    for number, (height, width) in enumerate(SIZES):
+        rows, columns = np.mgrid[:height, :width]
+        photograph = np.stack([2 * columns, 2 * rows, np.ones_like(rows)], axis=-1)
+        labels = np.zeros((height, width)) if number == 2 else columns % 21
+        labels[-1] = VOID
+        name = f"2008_00000{number}"
+        file = VocImage(name, tmp_path / f"{name}-photo.png", tmp_path / f"{name}.png")
+        Image.fromarray(photograph.astype(np.uint8)).save(file.image)
+        Image.fromarray(labels.astype(np.uint8)).save(file.mask)
+        found.append(file)
+    return found
+
+
+def same(first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# ---- one category --------------------------------------------------------------------------------
+
+
+@given(masks, st.sampled_from([0, 3, 7, 12]))
+def test_labels_of_one_category(labels: np.ndarray, category: int) -> None:
+    """Pixel by pixel from facts.md 7.1."""
+    binary = binary_labels(labels, category)
+    shows_it = category in labels
+    assert binary.dtype == np.uint8
+    assert binary.shape == labels.shape
+    for label, answer in zip(labels.flat, binary.flat, strict=True):
+        if not shows_it:
+            assert answer == 0
+        elif label == VOID:
+            assert answer == VOID
+        else:
+            assert answer == (label == category)
+
+
+def test_the_whole_photograph_decides_what_void_becomes(tmp_path: Path) -> None:
+    """The category is in one corner; crops that miss it have void all the same."""
+    image = VocImage("2008_000000", tmp_path / "photo.png", tmp_path / "mask.png")
+    labels = np.full((120, 120), VOID, np.uint8)
+    Image.fromarray(np.ones((120, 120, 3), np.uint8)).save(image.image)
+    labels[:2, :2] = 5
+    Image.fromarray(labels).save(image.mask)
+    crops = VocTraining([image], 33, seed=0, category=5)
+    shown = [crops[Draw(0, position)][1] for position in range(30)]
+    missing = [crop for crop in shown if not (crop == 1).any()]
+    assert len(missing) > 5
+    assert all((crop == VOID).all() for crop in missing)
+    absent = VocTraining([image], 33, seed=0, category=6)
+    for position in range(30):
+        photograph, crop = absent[Draw(0, position)]
+        outside = photograph[2] != 1
+        assert torch.equal(crop == VOID, outside)  # padding is void whatever the photograph shows
+        assert (crop[~outside] == 0).all()
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("category", [None, 4])
+def test_crops_are_aligned_and_invent_no_id(images: list[VocImage], category: int | None) -> None:
+    """Labels say which column the photograph shows there, after any scale, flip and padding."""
+    crops = VocTraining(images, CROP, seed=1, category=category)
+    mirrored, padded = 0, 0
+    for position in range(80):
+        index = position % len(images)
+        photograph, labels = crops[Draw(index, position)]
+        assert photograph.shape == (3, CROP, CROP)
+        assert labels.shape == (CROP, CROP)
+        assert photograph.dtype == labels.dtype == torch.uint8
+        assert photograph.is_contiguous()
+        assert labels.is_contiguous()
+        pixels, ids = photograph.numpy().astype(np.float64), labels.numpy()
+        inside = pixels[2] == 1
+        assert (ids[~inside] == VOID).all()
+        assert set(np.unique(ids)) <= {*range(21), VOID}
+        padded += not inside.all()
+        mirrored += pixels[0][inside].ravel()[:2].argmax() == 0
+        columns = pixels[0] / 2  # to within half a pixel, and a quarter of rounding
+        known = inside & (ids != VOID)
+        expected = whole_labels(index, category)
+        allowed = [expected[np.clip(np.rint(columns + shift), 0, SIZES[index][1] - 1).astype(int)]
+                   for shift in (-0.75, -0.25, 0.25, 0.75)]  # fmt: skip
+        assert np.any([near == ids for near in allowed], axis=0)[known].all()
+    assert 10 < mirrored < 70
+    assert 5 < padded < 75
+
+
+def whole_labels(index: int, category: int | None) -> np.ndarray:
+    """Label of each column of a photograph of the fixture, its last row apart."""
+    columns = np.arange(SIZES[index][1]) % 21 * (index != 2)
+    return columns if category is None else (columns == category) * 1
+
+
+def test_an_item_is_a_function_of_seed_and_draw(images: list[VocImage]) -> None:
+    crops, again = (VocTraining(images, CROP, seed=5) for _ in range(2))
+    draws = [Draw(position % 4, position) for position in range(24)]
+    forward = [crops[draw] for draw in draws]
+    backward = [again[draw] for draw in reversed(draws)][::-1]
+    assert all(same(a, b) for a, b in zip(forward, backward, strict=True))
+    assert same(crops[2], crops[Draw(2, 0)])
+    other = VocTraining(images, CROP, seed=6)
+    assert sum(same(other[draw], item) for draw, item in zip(draws, forward, strict=True)) < 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_from_any_number_of_processes(
+    images: list[VocImage], workers: int
+) -> None:
+    crops = pickle.loads(pickle.dumps(VocTraining(images, CROP, seed=2)))
+    batches = ShuffledBatches(4, 3, 4, seed=7)
+    loaded = list(DataLoader(crops, batch_sampler=batches, num_workers=workers))
+    for (photographs, labels), batch in zip(loaded, batches, strict=True):
+        assert photographs.shape == (3, 3, CROP, CROP)
+        for k, draw in enumerate(batch):
+            assert same(crops[draw], (photographs[k], labels[k]))
+
+
+def test_classes_are_counted_in_whole_masks_whatever_the_category(images: list[VocImage]) -> None:
+    crops = VocTraining(images, CROP, seed=0, category=4)
+    assert len(crops) == 4
+    counts = class_counts(crops)
+    assert counts.sum(axis=1).tolist() == [height * width for height, width in SIZES]
+    assert counts[:, VOID].tolist() == [width for _, width in SIZES]
+    assert counts[0, 4] == 59 * len(range(4, 90, 21))
+    assert counts[2, 1:21].sum() == 0
+
+
+# ---- scoring -------------------------------------------------------------------------------------
+
+
+def test_photographs_are_scored_whole(images: list[VocImage]) -> None:
+    scored = pickle.loads(pickle.dumps(VocScored(images)))
+    assert len(scored) == 4
+    assert scored.names == [scored.name(index) for index in range(4)]
+    assert scored.names[3] == "2008_000003"
+    for index, (height, width) in enumerate(SIZES):
+        photograph, labels = scored[index]
+        assert photograph.shape == (3, height, width)
+        assert photograph.dtype == labels.dtype == torch.uint8
+        assert np.array_equal(photograph.numpy().transpose(1, 2, 0), scored.photograph(index))
+        assert np.array_equal(labels.numpy(), scored.label_ids(index))
+        assert (labels[:-1].numpy() == whole_labels(index, None)).all()
+        assert (labels[-1] == VOID).all()
+
+
+def test_photographs_are_scored_on_one_category(images: list[VocImage]) -> None:
+    scored = VocScored(images, category=4)
+    for index in range(4):
+        labels = scored[index][1].numpy()
+        assert (labels[:-1] == whole_labels(index, 4)).all()
+        assert (labels[-1] == (0 if index == 2 else VOID)).all()
+        assert scored.label_ids(index).max() == VOID
+
+
+# ---- files that are wrong ------------------------------------------------------------------------
+
+
+def test_wrong_files_are_named(images: list[VocImage]) -> None:
+    crops, scored = VocTraining(images, CROP, seed=0), VocScored(images)
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(images[0].mask)
+    images[1].image.write_bytes(b"not a picture")
+    Image.fromarray(np.full(SIZES[2], 30, np.uint8)).save(images[2].mask)
+    images[3].mask.unlink()
+    problems = ("5x5, its photograph is 60x90", "unreadable image", "class id 30", "no such file")
+    for index, problem in enumerate(problems):
+        for items in (crops, scored):
+            with pytest.raises(UserError, match=problem) as error:
+                items[index]
+            assert images[index].name in str(error.value)
+
+
+# ---- the plain version that speed is compared with -----------------------------------------------
+
+
+def test_the_plain_version_shows_the_same_kind_of_crop(images: list[VocImage]) -> None:
+    """Its range, its alignment and its padding; Pillow's own resampling apart."""
+    plain = PlainVoc(images, CROP)
+    assert len(plain) == 4
+    for position in range(40):
+        pixels, labels = plain[Draw(position % 4, position)]
+        assert pixels.shape == (3, CROP, CROP)
+        assert pixels.dtype == torch.float32
+        assert labels.shape == (CROP, CROP)
+        assert labels.dtype == torch.int64
+        inside = (pixels[0] - (1 - 104.008)).abs() < 1e-3
+        assert (labels[~inside] == VOID).all()
+        assert (pixels[:, ~inside].abs() < 0.5).all()
+        assert set(labels.unique().tolist()) <= {*range(21), VOID}
+        assert inside.any()

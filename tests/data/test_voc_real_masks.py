@@ -1,0 +1,98 @@
+"""All 12,031 masks of Pascal VOC and SBD, where they are: lists, ids, statistics, crops."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lovasz_repro.data.sampling import Draw
+from lovasz_repro.data.statistics import class_counts, class_shares
+from lovasz_repro.data.voc import (
+    CLASSES,
+    SPLIT_SIZES,
+    VOID,
+    VocImage,
+    check_train_aug,
+    list_images,
+    read_labels,
+)
+from lovasz_repro.data.voc_augmentation import resize_labels
+from lovasz_repro.data.voc_dataset import VocScored, VocTraining, binary_labels
+from tests.conftest import real_data
+
+PUBLISHED_SHARES = (
+    69.845, 0.905, 0.774, 0.889, 0.658, 0.552, 1.289, 1.935, 3.158, 1.264, 0.632,
+    1.072, 2.814, 0.932, 1.17, 7.493, 0.615, 0.634, 1.234, 1.358, 0.777,
+)  # fmt: skip
+"""Of the labelled pixels of train_aug and val, percent."""
+PUBLISHED_VOID = 1.326
+"""Of all pixels, percent."""
+
+
+@pytest.fixture
+def root() -> Path:
+    return real_data("voc")
+
+
+def masks_of(root: Path, split: str) -> list[VocImage]:
+    return list_images(root, split, photographs=False)
+
+
+def test_the_lists_are_the_published_ones(root: Path) -> None:
+    train, val = ([image.name for image in masks_of(root, s)] for s in ("train_aug", "val"))
+    check_train_aug(train)
+    assert (len(train), len(val)) == (SPLIT_SIZES["train_aug"], SPLIT_SIZES["val"])
+    assert not set(train) & set(val)
+    assert [image.name for image in masks_of(root, "trainval_aug")] == sorted(train + val)
+
+
+@pytest.mark.slow
+def test_every_mask_is_read_and_the_shares_are_the_published_ones(root: Path) -> None:
+    masks = masks_of(root, "trainval_aug")
+    counts = class_counts(VocTraining(masks, 321, seed=0))
+    total = counts.sum(axis=0, dtype=np.int64)
+    assert total[len(CLASSES) : VOID].sum() == 0
+    labelled = total[: len(CLASSES)]
+    np.testing.assert_allclose(100 * labelled / labelled.sum(), PUBLISHED_SHARES, atol=6e-4)
+    assert abs(100 * total[VOID] / total.sum() - PUBLISHED_VOID) < 6e-4
+    shares = class_shares(counts, len(CLASSES), VOID).numpy()  # among all pixels
+    np.testing.assert_allclose(shares, labelled / total.sum())
+    assert (counts[:, 1 : len(CLASSES)].sum(axis=1) > 0).all()  # an object in every image
+
+
+def test_resizing_real_masks_invents_no_id_and_keeps_the_shares(root: Path) -> None:
+    for image in masks_of(root, "val")[::100]:
+        labels = read_labels(image.mask)
+        present = np.bincount(labels.ravel(), minlength=256)
+        for scale in (0.5, 0.75, 1.25, 1.5):
+            size = int(labels.shape[0] * scale), int(labels.shape[1] * scale)
+            resized = resize_labels(labels, size, (slice(None), slice(None)))
+            there = np.bincount(resized.ravel(), minlength=256)
+            assert not there[present == 0].any()
+            assert np.abs(there / resized.size - present / labels.size).max() < 0.01
+
+
+def test_labels_of_a_category_partition_a_real_mask(root: Path) -> None:
+    """Over the classes that an image shows, the foregrounds are its labelled pixels, once each."""
+    for image in masks_of(root, "val")[::100]:
+        labels = read_labels(image.mask)
+        binary = [binary_labels(labels, category) for category in range(len(CLASSES))]
+        shown = [b for category, b in enumerate(binary) if category in labels]
+        assert np.array_equal(sum((b == 1).astype(int) for b in shown), labels != VOID)
+        assert all(np.array_equal(b == VOID, labels == VOID) for b in shown)
+        assert all(not b.any() for c, b in enumerate(binary) if c not in labels)
+
+
+def test_real_photographs_come_with_their_masks(root: Path) -> None:
+    images = [image for image in masks_of(root, "trainval_aug") if image.image.is_file()]
+    if not images:
+        pytest.skip("no photographs")
+    crops, scored = VocTraining(images, 321, seed=0), VocScored(images)
+    for index in range(len(images)):
+        photograph, labels = scored[index]
+        assert labels.shape == photograph.shape[1:]
+        assert np.array_equal(labels.numpy(), crops.labels(index))
+        for position in range(6):
+            photograph, shown = crops[Draw(index, position)]
+            assert photograph.shape == (3, 321, 321)
+            assert set(shown.unique().tolist()) <= {*labels.unique().tolist(), VOID}

@@ -1,0 +1,50 @@
+"""A small tree in the popular layout of Pascal VOC: blocks of class colours with void between."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lovasz_repro.data.voc import IMAGES, LISTS, MERGED_MASKS
+
+CLASSES_USED = (3, 8, 15)
+"""bird, cat and person; the background is everywhere."""
+
+
+def write_voc(
+    root: Path, *, train: int = 9, val: int = 6, photographs: bool = True, seed: int = 0
+) -> Path:
+    """Write images of 40 to 60 pixels a side; image k holds class ``CLASSES_USED[k % 3]``."""
+    folder = root / "VOC2012"
+    for part in (IMAGES, MERGED_MASKS, LISTS):
+        (folder / part).mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    start = 0
+    for split, count in (("train_aug", train), ("val", val)):
+        names = [f"2007_{number:06}" for number in range(start, start + count)]
+        start += count
+        (folder / LISTS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        for number, name in enumerate(names):
+            labels = _labels(CLASSES_USED[number % 3], generator)
+            Image.fromarray(labels).save(folder / MERGED_MASKS / f"{name}.png")
+            if photographs:
+                Image.fromarray(_photograph(labels, generator)).save(
+                    folder / IMAGES / f"{name}.jpg", quality=95
+                )
+    return root
+
+
+def _labels(category: int, generator: np.random.Generator) -> np.ndarray:
+    height, width = generator.integers(40, 61, 2)
+    labels = np.zeros((height, width), dtype=np.uint8)
+    top, left = generator.integers(4, 14, 2)
+    bottom, right = top + generator.integers(14, 24), left + generator.integers(14, 24)
+    labels[top - 1 : bottom + 1, left - 1 : right + 1] = 255
+    labels[top:bottom, left:right] = category
+    return labels
+
+
+def _photograph(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    colours = np.random.default_rng(7).integers(40, 216, (256, 3))
+    noise = generator.normal(0, 12, (*labels.shape, 3))
+    return np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
