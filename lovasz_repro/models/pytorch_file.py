@@ -27,7 +27,9 @@ def read_pytorch(path: Path) -> dict[str, Tensor]:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise ValueError(f"{size} bytes is too large for a network (at most 2 GiB)")
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"  # since PyTorch 1.6
+    if archive:
         check_archive(path, size)
     content = state_dict(load(path))
     plain = {name: plain_tensor(name, value) for name, value in content.items()}
@@ -42,8 +44,8 @@ def check_archive(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ValueError(f"a damaged archive ({error})") from error
+    except Exception as error:  # damaged archives make it raise almost anything
+        raise ValueError(f"a damaged archive ({one_line(error)})") from error
     if not any(entry.filename.endswith("data.pkl") for entry in entries):
         names = ", ".join(repr(entry.filename[:60]) for entry in entries[:4]) or "nothing"
         raise ValueError(f"an archive with {names}: unpack it and give the weights inside")
@@ -58,13 +60,15 @@ def load(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of attributes in damaged files, refused below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except pickle.UnpicklingError as error:
         raise ValueError("a damaged PyTorch file, or one that wants code to run") from error
     except Exception as error:  # damaged files make it raise almost anything
-        problem = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(f"a damaged PyTorch file ({problem!r})") from error
+        raise ValueError(f"a damaged PyTorch file ({one_line(error)})") from error
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of a library's message, or its type where it has none."""
+    return repr(" ".join(str(error).split())[:120] or type(error).__name__)
 
 
 def state_dict(content: Any) -> dict[Any, Any]:
