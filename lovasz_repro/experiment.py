@@ -26,10 +26,11 @@ from lovasz_repro.building import (
 from lovasz_repro.config import CellConfig, ExperimentConfig
 from lovasz_repro.data.statistics import class_shares
 from lovasz_repro.datasets import DATASETS, category_of
+from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.networks import NETWORKS
 from lovasz_repro.overview import Overview
-from lovasz_repro.place import Inputs, Place, inputs_of_all, run_folder
+from lovasz_repro.place import START, Inputs, Place, inputs_of_all, run_folder
 from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, device_name, git_commit, package_versions
 from lovasz_repro.session import RunSession
@@ -84,6 +85,7 @@ def run_experiment(
             overview.done(cell, done.metrics)
             continue
         overview.running(cell)
+        team.on_leader(partial(fetch_start, cell, inputs, store))
         run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
         folder = run_folder(place.results, cell, inputs.identity)
         session = RunSession(store, run_id, folder, cell, progress, label) if team.leads else None
@@ -196,6 +198,18 @@ def open_run(
         "experiment": cell.experiment,
     }
     return store.open_child(cell.experiment, parent, cell.name, inputs.identity, cell.params, tags)
+
+
+def fetch_start(cell: CellConfig, inputs: Inputs, store: Store) -> None:
+    """Take the weights that a run starts from out of the store, where its folder lacks them."""
+    if not cell.start or not inputs.weights or inputs.weights.is_file():
+        return
+    identity = inputs.fingerprints["weights_fingerprint"].removeprefix(START)
+    run = store.finished(cell.start.experiment, identity)
+    if run:
+        inputs.weights.parent.mkdir(parents=True, exist_ok=True)
+        kept = store.artifact(run.run_id, inputs.weights.name)
+        write_durably(inputs.weights, kept.read_bytes())
 
 
 def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object]:

@@ -15,6 +15,8 @@ from lovasz_repro.training.distributed import Team
 
 WEIGHTS = "best.safetensors"
 """Weights file in a run's folder."""
+START = "run-"
+"""Before the identity of the run whose weights a run starts from, in the place of a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def find_inputs(cell: CellConfig, place: Place, progress: Progress | None = None
             task.close()
     if cell.start and start:
         weights = run_folder(place.results, cell.start, start.identity) / WEIGHTS
-        tags["weights_fingerprint"] = f"run-{start.identity}"
+        tags["weights_fingerprint"] = START + start.identity
     elif weights:
         tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)
     hashed = config_hash(cell.model_dump(mode="json"))

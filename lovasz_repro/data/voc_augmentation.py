@@ -55,14 +55,16 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize an image (H, W, 3) uint8 to ``size`` = (height, width), bilinear.
 
     Interpolates between the four nearest pixels also where it shrinks, as OpenCV does in DeepLab's
-    code and unlike Pillow. On 8-bit pixels PyTorch is several times as fast as on their float32,
-    within a grey level of it, and exactly the same with any vector instructions.
+    code and unlike Pillow. On 8-bit pixels PyTorch is many times as fast as on float32, within a
+    grey level of it, and exactly the same with any vector instructions.
     """
     if image.shape[:2] == size:
         return image
-    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)  # channels last: a view
-    resized = functional.interpolate(pixels[None], size, mode="bilinear")[0]
-    return resized.permute(1, 2, 0).numpy()
+    # Permuted as a batch, its strides are those of channels last, (3 H W, 1, 3 W, 3). An image that
+    # is permuted first and made a batch then passes for channels first, which takes twice the time.
+    batch = torch.from_numpy(np.array(image[None], order="C")).permute(0, 3, 1, 2)
+    resized = functional.interpolate(batch, size, mode="bilinear")
+    return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
 def resize_labels(

@@ -1,6 +1,8 @@
 """VOC as it is trained and scored on: labels of one category, crops, whole photographs, files."""
 
+import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from lovasz_repro import cli
 from lovasz_repro.bench.loading_yardstick import PlainVoc
 from lovasz_repro.data.sampling import Draw, ShuffledBatches
 from lovasz_repro.data.statistics import class_counts
@@ -221,3 +224,67 @@ def test_the_plain_version_shows_the_same_kind_of_crop(images: list[VocImage]) -
         assert (pixels[:, ~inside].abs() < 0.5).all()
         assert set(labels.unique().tolist()) <= {*range(21), VOID}
         assert inside.any()
+
+
+TINY = """
+experiment: tiny
+kind: training
+title: tiny
+section: none
+claim: none
+cost: seconds
+seeds: [0]
+batch_sizes: [2]
+categories: [bird]
+recipe:
+  data: {name: voc, size: [33, 33], flip: true}
+  model: {name: deeplab-v2-small, weights: basis}
+  loss: {resolution: output}
+  training: {iterations: 4, lr: 1.0e-4, validate_every: 4, checkpoint_every: 4,
+             batch_norm: frozen}
+variants:
+  basis: {categories: [], model: {weights: null}, loss: {terms: {cross_entropy: 1.0}}}
+  lovasz-hinge: {loss: {terms: {lovasz_hinge: 1.0}}}
+profiles:
+  paper: {scale: paper, about: small}
+  demo: {scale: demo, about: small}
+"""
+
+
+def test_bench_loading_measures_both(
+    images: list[VocImage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of one category against the rest it measures the basis network's run."""
+    voc = tmp_path / "data" / "voc" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    for image in images:
+        image.mask.rename(voc / "SegmentationClassAug" / f"{image.name}.png")
+        photograph = Image.open(image.image)
+        photograph.save(voc / "JPEGImages" / f"{image.name}.jpg")
+        photograph.close()
+    for split in ("train_aug", "val"):
+        names = "".join(f"{image.name}\n" for image in images)
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    command = ["lovasz-repro", "bench", "loading", str(tmp_path / "tiny.yaml"), "--profile", "demo"]
+    command += ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    command += ["--device", "cpu", "--workers", "0", "--batches", "1", "--rounds", "2"]
+    for form in ("--json", "--markdown"):
+        monkeypatch.setattr(sys, "argv", [*command, form])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        out = capsys.readouterr().out
+        if form == "--json":
+            ours, plain = json.loads(out)["loaders"]
+            rounds = zip(ours["images_per_second"], plain["images_per_second"], strict=True)
+            ratios = [own / other for own, other in rounds]
+            assert ours["in_plain"][0] == pytest.approx(sum(ratios) / 2)
+            assert plain["in_plain"] == [1, 1, 1]
+        else:
+            assert "| loader / step | loader / plain PIL |" in out
+            assert "| plain PIL, the same process |" in out
