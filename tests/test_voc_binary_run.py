@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from lovasz_repro.config import experiments_folder, load_experiment
+from lovasz_repro.config import load_experiment
 from lovasz_repro.data.voc import read_labels
 from lovasz_repro.errors import UserError
 from lovasz_repro.experiment import Outcome, run_experiment
@@ -19,32 +18,16 @@ from lovasz_repro.networks import NETWORKS
 from lovasz_repro.place import Place, find_inputs, run_folder
 from lovasz_repro.progress import Progress
 from lovasz_repro.store import Store
-from tests.tiny_voc import write_voc
+from tests.tiny_voc import write_binary_experiment, write_voc
 
 CPU = torch.device("cpu")
-TINY = {
-    "training": {"batch_size": 3, "validate_every": 4, "iterations": 4, "checkpoint_every": 2},
-    "data": {"folder": "tiny"},
-    "evaluation": {"examples": 2},
-}
 Run = Callable[..., tuple[Outcome, Store, Place]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, make_store: Callable[..., Store]) -> Run:
     """``run("features", variants=[...])``: three classes on a fresh tree."""
-    content = yaml.safe_load((experiments_folder() / "voc-binary.yaml").read_text())
-    content["batch_sizes"] = [3]
-    for profile, size in (("features", [33, 33]), ("demo", [33, 33])):
-        recipe = content["profiles"][profile]
-        recipe["categories"] = ["bird", "cat"]
-        recipe["recipe"] |= {"data": {**recipe["recipe"]["data"], "folder": "tiny", "size": size}}
-        recipe["recipe"]["training"] |= TINY["training"]
-        recipe["recipe"]["evaluation"] = TINY["evaluation"]
-        recipe["variants"]["basis"]["training"] |= {"iterations": 6, "validate_every": 3}
-        recipe["variants"]["basis"]["evaluation"] = {"examples": 0}
-    file = tmp_path / "tiny-binary.yaml"
-    file.write_text(yaml.safe_dump(content))
+    file = write_binary_experiment(tmp_path)
 
     def runs(profile: str, basis: Path | None = None, **grid: object) -> tuple:
         if not (tmp_path / "data").exists():
@@ -125,7 +108,7 @@ def test_the_basis_is_found_in_its_folder_or_in_the_store(
     run: Run, tmp_path: Path, make_store: Callable[..., Store]
 ) -> None:
     _, store, place = run("demo", variants=["basis"])
-    loaded = load_experiment(str(tmp_path / "tiny-binary.yaml"))
+    loaded = load_experiment(str(tmp_path / "voc-binary.yaml"))
     basis, cell = loaded.cells("demo", variants=["hinge"], categories=["bird"])
     folder = run_folder(place.results, basis, find_inputs(basis, place).identity)
     (folder / "best.safetensors").unlink()

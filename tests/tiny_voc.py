@@ -1,10 +1,13 @@
 """A small tree in the popular layout of Pascal VOC: blocks of class colours with void between."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
+from lovasz_repro.config import experiments_folder
 from lovasz_repro.data.voc import IMAGES, LISTS, MERGED_MASKS
 
 CLASSES_USED = (3, 8, 15)
@@ -48,3 +51,27 @@ def _photograph(labels: np.ndarray, generator: np.random.Generator) -> np.ndarra
     colours = np.random.default_rng(7).integers(40, 216, (256, 3))
     noise = generator.normal(0, 12, (*labels.shape, 3))
     return np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+
+
+def write_binary_experiment(folder: Path, name: str = "voc-binary", **training: Any) -> Path:
+    """voc-binary.yaml for such a tree in the folder "tiny": two classes, four steps of a run.
+
+    Args:
+        folder: for the file.
+        name: of the experiment.
+        training: options of every run.
+    """
+    content = yaml.safe_load((experiments_folder() / "voc-binary.yaml").read_text())
+    content |= {"experiment": name, "batch_sizes": [3]}
+    for profile in ("features", "demo"):
+        size = content["profiles"][profile]
+        size["categories"] = ["bird", "cat"]
+        size["recipe"]["data"] |= {"folder": "tiny", "size": [33, 33]}
+        size["recipe"]["training"] |= {"iterations": 4, "validate_every": 4, "checkpoint_every": 2}
+        size["recipe"]["training"] |= training
+        size["recipe"]["evaluation"] = {"examples": 2}
+        size["variants"]["basis"]["training"] |= {"iterations": 6, "validate_every": 3} | training
+        size["variants"]["basis"]["evaluation"] = {"examples": 0}
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file

@@ -148,6 +148,20 @@ def test_scales_crops_and_mirroring_are_fair() -> None:
     assert tops.max() > 130
 
 
+def test_the_first_and_the_last_place_of_the_crop_occur() -> None:
+    """At scale 1 an image of 10 x 11 has 2 x 3 places for a crop of 9; labels number its pixels."""
+    labels = np.arange(110, dtype=np.uint8).reshape(10, 11)
+    crops = {(top, left): labels[top : top + 9, left : left + 9]
+             for top in range(2) for left in range(3)}  # fmt: skip
+    seen = set()
+    for position in range(300):
+        _, shown = augment(coordinates(10, 11), labels, seed=0, position=position, crop=9)
+        for place, crop in crops.items():
+            if np.array_equal(shown, crop) or np.array_equal(shown[:, ::-1], crop):
+                seen.add(place)
+    assert seen == set(crops)
+
+
 def test_the_papers_crop_of_a_small_and_a_large_image() -> None:
     for height, width in ((333, 500), (100, 640)):
         image = np.zeros((height, width, 3), np.uint8)

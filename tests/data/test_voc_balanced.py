@@ -43,7 +43,7 @@ def test_a_class_that_no_image_contains_has_no_images() -> None:
 
 
 def test_the_real_validation_set() -> None:
-    """Half of each set holds the category; VOC's val has 1,449 images of which 442 show a person."""
+    """Half of each set holds the category; 442 of the 1,449 images show a person."""
     root: Path = real_data("voc")
     presence = presence_of(root, "val")
     images = list_images(root, "val", photographs=False)
