@@ -1,4 +1,4 @@
-"""``evaluate``: a network's predictions of a Cityscapes split, their scores, a submission."""
+"""``evaluate``: scores of a network; on Cityscapes also its predictions and a submission."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lovasz_repro.commands.evaluate_render import largest_difference, numbers, show
+from lovasz_repro.commands.evaluate_voc import evaluate_voc
 from lovasz_repro.commands.shared import RESULTS, AsJson, Data, Device, Results, TrackingUri
 from lovasz_repro.errors import UserError
 
@@ -51,6 +52,8 @@ class Source:
     folder: str = FOLDER
     size: str = SIZE
     upsample: str = "logits"
+    voc: bool = False
+    """A DeepLab-v2, which is scored on Pascal VOC."""
 
     @property
     def short_id(self) -> str:
@@ -95,9 +98,10 @@ def evaluate(
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label a Cityscapes split with a network: official scores, or a zip for the test server.
+    """Score a network: an ENet on Cityscapes, a DeepLab-v2 on Pascal VOC.
 
-    Predictions are kept; the same command goes on where it was stopped.
+    An ENet's predictions are kept, and the same command goes on where it was stopped; they can be
+    scored by the official script and packed for the test server.
     """
     from lovasz_repro.data.locate import data_folder, dataset_folder
     from lovasz_repro.data.tree_note import read_note
@@ -106,6 +110,15 @@ def evaluate(
     from lovasz_repro.progress import Progress
 
     network = find_source(source, results, tracking_uri)
+    if network.voc:
+        if official or submission or size or upsample or out or processes:
+            raise UserError(
+                f"{source} is of Pascal VOC: only --split, --folder and --device apply."
+            )
+        evaluate_voc(
+            source, network.weights, split.value, data, folder or network.folder, device, as_json
+        )
+        return
     root = dataset_folder(data_folder(data), folder or network.folder)
     note = read_note(root)
     frames, annotated = open_split(root, split.value)
@@ -166,6 +179,8 @@ def find_source(source: str, results: Path, tracking_uri: str | None) -> Source:
     if run.status != "FINISHED":
         raise UserError(f"{title} is {run.status}, not FINISHED: it has no best snapshot yet.")
     params = run.params
+    if params.get("data.name") == "voc":
+        return of_voc_run(run, title, store)
     if params.get("data.name", FOLDER) != FOLDER:
         raise UserError(f"{title} is of {params['data.name']}; its network has other outputs than "
                         "the 20 for Cityscapes.")  # fmt: skip
@@ -180,8 +195,24 @@ def find_source(source: str, results: Path, tracking_uri: str | None) -> Source:
     )
 
 
+def of_voc_run(run: "StoredRun", title: str, store: "Store") -> Source:
+    """A network of all classes of Pascal VOC, trained on photographs."""
+    if run.params.get("data.category", "None") != "None":
+        raise UserError(f"{title} tells {run.params['data.category']} from the rest; its scores "
+                        "are in `report tables voc-binary-classes`.")  # fmt: skip
+    if run.params.get("data.images") == "features":
+        raise UserError(f"{title} has seen no photograph, only features drawn from masks.")
+    folder = run.params.get("data.folder", "None")
+    name, weights = f"{run.name}-{run.run_id[:8]}", weights_of(run, title, store)
+    return Source(name, weights, run.run_id, "voc" if folder == "None" else folder, voc=True)
+
+
 def of_file(file: Path) -> Source:
     """Weights in a file; a snapshot says which size its network was trained at."""
+    from lovasz_repro.models.snapshot_file import architecture_of
+
+    if architecture_of(file) == "deeplab-v2":
+        return Source(file.stem, file, folder="voc", voc=True)
     from lovasz_repro.evaluation.split_predictions import load_cityscapes
 
     if not file.exists() and not file.suffix and len(file.parts) == 1:

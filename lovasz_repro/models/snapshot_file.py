@@ -46,3 +46,12 @@ def ordered(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def architecture_of(path: Path) -> str | None:
+    """Which network one of our files is of, or None for any other file or none at all."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("architecture")
+    except (OSError, safetensors.SafetensorError):
+        return None

@@ -1,0 +1,71 @@
+"""Scores of a DeepLab-v2 on a labelled split of Pascal VOC, single scale."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.voc import VOID, list_images
+from lovasz_repro.data.voc_dataset import VocScored
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.evaluate import evaluate, predicted_classes
+from lovasz_repro.evaluation.scoring import SegmentationScoring
+from lovasz_repro.models.deeplab import DeepLab
+from lovasz_repro.models.deeplab_tensors import block_counts
+from lovasz_repro.models.deeplab_weights import load_deeplab_weights
+from lovasz_repro.networks import NETWORKS
+
+
+def load_voc_network(path: Path) -> DeepLab:
+    """The DeepLab-v2 in one of our files, of any depth and width, in evaluation mode.
+
+    Raises:
+        UserError: no such file, another network, or other outputs than VOC's 21 classes.
+    """
+    weights = load_deeplab_weights(path)
+    if weights.num_classes != len(VOC):
+        outputs = weights.num_classes or "no"
+        raise UserError(f"weights {path}: {outputs} outputs; VOC has {len(VOC)} classes. A network "
+                        "without a classifier has to be trained first.")  # fmt: skip
+    eps = float(weights.notes.get("bn_eps", 1e-5))
+    width = len(weights.tensors["conv1.weight"])
+    model = DeepLab(len(VOC), block_counts(weights.tensors), width, bn_eps=eps)
+    weights.load_into(model)
+    return model.eval()
+
+
+def score_voc(
+    model: DeepLab,
+    root: Path,
+    split: str,
+    device: torch.device,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda images: None,
+) -> SegmentationScoring:
+    """Dataset-mIoU, image-mIoU and the IoU of each class, at the photographs' own size.
+
+    Args:
+        model: 21 outputs.
+        root: see ``data/voc.py``.
+        split: "val" or "train_aug".
+        device: where to compute.
+        workers: processes that decode photographs.
+        advance: called with 1 after each image.
+
+    Raises:
+        UserError: files are missing or unreadable.
+    """
+    network = NETWORKS["deeplab-v2"]
+    images = VocScored(list_images(root, split))
+    return evaluate(
+        model.to(device),
+        DataLoader(images, batch_size=1, num_workers=workers),
+        SegmentationScoring(VOC.names, VOID),
+        device,
+        predict=partial(predicted_classes, to_size=network.to_size),
+        prepare=network.prepare,
+        advance=advance,
+    )
