@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches, ShuffledBatches, mix
+from lovasz_repro.data.sampling import (
+    BalancedBatches,
+    Draw,
+    EquibatchBatches,
+    ShareOfBatches,
+    ShuffledBatches,
+    mix,
+)
 
 sizes = st.integers(1, 40)
 
@@ -135,3 +142,45 @@ def test_equibatch_needs_a_class_somewhere() -> None:
         EquibatchBatches(np.zeros((3, 2), dtype=bool), 2, 1, seed=0)
     with pytest.raises(ValueError, match="batch_size 0"):
         EquibatchBatches(np.ones((3, 2), dtype=bool), 0, 1, seed=0)
+
+
+# -- half with a category, half without ---------------------------------------------------------
+
+
+def test_balanced_batches_show_a_category_half_of_the_time() -> None:
+    positive = np.arange(50) % 10 == 0  # 5 of 50
+    drawn = [d.image for batch in BalancedBatches(positive, 10, 400, seed=1) for d in batch]
+    seen = Counter(drawn)
+    shown = sum(count for image, count in seen.items() if positive[image])
+    assert len(drawn) == 4000
+    assert abs(shown - 2000) < 4 * 1000**0.5  # 4 standard deviations of 4,000 fair coins
+    rates = [[seen[i] for i in range(50) if positive[i] == kind] for kind in (True, False)]
+    assert min(rates[0]) > 320  # 400 each on average
+    assert max(rates[0]) < 480
+    assert min(rates[1]) > 15  # 44 each
+    assert max(rates[1]) < 80
+
+
+@given(
+    images=st.integers(2, 30),
+    batch_size=st.integers(1, 7),
+    start=st.integers(0, 9),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_balanced_batches_resume_anywhere_and_are_shared_among_ranks(
+    images: int, batch_size: int, start: int, seed: int
+) -> None:
+    positive = np.arange(images) % 2 == 0
+    whole = list(BalancedBatches(positive, batch_size, 9, seed=seed))
+    late = BalancedBatches(positive, batch_size, 9, seed=seed, start=start)
+    assert list(late) == whole[start:]
+    assert len(late) == 9 - start
+    assert [d.position for batch in whole for d in batch] == list(range(9 * batch_size))
+    halves = [list(ShareOfBatches(whole, own)) for own in (slice(0, 1), slice(1, None))]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False], []])
+def test_balanced_batches_need_images_of_both_kinds(positive: list[bool]) -> None:
+    with pytest.raises(ValueError, match="with the category"):
+        BalancedBatches(np.array(positive, dtype=bool), 2, 3, seed=0)

@@ -225,3 +225,49 @@ def test_signals_are_noted_and_given_back() -> None:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+# -- what only some experiments use -------------------------------------------------------------
+
+
+def test_sgd_with_multipliers_and_a_step_is_plain_sgd() -> None:
+    reference = network()
+    slow, fast = [reference[0].weight, reference[0].bias], [reference[3].weight]
+    optimizer = torch.optim.SGD([{"params": slow}, {"params": fast}], lr=1.0, momentum=0.9)
+    torch.manual_seed(3)
+    for k, (images, labels) in enumerate(batches()):
+        optimizer.param_groups[0]["lr"] = 0.1 * (0.01 if k < 3 else 0.002)
+        optimizer.param_groups[1]["lr"] = 20 * (0.01 if k < 3 else 0.002)
+        loss = F.cross_entropy(reference(images.float() / 255), labels.long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    model = network()
+    groups = [
+        {"params": [model[0].weight, model[0].bias], "lr_multiplier": 0.1},
+        {"params": [model[3].weight], "lr_multiplier": 20.0},
+    ]
+    state = TrainingState(model, torch.optim.SGD(groups, lr=1.0, momentum=0.9))
+    torch.manual_seed(3)
+    Recorder().run(state, config(schedule="step", optimizer="sgd"))
+    for ours, theirs in zip(state.model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_last_snapshot_can_be_the_one_that_is_kept() -> None:
+    state, recorder = new_state(), Recorder([0.9, 0.3, 0.5, 0.4])
+    train(
+        state,
+        batches(),
+        F.cross_entropy,
+        config(),
+        CPU,
+        choose=None,
+        validate=lambda: {"val/image_iou": next(recorder.scores)},
+        log=lambda iteration, values: None,
+        save=lambda state: None,
+        stop_asked=lambda: 0,
+    )
+    assert state.best_iteration == 6
+    assert torch.equal(state.best_weights["0.weight"], state.model.state_dict()["0.weight"])

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lovasz_repro.config import LossConfig
 from lovasz_repro.losses import lovasz_softmax
+from lovasz_repro.networks import from_the_grid
 from lovasz_repro.training.objective import build_objective, enet_class_weights
 
 SHARES = torch.tensor([0.5, 0.25, 0.05, 0.0])
@@ -43,3 +44,33 @@ def test_options_of_lovasz_reach_it() -> None:
     expected = lovasz_softmax(logits, labels, ignore_index=9, classes="all", per_image=True)
     assert build_objective(config, 9, SHARES)(logits, labels) == expected
     assert expected != lovasz_softmax(logits, labels, ignore_index=9)
+
+
+# -- one category, and grids coarser than the labels --------------------------------------------
+
+
+def test_the_binary_losses_take_the_logit_of_the_category_image_by_image() -> None:
+    logits, labels = batch()
+    labels = torch.where(labels == 9, 9, (labels == 2).long())
+    objective = build_objective(LossConfig(terms={"hinge": 1.0}), 9, category=2)
+    expected = 0.0
+    for image in range(2):
+        known = labels[image] != 9
+        sign = labels[image][known] * 2.0 - 1
+        expected += (1 - logits[image, 2][known] * sign).clamp(min=0).mean().item() / 2
+    assert objective(logits, labels).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("resolution", ["output", "input"])
+def test_the_loss_is_taken_on_either_grid(resolution: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 3, 4, generator=generator)
+    labels = torch.randint(0, 4, (2, 17, 25), generator=generator)
+    config = LossConfig(terms={"cross_entropy": 1.0}, resolution=resolution)
+    objective = build_objective(config, 9, to_size=from_the_grid)
+    if resolution == "output":
+        expected = F.cross_entropy(logits, labels[:, ::8, ::8])
+    else:
+        large = F.interpolate(logits, (17, 25), mode="bilinear", align_corners=True)
+        expected = F.cross_entropy(large, labels)
+    torch.testing.assert_close(objective(logits, labels), expected)
