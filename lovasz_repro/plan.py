@@ -28,18 +28,23 @@ def print_plan(cells: list[CellConfig], place: Place, store: Store, ranks: int =
     """
     console = Console(highlight=False)
     console.print(yaml.safe_dump(cells[0].model_dump(mode="json"), sort_keys=False), end="")
-    table = Table("run", "differs from the config above in", "state", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("differs in")
+    table.add_column("state")
     missing: set[str] = set()
     left: list[tuple[CellConfig, int]] = []
+    firsts: dict[str, CellConfig] = {}
     for cell in cells:
+        first = firsts.setdefault(cell.variant, cell)
         try:
             state, iterations = state_of(cell, place, store)
         except UserError as error:
             missing.add(str(error))
             state, iterations = "lacks data", cell.training.iterations
         left.append((cell, iterations))
-        table.add_row(cell.name, differences(cells[0], cell), state)
-    console.print()
+        table.add_row(cell.name, differences(cells[0] if first is cell else first, cell), state)
+    console.print("\nThe first run of each variant against the config above, the others against it:")
     console.print(table)
     for line in sorted(missing):
         console.print(f"\nmissing: {line}", soft_wrap=True)
