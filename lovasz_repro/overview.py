@@ -54,12 +54,14 @@ class Overview:
 
     def table(self) -> RenderableType:
         """The grid as it stands, some classes beside each other."""
-        rows: dict[tuple[str, int, int], dict[str, str]] = {}
+        rows: dict[str, dict[str, str]] = {}
+        several = len({(cell.seed, cell.training.batch_size) for cell in self._cells}) > 1
         for cell in self._cells:
-            row = cell.data.category or "", cell.seed, cell.training.batch_size
+            setting = f" b{cell.training.batch_size} s{cell.seed}" if several else ""
+            row = f"{cell.data.category}{setting}"
             rows.setdefault(row, {})[cell.variant] = self._states[cell.name]
         variants = list(dict.fromkeys(cell.variant for cell in self._cells))
-        lines = [[row[0], *(states.get(v, "") for v in variants)] for row, states in rows.items()]
+        lines = [[row, *(states.get(v, "") for v in variants)] for row, states in rows.items()]
         height = MOST_LINES if len(variants) <= 4 else max(len(lines), 1)
         blocks = [lines[start : start + height] for start in range(0, len(lines), height)]
         table = Table(box=None, pad_edge=False, padding=(0, 1))

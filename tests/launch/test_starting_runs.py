@@ -44,6 +44,7 @@ def test_side_by_side_the_basis_comes_first_and_a_kill_loses_nothing(
     assert "3 done before" in bench.run("grid", "--jobs", "2", *GRID, *TWO)
 
 
+@pytest.mark.slow
 def test_side_by_side_a_failed_basis_is_told_once(bench: Bench) -> None:
     """Weights that cannot be written."""
     (name,) = [folder.name for folder in bench.folders("whole") if BASIS in folder.name]
@@ -55,6 +56,7 @@ def test_side_by_side_a_failed_basis_is_told_once(bench: Bench) -> None:
     assert process.said().splitlines()[-1] == "Error: 2 of 2 runs failed, see above."
 
 
+@pytest.mark.slow
 def test_on_slurm_the_others_wait_for_the_basis(bench: Bench, slurm: SlurmCluster) -> None:
     said = bench.run("slurm", "--slurm", "--jobs", "2", *GRID, *TWO)
     assert "3 runs submitted as job" in said
