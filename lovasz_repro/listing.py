@@ -11,7 +11,11 @@ from rich.table import Table
 from lovasz_repro.launch.slurm_queue import TaskState
 from lovasz_repro.store.stored import StoredRun, shown_status
 
-SCORES = ("test/dataset_miou", "val/dataset_miou")
+SCORES = {
+    "test/dataset_miou": "test mIoU",
+    "val/dataset_miou": "val mIoU",
+    "val/image_iou": "val image-IoU",
+}
 """What a training run is judged by, best first."""
 AWAY = {"queued": "QUEUED", "running": "STARTING", "gone": "LOST"}
 """Status of a run that is with Slurm and not in the store."""
@@ -77,10 +81,9 @@ def status_of(run: StoredRun, task: TaskState | None) -> str:
 
 def score(run: StoredRun) -> str:
     """The score that the run is judged by, in words."""
-    for key in SCORES:
+    for key, title in SCORES.items():
         if key in run.metrics:
-            split = key.split("/")[0]
-            return f"{split} mIoU {100 * run.metrics[key]:.2f}"
+            return f"{title} {100 * run.metrics[key]:.2f}"
     return ""
 
 

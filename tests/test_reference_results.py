@@ -1,6 +1,7 @@
 """The numbers in the README: rebuilt from the exported runs that are kept with the project."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,21 @@ TABLES += ["camvid-as-cityscapes-classes"]
 FIGURES = ["figure-3", "camvid-enet", "camvid-enet-classes", "camvid-as-cityscapes"]
 
 
-@pytest.fixture
-def reference_store(make_store: Callable[..., "Store"]) -> "Store":
-    store = make_store("reference")
+@pytest.fixture(scope="module")
+def reference_store(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> Iterator["Store"]:
+    results = tmp_path_factory.mktemp("reference")
+    shutil.copy(empty_database, results / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        from lovasz_repro.store import Store
+
+        store = Store(results)
+        yield store_with_runs(store)
+
+
+def store_with_runs(store: "Store") -> "Store":
     report = import_runs(store, REFERENCE / "runs")
     assert report.added
     return store

@@ -47,7 +47,7 @@ def export_(
     ] = 1_000_000,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out files that match: --without 'examples/*'; repeatable."),
+        typer.Option(help="Leave out files and metrics: --without 'examples/*'; repeatable."),
     ] = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,

@@ -121,9 +121,9 @@ def export_runs(
     """Write runs as plain files below ``out``; returns how many.
 
     ``run_ids`` may be shortened as long as each means one run. Folders of runs exported before
-    are replaced; others there are left alone. Files of more than ``max_artifact`` bytes, and those
-    that match one of ``without`` ("examples/*"), stay behind and are named in run.json; the large
-    ones through ``say`` too.
+    are replaced; others there are left alone. Files of more than ``max_artifact`` bytes, and files
+    and metrics that match one of ``without`` ("examples/*", "train/*"), stay behind and are named
+    in run.json; the large ones through ``say`` too.
 
     Raises:
         UserError: an id that is not that of one run in the store, or ``out`` cannot be written.
@@ -176,9 +176,12 @@ def _export(
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+        points = store.points(run.run_id)
+        unwanted = {p.key for p in points if any(fnmatch(p.key, each) for each in without)}
+        left_out |= unwanted
         content = content.model_copy(update={"left_out": sorted(left_out)})
         (fresh / "run.json").write_bytes(_to_json(content))
-        (fresh / "metrics.csv").write_bytes(_to_csv(store.points(run.run_id)))
+        (fresh / "metrics.csv").write_bytes(_to_csv([p for p in points if p.key not in unwanted]))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(fresh, folder)
     except OSError as error:

@@ -212,20 +212,25 @@ def test_large_files_stay_behind_and_are_named(make_store: MakeStore, tmp_path: 
     ]
 
 
-def test_files_that_are_not_wanted_stay_behind(make_store: MakeStore, tmp_path: Path) -> None:
-    here = make_store("here")
+def test_what_is_not_wanted_stays_behind(make_store: MakeStore, tmp_path: Path) -> None:
+    here, there = make_store("here"), make_store("there")
     run_id = here.open_child("e", None, "run", "id", {}, {})
     for name in ("photo.png", "curve.csv"):
         (tmp_path / name).write_bytes(b"1")
         here.add_artifact(run_id, tmp_path / name, "examples" if name == "photo.png" else None)
+    here.log(run_id, [Point("train/loss", 0.5, 1, 1), Point("val/iou", 0.25, 1, 1)])
     here.close(run_id, "FINISHED")
-    export_runs(here, tmp_path / "out", without=["examples/*", "*.bin"])
+    export_runs(here, tmp_path / "out", without=["examples/*", "*.bin", "train/*"])
     assert [name for name in tree(tmp_path / "out") if "artifacts" in name] == [
         "e/run-id/artifacts/curve.csv"
     ]
     assert json.loads(tree(tmp_path / "out")["e/run-id/run.json"])["left_out"] == [
-        "examples/photo.png"
+        "examples/photo.png",
+        "train/loss",
     ]
+    import_runs(there, tmp_path / "out")
+    (run,) = there.runs("e")
+    assert run.metrics == {"val/iou": 0.25}
 
 
 # -- scores that a finished run got since --------------------------------------------------------
