@@ -85,7 +85,7 @@ def synthetic(
     dry_run: DryRun = False,
 ) -> None:
     """Sec. 4.1, Fig. 3: which loss finds the bias that minimises the Jaccard loss?"""
-    from lovasz_repro.config import parse_overrides
+    from lovasz_repro.settings import parse_overrides
     from lovasz_repro.synthetic.config import load_synthetic
 
     changes = parse_overrides(set_ or []) | ({"seeds": seeds} if seeds else {})

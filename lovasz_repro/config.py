@@ -6,16 +6,22 @@ whole truth about one run, and what its config hash is taken of. An unknown key,
 an impossible value ends in one line that names the file and the key.
 """
 
-import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lovasz_repro.errors import UserError
+from lovasz_repro.settings import (
+    Strict,
+    dotted,
+    known_name,
+    merge,
+    override,
+    read_yaml,
+    validate,
+)
 
 Scale = Literal["paper", "reduced", "demo"]
 LossName = Literal[
@@ -33,13 +39,6 @@ Multiplier = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 BASIS = "basis"
 """The variant whose runs others start from with model.weights: basis."""
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Strict(BaseModel):
-    """No unknown keys, no silent conversions, no changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DataConfig(Strict):
@@ -293,11 +292,11 @@ class ExperimentConfig(Strict):
         Raises:
             UserError: unknown profile, variant or key; wrong type; impossible value.
         """
-        chosen = self.profiles[_known(profile, self.profiles, "profile", self.experiment)]
+        chosen = self.profiles[known_name(profile, self.profiles, "profile", self.experiment)]
         for variant in variants or ():
-            _known(variant, self.variants, "variant", self.experiment)
+            known_name(variant, self.variants, "variant", self.experiment)
         for category in categories or ():
-            _known(category, self.categories, "class", self.experiment)
+            known_name(category, self.categories, "class", self.experiment)
         classes: list[Any] = [*(categories or chosen.categories or self.categories)] or [None]
         grid = [
             (batch_size, seed, category, variant)
@@ -383,7 +382,7 @@ def experiment_file(name_or_path: str) -> Path:
             raise UserError(f"No experiment file at {path}.")
         return path
     names = experiment_names()
-    _known(name_or_path, names, "experiment", "lovasz-repro")
+    known_name(name_or_path, names, "experiment", "lovasz-repro")
     return experiments_folder() / f"{name_or_path}.yaml"
 
 
@@ -391,146 +390,3 @@ def load_experiment(name_or_path: str) -> ExperimentConfig:
     """Read and check an experiment file of kind ``training``."""
     path = experiment_file(name_or_path)
     return validate(ExperimentConfig, read_yaml(path), path.name)
-
-
-def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["training.lr=1.0e-4"]`` -> ``{"training.lr": 0.0001}``; values are YAML.
-
-    Raises:
-        UserError: a pair without ``=`` or with a value that is not YAML.
-    """
-    overrides = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise UserError(f"--set {pair}: expected key=value, for example training.lr=1.0e-4.")
-        try:
-            overrides[key] = yaml.load(text, Loader=_NoDuplicates)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {pair}: {_one_line(error)}") from None
-    return overrides
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, mapping by mapping; neither is altered.
-
-    ``terms`` of a loss are replaced whole: a variant names all of its terms.
-    """
-    merged = dict(base)
-    for key, value in changes.items():
-        both_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both_mappings and key != "terms" else value
-    return merged
-
-
-def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with values laid over it by dotted key: {"training.lr": 0.1}."""
-    changed = dict(content)
-    for key, value in overrides.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        changed = merge(changed, value)
-    return changed
-
-
-def dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one, with dotted keys: {"training": {"lr": 0.1}} -> training.lr: 0.1."""
-    flat: dict[str, str] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= dotted(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value)
-    return flat
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping safely; a repeated key is an error.
-
-    Raises:
-        UserError: not readable, not YAML, or not a mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({_one_line(error)}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {_one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")
-    return content
-
-
-def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
-    """Check ``content`` against ``model``.
-
-    Raises:
-        UserError: one line with every problem: dotted key, what is wrong, a near match.
-    """
-    try:
-        return model.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        problems = "; ".join(_problem(model, content, detail) for detail in error.errors())
-        raise UserError(f"{where}: {problems}.") from None
-
-
-def _problem(model: type[BaseModel], content: Mapping[str, Any], detail: Any) -> str:
-    location = [part for part in detail["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in location)
-    if detail["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return f"unknown key {key}{_near(str(location[-1]), known)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    value = detail["input"]
-    if isinstance(value, str) and _is_number(value):
-        message += f", not text; YAML reads {value} as text, write it like 1.0e-4"
-    elif not isinstance(value, dict | list) and detail["type"] != "missing":
-        message += f", not {value!r}"
-    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    for part in location:
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
-
-
-def _known(name: str, known: Any, what: str, where: str) -> str:
-    if name not in known:
-        near = _near(name, list(known))
-        raise UserError(f"{where} has no {what} {name!r}{near}. There are: {', '.join(known)}.")
-    return name
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _NoDuplicates(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that is given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {str(key) for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key given twice: {', '.join(sorted(repeated))}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)

@@ -44,7 +44,9 @@ def print_plan(cells: list[CellConfig], place: Place, store: Store, ranks: int =
             state, iterations = "lacks data", cell.training.iterations
         left.append((cell, iterations))
         table.add_row(cell.name, differences(cells[0] if first is cell else first, cell), state)
-    console.print("\nThe first run of each variant against the config above, the others against it:")
+    console.print(
+        "\nThe first run of each variant against the config above, the others against that:"
+    )
     console.print(table)
     for line in sorted(missing):
         console.print(f"\nmissing: {line}", soft_wrap=True)

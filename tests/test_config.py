@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lovasz_repro.config import (
-    ExperimentConfig,
-    experiment_names,
-    load_experiment,
-    merge,
-    parse_overrides,
-    read_yaml,
-    validate,
-)
+from lovasz_repro.config import ExperimentConfig, experiment_names, load_experiment
 from lovasz_repro.errors import UserError
+from lovasz_repro.settings import merge, parse_overrides, read_yaml, validate
 
 SMALL = """
 experiment: small

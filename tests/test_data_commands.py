@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lovasz_repro.commands.data import data_app, parse_counts, print_report
-from lovasz_repro.config import load_experiment, parse_overrides
+from lovasz_repro.config import load_experiment
 from lovasz_repro.data.check import CheckReport, Problem, SplitReport
 from lovasz_repro.data.locate import MADE_BY
 from lovasz_repro.errors import UserError
+from lovasz_repro.settings import parse_overrides
 from tests.tiny_camvid import write_camvid
 from tests.tiny_cityscapes import write_cityscapes
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lovasz_repro.config import CellConfig, dotted, load_experiment
+from lovasz_repro.config import CellConfig, load_experiment
 from lovasz_repro.plan import estimate
+from lovasz_repro.settings import dotted
 from lovasz_repro.store import StoredRun
 from lovasz_repro.training.speed import SPEED
 from tests.tiny_camvid import write_experiment

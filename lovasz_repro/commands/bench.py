@@ -145,11 +145,12 @@ def bench_loading(
     """Whether an experiment's images are loaded as fast as they are trained on."""
     check_form(as_markdown, as_json)
     from lovasz_repro.bench import loading
-    from lovasz_repro.config import load_experiment, parse_overrides
+    from lovasz_repro.config import load_experiment
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.device import choose_device
     from lovasz_repro.place import Place
     from lovasz_repro.progress import Progress
+    from lovasz_repro.settings import parse_overrides
 
     cell = load_experiment(experiment).cells(profile, overrides=parse_overrides(set_ or []))[-1]
     place = Place(results, data_folder(data), weights, choose_device(device))

@@ -30,17 +30,21 @@ def evaluate_voc(
     from lovasz_repro.data.voc import list_images
     from lovasz_repro.device import choose_device
     from lovasz_repro.evaluation.voc_score import load_voc_network, score_voc
+    from lovasz_repro.networks import NETWORKS
     from lovasz_repro.progress import Progress
 
     if split == "test":
         raise UserError("VOC's test annotations are not public: --split val, or train.")
     labelled = {"val": "val", "train": "train_aug"}[split]
-    model = load_voc_network(weights)
+    model, network = load_voc_network(weights), NETWORKS["deeplab-v2"]
     root = dataset_folder(data_folder(data), folder or "voc")
     count = len(list_images(root, labelled))
     with Progress() as progress:
         task = progress.task(f"scoring on {labelled}", count)
-        scores = score_voc(model, root, labelled, choose_device(device), advance=task.advance)
+        scores = score_voc(
+            model, root, labelled, choose_device(device), network.prepare, network.to_size,
+            advance=task.advance,
+        )  # fmt: skip
     metrics = scores.as_metrics(split)
     if as_json:
         told = {"source": source, "weights": str(weights), "split": split, "images": count,

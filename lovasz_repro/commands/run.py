@@ -148,11 +148,12 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment: skips what is done, goes on with what was stopped, starts the rest."""
-    from lovasz_repro.config import load_experiment, parse_overrides
+    from lovasz_repro.config import load_experiment
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.launch.dispatch import Way, dispatch, plan
     from lovasz_repro.launch.options import check_options, slurm_options
     from lovasz_repro.launch.request import Request
+    from lovasz_repro.settings import parse_overrides
 
     loaded = load_experiment(experiment)
     cells = loaded.cells(

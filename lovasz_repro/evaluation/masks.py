@@ -9,6 +9,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,19 @@ from PIL import Image
 from torch import nn
 
 from lovasz_repro.data.voc import VOID
-from lovasz_repro.datasets import ScoredSet
 from lovasz_repro.durable import write_durably
 from lovasz_repro.evaluation.evaluate import Predict, Prepare
 from lovasz_repro.metrics import binary_image_iou
+
+
+class NamedImages(Protocol):
+    """A scored set: images as a network takes them, labels (H, W) uint8, and names."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def name(self, index: int) -> str:
+        """What the image is called."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Mask:
 def find_mask(
     before: nn.Module,
     after: nn.Module,
-    images: ScoredSet,
+    images: NamedImages,
     index: int,
     answers: Answers,
     device: torch.device,

@@ -11,12 +11,11 @@ from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import VOID, list_images
 from lovasz_repro.data.voc_dataset import VocScored
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.evaluate import evaluate, predicted_classes
+from lovasz_repro.evaluation.evaluate import AtSize, Prepare, evaluate, predicted_classes
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.deeplab_tensors import block_counts
 from lovasz_repro.models.deeplab_weights import load_deeplab_weights
-from lovasz_repro.networks import NETWORKS
 
 
 def load_voc_network(path: Path) -> DeepLab:
@@ -42,6 +41,8 @@ def score_voc(
     root: Path,
     split: str,
     device: torch.device,
+    prepare: Prepare,
+    to_size: AtSize,
     workers: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> SegmentationScoring:
@@ -52,20 +53,20 @@ def score_voc(
         root: see ``data/voc.py``.
         split: "val" or "train_aug".
         device: where to compute.
+        prepare, to_size: how a DeepLab-v2 is fed and how its logits come to the photograph's size.
         workers: processes that decode photographs.
         advance: called with 1 after each image.
 
     Raises:
         UserError: files are missing or unreadable.
     """
-    network = NETWORKS["deeplab-v2"]
     images = VocScored(list_images(root, split))
     return evaluate(
         model.to(device),
         DataLoader(images, batch_size=1, num_workers=workers),
         SegmentationScoring(VOC.names, VOID),
         device,
-        predict=partial(predicted_classes, to_size=network.to_size),
-        prepare=network.prepare,
+        predict=partial(predicted_classes, to_size=to_size),
+        prepare=prepare,
         advance=advance,
     )

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from lovasz_repro.config import Strict, experiments_folder, read_yaml, validate
+from lovasz_repro.config import experiments_folder
+from lovasz_repro.settings import Strict, read_yaml, validate
 
 At = Literal["last", "best", "start"]
 Tolerance = Annotated[float, Field(ge=0)]

@@ -13,9 +13,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from lovasz_repro.config import Strict, validate
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import Run, RunStore
+from lovasz_repro.settings import Strict, validate
 
 FOLDER = "masks"
 MOST = 32

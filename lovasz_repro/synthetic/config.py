@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from lovasz_repro.config import Scale, Strict, experiment_file, override, read_yaml, validate
+from lovasz_repro.config import Scale, experiment_file
+from lovasz_repro.settings import Strict, override, read_yaml, validate
 
 MOST_STEPS = 10_000
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
