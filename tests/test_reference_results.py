@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 TABLES = ["synthetic", "camvid-enet", "camvid-enet-classes", "camvid-as-cityscapes"]
-TABLES += ["camvid-as-cityscapes-classes"]
+TABLES += ["camvid-as-cityscapes-classes", "voc-binary", "voc-binary-classes"]
 FIGURES = ["figure-3", "camvid-enet", "camvid-enet-classes", "camvid-as-cityscapes"]
 
 
@@ -59,7 +59,7 @@ def test_kept_figures_are_what_the_kept_runs_say(reference_store: "Store", tmp_p
 
 def test_readme_shows_the_kept_tables() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in ("synthetic", "camvid-enet", "camvid-as-cityscapes"):
+    for name in ("synthetic", "voc-binary", "camvid-enet", "camvid-as-cityscapes"):
         kept = (REFERENCE / "tables" / f"{name}.md").read_text().splitlines()
         rows = [line for line in kept if line.startswith("|")]
         assert len(rows) > 3
@@ -71,8 +71,8 @@ def test_readme_shows_the_kept_tables() -> None:
 
 
 def test_no_weights_and_no_photographs_are_kept() -> None:
-    """The released weights and CamVid are not ours to pass on."""
+    """The released weights, CamVid and VOC's masks are not ours to pass on."""
     files = [path for path in REFERENCE.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".csv", ".yaml", ".npz", ".md", ".png"}
-    assert not [path for path in files if "examples" in path.parts]
+    assert not [path for path in files if {"examples", "masks"} & set(path.parts)]
     assert sum(path.stat().st_size for path in files) < 5_000_000
