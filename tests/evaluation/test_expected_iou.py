@@ -1,0 +1,339 @@
+"""The decision rule against exhaustive search and drawn labels; batches that have every class."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lovasz_repro.data.voc_balanced import presence_of
+from lovasz_repro.evaluation import expected_iou as module
+from lovasz_repro.evaluation.expected_iou import (
+    covering_batches,
+    expected_iou,
+    expected_iou_labels,
+)
+from lovasz_repro.metrics import batch_miou
+from tests.conftest import real_data
+
+
+def marginals(seed: int, classes: int, pixels: int, spread: float = 1.5) -> Tensor:
+    """(C, N) float64, without ties."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(classes, pixels, generator=generator, dtype=torch.float64) * spread
+    return logits.softmax(dim=0)
+
+
+def certain_and_uncertain(seed: int, classes: int, pixels: int) -> Tensor:
+    """(C, N) float64; every third pixel is uncertain, so that it costs whichever class it joins."""
+    sharp, flat = marginals(seed, classes, pixels, 30.0), marginals(seed + 1, classes, pixels, 0.2)
+    return torch.where(torch.arange(pixels) % 3 == 0, flat, sharp)
+
+
+def objective(p: list[list[float]], labels: list[int]) -> float:
+    """Expected intersection over expected union, pixel by pixel, over classes with probability."""
+    scores = []
+    for c, row in enumerate(p):
+        chosen = [1.0 if label == c else 0.0 for label in labels]
+        intersection = sum(y * q for y, q in zip(chosen, row, strict=True))
+        union = sum(y + (1 - y) * q for y, q in zip(chosen, row, strict=True))
+        if any(row):
+            scores.append(intersection / union)
+    return sum(scores) / len(scores)
+
+
+# -- the objective ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_objective_is_the_plain_loop(seed: int) -> None:
+    p = marginals(seed, 4, 30)
+    labels = torch.randint(0, 4, (30,), generator=torch.Generator().manual_seed(seed))
+    expected = objective(p.tolist(), labels.tolist())
+    assert expected_iou(p, labels).item() == pytest.approx(expected, rel=1e-12)
+    batch = p.view(4, 2, 3, 5).transpose(0, 1)  # the same pixels, as 2 images
+    assert expected_iou(batch, labels.view(2, 3, 5)).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_objective_of_certain_probabilities_is_the_batch_miou() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 4, (3, 5, 6), generator=generator)
+    truth[truth == 3] = 4  # class 3 is nowhere
+    labels = torch.randint(0, 5, truth.shape, generator=generator)
+    p = torch.nn.functional.one_hot(truth, 5).permute(0, 3, 1, 2).float()
+    assert expected_iou(p, labels).item() == pytest.approx(batch_miou(labels, truth, 5).item())
+    assert torch.equal(expected_iou_labels(p), truth)
+    assert expected_iou(p, truth) == 1
+
+
+# -- the rule --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("classes", "pixels"), [(2, 8), (3, 6), (4, 5)])
+def test_of_all_labels_of_a_few_pixels_the_best_are_found(classes: int, pixels: int) -> None:
+    everything = list(itertools.product(range(classes), repeat=pixels))
+    better = 0
+    for seed in range(6):
+        p = marginals(seed, classes, pixels)
+        scores = {labels: objective(p.tolist(), list(labels)) for labels in everything}
+        found = tuple(expected_iou_labels(p).tolist())
+        assert scores[found] == pytest.approx(max(scores.values()), abs=1e-9)
+        better += scores[found] > scores[tuple(p.argmax(dim=0).tolist())] + 1e-6
+    assert better > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_gain_of_a_change_is_what_it_adds_to_the_objective(seed: int) -> None:
+    p = certain_and_uncertain(seed, 3, 12)
+    labels = p.argmax(dim=0)
+    ratios = module._ratios([p], labels, p.sum(dim=1))
+    gains, best = module._best_change(p, labels, ratios)
+    before = objective(p.tolist(), labels.tolist())
+    for pixel, own in enumerate(labels.tolist()):
+        added = {}
+        for label in {0, 1, 2} - {own}:
+            changed = [*labels[:pixel].tolist(), label, *labels[pixel + 1 :].tolist()]
+            added[label] = 3 * (objective(p.tolist(), changed) - before)
+        assert best[pixel] == max(added, key=lambda label: added[label])
+        assert gains[pixel].item() == pytest.approx(max(added.values()), abs=1e-12)
+
+
+@pytest.mark.parametrize("spread", [None, 0.2, 1.0, 3.0])
+def test_no_change_of_a_single_pixel_improves(spread: float | None) -> None:
+    for seed in range(5):
+        p = marginals(seed, 3, 25, spread) if spread else certain_and_uncertain(seed, 3, 25)
+        found = expected_iou_labels(p).tolist()
+        score = objective(p.tolist(), found)
+        for pixel, label in itertools.product(range(25), range(3)):
+            changed = [*found[:pixel], label, *found[pixel + 1 :]]
+            assert objective(p.tolist(), changed) <= score + 3 * module.TOLERANCE
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
+def test_the_objective_grows_with_every_sweep_until_the_end(spread: float) -> None:
+    for seed in range(15):
+        p = marginals(seed, 5, 12, spread)
+        labels = [expected_iou_labels(p, sweeps=sweeps) for sweeps in range(30)]
+        scores = [objective(p.tolist(), some.tolist()) for some in labels]
+        changed = [not torch.equal(a, b) for a, b in itertools.pairwise(labels)]
+        grows = [b > a for a, b in itertools.pairwise(scores)]
+        assert torch.equal(labels[0], p.argmax(dim=0))
+        assert grows == changed == sorted(changed, reverse=True)
+        assert not changed[-1]
+
+
+def test_it_beats_arg_max_where_the_probabilities_are_right() -> None:
+    """Labels are drawn from the marginals; the mean of the true batch-mIoU is what grows."""
+    logits = torch.randn(5, 2000, generator=torch.Generator().manual_seed(0))
+    p = (logits + torch.tensor([2.0, 0, 0, 0, 0])[:, None]).softmax(dim=0)
+    drawn = torch.multinomial(
+        p.T, 200, replacement=True, generator=torch.Generator().manual_seed(1)
+    ).T  # (200, N)
+    mean = {
+        name: torch.stack([batch_miou(labels, truth, 5) for truth in drawn]).mean().item()
+        for name, labels in (("rule", expected_iou_labels(p)), ("arg max", p.argmax(dim=0)))
+    }
+    assert mean["rule"] > mean["arg max"] + 0.02
+    assert mean["rule"] == pytest.approx(expected_iou(p, expected_iou_labels(p)).item(), abs=2e-3)
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(1, 4), pixels=st.integers(1, 40))
+def test_the_order_of_pixels_and_classes_does_not_matter(
+    seed: int, classes: int, pixels: int
+) -> None:
+    p = marginals(seed, classes, pixels)
+    generator = torch.Generator().manual_seed(seed + 1)
+    order = torch.randperm(pixels, generator=generator)
+    names = torch.randperm(classes, generator=generator)
+    labels = expected_iou_labels(p)
+    assert torch.equal(expected_iou_labels(p[:, order]), labels[order])
+    assert torch.equal(names[expected_iou_labels(p[names])], labels)
+
+
+def test_images_are_one_batch_whatever_their_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = marginals(3, 6, 240)
+    flat = expected_iou_labels(p)
+    images = p.view(6, 4, 10, 6).transpose(0, 1)  # (4, 6, 10, 6), not contiguous
+    before = images.clone()
+    assert torch.equal(expected_iou_labels(images), flat.view(4, 10, 6))
+    assert torch.equal(expected_iou_labels(images.contiguous()), flat.view(4, 10, 6))
+    assert torch.equal(images, before)
+    monkeypatch.setattr(module, "BLOCK", 7)
+    assert torch.equal(expected_iou_labels(p), flat)
+    assert torch.equal(expected_iou_labels(images), flat.view(4, 10, 6))
+    one_by_one = torch.stack([expected_iou_labels(image[None])[0] for image in images])
+    assert not torch.equal(one_by_one, flat.view(4, 10, 6))
+
+
+@pytest.mark.parametrize("block", [7, 2**15])
+def test_void_pixels_count_nowhere(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    p = marginals(4, 3, 120, 0.5)
+    valid = torch.rand(120, generator=torch.Generator().manual_seed(0)) < 0.6
+    labels = expected_iou_labels(p, valid=valid)
+    inside = expected_iou_labels(p[:, valid])
+    assert not torch.equal(inside, p.argmax(dim=0)[valid])
+    assert torch.equal(labels[valid], inside)
+    assert torch.equal(labels[~valid], p.argmax(dim=0)[~valid])
+    score = expected_iou(p[:, valid], inside).item()
+    assert expected_iou(p, labels, valid=valid).item() == pytest.approx(score)
+    p[:, ~valid] = torch.nan
+    labels[~valid] = 255
+    assert expected_iou(p, labels, valid=valid).item() == pytest.approx(score)
+    images = p.view(3, 2, 6, 10).transpose(0, 1)
+    again = expected_iou_labels(images, valid=valid.view(2, 6, 10))
+    assert torch.equal(again.view(-1)[valid], inside)
+
+
+def test_a_class_without_probability_is_never_chosen_and_never_scored() -> None:
+    """Giving uncertain pixels to a class that does not count would otherwise cost nothing."""
+    certain = torch.eye(4, dtype=torch.float64).repeat(1, 12)
+    uncertain = torch.tensor([[0.3, 0.2], [0.25, 0.27], [0.24, 0.23], [0.21, 0.3]])
+    p = torch.cat([torch.cat([certain, uncertain], dim=1), torch.zeros(1, 50)])
+    labels = expected_iou_labels(p)
+    assert labels.max() == 3
+    assert torch.equal(labels, expected_iou_labels(p[:4]))
+    assert expected_iou(p, labels) == expected_iou(p[:4], labels)
+    dumped = torch.where(torch.arange(50) < 48, labels, 4)
+    assert expected_iou(p, dumped) > expected_iou(p, labels)
+    assert expected_iou(p, torch.full((50,), 4)) == 0
+
+
+def test_a_hardly_probable_class_breaks_nothing() -> None:
+    p = marginals(6, 3, 40).float()
+    p = torch.cat([p, torch.full((1, 40), 1e-30)])
+    score = expected_iou(p, expected_iou_labels(p))
+    assert score >= expected_iou(p, p.argmax(dim=0))
+    assert score.isfinite()
+
+
+def test_one_class_and_no_pixel() -> None:
+    assert not expected_iou_labels(torch.ones(2, 1, 3, 4)).any()
+    assert expected_iou(torch.ones(1, 5), torch.zeros(5, dtype=torch.uint8)) == 1
+    nothing = expected_iou_labels(torch.ones(0, 3, 4, 5))
+    assert nothing.shape == (0, 4, 5)
+    assert nothing.dtype == torch.int64
+    assert expected_iou_labels(torch.ones(3, 0)).shape == (0,)
+    p, void = marginals(0, 3, 8), torch.zeros(8, dtype=torch.bool)
+    assert torch.equal(expected_iou_labels(p, valid=void), p.argmax(dim=0))
+    assert expected_iou(p, p.argmax(dim=0), valid=void).isnan()
+
+
+def test_equal_probabilities_go_to_the_lower_class() -> None:
+    p = torch.full((2, 3), 0.5)
+    assert expected_iou_labels(p, sweeps=0).tolist() == [0, 0, 0]
+    best = max(objective(p.tolist(), list(y)) for y in itertools.product(range(2), repeat=3))
+    assert expected_iou(p, expected_iou_labels(p)).item() == pytest.approx(best)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_less_precision_gives_nearly_as_good_labels(dtype: torch.dtype) -> None:
+    p = marginals(7, 21, 3000)
+    rough = expected_iou(p, expected_iou_labels(p.to(dtype)))
+    assert rough.item() == pytest.approx(
+        expected_iou(p, expected_iou_labels(p)).item(), abs=2e-6 if dtype == torch.float32 else 2e-3
+    )
+
+
+def test_what_is_no_probability_is_refused() -> None:
+    p = marginals(0, 3, 8)
+    logits, negative, unknown = p.log(), p.clone(), p.clone()
+    negative[:, 2] = torch.tensor([1.5, -0.25, -0.25])
+    unknown[1, 5] = torch.nan
+    for wrong in (logits, negative, unknown, p * 1.01, p * torch.inf):
+        with pytest.raises(ValueError, match="at least 0 and add up to 1"):
+            expected_iou_labels(wrong)
+    with pytest.raises(TypeError, match=r"floating tensor, got torch.int64"):
+        expected_iou_labels(p.long())
+    for shape in ((3,), (2, 3, 4), (0, 8), (2, 0, 3, 4)):
+        with pytest.raises(ValueError, match="must have shape"):
+            expected_iou_labels(torch.ones(shape))
+    with pytest.raises(ValueError, match=r"valid have shape \(7,\); .* need \(8,\)"):
+        expected_iou_labels(p, valid=torch.ones(7, dtype=torch.bool))
+    with pytest.raises(TypeError, match="valid must be a bool"):
+        expected_iou_labels(p, valid=torch.ones(8))
+    with pytest.raises(ValueError, match=r"labels have shape \(4,\)"):
+        expected_iou(p, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(TypeError, match="labels must be integer"):
+        expected_iou(p, torch.zeros(8))
+    for label in (-1, 3, 255):
+        with pytest.raises(ValueError, match=f"label {label} is out of range for 3 classes"):
+            expected_iou(p, torch.full((8,), label))
+
+
+# -- the batches -----------------------------------------------------------------------------------
+
+
+@st.composite
+def presences(draw: st.DrawFn) -> np.ndarray:
+    images, classes = draw(st.integers(1, 8)), draw(st.integers(1, 5))
+    cells = st.lists(st.booleans(), min_size=images * classes, max_size=images * classes)
+    return np.array(draw(cells)).reshape(images, classes)
+
+
+@given(presence=presences(), size=st.integers(1, 9), seed=st.integers(0, 2**31 - 1))
+def test_batches_have_every_class_exactly_where_some_batch_has(
+    presence: np.ndarray, size: int, seed: int
+) -> None:
+    possible = any(
+        presence[list(batch)].any(axis=0).all()
+        for batch in itertools.combinations(range(len(presence)), size)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MOST_DRAWS", 2000)  # of at most 70 sets
+        if not possible:
+            with pytest.raises(ValueError, match="no"):
+                covering_batches(presence, 3, size, seed=seed)
+            return
+        batches = covering_batches(presence, 3, size, seed=seed)
+        assert covering_batches(presence, 2, size, seed=seed) == batches[:2]
+    for batch in batches:
+        assert len(set(batch)) == len(batch) == size
+        assert all(type(image) is int and 0 <= image < len(presence) for image in batch)
+        assert presence[batch].any(axis=0).all()
+
+
+def test_every_batch_with_every_class_is_as_likely() -> None:
+    presence = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]], dtype=bool)
+    covering = {
+        batch
+        for batch in itertools.combinations(range(5), 2)
+        if presence[list(batch)].any(axis=0).all()
+    }
+    assert covering == {(0, 3), (1, 3), (1, 4)}
+    drawn = Counter(tuple(sorted(b)) for b in covering_batches(presence, 1200, 2, seed=0))
+    assert set(drawn) == covering
+    assert all(330 < count < 470 for count in drawn.values())  # 400 +- 4 deviations of 16.3
+
+
+def test_seeds_and_batches_differ() -> None:
+    presence = np.ones((100, 2), dtype=bool)
+    drawn = [tuple(b) for seed in range(4) for b in covering_batches(presence, 5, 21, seed=seed)]
+    assert len(set(drawn)) == 20
+
+
+def test_why_there_are_no_batches_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    presence = np.eye(4, dtype=bool)
+    with pytest.raises(ValueError, match=r"batch of 5 different images .* from 4"):
+        covering_batches(presence, 1, 5, seed=0)
+    with pytest.raises(ValueError, match="batch of 0 different images"):
+        covering_batches(presence, 1, 0, seed=0)
+    with pytest.raises(ValueError, match="no image contains class 2"):
+        covering_batches(presence[:2], 1, 2, seed=0)
+    monkeypatch.setattr(module, "MOST_DRAWS", 50)
+    with pytest.raises(ValueError, match="none of 50 random batches of 3 images has all 4"):
+        covering_batches(presence, 1, 3, seed=0)
+
+
+def test_the_batches_of_the_paper_on_the_real_validation_set() -> None:
+    root: Path = real_data("voc")
+    presence = presence_of(root, "val")
+    batches = covering_batches(presence, seed=0)
+    assert [len(set(batch)) for batch in batches] == [21] * 20
+    assert all(presence[batch].any(axis=0).all() for batch in batches)
+    assert len({image for batch in batches for image in batch}) > 300  # of 1,449
