@@ -243,10 +243,10 @@ def test_a_photograph_of_another_size_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_with_other_outputs_are_refused(tmp_path: Path) -> None:
-    from lovasz_repro.building import load_released
     from lovasz_repro.data.palettes import CAMVID
     from lovasz_repro.models.enet import ENet
     from lovasz_repro.models.weights import save_weights
+    from lovasz_repro.networks import load_released
 
     file = tmp_path / "other.safetensors"
     save_weights(ENet(11), file, {"dataset": "camvid", "class_names": CAMVID.names})

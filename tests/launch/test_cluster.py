@@ -56,6 +56,7 @@ def done(bench: Bench, names: tuple[str, ...], results: str = "grid") -> bool:
     return all(statuses.get(name) == "FINISHED" for name in names)
 
 
+@pytest.mark.slow
 def test_tasks_of_srun_are_ranks(bench: Bench, slurm: SlurmCluster) -> None:
     program = ("srun", "--ntasks=2", sys.executable, "-m", "lovasz_repro.cli")
     process = bench.start("srun", *SHORT, program=program)

@@ -26,6 +26,7 @@ def whole_on_3(bench: Bench) -> str:
     return "whole3"
 
 
+@pytest.mark.slow
 def test_three_ranks_give_the_curves_of_one_process(bench: Bench, whole: str) -> None:
     said = bench.run("three", "--procs", "3")
     bench.assert_same("three", whole, tolerance=1e-9)
@@ -49,6 +50,7 @@ def test_a_killed_rank_costs_a_restart_and_no_bit(
     bench.assert_same("killed", whole_on_3)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_fewer_ranks(
     bench: Bench, whole: str, started: list[Process]
 ) -> None:
@@ -144,6 +146,7 @@ def test_what_does_not_fit_is_said_at_once(
     assert len(process.said().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_under_the_users_own_torchrun(bench: Bench, whole: str) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
     program = (*torchrun, "--nproc-per-node", "2", "-m", "lovasz_repro.cli")
@@ -153,6 +156,7 @@ def test_under_the_users_own_torchrun(bench: Bench, whole: str) -> None:
     bench.assert_same("torchrun", "one", tolerance=1e-9)
 
 
+@pytest.mark.slow
 def test_two_machines_and_a_rank_killed_on_the_second(bench: Bench, started: list[Process]) -> None:
     """Two launchers of two ranks each, on this machine."""
     address = f"127.0.0.1:{free_ports(1)[0]}"

@@ -39,6 +39,7 @@ def test_a_grid_killed_and_stopped_and_gone_on_with(bench: Bench, started: list[
     assert "4 done before" in again
 
 
+@pytest.mark.slow
 def test_one_run_that_fails_does_not_hold_up_the_others(bench: Bench) -> None:
     """Weights that cannot be written."""
     bench.run("one", "--variant", "lovasz-softmax", "--profile", "demo")

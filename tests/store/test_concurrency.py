@@ -315,6 +315,7 @@ def test_processes_race_to_make_the_store_and_to_train_the_same_run(
     }
 
 
+@pytest.mark.slow
 def test_eight_processes_three_of_them_killed(store: Store) -> None:
     """Six runs, two of them shared by two processes; the killed ones go on where they were."""
     gate, never = context.Barrier(8, timeout=PATIENCE), store.results / "never"
