@@ -148,6 +148,7 @@ def test_usr2_requeues_a_task_that_then_goes_on(slurm: SlurmCluster, tmp_path: P
     assert "goes on" in log  # both starts are in one log
 
 
+@pytest.mark.slow
 def test_preemption_with_a_time_of_grace_requeues(slurm: SlurmCluster, tmp_path: Path) -> None:
     (job, other), (cell, beside) = cells(tmp_path, 2, partition="scavenge")
     urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=urgent", "--wrap=true")
@@ -171,6 +172,7 @@ def test_a_cancelled_task_leaves_nothing_behind(slurm: SlurmCluster, tmp_path: P
     assert "the command has stopped" in (tmp_path / f"logs/{job}_0_log.out").read_text()
 
 
+@pytest.mark.slow
 def test_two_nodes_meet_and_are_requeued_together(slurm: SlurmCluster, tmp_path: Path) -> None:
     job, cell = one_cell(tmp_path, nodes=2)
     nodes = [cell.with_name(f"{cell.name}{rank}") for rank in range(2)]

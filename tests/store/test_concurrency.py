@@ -390,6 +390,7 @@ def test_killed_inside_a_transaction_or_before_it_is_noted(store: Store, moment:
     check(store, jobs, store.results / "mlflow.db")
 
 
+@pytest.mark.slow
 def test_a_database_that_stays_locked_for_a_while(store: Store, tmp_path: Path) -> None:
     """All of the last quarter is logged while no write succeeds, and one process is killed."""
     database, go_on = store.results / "mlflow.db", tmp_path / "go-on"
