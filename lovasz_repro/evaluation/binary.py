@@ -20,9 +20,10 @@ LOSSES = {
 
 
 class CategoryScoring:
-    """Means over images, streaming; a subclass names them and gives their sums over a batch.
+    """Means over images, streaming; a subclass names them and gives the values of a batch.
 
-    ``totals`` is a float64 tensor on the CPU: each value added up over images, then their number.
+    ``totals`` is a (2, values) float64 tensor on the CPU: each value added up over the images that
+    have it, and their number.
 
     Args:
         category: class id of what is told from the rest.
@@ -33,16 +34,18 @@ class CategoryScoring:
 
     def __init__(self, category: int, ignore_index: int) -> None:
         self.category, self.ignore_index = category, ignore_index
-        self.totals = torch.zeros(len(self.names) + 1, dtype=torch.float64)
+        self.totals = torch.zeros(2, len(self.names), dtype=torch.float64)
 
-    def sums(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
-        """What a batch adds to each value, 0-dim."""
+    def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
+        """Each value of those images of a batch that have it, (B,) or fewer."""
         raise NotImplementedError
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Add a batch of B images, whose labels (B, H, W) are 0, 1 and void."""
-        sums = [value.double().cpu() for value in self.sums(predictions, targets.long())]
-        self.totals += torch.stack([*sums, torch.tensor(float(len(targets))).double()])
+        values = self.values(predictions, targets.long())
+        sums = torch.stack([of_images.double().sum() for of_images in values]).cpu()
+        counts = [float(len(of_images)) for of_images in values]
+        self.totals += torch.stack([sums, torch.tensor(counts, dtype=torch.float64)])
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The totals of all ranks, the same on each."""
@@ -51,8 +54,8 @@ class CategoryScoring:
         return total
 
     def as_metrics(self, split: str) -> dict[str, float]:
-        """``<split>/<name>`` for each name."""
-        means = (self.totals[:-1] / self.totals[-1]).tolist()
+        """``<split>/<name>`` for each name; NaN where no image has it."""
+        means = (self.totals[0] / self.totals[1]).tolist()
         return {f"{split}/{name}": mean for name, mean in zip(self.names, means, strict=True)}
 
     def summary(self) -> str:
@@ -62,18 +65,25 @@ class CategoryScoring:
 
 
 class BinaryScoring(CategoryScoring):
-    """The losses and the image-IoU (0/0 = 1) of logits (B, H, W) of the category."""
+    """The losses and the image-IoU (0/0 = 1) of logits (B, H, W) of the category.
 
-    names = (*LOSSES, "image_iou")
+    The image-IoU is also given for the images that show the category and for those that do not,
+    where it is 1 or 0.
+    """
 
-    def sums(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
-        """Each loss is a mean over images; an image counts as foreground where its logit is > 0."""
-        void = self.ignore_index
+    names = (*LOSSES, "image_iou", "image_iou_with_category", "image_iou_without")
+
+    def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
+        """Of each image; a pixel is predicted as foreground where its logit is above 0."""
+        void, each = self.ignore_index, range(len(labels))
         losses = [
-            loss(predictions, labels, per_image=True, ignore_index=void) * len(labels)
+            torch.stack([loss(predictions[i : i + 1], labels[i : i + 1], ignore_index=void)
+                         for i in each])
             for loss in LOSSES.values()
-        ]
-        return [*losses, binary_image_iou((predictions > 0).long(), labels, void).sum()]
+        ]  # fmt: skip
+        iou = binary_image_iou((predictions > 0).long(), labels, void)
+        shown = (labels == 1).flatten(1).any(1)
+        return [*losses, iou, iou[shown], iou[~shown]]
 
 
 class BasisScoring(CategoryScoring):
@@ -81,7 +91,7 @@ class BasisScoring(CategoryScoring):
 
     names = ("image_iou",)
 
-    def sums(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
+    def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
         """Every other class is background."""
         found = (predictions == self.category).long()
-        return [binary_image_iou(found, labels, self.ignore_index).sum()]
+        return [binary_image_iou(found, labels, self.ignore_index)]

@@ -62,7 +62,18 @@ def test_the_scores_are_means_over_images() -> None:
     scoring.update(*first)
     scoring.update(*second)
     both = (torch.cat(pair) for pair in zip(first, second, strict=True))
-    assert scoring.as_metrics("val") == pytest.approx(by_hand(*both), abs=1e-6)
+    scores = scoring.as_metrics("val")
+    parts = [scores.pop(f"val/image_iou_{part}") for part in ("with_category", "without")]
+    assert scores == pytest.approx(by_hand(*both), abs=1e-6)
+    assert parts[1] in (0.0, 0.5, 1.0)  # two images of seven
+    assert parts[0] * 5 + parts[1] * 2 == pytest.approx(7 * scores["val/image_iou"])
+
+
+def test_what_is_not_a_number_shows() -> None:
+    scoring = BinaryScoring(3, VOID)
+    scoring.update(*batch(0))
+    scoring.update(torch.full((1, 2, 2), torch.nan), torch.ones(1, 2, 2, dtype=torch.uint8))
+    assert math.isnan(scoring.as_metrics("val")["val/cross_entropy"])
     assert "image_iou" in scoring.summary()
 
 
