@@ -20,11 +20,9 @@ from lovasz_repro.datasets import DATASETS
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare, at_size
 from lovasz_repro.models import deeplab, deeplab_weights, evidence_net
+from lovasz_repro.models.deeplab import STRIDE
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.weights import RELEASED_OUTPUTS, load_weights, map_classifier, save_weights
-
-STRIDE = 8
-"""Pixels between neighbours of DeepLab's output grid."""
 
 
 @dataclass(frozen=True)

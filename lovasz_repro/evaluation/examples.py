@@ -6,8 +6,6 @@ of the set: neighbours in a set of video frames show the same street. A run stor
 with ``examples.json`` to say which is which.
 """
 
-import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from lovasz_repro.data.palettes import ClassTable
 from lovasz_repro.data.transforms import to_unit_range
-from lovasz_repro.durable import write_durably
 from lovasz_repro.evaluation.evaluate import predicted_classes
+from lovasz_repro.evaluation.stored_pictures import write_pictures
 
 MOST_IMAGES = 100
 """Images that are looked at, spread evenly over the set; two networks go over each."""
@@ -74,17 +71,15 @@ def write_examples(examples: list[Example], folder: Path) -> list[Path]:
     Raises:
         OSError: the disk refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = [
         {"name": e.name, "window": list(e.window), "differs": round(e.differs, 4)} for e in examples
     ]
-    files = {"examples.json": (json.dumps(content, indent=2) + "\n").encode()}
-    for number, example in enumerate(examples):
-        for kind in ("photo", "labels", "before", "after"):
-            files[f"{number}-{kind}.png"] = _png(getattr(example, kind))
-    for name, data in files.items():
-        write_durably(folder / name, data)
-    return [folder / name for name in files]
+    pictures = {
+        f"{number}-{kind}.png": getattr(example, kind)
+        for number, example in enumerate(examples)
+        for kind in ("photo", "labels", "before", "after")
+    }
+    return write_pictures(folder, "examples.json", content, pictures)
 
 
 def find_examples(
@@ -194,9 +189,3 @@ def _positions(room: int) -> list[int]:
 def _spread_over(total: int) -> Iterator[int]:
     chosen = min(total, MOST_IMAGES)
     return (index * total // chosen for index in range(chosen))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -5,20 +5,17 @@ For each image k a run stores ``<k>-labels.png`` (0, 1, 255 = void), ``<k>-basis
 say which is which. Which images is the same for all losses: the first of the validation set.
 """
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from lovasz_repro.data.voc import VOID
-from lovasz_repro.durable import write_durably
 from lovasz_repro.evaluation.evaluate import Predict, Prepare
+from lovasz_repro.evaluation.stored_pictures import write_pictures
 from lovasz_repro.metrics import binary_image_iou
 
 
@@ -87,7 +84,6 @@ def write_masks(masks: list[Mask], folder: Path) -> list[Path]:
     Raises:
         OSError: the disk refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = [
         {
             "name": mask.name,
@@ -98,18 +94,10 @@ def write_masks(masks: list[Mask], folder: Path) -> list[Path]:
         }
         for mask in masks
     ]
-    files = {"masks.json": (json.dumps({"masks": content}, indent=2) + "\n").encode()}
-    for number, mask in enumerate(masks):
-        for kind in ("photo", "labels", "basis", "prediction"):
-            pixels = getattr(mask, kind)
-            if pixels is not None:
-                files[f"{number}-{kind}.png"] = _png(pixels)
-    for name, data in files.items():
-        write_durably(folder / name, data)
-    return [folder / name for name in files]
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    pictures = {
+        f"{number}-{kind}.png": pixels
+        for number, mask in enumerate(masks)
+        for kind in ("photo", "labels", "basis", "prediction")
+        if (pixels := getattr(mask, kind)) is not None
+    }
+    return write_pictures(folder, "masks.json", {"masks": content}, pictures)

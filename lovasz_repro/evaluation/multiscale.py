@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare
-from lovasz_repro.models.deeplab import upsample
+from lovasz_repro.models.deeplab import STRIDE, upsample
 
 Fusion = Literal["probabilities", "max-logits"]
 
@@ -28,8 +28,6 @@ SCALES = (1.0, 0.75, 0.5)
 """Sec. 4.3."""
 LEAST_SIDE = 513
 """Pixels to which smaller images are continued (facts.md 1.4); no VOC photograph has more."""
-STRIDE = 8
-"""Pixels between neighbours of the grid of the logits."""
 FINEST = 8
 """Scales are multiples of 1/8, so that a common grid is never far."""
 

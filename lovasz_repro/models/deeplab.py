@@ -14,8 +14,9 @@ the max-pooling rounds up, and batch normalisations are frozen, statistics and a
     layer4   3       4         2048,  41,  41
     aspp     4       6 to 24   classes, 41, 41  the sum of four 3x3 convolutions
 
-Images are BGR in 0..255 minus `MEAN_BGR`. The loss is taken at the output grid: labels come down
-to it (`subsample_labels`), logits do not go up. For scores of an image, `upsample` the logits.
+Images are BGR in 0..255 minus the mean pixel (`data/voc_augmentation.py`). The loss is taken at the
+output grid: labels come down to it (`subsample_labels`), logits do not go up. For scores of an
+image, `upsample` the logits.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+STRIDE = 8  # pixels between neighbours of the output grid
 EXPANSION = 4  # a bottleneck's output channels over its width
-MEAN_BGR = (104.008, 116.669, 122.675)  # the released prototxt's mean pixel, in 0..255
 ASPP_STD = 0.01  # of the classifier's initial weights; its biases start at 0
 
 
@@ -85,7 +86,7 @@ class DeepLab(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes, h, w) of images (B, 3, H, W), BGR in 0..255 minus `MEAN_BGR`.
+        """Logits (B, num_classes, h, w) of images (B, 3, H, W), BGR in 0..255 minus the mean pixel.
 
         h and w are about an eighth, rounded up: 321 to 41, 513 to 65. Raises ValueError for
         another shape of images.

@@ -1,13 +1,10 @@
 """The masks that a binary VOC run stores for Figure 4, read with care.
 
-A run may come from another machine, so nothing in its files is trusted: the list is checked entry
-by entry, a picture is decoded only where its header says the size that the list says, and a mask
-may hold the values of a mask alone.
+On top of the care of ``stored_pictures.py``, the list is checked entry by entry, and a mask may
+hold the values of a mask alone.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -15,13 +12,12 @@ from pydantic import Field
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import Run, RunStore
+from lovasz_repro.report.stored_pictures import StoredPictures
 from lovasz_repro.settings import Strict, validate
 
 FOLDER = "masks"
 MOST = 32
 """Images that are read of a run."""
-MOST_BYTES = 1_000_000
-"""Size of the list."""
 VOID = 255
 
 Length = Annotated[int, Field(gt=0, le=4096)]
@@ -64,16 +60,10 @@ def read_listing(store: RunStore, run: Run) -> list[Entry]:
     Raises:
         UserError: the list is not what it should be; names it.
     """
-    path = _artifact(store, run, "masks.json")
-    if path is None:
+    pictures = StoredPictures(store, run, FOLDER)
+    if not pictures.has("masks.json"):
         return []
-    where = _where(run, "masks.json")
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{where}: larger than {MOST_BYTES} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise UserError(f"{where}: not readable as JSON") from None
+    where, content = pictures.where("masks.json"), pictures.listing("masks.json")
     if not isinstance(content, dict):
         raise UserError(f"{where}: not a list of masks under the key masks")
     try:
@@ -88,10 +78,11 @@ def read_masks(store: RunStore, run: Run, number: int, entry: Entry) -> Masks:
     Raises:
         UserError: a file is missing, of another size, or no mask; names it.
     """
+    pictures = StoredPictures(store, run, FOLDER)
     prediction, basis = (
-        _mask(store, run, f"{number}-{kind}.png", entry, {0, 1}) for kind in ("prediction", "basis")
+        _mask(pictures, f"{number}-{kind}.png", entry, {0, 1}) for kind in ("prediction", "basis")
     )
-    labels = _mask(store, run, f"{number}-labels.png", entry, {0, 1, VOID})
+    labels = _mask(pictures, f"{number}-labels.png", entry, {0, 1, VOID})
     return Masks(prediction, basis, labels)
 
 
@@ -101,42 +92,13 @@ def read_photograph(store: RunStore, run: Run, number: int, entry: Entry) -> np.
     Raises:
         UserError: it is missing, of another size, or no RGB picture; names it.
     """
-    return _picture(store, run, f"{number}-photo.png", "RGB", entry)
+    pictures = StoredPictures(store, run, FOLDER)
+    return pictures.picture(f"{number}-photo.png", "RGB", entry.height, entry.width)
 
 
-def _mask(store: RunStore, run: Run, name: str, entry: Entry, allowed: set[int]) -> np.ndarray:
-    mask = _picture(store, run, name, "L", entry)
+def _mask(pictures: StoredPictures, name: str, entry: Entry, allowed: set[int]) -> np.ndarray:
+    mask = pictures.picture(name, "L", entry.height, entry.width)
     other = set(np.unique(mask).tolist()) - allowed
     if other:
-        raise UserError(f"{_where(run, name)}: holds {min(other)}, which is no value of a mask")
+        raise UserError(f"{pictures.where(name)}: holds {min(other)}, which is no value of a mask")
     return mask
-
-
-def _picture(store: RunStore, run: Run, name: str, mode: str, entry: Entry) -> np.ndarray:
-    from PIL import Image
-
-    path = _artifact(store, run, name)
-    if path is None:
-        raise UserError(f"{_where(run, name)}: listed, but not stored")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if (image.mode, image.size) != (mode, (entry.width, entry.height)):
-                raise UserError(
-                    f"{_where(run, name)}: {image.mode} of {image.width}×{image.height}, "
-                    f"not {mode} of {entry.width}×{entry.height}"
-                )
-            return np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise UserError(f"{_where(run, name)}: not a readable PNG") from None
-
-
-def _artifact(store: RunStore, run: Run, name: str) -> Path | None:
-    try:
-        path = store.artifact(run.run_id, f"{FOLDER}/{name}")
-    except UserError:
-        return None
-    return path if path.is_file() else None
-
-
-def _where(run: Run, name: str) -> str:
-    return f"{run.name}, {FOLDER}/{name}"
