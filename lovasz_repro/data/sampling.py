@@ -21,7 +21,27 @@ class Draw(NamedTuple):
     """How many images were drawn before it, over the whole training; seeds its augmentation."""
 
 
-class ShuffledBatches(Sampler[list[Draw]]):
+class Batches(Sampler[list[Draw]]):
+    """Batches of a whole training, from any iteration on; a subclass says how they are drawn.
+
+    Args:
+        batch_size: images per batch, at least 1.
+        iterations: batches in all.
+        seed: seeds whatever is drawn.
+        start: iteration to begin with; the batches from there on are the same as without it.
+    """
+
+    def __init__(self, batch_size: int, iterations: int, seed: int, start: int) -> None:
+        self.batch_size = batch_size
+        self.iterations = iterations
+        self.seed = seed
+        self.start = start
+
+    def __len__(self) -> int:
+        return max(self.iterations - self.start, 0)
+
+
+class ShuffledBatches(Batches):
     """Batches from a fresh permutation of the data set every epoch, without a short last batch.
 
     The permutations are laid end to end and cut into batches, so a batch may straddle two epochs
@@ -43,13 +63,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
                 f"dataset_size {dataset_size} and batch_size {batch_size} must be >= 1"
             )
         self.dataset_size = dataset_size
-        self.batch_size = batch_size
-        self.iterations = iterations
-        self.seed = seed
-        self.start = start
-
-    def __len__(self) -> int:
-        return max(self.iterations - self.start, 0)
+        super().__init__(batch_size, iterations, seed, start)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, order = -1, torch.empty(0)
@@ -67,7 +81,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         return torch.randperm(self.dataset_size, generator=generator)
 
 
-class EquibatchBatches(Sampler[list[Draw]]):
+class EquibatchBatches(Batches):
     """Batches that visit every class in turn (equibatch, paper Sec. 4.3).
 
     Draw k shows an image that contains class k mod C of a fixed, shuffled order of the classes, so
@@ -104,13 +118,7 @@ class EquibatchBatches(Sampler[list[Draw]]):
         generator = torch.Generator().manual_seed(mix(seed, 0))
         shuffled = torch.randperm(len(occurring), generator=generator).tolist()
         self.order = [occurring[index] for index in shuffled]
-        self.batch_size = batch_size
-        self.iterations = iterations
-        self.seed = seed
-        self.start = start
-
-    def __len__(self) -> int:
-        return max(self.iterations - self.start, 0)
+        super().__init__(batch_size, iterations, seed, start)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         queues: dict[int, tuple[int, torch.Tensor]] = {}
@@ -129,7 +137,7 @@ class EquibatchBatches(Sampler[list[Draw]]):
         return Draw(int(images[queues[chosen][1][index]]), position)
 
 
-class BalancedBatches(Sampler[list[Draw]]):
+class BalancedBatches(Batches):
     """Batches half of whose images contain a category on average (paper Sec. 4.2).
 
     Each draw is an image with the category, or one without it, with probability 1/2; which of
@@ -159,13 +167,7 @@ class BalancedBatches(Sampler[list[Draw]]):
         if batch_size < 1 or not all(map(len, self.kinds)):
             raise ValueError(f"batch_size {batch_size}, {len(self.kinds[1])} images of "
                              f"{len(positive)} with the category")  # fmt: skip
-        self.batch_size = batch_size
-        self.iterations = iterations
-        self.seed = seed
-        self.start = start
-
-    def __len__(self) -> int:
-        return max(self.iterations - self.start, 0)
+        super().__init__(batch_size, iterations, seed, start)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for iteration in range(self.start, self.iterations):
