@@ -55,6 +55,12 @@ class DataConfig(Strict):
     """Mirror each training image with probability 1/2."""
     equibatch: bool = False
     """Visit every class in turn (paper Sec. 4.3) instead of drawing images at random."""
+    crop_with_class: bool = False
+    """With equibatch on voc: draw the crop of an image again, up to 20 times, until it shows the
+    class whose turn it is. The paper does not say."""
+    train_split: Literal["train_aug", "trainval_aug"] = "train_aug"
+    """Images of voc to train on: 10,582, or the 1,449 of validation too, for networks that the test
+    server scores."""
     category: VocCategory | None = None
     """The class that is told from the rest (Sec. 4.2); null: all classes. Then half of the
     training images contain it on average, and so does half of the validation images."""
@@ -68,6 +74,10 @@ class DataConfig(Strict):
     def _only_voc(self) -> "DataConfig":
         if self.name != "voc" and (self.category or self.images == "features"):
             raise ValueError("category and features are of the data set voc alone")
+        if self.name != "voc" and (self.crop_with_class or self.train_split != "train_aug"):
+            raise ValueError("crop_with_class and train_split are of the data set voc alone")
+        if self.crop_with_class and not self.equibatch:
+            raise ValueError("crop_with_class needs equibatch, which says what class a crop is for")
         if self.name == "voc" and (self.size[0] != self.size[1] or self.size[0] % 8 != 1):
             raise ValueError("size is that of a square crop, 8 n + 1 pixels a side (321 in the "
                              "paper)")  # fmt: skip
@@ -125,6 +135,9 @@ class TrainingConfig(Strict):
     """Optimiser steps; max_iter of Eq. 16."""
     batch_size: Positive
     """Images per step."""
+    iter_size: Positive = 1
+    """Parts in which the batch passes the network, where it does not fit the memory at once; the
+    loss stays that of the whole batch, for one more forward pass."""
     lr: Annotated[float, Field(gt=0)]
     """Base learning rate of Eq. 16."""
     power: Annotated[float, Field(ge=0)] = 0.9
@@ -159,6 +172,57 @@ class TrainingConfig(Strict):
                              "to frozen, or batch_size to 2 or more")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _parts_see_what_the_batch_would(self) -> "TrainingConfig":
+        if self.iter_size > self.batch_size:
+            raise ValueError(f"iter_size {self.iter_size} leaves parts of a batch of "
+                             f"{self.batch_size} empty")  # fmt: skip
+        if self.iter_size > 1 and self.batch_norm != "frozen":
+            raise ValueError("iter_size above 1 would normalise each part of a batch on its own: "
+                             "set batch_norm to frozen")  # fmt: skip
+        return self
+
+
+class MultiScaleConfig(Strict):
+    """Predictions fused over several scales of an image (Sec. 4.3, facts of DeepLab's authors)."""
+
+    scales: list[Annotated[float, Field(gt=0, le=4, multiple_of=0.125)]] = Field(
+        default=[1.0, 0.75, 0.5], min_length=1
+    )
+    """Multiples of 1/8."""
+    fusion: Literal["probabilities", "max-logits"] = "probabilities"
+    """The mean of the probabilities (the paper), or the largest logits (DeepLab's authors)."""
+    least_side: Positive = 513
+    """Pixels to which smaller images are continued, as DeepLab's authors do."""
+
+
+class CrfConfig(Strict):
+    """The dense CRF on top of it; defaults are those of DeepLab-v2 on ResNet-101."""
+
+    iterations: Positive = 10
+    """Of mean-field inference."""
+    smoothness_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3.0
+    """Energy of the kernel of distance alone ("POS_W")."""
+    smoothness_xy: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Standard deviation in pixels ("POS_XY_STD")."""
+    bilateral_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
+    """Energy of the kernel of distance and colour ("BI_W")."""
+    bilateral_xy: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 67.0
+    """Standard deviation in pixels ("BI_XY_STD")."""
+    bilateral_rgb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+    """Standard deviation in each of R, G and B, of 0..255 ("BI_RGB_STD")."""
+    normalization: Literal["after", "symmetric"] = "after"
+    """Kernels sum to 1 at the pixel that listens, as DeepLab's library has it ("after"), or are
+    divided by the roots of the sums at both pixels, pydensecrf's default ("symmetric")."""
+
+
+class BatchesConfig(Strict):
+    """Random validation batches in which every class is represented (Sec. 4.3, prior work)."""
+
+    count: Positive = 20
+    size: Positive = 21
+    """Images in each."""
+
 
 class EvaluationConfig(Strict):
     """How predictions are made and kept."""
@@ -170,7 +234,21 @@ class EvaluationConfig(Strict):
     (bilinear), or the predicted classes (nearest)."""
     examples: Annotated[int, Field(ge=0)] = 0
     """Crops that are stored in which the network differs most from what it was before training;
-    with data.category whole masks, of the first images that hold it."""
+    on voc whole masks, of images that are the same for all runs."""
+    multi_scale: MultiScaleConfig | None = None
+    """Scores after training also with this; null: not."""
+    crf: CrfConfig | None = None
+    """And with this on top; null: not."""
+    batches: BatchesConfig | None = None
+    """Scores after training also single batches, by the arg max and by the decision rule of highest
+    expected IoU; null: not."""
+
+    @model_validator(mode="after")
+    def _crf_refines_fused_predictions(self) -> "EvaluationConfig":
+        if self.crf and not self.multi_scale:
+            raise ValueError("crf refines multi_scale predictions: set multi_scale too (to "
+                             "{scales: [1.0]} for one scale)")  # fmt: skip
+        return self
 
 
 class CellConfig(Strict):
@@ -200,6 +278,18 @@ class CellConfig(Strict):
             raise ValueError("data.images=features and model.name=evidence-net go together")
         if self.data.name == "voc" and self.model.name == "enet":
             raise ValueError("enet does not train on voc")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_fits(self) -> "CellConfig":
+        wanted, multiclass = self.evaluation, self.data.name == "voc" and not self.data.category
+        if wanted.multi_scale and not (multiclass and self.data.images == "photographs"):
+            raise ValueError("evaluation.multi_scale is of all classes of voc, on photographs")
+        if wanted.batches and not multiclass:
+            raise ValueError("evaluation.batches is of all classes of voc")
+        if self.data.train_split == "trainval_aug" and wanted.snapshot == "best":
+            raise ValueError("with data.train_split=trainval_aug no image is left to choose the "
+                             "best snapshot by: set evaluation.snapshot to last")  # fmt: skip
         return self
 
     @property
@@ -240,6 +330,8 @@ class Profile(Strict):
     seeds: list[Seed] | None = None
     batch_sizes: list[Positive] | None = None
     categories: list[VocCategory] | None = None
+    only: list[str] | None = None
+    """Variants that it runs unless some are asked for; null: all."""
     recipe: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Overrides of single variants, over those of the recipe."""
@@ -303,7 +395,7 @@ class ExperimentConfig(Strict):
             for batch_size in batch_sizes or chosen.batch_sizes or self.batch_sizes
             for seed in seeds or chosen.seeds or self.seeds
             for category in classes
-            for variant in variants or self.variants
+            for variant in variants or chosen.only or self.variants
             if batch_sizes or batch_size in (self.variants[variant].batch_sizes or [batch_size])
             if category in (self.variants[variant].categories or [category])
             if with_basis or variant != BASIS
@@ -318,7 +410,10 @@ class ExperimentConfig(Strict):
             place = profile, batch_size, seed, category
             cell = self._cell(variant, *place, overrides or {})
             if cell.model.weights == "basis" and with_basis:
-                cell = cell.model_copy(update={"start": self._cell(BASIS, *place, overrides or {})})
+                sizes = self.variants[BASIS].batch_sizes or [batch_size]
+                one_size = batch_size if batch_size in sizes else sizes[0]
+                basis = self._cell(BASIS, profile, one_size, seed, category, overrides or {})
+                cell = cell.model_copy(update={"start": basis})
                 cells |= {cell.start.model_dump_json(): cell.start} if cell.start else {}
             cells[cell.model_dump_json()] = cell
         return list(cells.values())
@@ -350,7 +445,7 @@ class ExperimentConfig(Strict):
     @model_validator(mode="after")
     def _variants_that_profiles_name_exist(self) -> "ExperimentConfig":
         for name, profile in self.profiles.items():
-            for variant in profile.variants:
+            for variant in [*profile.variants, *(profile.only or [])]:
                 if variant not in self.variants:
                     raise ValueError(f"profile {name} names the variant {variant}, which there is "
                                      "not")  # fmt: skip

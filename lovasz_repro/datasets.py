@@ -68,8 +68,8 @@ class DatasetKind:
     """(root, split, config) -> images as the network takes them with what their scoring needs."""
     scored_splits: Callable[[Path], tuple[str, ...]]
     """Splits that have labels, "val" first."""
-    scoring: Callable[[DataConfig], Scoring]
-    """Makes an empty scoring."""
+    scoring: Callable[[DataConfig, int], Scoring]
+    """(config, images of a training batch) -> an empty scoring."""
     check_papers: Callable[[Path, DataConfig], None]
     """Raises UserError unless the data are those of the paper, which paper-scale runs need."""
     in_memory: bool = False
@@ -135,18 +135,21 @@ def _voc_files(root: Path, data: DataConfig) -> list[Path]:
     photographs = data.images == "photographs"
     images = [
         image
-        for split in ("train_aug", "val")
+        for split in (data.train_split, "val")
         for image in voc.list_images(root, split, photographs=photographs)
     ]
-    return [file for i in images for file in ((i.image, i.mask) if photographs else (i.mask,))]
+    files = [file for i in images for file in ((i.image, i.mask) if photographs else (i.mask,))]
+    return list(dict.fromkeys(files))  # trainval_aug holds val
 
 
 def _voc_train(root: Path, data: DataConfig, seed: int) -> TrainingSet:
     category, crop = category_of(data), data.size[0]
     if data.images == "features":
         evidence = Evidence(data.noise)
-        return EvidenceTraining(root, crop, evidence, seed=seed, category=category)
-    images = voc.list_images(root, "train_aug")
+        return EvidenceTraining(
+            root, crop, evidence, seed=seed, category=category, split=data.train_split
+        )
+    images = voc.list_images(root, data.train_split)
     return VocTraining(images, crop, seed=seed, category=category)
 
 
@@ -162,10 +165,10 @@ def _voc_scored(root: Path, split: str, data: DataConfig) -> ScoredSet:
     return VocScored(images if chosen is None else [images[i] for i in chosen], category=category)
 
 
-def _voc_scoring(data: DataConfig) -> Scoring:
+def _voc_scoring(data: DataConfig, batch_size: int) -> Scoring:
     category = category_of(data)
     if category is None:
-        return SegmentationScoring(VOC.names, voc.VOID)
+        return SegmentationScoring(VOC.names, voc.VOID, batch_size)
     return BinaryScoring(category, voc.VOID)
 
 
@@ -181,7 +184,7 @@ DATASETS: dict[str, DatasetKind] = {
         ),
         scored=lambda root, split, data: camvid.CamVid(root, split, data.size, native_labels=True),
         scored_splits=lambda root: ("val", "test"),
-        scoring=lambda data: SegmentationScoring(CAMVID.names, camvid.VOID),
+        scoring=lambda data, batch_size: SegmentationScoring(CAMVID.names, camvid.VOID, batch_size),
         check_papers=lambda root, data: None,  # the paper has no CamVid
         in_memory=True,
     ),
@@ -196,7 +199,7 @@ DATASETS: dict[str, DatasetKind] = {
         ),
         scored=lambda root, split, data: cityscapes.ScoredCityscapes(root, split, data.size),
         scored_splits=_cityscapes_splits,
-        scoring=lambda data: CityscapesScoring(cityscapes.TO_LABEL_ID),
+        scoring=lambda data, batch_size: CityscapesScoring(cityscapes.TO_LABEL_ID),
         check_papers=_check_cityscapes,
     ),
     "voc": DatasetKind(

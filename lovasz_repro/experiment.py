@@ -131,6 +131,7 @@ def run_cell(
     )
 
     last: dict[str, float] = {}
+    seen = "seen/" if cell.data.train_split == "trainval_aug" else ""  # val was trained on
 
     def score(split: str, snapshot: int, prefix: str = "") -> dict[str, float]:
         if config.batch_norm == "per-rank":
@@ -141,6 +142,7 @@ def run_cell(
         return scores.as_metrics(prefix + split)
 
     tested = [split for split in scored if split != "val"]
+    choose = "val/dataset_miou" if cell.evaluation.snapshot == "best" else None
     if state.iteration == 0:
         for split in tested:
             session.log(0, score(split, snapshot=0, prefix="initial/"))
@@ -154,8 +156,8 @@ def run_cell(
         place.device,
         network=team.wrap(model),
         prepare=network.prepare,
-        choose="val/dataset_miou" if cell.evaluation.snapshot == "best" else None,
-        validate=lambda: score("val", snapshot=state.iteration),
+        choose=choose,
+        validate=lambda: score("val", snapshot=state.iteration, prefix=seen),
         log=session.log,
         save=session.save,
         stop_asked=session.stop_asked,

@@ -1,8 +1,9 @@
 """Intersection over union: over a dataset (Eq. 14), over a batch, and per image (Eq. 3, Sec. 3.1).
 
-All three come from counts of (label, prediction) pairs, made by one `bincount` per call. What is
-streamed (`ConfusionMatrix`, `ImageIoU`) is a sum, so it merges over ranks by adding the parts:
-`over_ranks` gives the score of all ranks to each, and leaves the part as it is.
+All of them come from counts of (label, prediction) pairs, made by one `bincount` per call
+(`pair_counts`; who streams several measures counts once and `add`s the counts to each). What is
+streamed merges over ranks: `over_ranks` gives the score of all ranks to each, and leaves the part
+as it is. `ConfusionMatrix` and `ImageIoU` are sums; `BatchIoU` keeps 3 C numbers an image.
 
 Common to every function here:
 
@@ -36,8 +37,11 @@ class ConfusionMatrix:
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add the pixels of predictions and labels, both (...) of one shape."""
-        counts = _count_pairs(predictions, labels, self.num_classes, self.ignore_index)
-        self.counts += counts.cpu()
+        self.add(_count_pairs(predictions, labels, self.num_classes, self.ignore_index))
+
+    def add(self, counts: Tensor) -> None:
+        """Add counts (..., C, C) that `pair_counts` made with the same options."""
+        self.counts += counts.reshape(-1, *self.counts.shape).sum(dim=0).cpu()
 
     def iou(self) -> Tensor:
         """IoU of each class, (C,) float64 in [0, 1].
@@ -83,9 +87,12 @@ class ImageIoU:
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add a batch of B images: predictions and labels (B, ...)."""
-        scores = image_iou(predictions, labels, self.num_classes, self.ignore_index)  # (B, C)
-        self.sums += scores.sum(dim=0).cpu()
-        self.images += len(scores)
+        self.add(pair_counts(predictions, labels, self.num_classes, self.ignore_index))
+
+    def add(self, counts: Tensor) -> None:
+        """Add counts (B, C, C) that `pair_counts` made with the same options."""
+        self.sums += _iou(counts, self.ignore_index, absent=1.0).sum(dim=0).cpu()
+        self.images += len(counts)
 
     def iou(self) -> Tensor:
         """Mean over the images of each class's IoU, (C,) float64; NaN before the first image."""
@@ -115,6 +122,88 @@ class ImageIoU:
         return total
 
 
+class BatchIoU:
+    """Batch-mIoU over present classes (Sec. 3.1), averaged over random batches of images.
+
+    Which images form a batch depends on how many there are and on nothing else: it is the same at
+    every validation, for every network, and for any number of ranks that have the images in order.
+
+    `parts` holds what is known of each image: (3, C) int64 on the CPU, the pixels of each class in
+    the labels, in the predictions and in both.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
+        _check_num_classes(num_classes)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.parts: list[Tensor] = []
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        """Add B images: predictions and labels (B, ...)."""
+        self.add(pair_counts(predictions, labels, self.num_classes, self.ignore_index))
+
+    def add(self, counts: Tensor) -> None:
+        """Add counts (B, C, C) that `pair_counts` made with the same options."""
+        both = counts.diagonal(dim1=-2, dim2=-1)
+        self.parts += torch.stack([counts.sum(dim=-1), counts.sum(dim=-2), both], dim=1).cpu()
+
+    def mean_iou(self, batch_size: int) -> float:
+        """Mean over batches of the mean IoU of the classes that their labels contain, in [0, 1].
+
+        Images that do not fill a last batch are left out, unless there is no other. A batch without
+        a valid pixel has no score; NaN if none has one.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be >= 1")
+        if not self.parts:
+            return torch.nan
+        count = len(self.parts)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        size = min(batch_size, count)
+        batches = order[: count // size * size].view(-1, size)
+        labels, predictions, both = torch.stack(self.parts)[batches].sum(dim=1).unbind(dim=1)
+        iou = both.double() / (labels + predictions - both)
+        if self.ignore_index is not None and 0 <= self.ignore_index < self.num_classes:
+            iou[:, self.ignore_index] = torch.nan
+        of_batches = torch.where(labels > 0, iou, torch.nan).nanmean(dim=1)
+        return of_batches.nanmean().item()
+
+    def over_ranks(self, group: distributed.ProcessGroup) -> Self:
+        """The images of all ranks, those of rank 0 first, the same on each.
+
+        Raises:
+            ValueError: on every rank, if the options differ between ranks.
+        """
+        _check_same_options(self, group)
+        own = torch.stack(self.parts) if self.parts else torch.zeros(0, 3, self.num_classes).long()
+        counts = torch.zeros(group.size(), dtype=torch.int64)
+        counts[group.rank()] = len(own)
+        counts = sum_over_ranks(counts, group)
+        first = int(counts[: group.rank()].sum())
+        everything = torch.zeros(int(counts.sum()), 3, self.num_classes, dtype=torch.int64)
+        everything[first : first + len(own)] = own
+        total = type(self)(self.num_classes, self.ignore_index)
+        total.parts = list(sum_over_ranks(everything, group))
+        return total
+
+
+def pair_counts(
+    predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None = None
+) -> Tensor:
+    """How often each (label, prediction) pair occurs in each image.
+
+    Arguments:
+        predictions, labels: (B, ...).
+
+    Returns: (B, C, C) int64 [image, label, prediction] on the device of the labels.
+    """
+    _check_num_classes(num_classes)
+    _check_pair(predictions, labels)
+    if labels.ndim == 0:
+        raise ValueError("labels must have a batch dimension, got a 0-dim tensor")
+    return _count_pairs_per_image(predictions, labels, num_classes, ignore_index)
+
+
 def image_iou(
     predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None = None
 ) -> Tensor:
@@ -126,11 +215,7 @@ def image_iou(
     Returns: (B, C) float64 in [0, 1] on the device of the labels. An image without a valid pixel
     has IoU 1 in each class; an ignored class is NaN.
     """
-    _check_num_classes(num_classes)
-    _check_pair(predictions, labels)
-    if labels.ndim == 0:
-        raise ValueError("labels must have a batch dimension, got a 0-dim tensor")
-    counts = _count_pairs_per_image(predictions, labels, num_classes, ignore_index)
+    counts = pair_counts(predictions, labels, num_classes, ignore_index)
     return _iou(counts, ignore_index, absent=1.0)
 
 
@@ -276,7 +361,7 @@ def _check_mergeable(first: ConfusionMatrix | ImageIoU, second: ConfusionMatrix 
 
 
 def _check_same_options(
-    metric: ConfusionMatrix | ImageIoU, group: distributed.ProcessGroup
+    metric: ConfusionMatrix | ImageIoU | BatchIoU, group: distributed.ProcessGroup
 ) -> None:
     """Compare the options of all ranks before anything of their size is sent."""
     for name in ("num_classes", "ignore_index"):

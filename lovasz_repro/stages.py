@@ -65,7 +65,7 @@ def score_on(
     ``scoring`` is that of the data set by default.
     """
     team, kind, network = session.team, DATASETS[cell.data.name], NETWORKS[cell.model.name]
-    scoring = scoring or kind.scoring(cell.data)
+    scoring = scoring or kind.scoring(cell.data, cell.training.batch_size)
     if isinstance(scoring, BinaryScoring):
         predict: Predict = partial(logits_of, scoring.category, network.to_size)
     else:

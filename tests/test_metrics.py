@@ -14,12 +14,14 @@ from torchmetrics.functional.classification import (
 )
 
 from lovasz_repro.metrics import (
+    BatchIoU,
     ConfusionMatrix,
     ImageIoU,
     batch_miou,
     binary_image_iou,
     image_iou,
     image_miou,
+    pair_counts,
 )
 
 MISSING = math.nan
@@ -282,3 +284,67 @@ def test_cuda_counts_as_the_cpu_does():
     scores = image_miou(predictions.cuda(), labels.cuda(), 5, 4)
     assert scores.is_cuda
     same(scores.cpu(), image_miou(predictions, labels, 5, 4))
+
+
+def plain_batch_miou(predictions: Tensor, labels: Tensor, num_classes: int, void: int) -> float:
+    """Mean IoU of the classes that the labels of a batch contain, pixel by pixel."""
+    flat, truth = predictions.flatten().tolist(), labels.flatten().tolist()
+    scores = plain_iou(flat, truth, num_classes, void)
+    present = [c for c in range(num_classes) if c in truth and c != void]
+    return sum(scores[c] for c in present) / len(present)
+
+
+@pytest.mark.parametrize(("count", "size", "full"), [(12, 4, 3), (11, 4, 2), (3, 10, 1), (5, 1, 5)])
+def test_batch_iou_is_the_mean_over_batches_of_a_fixed_shuffle(
+    count: int, size: int, full: int
+) -> None:
+    generator = torch.Generator().manual_seed(count)
+    predictions = torch.randint(0, 5, (count, 4, 6), generator=generator)
+    labels = torch.randint(0, 5, (count, 4, 6), generator=generator)
+    labels[labels == 4] = 255  # class 4 is predicted, never there
+    labels[1:3, :2] = 3
+    measured = BatchIoU(5, 255)
+    for image in range(count):
+        measured.update(predictions[image : image + 1], labels[image : image + 1])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    batches = [order[k * size : (k + 1) * size] for k in range(full)]
+    expected = [plain_batch_miou(predictions[b], labels[b], 5, 255) for b in batches]
+    assert measured.mean_iou(size) == pytest.approx(sum(expected) / full, abs=1e-12)
+
+
+def test_batch_iou_of_one_batch_is_batch_miou() -> None:
+    generator = torch.Generator().manual_seed(5)
+    predictions, labels = torch.randint(0, 6, (2, 7, 8, 9), generator=generator)
+    labels[:, 0] = 255
+    measured = BatchIoU(6, 255)
+    measured.update(predictions, labels)
+    assert measured.mean_iou(7) == pytest.approx(batch_miou(predictions, labels, 6, 255).item())
+    ignoring = BatchIoU(6, 2)
+    labels[labels == 255] = 2
+    ignoring.update(predictions, labels)
+    assert ignoring.mean_iou(7) == pytest.approx(batch_miou(predictions, labels, 6, 2).item())
+
+
+def test_batch_iou_of_nothing_is_nan_and_batches_need_an_image() -> None:
+    measured = BatchIoU(3, 255)
+    assert math.isnan(measured.mean_iou(4))
+    measured.update(torch.zeros(2, 3, 3).long(), torch.full((2, 3, 3), 255))
+    assert math.isnan(measured.mean_iou(2))
+    measured.update(torch.zeros(1, 3, 3).long(), torch.zeros(1, 3, 3).long())
+    assert measured.mean_iou(1) == 1.0  # batches without a valid pixel have no score
+    with pytest.raises(ValueError, match="batch_size 0"):
+        measured.mean_iou(0)
+
+
+def test_counts_that_are_added_are_as_good_as_images() -> None:
+    generator = torch.Generator().manual_seed(6)
+    predictions, labels = torch.randint(0, 4, (2, 5, 6, 7), generator=generator)
+    labels[0] = 255
+    counts = pair_counts(predictions, labels, 4, 255)
+    for kind in (ConfusionMatrix, ImageIoU):
+        by_images, by_counts = kind(4, 255), kind(4, 255)
+        by_images.update(predictions, labels)
+        by_counts.add(counts)
+        torch.testing.assert_close(by_images.iou(), by_counts.iou(), rtol=0, atol=0, equal_nan=True)
+    assert counts.sum().item() == (labels != 255).sum().item()
+    assert counts[2, 1, 3] == ((labels[2] == 1) & (predictions[2] == 3)).sum()

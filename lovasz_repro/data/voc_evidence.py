@@ -55,6 +55,7 @@ class EvidenceTraining:
         evidence: how it is drawn.
         seed: of the whole training.
         category: class id that is told from the rest; None: all classes.
+        split: "train_aug" or "trainval_aug".
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class EvidenceTraining:
         *,
         seed: int,
         category: int | None = None,
+        split: str = "train_aug",
     ) -> None:
-        self.masks = masks_of(root, "train_aug")
+        self.masks = masks_of(root, split)
         self.crop, self.evidence, self.seed, self.category = crop, evidence, seed, category
 
     def __len__(self) -> int:

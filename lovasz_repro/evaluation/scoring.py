@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from lovasz_repro.evaluation.cityscapes import CityscapesCounts
-from lovasz_repro.metrics import ConfusionMatrix, ImageIoU
+from lovasz_repro.metrics import BatchIoU, ConfusionMatrix, ImageIoU, pair_counts
 
 
 class Scoring(Protocol):
@@ -35,32 +35,50 @@ class Scoring(Protocol):
 
 
 class SegmentationScoring:
-    """Dataset-mIoU (Eq. 14), image-mIoU (Eq. 3) and the IoU of each class; targets are labels."""
+    """Dataset-mIoU (Eq. 14), image-mIoU (Eq. 3), the IoU of each class, and the batch-mIoU over
+    present classes (Sec. 3.1); targets are labels.
 
-    def __init__(self, classes: tuple[str, ...], ignore_index: int | None) -> None:
+    Args:
+        classes: names.
+        ignore_index: label of void.
+        batch_size: images of a batch of the batch-mIoU; None: it is not computed.
+    """
+
+    def __init__(
+        self, classes: tuple[str, ...], ignore_index: int | None, batch_size: int | None = None
+    ) -> None:
         self.classes = classes
+        self.batch_size = batch_size
         self.confusion = ConfusionMatrix(len(classes), ignore_index)
         self.per_image = ImageIoU(len(classes), ignore_index)
+        self.batches = BatchIoU(len(classes), ignore_index)
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Add a batch: predictions and labels (B, H, W)."""
-        labels = targets.long()
-        self.confusion.update(predictions, labels)
-        self.per_image.update(predictions, labels)
+        confusion = self.confusion
+        counts = pair_counts(predictions, targets, confusion.num_classes, confusion.ignore_index)
+        confusion.add(counts)
+        self.per_image.add(counts)
+        if self.batch_size:
+            self.batches.add(counts)
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The counts of all ranks, on each."""
-        total = type(self)(self.classes, self.confusion.ignore_index)
+        total = type(self)(self.classes, self.confusion.ignore_index, self.batch_size)
         total.confusion = self.confusion.over_ranks(group)
         total.per_image = self.per_image.over_ranks(group)
+        total.batches = self.batches.over_ranks(group)
         return total
 
     def as_metrics(self, split: str) -> dict[str, float]:
-        """``<split>/dataset_miou``, ``/image_miou`` and ``/iou/<class>``; NaN where undefined."""
+        """``<split>/dataset_miou``, ``/image_miou``, ``/batch_miou`` where it is computed, and
+        ``/iou/<class>``; NaN where undefined."""
         metrics = {
             f"{split}/dataset_miou": self.confusion.mean_iou(),
             f"{split}/image_miou": self.per_image.mean_iou(),
         }
+        if self.batch_size:
+            metrics[f"{split}/batch_miou"] = self.batches.mean_iou(self.batch_size)
         named = zip(self.classes, self.confusion.iou().tolist(), strict=True)
         return metrics | {f"{split}/iou/{name}": iou for name, iou in named}
 
