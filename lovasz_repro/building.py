@@ -1,6 +1,7 @@
 """What a cell's config names, as objects: data sets, network, optimiser, batches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ from lovasz_repro.data.sampling import (
 )
 from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet, category_of
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.evaluation.binary import BinaryScoring
+from lovasz_repro.evaluation.evaluate import (
+    AnyScoring,
+    Predict,
+    category_logits,
+    evaluate,
+    predicted_classes,
+)
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.layers import BatchShare, share_dropout
 from lovasz_repro.networks import NETWORKS
@@ -145,7 +154,12 @@ def draw_batches(
     kind = DATASETS[cell.data.name]
     presence = counts[:, kind.first_class : len(kind.table)] > 0
     return EquibatchBatches(
-        presence, config.batch_size, config.iterations, seed=cell.seed, start=start
+        presence,
+        config.batch_size,
+        config.iterations,
+        seed=cell.seed,
+        start=start,
+        first_class=kind.first_class,
     )
 
 
@@ -155,6 +169,7 @@ def evaluation_batches(
     team: Team,
     workers: int = 0,
     most: int = EVALUATION_BATCH,
+    pinned: bool = False,
 ) -> Iterator[Any]:
     """This rank's share of a data set, in order; the shares hold every image once.
 
@@ -164,6 +179,7 @@ def evaluation_batches(
         team: the ranks.
         workers: processes that decode images.
         most: images that come together, at most; 1 where they have sizes of their own.
+        pinned: in memory from which a GPU copies while it computes.
     """
     own = range(len(images))[team.share(len(images))]
     share: Subset[Any] = Subset(images, own)  # type: ignore[arg-type]
@@ -172,9 +188,45 @@ def evaluation_batches(
         share,
         batch_size=max(1, min(most, fitting)),
         num_workers=workers,
+        pin_memory=pinned,
         generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
     )
     return in_one_line(loader)
+
+
+def scored_batches(cell: CellConfig, images: ScoredSet, place: Place, team: Team) -> Iterator[Any]:
+    """This rank's share of a labelled set, as a run reads it to score on it."""
+    kind = DATASETS[cell.data.name]
+    return evaluation_batches(
+        images,
+        cell.data.size,
+        team,
+        workers=0 if kind.in_memory else place.workers,
+        most=1 if kind.sizes_differ else EVALUATION_BATCH,
+        pinned=place.device.type == "cuda",
+    )
+
+
+def evaluator(cell: CellConfig, scoring: AnyScoring) -> Callable[..., AnyScoring]:
+    """``evaluate`` as a run calls it for a scoring: still to be given are the model, the batches,
+    the scoring and the device."""
+    kind, network = DATASETS[cell.data.name], NETWORKS[cell.model.name]
+    if isinstance(scoring, BinaryScoring):
+        predict: Predict = partial(category_logits, scoring.category, network.to_size)
+    else:
+        predict = partial(
+            predicted_classes,
+            first_class=kind.first_class,
+            upsample=cell.evaluation.upsample,
+            to_size=network.to_size,
+        )
+    return partial(
+        evaluate,
+        predict=predict,
+        prepare=network.prepare,
+        bfloat16=cell.training.precision == "bfloat16",
+        channels_last=cell.training.channels_last,
+    )
 
 
 def in_one_line(batches: Iterable[Any]) -> Iterator[Any]:

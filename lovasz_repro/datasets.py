@@ -143,14 +143,19 @@ def _voc_files(root: Path, data: DataConfig) -> list[Path]:
 
 
 def _voc_train(root: Path, data: DataConfig, seed: int) -> TrainingSet:
-    category, crop = category_of(data), data.size[0]
+    category, crop, shown = category_of(data), data.size[0], data.crop_with_class
     if data.images == "features":
-        evidence = Evidence(data.noise)
         return EvidenceTraining(
-            root, crop, evidence, seed=seed, category=category, split=data.train_split
+            root,
+            crop,
+            Evidence(data.noise),
+            seed=seed,
+            category=category,
+            split=data.train_split,
+            crop_with_class=shown,
         )
     images = voc.list_images(root, data.train_split)
-    return VocTraining(images, crop, seed=seed, category=category)
+    return VocTraining(images, crop, seed=seed, category=category, crop_with_class=shown)
 
 
 def _voc_scored(root: Path, split: str, data: DataConfig) -> ScoredSet:

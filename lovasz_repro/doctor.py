@@ -14,6 +14,7 @@ from rich.table import Table
 from lovasz_repro import __version__
 from lovasz_repro.data import camvid as camvid_layout
 from lovasz_repro.data import cityscapes as cityscapes_layout
+from lovasz_repro.data import voc as voc_layout
 from lovasz_repro.data.locate import find_dataset, find_deeplab_weights, find_enet_weights
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
@@ -25,6 +26,10 @@ CAMVID_SOURCE = (
 )
 CITYSCAPES_SOURCE = (
     "for `run cityscapes-enet`; `lovasz-repro data check cityscapes` says how to get it"
+)
+VOC_SOURCE = (
+    "for `run voc-binary` and `run voc-multiclass`; `lovasz-repro data check voc` says how to get "
+    "it"
 )
 ENET_SOURCE = (
     "for `run cityscapes-enet`, `run camvid-enet` and `predict`; `lovasz-repro weights fetch "
@@ -56,9 +61,11 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
         *devices(),
         cityscapes(data),
         camvid(data),
+        voc(data),
         enet_weights(data),
         deeplab_weights(data),
         official_scores(),
+        crf(),
         store(results, tracking_uri),
         slurm(),
     ]
@@ -114,11 +121,24 @@ def camvid(data: Path) -> Finding:
     return splits("camvid", folder, found, expected)
 
 
+def voc(data: Path) -> Finding:
+    """Pascal VOC with SBD and how many images with their masks; test images are not counted."""
+    folder, expected = find_dataset(data, "voc"), voc_layout.SPLIT_SIZES
+    if folder is None:
+        return Finding("voc", False, f"not at {data / 'voc'}; {VOC_SOURCE}")
+    labelled = ("train_aug", "val")
+    try:
+        found = {split: len(voc_layout.list_images(folder, split)) for split in labelled}
+    except UserError as error:
+        return Finding("voc", False, str(error))
+    return splits("voc", folder, found, {split: expected[split] for split in labelled})
+
+
 def splits(name: str, folder: Path, found: dict[str, int], expected: dict[str, int]) -> Finding:
     """How many images there are, and whether they are all that were published."""
     counts, published = ("/".join(map(str, sizes.values())) for sizes in (found, expected))
     note = "" if found == expected else f", but the published split is {published}"
-    return Finding(name, found == expected, f"{folder}: {counts} train/val/test{note}")
+    return Finding(name, found == expected, f"{folder}: {counts} {'/'.join(found)}{note}")
 
 
 def enet_weights(data: Path) -> Finding:
@@ -145,6 +165,16 @@ def official_scores() -> Finding:
         extra = "pip install 'lovasz-repro[cityscapes]'"
         return Finding("cityscapesscripts", False, f"for `evaluate --official` alone: {extra}")
     return Finding("cityscapesscripts", True, version)
+
+
+def crf() -> Finding:
+    """Whether predictions can be refined by the dense CRF."""
+    try:
+        version = importlib.metadata.version("pydensecrf2")
+    except importlib.metadata.PackageNotFoundError:
+        why = "for the dense CRF of `run voc-multiclass` and `evaluate --crf`; needs a C++ compiler"
+        return Finding("pydensecrf2", False, f"{why}: pip install 'lovasz-repro[crf]'")
+    return Finding("pydensecrf2", True, version)
 
 
 def store(results: Path, tracking_uri: str | None) -> Finding:

@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from lovasz_repro.batch_scores import batches_of_run, score_batches_of_run
 from lovasz_repro.building import (
     build_model,
     build_optimizer,
@@ -30,9 +31,10 @@ from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.networks import NETWORKS
 from lovasz_repro.overview import Overview
-from lovasz_repro.place import START, Inputs, Place, inputs_of_all, run_folder
+from lovasz_repro.place import START, Inputs, Place, check_extras, inputs_of_all, run_folder
 from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, device_name, git_commit, package_versions
+from lovasz_repro.regimes import score_regimes_of_run
 from lovasz_repro.session import RunSession
 from lovasz_repro.shared_session import SharedSession
 from lovasz_repro.stages import count_classes, keep_examples, score_basis, score_on
@@ -84,6 +86,7 @@ def run_experiment(
             outcome.skipped.append(cell.name)
             overview.done(cell, done.metrics)
             continue
+        check_extras(cell)
         overview.running(cell)
         team.on_leader(partial(fetch_start, cell, inputs, store))
         run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
@@ -120,6 +123,7 @@ def run_cell(
     network = NETWORKS[cell.model.name]
     torch.manual_seed(cell.seed)
     train_set, scored = open_data(cell, inputs)
+    batches = team.on_leader(lambda: batches_of_run(cell, inputs.data))
     model = build_model(cell, inputs, place.device)
     state = TrainingState(model, build_optimizer(model, config, cell.model.name))
     session.resume(state, place.device)
@@ -166,6 +170,10 @@ def run_cell(
     for split in tested:
         session.log(config.iterations, score(split, snapshot=state.best_iteration))
     session.log(config.iterations, {"best/iteration": float(state.best_iteration)})
+    if cell.evaluation.multi_scale:
+        score_regimes_of_run(model, cell, inputs, place, session, split=f"{seen}val")
+    if batches:
+        score_batches_of_run(model, scored["val"], batches, cell, place, session, prefix=seen)
     if cell.evaluation.examples:
         keep_examples(model, scored["val"], cell, inputs, place, session)
     metadata = weights_metadata(cell, state)

@@ -296,8 +296,7 @@ def _count_pairs_per_image(
     if ignore_index is not None and _holds(labels.dtype, ignore_index):
         ignored = labels == ignore_index
         predictions, labels = predictions.masked_fill(ignored, 0), labels.masked_fill(ignored, 0)
-    _check_range("label", labels, num_classes, ignore_index)
-    _check_range("prediction", predictions, num_classes)
+    _check_ranges(predictions, labels, num_classes, ignore_index)
 
     batch, pairs = len(labels), num_classes**2
     dtype = torch.int32 if _holds(torch.int32, batch * pairs) else torch.int64  # int32 is faster
@@ -337,13 +336,21 @@ def _check_pair(predictions: Tensor, labels: Tensor) -> None:
             raise TypeError(f"{name} must be integer class ids, got {values.dtype}")
 
 
-def _check_range(
-    name: str, values: Tensor, num_classes: int, ignore_index: int | None = None
+def _check_ranges(
+    predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None
 ) -> None:
     """Raise ValueError naming the value and the class count if a value is no class id."""
-    if values.numel() == 0:
+    if labels.numel() == 0:
         return
-    low, high = torch.stack(values.aminmax()).tolist()  # one synchronisation with the device
+    ends = [end.long() for values in (labels, predictions) for end in values.aminmax()]
+    first, last, low, high = torch.stack(ends).tolist()  # one synchronisation with the device
+    _check_range("label", first, last, num_classes, ignore_index)
+    _check_range("prediction", low, high, num_classes)
+
+
+def _check_range(
+    name: str, low: int, high: int, num_classes: int, ignore_index: int | None = None
+) -> None:
     if low >= 0 and high < num_classes:
         return
     message = f"{name} {low if low < 0 else high} is out of range for {num_classes} classes"

@@ -9,6 +9,7 @@ from lovasz_repro.config import CellConfig
 from lovasz_repro.data.locate import dataset_folder, deeplab_weights_file, enet_weights_file
 from lovasz_repro.datasets import DATASETS
 from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.progress import Progress
 from lovasz_repro.provenance import config_hash, fingerprint_files, run_identity
 from lovasz_repro.training.distributed import Team
@@ -29,6 +30,8 @@ class Place:
     device: torch.device
     workers: int = 0
     """Processes that decode images; 0 decodes in the training process."""
+    processes: int = 1
+    """Processes that share work done file by file, beside the training process."""
     basis: Path | None = None
     """Weights file that stands for the run of the variant basis."""
 
@@ -94,6 +97,16 @@ def released_weights(cell: CellConfig, place: Place) -> Path | None:
                 raise UserError(f"no basis network at {place.basis}. Name its file with --basis.")
             return place.basis
     return None
+
+
+def check_extras(cell: CellConfig) -> None:
+    """Make sure that the optional packages are installed that a cell needs after its training.
+
+    Raises:
+        UserError: one is not.
+    """
+    if cell.evaluation.crf:
+        check_installed(", or score without it: --set evaluation.crf=null")
 
 
 def run_folder(results: Path, cell: CellConfig, identity: str) -> Path:

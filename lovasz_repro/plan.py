@@ -9,7 +9,7 @@ from rich.table import Table
 from lovasz_repro.config import CellConfig, ExperimentConfig
 from lovasz_repro.errors import UserError
 from lovasz_repro.experiment import Outcome
-from lovasz_repro.place import Place, find_inputs, run_folder
+from lovasz_repro.place import Place, check_extras, find_inputs, run_folder
 from lovasz_repro.provenance import device_name
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.training.checkpoint import Checkpoints
@@ -30,7 +30,7 @@ def print_plan(cells: list[CellConfig], place: Place, store: Store, ranks: int =
     console.print(yaml.safe_dump(cells[0].model_dump(mode="json"), sort_keys=False), end="")
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
-    table.add_column("differs in")
+    table.add_column("differs in", overflow="fold")
     table.add_column("state")
     missing: set[str] = set()
     left: list[tuple[CellConfig, int]] = []
@@ -66,6 +66,7 @@ def state_of(cell: CellConfig, place: Place, store: Store) -> tuple[str, int]:
     stored = store.finished(cell.experiment, inputs.identity)
     if stored:
         return f"done (run {stored.run_id})", 0
+    check_extras(cell)
     folder = run_folder(place.results, cell, inputs.identity)
     iteration = Checkpoints(folder).latest_iteration() if folder.is_dir() else None
     total = cell.training.iterations

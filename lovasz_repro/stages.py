@@ -1,7 +1,6 @@
 """What a run does beside training: counts classes, scores, looks for examples; each with a bar."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -9,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lovasz_repro.building import EVALUATION_BATCH, build_model, evaluation_batches
+from lovasz_repro.building import build_model, evaluator, scored_batches
 from lovasz_repro.config import CellConfig
 from lovasz_repro.data.statistics import class_counts
 from lovasz_repro.datasets import DATASETS, ScoredSet, TrainingSet, category_of
-from lovasz_repro.evaluation.binary import BasisScoring, BinaryScoring
-from lovasz_repro.evaluation.evaluate import AtSize, Predict, evaluate, predicted_classes
+from lovasz_repro.evaluation.binary import BasisScoring
+from lovasz_repro.evaluation.evaluate import category_logits, predicted_classes
 from lovasz_repro.evaluation.examples import (
     MOST_IMAGES,
     Photographed,
@@ -25,6 +24,7 @@ from lovasz_repro.evaluation.masks import Answers, find_mask, write_masks
 from lovasz_repro.evaluation.scoring import Scoring
 from lovasz_repro.networks import NETWORKS
 from lovasz_repro.place import Inputs, Place
+from lovasz_repro.segmentations import keep_segmentations
 from lovasz_repro.shared_session import SharedSession
 
 
@@ -64,34 +64,15 @@ def score_on(
 
     ``scoring`` is that of the data set by default.
     """
-    team, kind, network = session.team, DATASETS[cell.data.name], NETWORKS[cell.model.name]
-    scoring = scoring or kind.scoring(cell.data, cell.training.batch_size)
-    if isinstance(scoring, BinaryScoring):
-        predict: Predict = partial(logits_of, scoring.category, network.to_size)
-    else:
-        predict = partial(
-            predicted_classes,
-            first_class=kind.first_class,
-            upsample=cell.evaluation.upsample,
-            to_size=network.to_size,
-        )
+    team = session.team
+    scoring = scoring or DATASETS[cell.data.name].scoring(cell.data, cell.training.batch_size)
     task = session.progress.task(f"  scoring on {split}", len(images))
     try:
-        return evaluate(
+        return evaluator(cell, scoring)(
             model,
-            evaluation_batches(
-                images,
-                cell.data.size,
-                team,
-                workers=0 if kind.in_memory else place.workers,
-                most=1 if kind.sizes_differ else EVALUATION_BATCH,
-            ),
+            scored_batches(cell, images, place, team),
             scoring,
             place.device,
-            predict=predict,
-            prepare=network.prepare,
-            bfloat16=cell.training.precision == "bfloat16",
-            channels_last=cell.training.channels_last,
             group=team.group,
             advance=lambda count: task.advance(count * team.size),
         )
@@ -109,13 +90,6 @@ def score_basis(
     return score_on(model, images, "val", cell, place, session, scoring).as_metrics("basis")
 
 
-def logits_of(
-    category: int, to_size: AtSize, logits: torch.Tensor, size: Sequence[int]
-) -> torch.Tensor:
-    """Scores of one category at another size: logits (B, C, h, w) -> (B, H, W)."""
-    return to_size(logits[:, category : category + 1], size)[:, 0]
-
-
 def keep_examples(
     model: nn.Module,
     images: ScoredSet,
@@ -128,6 +102,9 @@ def keep_examples(
     kind, category = DATASETS[cell.data.name], category_of(cell.data)
     if category is not None:
         keep_masks(model, images, category, cell, inputs, place, session)
+        return
+    if cell.data.name == "voc":
+        keep_segmentations(model, images, cell, inputs, place.device, session)
         return
 
     def write(folder: Path) -> list[Path]:
@@ -170,7 +147,7 @@ def keep_masks(
             before=lambda logits, size: (
                 predicted_classes(logits, size, to_size=network.to_size) == category
             ),
-            after=lambda logits, size: logits_of(category, network.to_size, logits, size) > 0,
+            after=lambda logits, size: category_logits(category, network.to_size, logits, size) > 0,
             prepare=network.prepare,
         )
         count = min(cell.evaluation.examples, len(images))

@@ -22,6 +22,7 @@ FORBIDDEN = {
     "bench": ("synthetic", "store", "report", "session", "experiment"),
     "experiment": ("report", "launch"),
     "stages": ("store", "report", "experiment", "launch"),
+    "batch_scores": ("store", "report", "session", "experiment", "launch"),
     "building": ("store", "report", "session", "experiment", "launch"),
     "datasets": ("models", "training", "store", "report", "session", "experiment", "launch"),
     "place": ("store", "report", "session", "experiment", "launch"),

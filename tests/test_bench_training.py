@@ -22,7 +22,18 @@ from torch import Tensor
 
 from lovasz_repro import cli
 from lovasz_repro.bench import trainee, training
-from lovasz_repro.bench.trainee import First, LossClock, Timed, Trainee, Variant, batch
+from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.samples import Size
+from lovasz_repro.bench.trained_networks import DEEPLAB, SMALL, scale_deeplab
+from lovasz_repro.bench.trainee import (
+    First,
+    LossClock,
+    Timed,
+    Trainee,
+    Variant,
+    batch,
+    held_bytes,
+)
 from lovasz_repro.bench.training import (
     Settings,
     check_same,
@@ -33,8 +44,18 @@ from lovasz_repro.bench.training import (
     variants,
 )
 from lovasz_repro.bench.training_ranks import CPU, Ranks
-from lovasz_repro.bench.training_render import Report, print_report, to_markdown
+from lovasz_repro.bench.training_render import (
+    CheckpointCost,
+    Measured,
+    Report,
+    print_report,
+    to_json,
+    to_markdown,
+)
+from lovasz_repro.config import load_experiment
+from lovasz_repro.data.voc_augmentation import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.models.deeplab import DeepLab
 
 NAMES = [
     "1 process, float32", "2 processes", "bfloat16", "channels last", "bfloat16, channels last",
@@ -242,6 +263,99 @@ def test_on_a_gpu_there_are_no_processes_but_compiled_variants() -> None:
     ]  # fmt: skip
 
 
+def test_deeplab_is_compared_with_other_losses_and_parts() -> None:
+    small = replace(ALONE, size=parse_batch("2x65x65", SMALL), network="deeplab-v2-small")
+    rows = variants(small)
+    assert [row.name for row in rows] == [
+        "float32", "bfloat16", "channels last", "bfloat16, channels last",
+        "float32, cross-entropy", "float32, in 2 parts",
+    ]  # fmt: skip
+    assert {row.network for row in rows} == {"deeplab-v2-small"}
+    single = variants(replace(small, size=parse_batch("1x65x65", SMALL)))
+    assert "float32, in 2 parts" not in [row.name for row in single]
+
+
+def test_deeplab_is_trained_as_its_experiment_says() -> None:
+    """But for the learning rate, and from random weights."""
+    size = parse_batch("2x65x65", SMALL)
+    trainee = Trainee(Variant("", network="deeplab-v2-small"), size, CPU)
+    recipe = load_experiment("voc-multiclass").cells("paper")[0].training
+    for name in ("optimizer", "weight_decay", "batch_norm", "lr_multipliers"):
+        assert getattr(trainee.config, name) == getattr(recipe, name), name
+    multipliers = [group["lr_multiplier"] for group in trainee.state.optimizer.param_groups]
+    assert multipliers == [1, 10, 20]
+    assert size == (2, 21, 65, 65)
+
+
+def test_an_untrained_deeplab_has_logits_of_order_one() -> None:
+    torch.manual_seed(0)
+    model = DeepLab(21, blocks=(3, 4, 23, 3), width=8)
+    scale_deeplab(model)
+    images, _ = batch(parse_batch("2x65x65", DEEPLAB))
+    with torch.no_grad():
+        logits = model(to_caffe(images, False, torch.float32))
+    assert 0.05 < logits.std() < 20
+
+
+def test_parts_of_a_batch_compute_what_the_whole_does() -> None:
+    size = parse_batch("3x33x41", SMALL)
+    whole, parts = (
+        Trainee(
+            Variant("", precision="float64", network="deeplab-v2-small", iter_size=n), size, CPU
+        )
+        for n in (1, 2)
+    )
+    first = whole.first()
+    assert check_same_gradient("in parts", parts.first(), first) < 1e-9
+    assert parts.run(1, 0).loss > 0
+
+
+def test_memory_is_held_by_weights_gradients_and_moments() -> None:
+    trainee = Trainee(Variant("", network="deeplab-v2-small"), parse_batch("1x33x33", SMALL), CPU)
+    model = trainee.state.model
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    statistics_ = sum(b.nbytes for b in model.buffers())
+    assert held_bytes(trainee.state) == weights + statistics_
+    trainee.first()
+    assert held_bytes(trainee.state) == weights + statistics_ + 2 * trained
+    assert trainee.peak_bytes() is None  # of a GPU
+
+
+def test_hours_of_the_papers_training() -> None:
+    spread = Spread(1.0, 1.0, 1.0)
+    row = Measured(
+        "float32", 1, 1, (500.0,), (10.0,), None, spread, spread, None, 20.0, 0.9, 0.0, None, 2**33
+    )
+    checkpoint = CheckpointCost((1.0,), spread, 100)
+    crops = Size(10, 21, 321, 321)
+    report = Report(
+        "Toy", "Toy", 1, "2.9", "abc", crops, 1, 1, (row,), checkpoint, (), None, "deeplab-v2"
+    )
+    assert report.hours(row, 20_000) == pytest.approx(20_000 * 0.5 / 3600)
+    assert replace(report, network="enet").hours(row, 20_000) is None
+    assert replace(report, size=Size(10, 21, 97, 97)).hours(row, 20_000) is None
+    text = to_markdown(report)
+    assert text.startswith("**DeepLab-v2 ResNet-101, 10 x 3 x 321 x 321, 21 classes, Toy, torch")
+    assert "batches of 10: 20,000 iterations 2.78 h, 30,000 iterations 4.17 h;" in text
+    assert "| float32 | 20.0 | 500 | 1 | 100% | 8.0 GiB |" in text
+    assert json.loads(to_json(report))["rows"][0]["projected_hours"]["30000"] == pytest.approx(
+        30_000 * 0.5 / 3600
+    )
+
+
+def test_a_small_deeplab_is_measured() -> None:
+    report = run_bench(choose_settings("2x33x33", None, CPU, 1, 1, 1, "deeplab-v2-small"))
+    assert len(report.rows) == 6
+    assert all(0 < row.loss_share.high < 1 for row in report.rows)
+    unit, *_, entropy, parts = report.rows
+    assert entropy.loss_difference > 0.1  # another loss, and reported all the same
+    assert parts.loss_difference < 1e-5
+    assert unit.peak_bytes is None
+    assert report.notes == ()
+    assert "cross-entropy), on labels at the network's output grid" in to_markdown(report)
+
+
 def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class InductorError(RuntimeError):
         __module__ = "torch._inductor.exc"
@@ -388,6 +502,9 @@ def test_nobody_is_left_behind(number: signal.Signals) -> None:
         (["--procs", "3", "--size", "2x16x16", "--device", "cpu"], ["--procs 3", "2 images"]),
         (["--procs", "2", "--threads", "1", "--device", "cpu"], ["--procs 2", "--threads"]),
         (["--device", "tpu"], ["device 'tpu'"]),
+        (["--network", "deeplab-v2", "--size", "2x96x96"], ["size '2x96x96'", "8 n + 1"]),
+        (["--network", "deeplab-v2", "--size", "0x97x97"], ["a batch has at least 1"]),
+        (["--network", "deeplab-v2", "--procs", "2"], ["--procs", "not on deeplab-v2"]),
         (["--json", "--markdown"], ["--json", "--markdown"]),
     ],
 )

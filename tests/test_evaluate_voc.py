@@ -71,30 +71,6 @@ def test_from_a_foreign_file_to_scores(
     assert "6 images of val" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--split", "test"], "test annotations are not public"),
-        (["--official"], "only --split, --folder and --device apply"),
-        (["--folder", "nowhere"], "nowhere not found"),
-    ],
-)
-def test_what_cannot_be_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
-    file = tmp_path / "w.safetensors"
-    names = tuple(str(index) for index in range(21))
-    save_deeplab_weights(random_deeplab(), file, {"dataset": "voc", "class_names": names})
-    assert call(monkeypatch, "evaluate", file, "--data", tmp_path, *arguments) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
-
-
 def test_a_network_of_other_classes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,3 +75,33 @@ def write_binary_experiment(folder: Path, name: str = "voc-binary", **training: 
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+def write_multiclass_experiment(
+    folder: Path, name: str = "voc-multiclass", **evaluation: Any
+) -> Path:
+    """voc-multiclass.yaml for such a tree: four steps of a run at random, three scales, the CRF.
+
+    Args:
+        folder: for the file.
+        name: of the experiment.
+        evaluation: options of every run, in place of these.
+    """
+    content = yaml.safe_load((experiments_folder() / "voc-multiclass.yaml").read_text())
+    content |= {"experiment": name, "batch_sizes": [3]}
+    for variant in content["variants"].values():
+        variant.pop("batch_sizes", None)
+    size = content["profiles"]["demo"]
+    size["variants"] = {}
+    size["recipe"]["data"] |= {"folder": "tiny", "size": [33, 33]}
+    size["recipe"]["model"]["weights"] = None
+    size["recipe"]["training"] |= {"iterations": 4, "validate_every": 4, "checkpoint_every": 2}
+    size["recipe"]["evaluation"] = {
+        "multi_scale": {"least_side": 65},
+        "crf": {"iterations": 2},
+        "batches": None,
+        "examples": 0,
+    } | evaluation
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file

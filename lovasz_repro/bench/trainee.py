@@ -1,4 +1,4 @@
-"""What ``bench training`` trains: ENet on one batch, through the functions of a run."""
+"""What ``bench training`` trains: a network on one batch, through the functions of a run."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,17 +9,16 @@ from torch import Tensor
 
 from lovasz_repro.bench.machine import synchronise
 from lovasz_repro.bench.samples import Size, regions
+from lovasz_repro.bench.trained_networks import ENET, TRAINED, NetworkName
 from lovasz_repro.building import build_optimizer, spread_model
-from lovasz_repro.config import LossConfig, TrainingConfig
-from lovasz_repro.models.enet import ENet
+from lovasz_repro.config import LossConfig, LossName, ModelConfig, TrainingConfig
+from lovasz_repro.networks import NETWORKS
 from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import Objective, build_objective
 
-CLASSES = 11  # of CamVid, where none are given
+CLASSES = ENET.classes
 VOID = 255
-LOSS = LossConfig(terms={"lovasz_softmax": 1.0})
-LR = 2.5e-4  # of the ENet experiment (experiments/camvid-enet.yaml)
 SEED = 0
 
 
@@ -32,6 +31,10 @@ class Variant:
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     channels_last: bool = False
     compiled: bool = False
+    network: NetworkName = "enet"
+    loss: LossName = "lovasz_softmax"
+    iter_size: int = 1
+    """Parts in which the batch passes the network."""
 
 
 class Timed(NamedTuple):
@@ -109,10 +112,12 @@ class Trainee:
     ) -> None:
         self.device, self.team = device, team
         own, talks_to = team.share(size.batch), ALONE if apart else team
+        trained, self.kind = TRAINED[variant.network], NETWORKS[variant.network]
         self.config = TrainingConfig(
+            **trained.recipe,
             iterations=10**6,
             batch_size=size.batch,
-            lr=LR,
+            iter_size=variant.iter_size,
             precision=variant.precision,
             channels_last=variant.channels_last,
             validate_every=1,
@@ -120,12 +125,15 @@ class Trainee:
         )
         torch.manual_seed(SEED)
         dtype = torch.float64 if variant.precision == "float64" else None
-        model = ENet(size.classes).to(device, dtype)
+        model = self.kind.build(size.classes, ModelConfig(name=variant.network))
+        trained.ready(model)
+        model.to(device, dtype)
         if variant.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.state = TrainingState(model, build_optimizer(model, self.config))
+        self.state = TrainingState(model, build_optimizer(model, self.config, variant.network))
         spread_model(model, self.config, talks_to)
-        self.clock = LossClock(build_objective(LOSS, VOID, group=talks_to.group), device)
+        loss = LossConfig(terms={variant.loss: 1.0})
+        self.clock = LossClock(build_objective(loss, VOID, group=talks_to.group), device)
         self.network = talks_to.wrap(model)
         if variant.compiled:
             self.network.compile()
@@ -142,6 +150,20 @@ class Trainee:
         return First(
             loss, torch.cat([g.flatten() for g in gradients if g is not None]).cpu().numpy()
         )
+
+    def peak_bytes(self) -> int | None:
+        """Memory of a GPU that this training needs, weights and moments included; takes a step.
+
+        None on a CPU.
+        """
+        if self.device.type != "cuda":
+            return None
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self._step()
+        synchronise(self.device)
+        self.clock.take()
+        return torch.cuda.max_memory_allocated(self.device) - before + held_bytes(self.state)
 
     def run(self, steps: int, seed: int) -> Timed:
         """Take some steps; the seed draws which channels are dropped."""
@@ -163,11 +185,21 @@ class Trainee:
             self.labels,
             self.clock,
             self.config,
-            LR,
+            self.config.lr,
             self.device,
+            self.kind.prepare,
         )
         self.state.iteration += 1
         return loss
+
+
+def held_bytes(state: TrainingState) -> int:
+    """Of weights, statistics, gradients and the optimiser's moments."""
+    model, moments = state.model, state.optimizer.state.values()
+    held = [*model.parameters(), *model.buffers()]
+    held += [weights.grad for weights in model.parameters() if weights.grad is not None]
+    held += [m for of_one in moments for m in of_one.values() if isinstance(m, Tensor)]
+    return sum(tensor.nbytes for tensor in held)
 
 
 def batch(size: Size) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""What a training step of ENet costs: on several processes, in other precisions, with checkpoints.
+"""What a training step costs: on several processes, in other precisions, with checkpoints.
 
-Every variant trains the same network on the same batch with Lovász-Softmax, through the functions
-that a run trains with. A machine is not equally fast all the time, so variants take turns, a few
-steps each a round, and times are compared within the round.
+Every variant trains the same network on the same batch, through the functions that a run trains
+with, and but for one row with Lovász-Softmax. A machine is not equally fast all the time, so
+variants take turns, a few steps each a round, and times are compared within the round.
 
 A variant that computes something else would be worth nothing, however fast. So the loss of every
 variant's first step is compared with that of the first variant. Where ranks share the batch, loss
@@ -23,7 +23,8 @@ import torch
 from lovasz_repro.bench.machine import device_title, is_out_of_memory, load
 from lovasz_repro.bench.measure import ratio
 from lovasz_repro.bench.samples import Size, free_memory
-from lovasz_repro.bench.trainee import CLASSES, VOID, First, Timed, Trainee, Variant
+from lovasz_repro.bench.trained_networks import ENET, TRAINED, NetworkName, Trained
+from lovasz_repro.bench.trainee import VOID, First, Timed, Trainee, Variant
 from lovasz_repro.bench.training_ranks import Ranks
 from lovasz_repro.bench.training_render import CheckpointCost, Measured, Report
 from lovasz_repro.errors import RunFailed, UserError
@@ -32,15 +33,10 @@ from lovasz_repro.provenance import device_name, git_commit
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState, keep_best
 
-# CamVid as the smaller profiles see it; Cityscapes at half its size, for which ENet was made.
-DEFAULT_SIZES = {"cpu": "4x176x240", "cuda": "10x20x512x1024"}
 DEFAULT_PROCS = (1, 2)
-DEFAULT_ROUNDS = {"cpu": 5, "cuda": 20}
-DEFAULT_STEPS = {"cpu": 3, "cuda": 10}
-BYTES_A_PIXEL = 3500  # of a step in float32, measured
-# How far the first loss may be from that of the first variant, absolute: where ranks share the
-# batch, and in another precision or memory format.
-SAME_LOSS, NEAR_LOSS = 1e-5, 1e-3
+# How far the first loss may be from that of the first variant, absolute, where ranks share the
+# batch. (In another precision or memory format: `Trained.near_loss`.)
+SAME_LOSS = 1e-5
 SAME_GRADIENT = 1e-6  # 2-norm, relative, in float64
 
 
@@ -59,6 +55,12 @@ class Settings:
     """Beside the first, which is thrown away."""
     steps: int
     """Of each variant in a round."""
+    network: NetworkName = "enet"
+
+    @property
+    def trained(self) -> Trained:
+        """What is known of the network."""
+        return TRAINED[self.network]
 
     @property
     def passes(self) -> int:
@@ -73,15 +75,21 @@ def choose_settings(
     threads: int | None,
     rounds: int | None,
     steps: int | None,
+    network: NetworkName = "enet",
 ) -> Settings:
     """Settings from what was given, defaults for what was not.
 
     Raises:
-        UserError: a size that ENet does not take or that does not fit the memory of the device;
-            more processes than images or threads, or processes on a GPU.
+        UserError: a size that the network does not take or that does not fit the memory of the
+            device; more processes than images or threads, or processes on a GPU or of a network
+            that is not compared on several.
     """
-    kind = device.type
-    chosen, threads = parse_batch(size or DEFAULT_SIZES[kind]), threads or torch.get_num_threads()
+    kind, trained = device.type, TRAINED[network]
+    rhythm = trained.rhythms[kind]
+    chosen = parse_batch(size or rhythm.size, trained)
+    threads = threads or torch.get_num_threads()
+    if procs and not trained.compares_processes:
+        raise UserError(f"--procs: processes are compared on ENet, not on {network}.")
     if procs and kind == "cuda":
         raise UserError("--procs: processes share a CPU. Give --device cpu.")
     for count in procs or ():
@@ -92,32 +100,31 @@ def choose_settings(
                 f"--procs {count}: they share {threads} CPU threads. Give more with --threads."
             )
     several = {count for count in procs or DEFAULT_PROCS if 1 < count <= threads}
-    counts = tuple(sorted(several)) if kind == "cpu" else ()
-    _check_memory(chosen, device, double=bool(counts))  # ranks are compared in float64
-    rounds, steps = rounds or DEFAULT_ROUNDS[kind], steps or DEFAULT_STEPS[kind]
-    return Settings(chosen, counts, device, threads, rounds, steps)
+    counts = tuple(sorted(several)) if kind == "cpu" and trained.compares_processes else ()
+    # ranks are compared in float64
+    _check_memory(chosen, device, trained.bytes_a_pixel * (2 if counts else 1))
+    rounds, steps = rounds or rhythm.rounds, steps or rhythm.steps
+    return Settings(chosen, counts, device, threads, rounds, steps, network)
 
 
-def parse_batch(text: str) -> Size:
+def parse_batch(text: str, trained: Trained = ENET) -> Size:
     """ "4x176x240" as images, height and width, "10x20x512x1024" with a number of classes.
 
     Raises:
-        UserError: another form, fewer than two images, or sides that are no multiples of 8.
+        UserError: another form, too few images, or sides that the network does not take.
     """
     if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6}){2,3}", text.lower()):
-        raise UserError(
-            f"size {text!r}: give BxHxW, for example {DEFAULT_SIZES['cpu']}, or BxCxHxW."
-        )
+        example = trained.rhythms["cpu"].size
+        raise UserError(f"size {text!r}: give BxHxW, for example {example}, or BxCxHxW.")
     images, *classes, height, width = (int(side) for side in text.lower().split("x"))
-    count = classes[0] if classes else CLASSES
+    count = classes[0] if classes else trained.classes
     if not 2 <= count < VOID:
         raise UserError(f"size {text!r}: needs 2 to {VOID - 1} classes.")
-    if images < 2:
-        raise UserError(f"size {text!r}: batch normalisation needs at least 2 images.")
-    if height % STRIDE or width % STRIDE or height * width <= STRIDE**2:
-        raise UserError(
-            f"size {text!r}: height and width must be multiples of {STRIDE}, not both {STRIDE}."
-        )
+    if images < trained.least_images:
+        why = "batch normalisation needs" if trained.least_images > 1 else "a batch has"
+        raise UserError(f"size {text!r}: {why} at least {trained.least_images} images.")
+    if {height % STRIDE, width % STRIDE} != {trained.rest} or height * width <= STRIDE**2:
+        raise UserError(f"size {text!r}: height and width must be {trained.side}.")
     return Size(images, count, height, width)
 
 
@@ -136,7 +143,11 @@ def variants(settings: Settings) -> list[Variant]:
             Variant("compiled", compiled=True),
             Variant(f"{rows[-1].name}, compiled", 1, "bfloat16", True, True),
         ]
-    return rows
+    if settings.trained.compares_losses:
+        rows.append(Variant("float32, cross-entropy", loss="cross_entropy"))
+        if settings.size.batch > 1:
+            rows.append(Variant("float32, in 2 parts", iter_size=2))
+    return [replace(row, network=settings.network) for row in rows]
 
 
 @dataclass
@@ -151,6 +162,8 @@ class Entry:
     times: list[Timed] = field(default_factory=list)
     communication: list[float] = field(default_factory=list)
     """Milliseconds a step; empty for one process."""
+    peak_bytes: int | None = None
+    """Of a GPU's memory."""
 
 
 def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: None) -> Report:
@@ -231,7 +244,7 @@ def _run(settings: Settings, advance: Callable[[str], None], stack: ExitStack) -
     steps = ratio(checkpoints, [timed.step for timed in entries[0].times])
     threads = settings.threads
     name = device_name(settings.device)
-    if settings.device.type == "cpu" and threads == 1:
+    if settings.device.type == "cpu" and threads == 1 and settings.trained.compares_processes:
         notes.append("Processes, which share the threads, are not compared: there is one thread.")
     return Report(
         device_title(name, settings.device, threads),
@@ -246,6 +259,7 @@ def _run(settings: Settings, advance: Callable[[str], None], stack: ExitStack) -
         CheckpointCost(tuple(checkpoints), steps, size),
         tuple(notes),
         load(),
+        settings.network,
     )
 
 
@@ -268,7 +282,10 @@ def _prepare(
                 entries.append(_together(variant, ranks, loss, exact))
             else:
                 entries.append(_alone(variant, Trainee(variant, size, device), threads))
-                check_same(variant.name, entries[-1].first_loss, loss, NEAR_LOSS)
+                if variant.loss == chosen.loss:
+                    check_same(
+                        variant.name, entries[-1].first_loss, loss, settings.trained.near_loss
+                    )
         except Exception as error:
             if not (variant.compiled and type(error).__module__.startswith("torch._")):
                 raise
@@ -278,8 +295,15 @@ def _prepare(
 
 
 def _alone(variant: Variant, trainee: Trainee, threads: int) -> Entry:
-    loss = trainee.first().loss
-    return Entry(variant, threads, loss, None, lambda *given: (trainee.run(*given), None))
+    loss, peak = trainee.first().loss, trainee.peak_bytes()
+    return Entry(
+        variant,
+        threads,
+        loss,
+        None,
+        lambda *given: (trainee.run(*given), None),
+        peak_bytes=peak,
+    )
 
 
 def _together(variant: Variant, ranks: Ranks, unit_loss: float, unit: First) -> Entry:
@@ -315,16 +339,17 @@ def _measured(entry: Entry, unit: Entry, images: int) -> Measured:
         entry.first_loss,
         abs(entry.first_loss - unit.first_loss),
         entry.gradient_difference,
+        entry.peak_bytes,
     )
 
 
-def _check_memory(size: Size, device: torch.device, double: bool) -> None:
+def _check_memory(size: Size, device: torch.device, bytes_a_pixel: int) -> None:
     """Refuse a size that cannot fit.
 
     Raises:
         UserError: the device has less memory than a step needs.
     """
-    needed = size.batch * size.height * size.width * BYTES_A_PIXEL * (2 if double else 1)
+    needed = size.batch * size.height * size.width * bytes_a_pixel
     free = free_memory(device)
     if free is not None and needed > free:
         raise UserError(

@@ -13,13 +13,21 @@ from lovasz_repro.bench.formats import empty_table, md_heads, md_line, number, w
 from lovasz_repro.bench.machine import contended, warning
 from lovasz_repro.bench.measure import Spread
 from lovasz_repro.bench.samples import Size
+from lovasz_repro.bench.trained_networks import TRAINED, NetworkName
 
 CHECKPOINT_EVERY = (25, 250)  # iterations
 HEADS = ("training step", "images / s", "ms / step", "time /\nfirst row", "loss in\nthe step")
+PEAK = "GPU\nmemory"
+PAPERS_BATCH, PAPERS_CROP, PAPERS_ITERATIONS = 10, 321, (20_000, 30_000)  # Sec. 4.3
 CAPTION = (
-    "Forward, backward and Adam, on one batch from memory. Time: divided by that of the first row "
-    "in the same round; median (quartiles) over the rounds ({rounds}, of {steps} {noun} each). "
+    "Forward, backward and {optimizer}, on one batch from memory. Time: divided by that of the "
+    "first row in the same round; median (quartiles) over the rounds ({rounds}, of {steps} {noun} "
+    "each). "
     "Loss: Lovász-Softmax, forward and backward, by its share of the step."
+)
+OTHER_LOSSES = (
+    " (in one row cross-entropy), on labels at the network's output grid. In 2 parts: half of the "
+    "batch passes the network at a time, and the loss stays that of the whole batch."
 )
 PROCESSES = (
     " Processes share the batch and the threads, and compute what one computes alone. What "
@@ -57,6 +65,8 @@ class Measured:
     gradient_difference: float | None
     """Where ranks share the batch, of the first step's gradient from that of one process, both in
     float64: 2-norm, relative."""
+    peak_bytes: int | None = None
+    """Of a GPU's memory, with weights and moments; None: on a CPU."""
 
     @property
     def median_ms(self) -> float:
@@ -104,6 +114,17 @@ class Report:
     """What was not measured, and why."""
     load: float | None
     """Processes that wanted a core in the last minute, this one included; None: not known."""
+    network: NetworkName = "enet"
+
+    def hours(self, row: Measured, iterations: int) -> float | None:
+        """Of so many iterations with the paper's batch of 10 crops of 321×321, at the median time.
+
+        Without reading, validation and checkpoints; None for another network or crop.
+        """
+        crop = self.size.height, self.size.width
+        if self.network != "deeplab-v2" or crop != (PAPERS_CROP, PAPERS_CROP):
+            return None
+        return iterations * PAPERS_BATCH / row.images_per_second / 3600
 
     @property
     def contended(self) -> bool:
@@ -114,7 +135,7 @@ class Report:
 def print_report(report: Report, console: Console) -> None:
     """The table and, below it, what does not fit into rows."""
     console.print(Text(title(report), style="bold"))
-    table = empty_table(HEADS)
+    table = empty_table(heads(report))
     for row in report.rows:
         table.add_row(*(Text(cell) for cell in cells(row, report.rows[0])))
     console.print(table)
@@ -127,7 +148,7 @@ def print_report(report: Report, console: Console) -> None:
 
 def to_markdown(report: Report) -> str:
     """The same for a README."""
-    text = [f"**{title(report)}**", "", *md_heads(HEADS)]
+    text = [f"**{title(report)}**", "", *md_heads(heads(report))]
     text += [md_line(cells(row, report.rows[0])) for row in report.rows]
     text += ["", *(f"- {line}" for line in lines(report))]
     text += ["", warning(report.load)] if report.contended else []
@@ -140,7 +161,7 @@ def to_json(report: Report) -> str:
         "size": {name: getattr(report.size, name) for name in ("batch", "height", "width")},
         "classes": report.size.classes,
         "contended": report.contended,
-        "rows": [_row_content(row) for row in report.rows],
+        "rows": [_row_content(report, row) for row in report.rows],
         "checkpoint": asdict(report.checkpoint)
         | {"steps": report.checkpoint.steps._asdict(), "per_cent": report.checkpoint.per_cent},
     }
@@ -151,14 +172,21 @@ def title(report: Report) -> str:
     """ "ENet, 4 x 3 x 176 x 240, 11 classes, CPU (2 threads), torch 2.13.0"."""
     size = report.size
     shape = f"{size.batch} x 3 x {size.height} x {size.width}"
-    return f"ENet, {shape}, {size.classes} classes, {report.device}, torch {report.torch_version}"
+    name = TRAINED[report.network].title
+    return f"{name}, {shape}, {size.classes} classes, {report.device}, torch {report.torch_version}"
+
+
+def heads(report: Report) -> tuple[str, ...]:
+    """Of the columns; memory where it was measured."""
+    return HEADS if report.rows[0].peak_bytes is None else (*HEADS, PEAK)
 
 
 def cells(row: Measured, unit: Measured) -> tuple[str, ...]:
     """Of one row, in the order of HEADS."""
     time = "1" if row is unit else with_quartiles(row.time_ratio)
     share = f"{row.loss_share.median:.0%}"
-    return row.name, number(row.images_per_second), number(row.median_ms), time, share
+    first = row.name, number(row.images_per_second), number(row.median_ms), time, share
+    return first if row.peak_bytes is None else (*first, f"{row.peak_bytes / 2**30:.1f} GiB")
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -179,24 +207,46 @@ def lines(report: Report) -> Iterator[str]:
         f"A checkpoint ({cost.bytes / 1e6:.1f} MB) takes as long as {number(cost.steps.median)} "
         f"steps of the first row. To the time of training, in iterations, {rhythm}."
     )
+    yield from _projections(report)
     yield from report.notes
+
+
+def _projections(report: Report) -> Iterator[str]:
+    for row in report.rows:
+        hours = [report.hours(row, iterations) for iterations in PAPERS_ITERATIONS]
+        times = [
+            f"{iterations:,} iterations {number(of_them)} h"
+            for iterations, of_them in zip(PAPERS_ITERATIONS, hours, strict=True)
+            if of_them is not None
+        ]
+        if times:
+            yield (
+                f"{row.name}, time per step × iterations on this device, for batches of "
+                f"{PAPERS_BATCH}: {', '.join(times)}; reading and validation come on top."
+            )
 
 
 def caption(report: Report) -> str:
     """How to read the numbers."""
     noun = "step" if report.steps == 1 else "steps"
-    text = CAPTION.format(rounds=report.rounds, steps=report.steps, noun=noun)
+    trained = TRAINED[report.network]
+    text = CAPTION.format(
+        rounds=report.rounds, steps=report.steps, noun=noun, optimizer=trained.optimizer
+    )
+    if trained.compares_losses:
+        text = text.removesuffix(".") + OTHER_LOSSES
     several = any(row.processes > 1 for row in report.rows)
     return text + PROCESSES if several else text
 
 
-def _row_content(row: Measured) -> dict[str, object]:
+def _row_content(report: Report, row: Measured) -> dict[str, object]:
     shared = row.communication_share
     return asdict(row) | {
         "median_ms": row.median_ms,
         "time_ratio": row.time_ratio._asdict(),
         "loss_share": row.loss_share._asdict(),
         "communication_share": shared and shared._asdict(),
+        "projected_hours": {n: report.hours(row, n) for n in PAPERS_ITERATIONS},
     }
 
 

@@ -21,6 +21,14 @@ class Logits(StrEnum):
     trained = "trained"
 
 
+class Network(StrEnum):
+    """Networks that ``bench training`` trains."""
+
+    enet = "enet"
+    deeplab = "deeplab-v2"
+    small_deeplab = "deeplab-v2-small"
+
+
 @bench_app.command("losses")
 def bench_losses(
     size: Annotated[
@@ -60,10 +68,12 @@ def bench_losses(
 
 @bench_app.command("training")
 def bench_training(
+    network: Annotated[Network, typer.Option(help="What is trained.")] = Network.enet,
     size: Annotated[
         str | None,
         typer.Option(
-            help="BxHxW or BxCxHxW; default: 4x176x240 on a CPU, 10x20x512x1024 on a GPU."
+            help="BxHxW or BxCxHxW; default: ENet 4x176x240 on a CPU, 10x20x512x1024 on a GPU; "
+            "DeepLab 2x97x97 and 10x321x321."
         ),
     ] = None,
     procs: Annotated[
@@ -77,23 +87,24 @@ def bench_training(
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Of all variants in turn; default: 5 on a CPU, 20 on a GPU."),
+        typer.Option(min=1, help="Of all variants in turn; default: 3 to 20."),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each variant in a round; default: 3 on a CPU, 10 on a GPU."),
+        typer.Option(min=1, help="Of each variant in a round; default: 1 to 10."),
     ] = None,
     as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
-    """What a training step of ENet costs: processes, precisions, the loss in it, checkpoints."""
+    """What a training step costs: processes, precisions, the loss in it, memory, checkpoints."""
     check_form(as_markdown, as_json)
     from lovasz_repro.bench import training_render as render
     from lovasz_repro.bench.training import choose_settings, run_bench
     from lovasz_repro.device import choose_device
     from lovasz_repro.progress import Progress
 
-    settings = choose_settings(size, procs, choose_device(device), threads, rounds, steps)
+    chosen = choose_device(device)
+    settings = choose_settings(size, procs, chosen, threads, rounds, steps, network.value)
     with Progress() as progress:
         task = progress.task("bench training", settings.passes)
         report = run_bench(settings, lambda name: task.advance(note=name))
@@ -159,6 +170,131 @@ def bench_loading(
         task = progress.task("bench loading", settings.passes)
         report = loading.run_bench(settings, lambda name: task.advance(note=name))
     show(report, loading, as_markdown, as_json)
+
+
+@bench_app.command("validation")
+def bench_validation(
+    experiment: Annotated[
+        str, typer.Argument(help="Name of an experiment, or a YAML file.")
+    ] = "voc-multiclass",
+    profile: Annotated[str, typer.Option(help="Size of the experiment.")] = "paper",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="In a round; default: 1 on a CPU, 100 on a GPU.")
+    ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(help="Of a DeepLab, like 1,0.75,0.5; default: those of the experiment."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that decode images; default: that of a run."),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of all parts in turn; default: 3 on a CPU, 5 on a GPU."),
+    ] = None,
+    set_: Set = None,
+    data: Data = None,
+    device: Device = "auto",
+    as_markdown: AsMarkdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """A validation pass as a run makes it: loading, network, metric, and which of them limits it.
+
+    Where VOC's photographs are not there, others of their size are drawn.
+    """
+    check_form(as_markdown, as_json)
+    from lovasz_repro.bench import validation
+    from lovasz_repro.bench import validation_render as render
+    from lovasz_repro.config import MultiScaleConfig, load_experiment
+    from lovasz_repro.data.locate import data_folder
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.launch.cores import decoding_workers
+    from lovasz_repro.place import Place
+    from lovasz_repro.progress import Progress
+    from lovasz_repro.settings import parse_overrides, validate
+
+    cell = load_experiment(experiment).cells(profile, overrides=parse_overrides(set_ or []))[-1]
+    chosen = choose_device(device)
+    if workers is None:
+        workers = decoding_workers(chosen.type)
+    several = None
+    if scales:
+        given = {"scales": parse_numbers("--scales", scales)}
+        several = validate(MultiScaleConfig, given, "--scales").scales
+    place = Place(RESULTS, data_folder(data), None, chosen, workers)
+    settings = validation.choose_settings(cell, place, several, images, rounds)
+    with Progress() as progress:
+        task = progress.task("bench validation", settings.passes)
+        report = validation.run_bench(settings, lambda name: task.advance(note=name))
+    show(report, render, as_markdown, as_json)
+
+
+@bench_app.command("metrics")
+def bench_metrics(
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="BxCxHxW of images and classes; repeatable; default: three sizes."),
+    ] = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; default: torch's.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Default: 5 on a CPU, 30 on a GPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of labels and errors.")] = 0,
+    as_markdown: AsMarkdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """The confusion matrix beside that of torchmetrics: the same counts, and the time of each."""
+    check_form(as_markdown, as_json)
+    from lovasz_repro.bench import counting
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.progress import Progress
+
+    settings = counting.choose_settings(size, choose_device(device), threads, rounds, seed)
+    with Progress() as progress:
+        task = progress.task("bench metrics", settings.passes)
+        report = counting.run_bench(settings, lambda name: task.advance(note=name))
+    show(report, counting, as_markdown, as_json)
+
+
+@bench_app.command("crf")
+def bench_crf(
+    processes: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="To compare with one; repeatable; default: 2."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, max=1000, help="To refine in a round.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Of all numbers of processes.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")] = 0,
+    as_markdown: AsMarkdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """How many photographs a second the dense CRF refines, by the number of processes."""
+    check_form(as_markdown, as_json)
+    from lovasz_repro.bench import refining
+    from lovasz_repro.launch.cores import cores
+    from lovasz_repro.progress import Progress
+
+    settings = refining.choose_settings(processes, images, rounds, seed, cores())
+    with Progress() as progress:
+        task = progress.task("bench crf", settings.passes)
+        report = refining.run_bench(settings, lambda name: task.advance(note=name))
+    show(report, refining, as_markdown, as_json)
+
+
+def parse_numbers(option: str, text: str) -> list[float]:
+    """ "1,0.75,0.5" as numbers.
+
+    Raises:
+        UserError: something else.
+    """
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: give numbers like 1,0.75,0.5.") from None
 
 
 def check_form(as_markdown: bool, as_json: bool) -> None:

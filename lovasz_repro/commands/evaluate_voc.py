@@ -1,59 +1,267 @@
-"""``evaluate`` of a DeepLab-v2: its scores on Pascal VOC."""
+"""``evaluate`` of a DeepLab-v2 on Pascal VOC: scores, a search for the CRF, a submission."""
 
-import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from lovasz_repro.commands.evaluate_render import numbers, percent
-from lovasz_repro.commands.shared import terminal
+from lovasz_repro.commands.evaluate_source import Request
+from lovasz_repro.commands.evaluate_voc_settings import VocOptions, VocSettings, settings_of
+from lovasz_repro.config import MultiScaleConfig
 from lovasz_repro.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def evaluate_voc(
-    source: str,
-    weights: Path,
-    split: str,
-    data: Path | None,
-    folder: str | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Score the network in a file on a split and print what it reaches.
+    from lovasz_repro.data.tree_note import TreeNote
+    from lovasz_repro.data.voc import VocImage
+    from lovasz_repro.evaluation.voc_regimes import Network
+    from lovasz_repro.models.deeplab import DeepLab
+    from lovasz_repro.progress import Progress, ProgressTask
+
+LISTS = {"train": "train_aug", "val": "val", "test": "test"}
+"""What VOC calls the splits."""
+SINGLE_SCALE = MultiScaleConfig(scales=[1.0], least_side=1)
+"""The photograph as it is; of it the probabilities are files, too, where no mask is to be had."""
+MOST_PROCESSES, IMAGES_EACH = 16, 8  # unless the user says how many
+ARCHIVES = (".tar.gz", ".tgz")
+
+
+def evaluate_voc(request: Request, options: VocOptions) -> None:
+    """Score the network on a labelled split, or predict the test set, and print what came out.
 
     Raises:
-        UserError: the split has no labels, or data or network are missing or wrong.
+        UserError: what was asked for cannot be, or data or network are missing or wrong.
+        RunFailed: the disk refuses, or a process died.
     """
-    from rich.table import Table
-
-    from lovasz_repro.data.locate import data_folder, dataset_folder
-    from lovasz_repro.data.voc import list_images
-    from lovasz_repro.device import choose_device
-    from lovasz_repro.evaluation.voc_score import load_voc_network, score_voc
-    from lovasz_repro.networks import NETWORKS
+    from lovasz_repro.commands import evaluate_voc_render as render
+    from lovasz_repro.evaluation.crf import check_installed
     from lovasz_repro.progress import Progress
 
-    if split == "test":
-        raise UserError("VOC's test annotations are not public: --split val, or train.")
-    labelled = {"val": "val", "train": "train_aug"}[split]
-    model, network = load_voc_network(weights), NETWORKS["deeplab-v2"]
-    root = dataset_folder(data_folder(data), folder or "voc")
-    count = len(list_images(root, labelled))
+    settings = settings_of(options, request.network.params)
+    check_options(request, options, settings)
+    if settings.crfs:
+        check_installed()
+    job = open_job(request, options, settings)
     with Progress() as progress:
-        task = progress.task(f"scoring on {labelled}", count)
-        scores = score_voc(
-            model, root, labelled, choose_device(device), network.prepare, network.to_size,
-            advance=task.advance,
+        for remark in remarks(job):
+            progress.line(remark)
+        if request.split == "test":
+            folder = predict_test(job, progress)
+            render.show_test(job, folder)
+        elif len(settings.crfs) > 1:
+            render.show_search(job, *search(job, progress))
+        else:
+            render.show_scores(job, score(job, progress))
+
+
+# -- what is asked for ---------------------------------------------------------------------------
+
+
+def check_options(request: Request, options: VocOptions, settings: VocSettings) -> None:
+    """Raise UserError for options that contradict each other."""
+    test, submission = request.split == "test", request.submission
+    if submission:
+        if not test:
+            raise UserError("--submission is of the test photographs: add --split test.")
+        if submission.is_dir() or not submission.name.endswith(ARCHIVES):
+            raise UserError(f"--submission {submission}: name a .tar.gz file.")
+        if options.images:
+            raise UserError("--submission is of all test photographs: leave out --images.")
+    if test and len(settings.crfs) > 1:
+        raise UserError("--crf-set with several values compares them on labelled photographs, "
+                        "which test has not: --split val.")  # fmt: skip
+    if request.out and not test:
+        raise UserError("--out is for the predictions of --split test; on VOC others are scored "
+                        "and not kept.")  # fmt: skip
+    if request.processes and not test and not settings.multi_scale:
+        raise UserError("--processes work on several scales and the CRF: add --multi-scale or "
+                        "--crf.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is there before anything is computed."""
+
+    request: Request
+    settings: VocSettings
+    root: Path
+    note: "TreeNote | None"
+    images: "Sequence[VocImage]"
+    """Those that are predicted."""
+    all_images: "Sequence[VocImage]"
+    """Of the split."""
+    model: "DeepLab"
+    device: "torch.device"
+
+    @property
+    def split(self) -> str:
+        """As the command has it."""
+        return self.request.split
+
+    @cached_property
+    def processes(self) -> int:
+        """That write and refine."""
+        from lovasz_repro.launch.cores import cores
+
+        several = min(cores(), MOST_PROCESSES, 1 + len(self.images) // IMAGES_EACH)
+        return self.request.processes or several
+
+    @cached_property
+    def network(self) -> "Network":
+        """At the scales that are asked for."""
+        from lovasz_repro.evaluation.voc_regimes import Network
+        from lovasz_repro.networks import NETWORKS
+
+        kind = NETWORKS["deeplab-v2"]
+        bfloat16 = self.request.network.params.get("training.precision") == "bfloat16"
+        scales = self.settings.multi_scale or SINGLE_SCALE
+        return Network(self.model, kind.prepare, kind.to_size, self.device, scales, bfloat16)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Of the probabilities; a run of the same network keeps its own there, too."""
+        from lovasz_repro.provenance import fingerprint_files
+        from lovasz_repro.regimes import PROBABILITIES
+
+        work = self.request.results / "work"
+        photographs = [image.image for image in self.all_images]
+        try:
+            data = fingerprint_files(photographs, self.root, work / "fingerprints.json")
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror or error}.") from error
+        return self.network.open_folder(work / PROBABILITIES, data)
+
+
+def open_job(request: Request, options: VocOptions, settings: VocSettings) -> Job:
+    """Find the photographs and load the network.
+
+    Raises:
+        UserError: data or network are missing or wrong, or part of a test set cannot be submitted.
+    """
+    from lovasz_repro.data.tree_note import read_note
+    from lovasz_repro.data.voc import SPLIT_SIZES, list_images
+    from lovasz_repro.device import choose_device
+    from lovasz_repro.evaluation.voc_score import load_voc_network
+
+    model = load_voc_network(request.network.weights)
+    root = request.root
+    note = read_note(root)
+    images = list_images(root, LISTS[request.split])
+    if request.submission and not note and len(images) != SPLIT_SIZES["test"]:
+        raise UserError(f"{root}: {len(images):,} photographs in test, VOC 2012 has "
+                        f"{SPLIT_SIZES['test']:,}. The test server takes no part of a "
+                        "split.")  # fmt: skip
+    device = choose_device(request.device)
+    return Job(
+        request, settings, root, note, images[: options.images], images, model.to(device), device
+    )
+
+
+def remarks(job: Job) -> Iterator[str]:
+    """What a person should know before hours of prediction."""
+    from lovasz_repro.data.voc import SPLIT_SIZES
+
+    expected = SPLIT_SIZES[LISTS[job.split]]
+    if job.note:
+        what = f"{job.root} holds {job.note.content} in the layout of Pascal VOC"
+        if job.request.submission:
+            yield f"{what}: the test server takes no such submission."
+    elif len(job.all_images) != expected:
+        yield (f"{job.root}: {len(job.all_images):,} photographs in {LISTS[job.split]}, VOC 2012 "
+               f"has {expected:,}: this is not the whole split.")  # fmt: skip
+    trained_on = job.request.network.params.get("data.train_split", "trainval_aug")
+    if job.split == "test" and trained_on != "trainval_aug":
+        yield (f"the network was trained on {trained_on}; those that the paper sends to the test "
+               "server also on the validation images (profile trainval).")  # fmt: skip
+
+
+# -- what is done --------------------------------------------------------------------------------
+
+
+def score(job: Job, progress: "Progress") -> dict[str, Any]:
+    """The scorings of "single_scale" and, where asked for, "multi_scale" and "crf"."""
+    from lovasz_repro.evaluation.voc_regimes import score_regimes
+    from lovasz_repro.evaluation.voc_score import score_voc
+
+    with bar(progress, f"single-scale on {LISTS[job.split]}", len(job.images)) as task:
+        network = job.network
+        scorings = {
+            "single_scale": score_voc(
+                job.model, job.images, job.device, network.prepare, network.to_size,
+                advance=task.advance,
+            )
+        }  # fmt: skip
+    if not job.settings.multi_scale:
+        return scorings
+    crf = next(iter(job.settings.crfs), None)
+    with bars(job, progress, crf=bool(crf)) as (predicting, refining):
+        return scorings | score_regimes(
+            job.network, job.images, job.folder, crf, processes=job.processes,
+            predicted=predicting.advance, refined=refining.advance,
         )  # fmt: skip
-    metrics = scores.as_metrics(split)
-    if as_json:
-        told = {"source": source, "weights": str(weights), "split": split, "images": count,
-                "data": str(root), "scores": numbers(metrics)}  # fmt: skip
-        typer.echo(json.dumps(told, indent=2))
-        return
-    table = Table("class", box=None, pad_edge=False)
-    table.add_column("IoU", justify="right")
-    for name in scores.classes:
-        table.add_row(name, percent(metrics[f"{split}/iou/{name}"]))
-    terminal().print(table)
-    typer.echo(f"{scores.summary()} ({count} images of {labelled} in {root}, single scale)")
+
+
+def search(job: Job, progress: "Progress") -> tuple[Any, list[Any]]:
+    """The scoring without the CRF, and what each set of its parameters reaches, the best first."""
+    from lovasz_repro.evaluation.probability_cache import png_file
+    from lovasz_repro.evaluation.voc_crf_search import compare_crfs
+    from lovasz_repro.evaluation.voc_regimes import score_regimes
+
+    with bars(job, progress, crf=False) as (predicting, _):
+        without = score_regimes(
+            job.network, job.images, job.folder, None, processes=job.processes,
+            predicted=predicting.advance,
+        )["multi_scale"]  # fmt: skip
+    files = [png_file(job.folder, image.name) for image in job.images]
+    crfs = job.settings.crfs
+    with bar(progress, f"the CRF with {len(crfs)} settings", len(crfs) * len(files)) as refining:
+        compared = compare_crfs(
+            job.images, files, job.folder, crfs, processes=job.processes, refined=refining.advance
+        )
+    return without, compared
+
+
+def predict_test(job: Job, progress: "Progress") -> Path:
+    """Write the label files of the test photographs, and pack them where that is asked for."""
+    from lovasz_repro.evaluation.voc_submission import check_predictions, write_submission
+    from lovasz_repro.evaluation.voc_test_labels import write_predictions
+
+    out, crf = job.request.predictions, next(iter(job.settings.crfs), None)
+    with bars(job, progress, crf=bool(crf)) as (predicting, refining):
+        write_predictions(
+            job.network, job.images, job.folder, crf, out, processes=job.processes,
+            predicted=predicting.advance, refined=refining.advance,
+        )  # fmt: skip
+    if job.request.submission:
+        with bar(progress, "checking", len(job.images)) as task:
+            check_predictions(out, job.images, count=len(job.images), advance=task.advance)
+        write_submission(out, job.images, job.request.submission)
+    return out
+
+
+@contextmanager
+def bars(
+    job: Job, progress: "Progress", *, crf: bool
+) -> "Iterator[tuple[ProgressTask, ProgressTask]]":
+    """One bar for predicting and one for the CRF, or the first alone, twice."""
+    count, scales = len(job.images), len(job.network.multi_scale.scales)
+    scaled = f"at {scales} scales" if scales > 1 else "at one scale"
+    with bar(progress, f"predicting {LISTS[job.split]} {scaled}", count) as predicting:
+        if not crf:
+            yield predicting, predicting
+            return
+        with bar(progress, "refining by the CRF", count) as refining:
+            yield predicting, refining
+
+
+@contextmanager
+def bar(progress: "Progress", what: str, total: int) -> "Iterator[ProgressTask]":
+    """A bar that goes away in any case."""
+    task = progress.task(what, total)
+    try:
+        yield task
+    finally:
+        task.close()

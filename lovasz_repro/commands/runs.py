@@ -87,8 +87,9 @@ def record(
     server_scores: Annotated[
         Path,
         typer.Option(
-            help="JSON, YAML or CSV (key,value): class_iou, class_iiou, category_iou and "
-            "category_iiou in percent, or the official script's JSON."
+            help="Cityscapes: JSON, YAML or CSV (key,value) with class_iou, class_iiou, "
+            "category_iou and category_iiou in percent, or the official script's JSON. VOC: JSON "
+            "or YAML with mean and classes, or a name and a number a line (.csv, .txt), in percent."
         ),
     ],
     initial: Annotated[
@@ -101,25 +102,18 @@ def record(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Keep the scores that an evaluation server gave to a run's predictions."""
-    from lovasz_repro.data.palettes import CITYSCAPES
+    from lovasz_repro.commands.runs_record import read_scores
     from lovasz_repro.store import Store
-    from lovasz_repro.store.server_file import read_server_scores
     from lovasz_repro.store.server_scores import record_server_scores
 
     store = Store(results, tracking_uri)
     found = store.by_id(run)
-    if found.params.get("data.name") != CITYSCAPES.dataset:
-        data = found.params.get("data.name", "no data set")
-        raise UserError(f"run {found.run_id} ({found.name}) is of {data}; only scores of the "
-                        "Cityscapes server can be recorded.")  # fmt: skip
-    scores = read_server_scores(server_scores, CITYSCAPES.names[1:])
+    given = read_scores(found, server_scores, initial=initial)
     new = record_server_scores(
-        store, found, scores, server_scores, initial=initial, replace=replace
+        store, found, given.scores, server_scores, initial=initial, replace=replace
     )
-    four = ("dataset_miou", "class_iiou", "category_iou", "category_iiou")
-    values = " / ".join(f"{100 * scores[name]:.2f}" for name in four)
     what = "before training" if initial else "after training"
     typer.echo(
-        f"{'recorded' if new else 'recorded before'}: Class IoU / iIoU / Category IoU / iIoU "
-        f"{values} of {found.name} {what} (run {found.run_id})"
+        f"{'recorded' if new else 'recorded before'}: {given.words} of {found.name} {what} "
+        f"(run {found.run_id})"
     )

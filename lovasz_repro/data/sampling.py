@@ -19,6 +19,8 @@ class Draw(NamedTuple):
     """Which image of the data set."""
     position: int
     """How many images were drawn before it, over the whole training; seeds its augmentation."""
+    wanted: int | None = None
+    """Label of the class whose turn it is, which the image contains (`EquibatchBatches`)."""
 
 
 class Batches(Sampler[list[Draw]]):
@@ -85,9 +87,9 @@ class EquibatchBatches(Batches):
     """Batches that visit every class in turn (equibatch, paper Sec. 4.3).
 
     Draw k shows an image that contains class k mod C of a fixed, shuffled order of the classes, so
-    of any C draws in a row each class has one of its own. The images of a class come from a fresh
-    permutation of those that contain it, every time all were shown. Classes that no image contains
-    are left out.
+    of any C draws in a row each class has one of its own, which ``Draw.wanted`` names. The images
+    of a class come from a fresh permutation of those that contain it, every time all were shown.
+    Classes that no image contains are left out.
 
     Args:
         presence: which image contains which class, (N, C) bool.
@@ -95,6 +97,7 @@ class EquibatchBatches(Batches):
         iterations: batches in all.
         seed: seeds the order of the classes and every permutation.
         start: iteration to begin with; the batches from there on are the same as without it.
+        first_class: label of the first of the C classes.
 
     Raises:
         ValueError: no image contains any class, or a size below 1.
@@ -108,6 +111,7 @@ class EquibatchBatches(Batches):
         *,
         seed: int,
         start: int = 0,
+        first_class: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be >= 1")
@@ -118,6 +122,7 @@ class EquibatchBatches(Batches):
         generator = torch.Generator().manual_seed(mix(seed, 0))
         shuffled = torch.randperm(len(occurring), generator=generator).tolist()
         self.order = [occurring[index] for index in shuffled]
+        self.first_class = first_class
         super().__init__(batch_size, iterations, seed, start)
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -134,7 +139,8 @@ class EquibatchBatches(Batches):
         if chosen not in queues or queues[chosen][0] != round_:
             generator = torch.Generator().manual_seed(mix(mix(self.seed, 1 + chosen), round_))
             queues[chosen] = round_, torch.randperm(len(images), generator=generator)
-        return Draw(int(images[queues[chosen][1][index]]), position)
+        image = int(images[queues[chosen][1][index]])
+        return Draw(image, position, self.first_class + chosen)
 
 
 class BalancedBatches(Batches):

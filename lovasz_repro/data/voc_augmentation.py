@@ -5,6 +5,10 @@ device, BGR order and the mean subtracted. What is drawn is a function of the se
 position of the image in the training, as in the other data sets.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -17,6 +21,10 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Equally likely (DeepLab's data_transformer.cpp)."""
 CROP = 321
 """Side of the square that the network is trained on, pixels (facts.md 1.2)."""
+STRIDE = 8
+"""Pixels between neighbours of DeepLab's output grid, at whose points the loss sees labels."""
+REDRAWS = 20
+"""Places that are drawn after the first, at most, until a crop shows a class."""
 MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean pixel that DeepLab's definition subtracts, B, G, R in 0..255."""
 PADDING_RGB = (123, 117, 104)
@@ -24,8 +32,29 @@ PADDING_RGB = (123, 117, 104)
 0.325), within half a grey level of the exact zeros that Caffe pads with."""
 
 
+class Place(NamedTuple):
+    """Where a crop is in a scaled image, and whether it is mirrored then."""
+
+    size: tuple[int, int]
+    """Height and width of the scaled image, pixels."""
+    top: int
+    left: int
+    mirrored: bool = False
+
+    def window(self, crop: int, step: int = 1) -> tuple[slice, slice]:
+        """Rows and columns of a crop of this side, every ``step``-th of them."""
+        rows, columns = (slice(start, start + crop, step) for start in (self.top, self.left))
+        return rows, columns
+
+
 def augment(
-    image: np.ndarray, labels: np.ndarray, *, seed: int, position: int, crop: int = CROP
+    image: np.ndarray,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    position: int,
+    crop: int = CROP,
+    wanted: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network is shown of one training image.
 
@@ -35,20 +64,50 @@ def augment(
         seed: seeds the whole training.
         position: how many images were drawn before, over the whole training (``Draw.position``).
         crop: side of what comes out, pixels.
+        wanted: label that the crop should show, as ``shows_label`` says, where one of 21 draws
+            does; None: any crop.
 
     Returns:
         RGB (crop, crop, 3) and labels (crop, crop), uint8; views, of the arguments or of others.
     """
     generator = np.random.default_rng(mix(seed ^ 0x5EED, position))
-    scale = SCALES[generator.integers(len(SCALES))]
-    height, width = (max(1, int(side * scale)) for side in labels.shape)
-    top = generator.integers(max(height - crop, 0) + 1)
-    left = generator.integers(max(width - crop, 0) + 1)
-    window = slice(top, top + crop), slice(left, left + crop)
-    image = resize_image(image, (height, width))[window]
-    labels = resize_labels(labels, (height, width), window)
+    shows = None if wanted is None else partial(shows_label, labels, wanted, crop)
+    place = draw_place(labels.shape, crop, generator, shows)
+    window = place.window(crop)
+    image = resize_image(image, place.size)[window]
+    labels = resize_labels(labels, place.size, window)
     image, labels = pad(image, labels, crop)
-    return mirror(image, labels) if generator.integers(2) else (image, labels)
+    return mirror(image, labels) if place.mirrored else (image, labels)
+
+
+def draw_place(
+    shape: tuple[int, ...],
+    crop: int,
+    generator: np.random.Generator,
+    shows: Callable[[Place], bool] | None = None,
+) -> Place:
+    """Draw scale, place and mirror image of a crop of an image of ``shape`` (H, W).
+
+    A place that ``shows`` refuses is drawn again, ``REDRAWS`` times at most; the scale stays, so
+    that all are equally likely. A place that it accepts at once is the one drawn without it.
+    """
+    scale = SCALES[generator.integers(len(SCALES))]
+    height, width = (max(1, int(side * scale)) for side in shape)
+    for _ in range(1 + REDRAWS):
+        top = int(generator.integers(max(height - crop, 0) + 1))
+        left = int(generator.integers(max(width - crop, 0) + 1))
+        place = Place((height, width), top, left)
+        if shows is None or shows(place):
+            break
+    return place._replace(mirrored=bool(generator.integers(2)))
+
+
+def shows_label(labels: np.ndarray, wanted: int, crop: int, place: Place) -> bool:
+    """Whether a crop of labels (H, W) has ``wanted`` at a point of the output grid.
+
+    A class between the points is in the crop, but not in the loss.
+    """
+    return bool((resize_labels(labels, place.size, place.window(crop, STRIDE)) == wanted).any())
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -30,6 +30,8 @@ class VocTraining(Dataset[Example]):
         crop: side of what comes out, pixels.
         seed: seeds the augmentation.
         category: class id that is told from the rest; None: all 21 classes.
+        crop_with_class: draw the place of a crop again, up to ``REDRAWS`` times, until it shows
+            ``Draw.wanted``.
 
     Raises:
         UserError: (when an item is read) a file is missing or unreadable, the sizes of photograph
@@ -37,12 +39,19 @@ class VocTraining(Dataset[Example]):
     """
 
     def __init__(
-        self, images: Sequence[VocImage], crop: int, *, seed: int, category: int | None = None
+        self,
+        images: Sequence[VocImage],
+        crop: int,
+        *,
+        seed: int,
+        category: int | None = None,
+        crop_with_class: bool = False,
     ) -> None:
         self.images = images
         self.crop = crop
         self.seed = seed
         self.category = category
+        self.crop_with_class = crop_with_class
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,7 +60,12 @@ class VocTraining(Dataset[Example]):
         draw = item if isinstance(item, Draw) else Draw(item, 0)
         photograph, labels = read_example(self.images[draw.image], self.category)
         image, shown = augment(
-            photograph, labels, seed=self.seed, position=draw.position, crop=self.crop
+            photograph,
+            labels,
+            seed=self.seed,
+            position=draw.position,
+            crop=self.crop,
+            wanted=draw.wanted if self.crop_with_class else None,
         )
         return as_tensors(image, shown)
 

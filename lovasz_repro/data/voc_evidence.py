@@ -6,9 +6,9 @@ the pixel and -1/2 for the others. So the measures can be studied on the labels,
 class frequencies of the whole data set without one photograph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,8 @@ import torch
 
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.voc import CLASSES, VOID, list_images, read_labels
-from lovasz_repro.data.voc_augmentation import SCALES
+from lovasz_repro.data.voc_augmentation import STRIDE, Place, draw_place, shows_label
 from lovasz_repro.data.voc_dataset import binary_labels
-
-STRIDE = 8
-"""Pixels between neighbours of the grid."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,8 @@ class EvidenceTraining:
         seed: of the whole training.
         category: class id that is told from the rest; None: all classes.
         split: "train_aug" or "trainval_aug".
+        crop_with_class: draw the place of a crop again, up to ``REDRAWS`` times, until it shows
+            ``Draw.wanted``.
     """
 
     def __init__(
@@ -67,9 +66,11 @@ class EvidenceTraining:
         seed: int,
         category: int | None = None,
         split: str = "train_aug",
+        crop_with_class: bool = False,
     ) -> None:
         self.masks = masks_of(root, split)
         self.crop, self.evidence, self.seed, self.category = crop, evidence, seed, category
+        self.crop_with_class = crop_with_class
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -77,7 +78,10 @@ class EvidenceTraining:
     def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         generator = np.random.default_rng(mix(self.seed ^ 0x5EED, draw.position))
         labels = self.masks[draw.image]
-        window = draw_window(labels.shape, self.crop, generator)
+        shows = None
+        if self.crop_with_class and draw.wanted is not None:
+            shows = partial(shows_label, labels, draw.wanted, self.crop)
+        window = draw_window(labels.shape, self.crop, generator, shows)
         seen = window.of(labels)
         evidence = self.evidence.draw(seen, mix(self.seed ^ 0xE71D, draw.position))
         if self.category is not None:
@@ -165,20 +169,22 @@ class Window:
         return seen
 
 
-def draw_window(shape: tuple[int, ...], crop: int, generator: np.random.Generator) -> Window:
+def draw_window(
+    shape: tuple[int, ...],
+    crop: int,
+    generator: np.random.Generator,
+    shows: Callable[[Place], bool] | None = None,
+) -> Window:
     """Scale, pad, crop and mirror an image of ``shape`` (H, W), as photographs are.
 
     The pixels are those that resizing the whole mask (nearest) and cutting it would give at every
-    8th pixel of the crop.
+    8th pixel of the crop. ``shows`` is that of ``draw_place``.
     """
-    scale = SCALES[generator.integers(len(SCALES))]
-    sides = [max(1, int(side * scale)) for side in shape]
-    starts = [int(generator.integers(max(side - crop, 0) + 1)) for side in sides]
-    mirrored = bool(generator.integers(2))
+    place = draw_place(shape, crop, generator, shows)
     grid = np.arange(0, crop, STRIDE)
-    points = grid + starts[0], (crop - 1 - grid if mirrored else grid) + starts[1]
+    points = grid + place.top, (crop - 1 - grid if place.mirrored else grid) + place.left
     rows, columns = (
         np.where(at < side, (2 * at + 1) * full // (2 * side), -1)
-        for at, side, full in zip(points, sides, shape, strict=True)
+        for at, side, full in zip(points, place.size, shape, strict=True)
     )
     return Window(rows, columns)

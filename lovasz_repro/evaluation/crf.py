@@ -7,18 +7,17 @@ inference is that of the package ``pydensecrf2``, an optional extra (facts.md 1.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from math import inf
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 import numpy as np
 
+from lovasz_repro.config import CrfConfig
 from lovasz_repro.data.images import read_pixels
 from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed, UserError
@@ -30,55 +29,10 @@ from lovasz_repro.evaluation.probability_cache import (
     unary_energies,
     write_png,
 )
-from lovasz_repro.processes import mapped
+from lovasz_repro.processes import Map, mapped
 
-Normalization = Literal["after", "symmetric"]
 NORMALIZATIONS = {"after": "NORMALIZE_AFTER", "symmetric": "NORMALIZE_SYMMETRIC"}
 """Their names in pydensecrf."""
-
-
-@dataclass(frozen=True)
-class CrfParameters:
-    """Of the CRF; the defaults are those of DeepLab-v2 on ResNet-101 (facts.md 1.5).
-
-    Raises:
-        UserError: a value out of its range.
-    """
-
-    iterations: int = 10
-    """Of mean-field inference, at least 1."""
-    smoothness_weight: float = 3.0
-    """Energy of the kernel of distance alone, at least 0 ("POS_W")."""
-    smoothness_xy: float = 1.0
-    """Standard deviation in pixels ("POS_XY_STD")."""
-    bilateral_weight: float = 4.0
-    """Energy of the kernel of distance and colour, at least 0 ("BI_W")."""
-    bilateral_xy: float = 67.0
-    """Standard deviation in pixels ("BI_XY_STD")."""
-    bilateral_rgb: float = 3.0
-    """Standard deviation in each of R, G and B, of 0..255 ("BI_RGB_STD")."""
-    normalization: Normalization = "after"
-    """Kernels sum to 1 at the pixel that listens, as DeepLab's library has it ("after"), or are
-    divided by the roots of the sums at both pixels, pydensecrf's default ("symmetric")."""
-
-    def __post_init__(self) -> None:
-        if self.normalization not in NORMALIZATIONS:
-            known = " or ".join(NORMALIZATIONS)
-            raise UserError(f"CRF normalization {self.normalization!r}: give {known}.")
-        if not isinstance(self.iterations, int) or self.iterations < 1:
-            raise UserError(f"CRF iterations {self.iterations}: give a whole number from 1.")
-        for name in ("smoothness_weight", "bilateral_weight"):
-            if not 0 <= getattr(self, name) < inf:
-                raise UserError(f"CRF {name} {getattr(self, name)}: give a number from 0.")
-        for name in ("smoothness_xy", "bilateral_xy", "bilateral_rgb"):
-            if not 0 < getattr(self, name) < inf:
-                raise UserError(f"CRF {name} {getattr(self, name)}: give a number above 0.")
-
-    @property
-    def key(self) -> str:
-        """12 hexadecimal digits that name these values; 4 and 4.0 are one value."""
-        values = {name: v if isinstance(v, str) else float(v) for name, v in asdict(self).items()}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -92,12 +46,19 @@ class CrfInput:
     """See ``probability_cache``."""
 
 
+def crf_key(parameters: CrfConfig) -> str:
+    """12 hexadecimal digits that name parameters of the CRF."""
+    values = parameters.model_dump_json()  # its numbers are floats: 4 and 4.0 are one value
+    return hashlib.sha256(values.encode()).hexdigest()[:12]
+
+
 def refine_all(
     inputs: Sequence[CrfInput],
     out: Path,
-    parameters: CrfParameters,
+    parameters: CrfConfig,
     *,
     processes: int = 1,
+    map_: Map | None = None,
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
     """Refine the prediction of every photograph and write the labels as files.
@@ -111,6 +72,7 @@ def refine_all(
         out: folder, made where it does not exist.
         parameters: of the CRF.
         processes: how many share the photographs; the files are the same.
+        map_: that of a pool of processes that is there already, in place of a new one.
         advance: called with 1 after each photograph, also after those that were done before.
 
     Returns:
@@ -121,24 +83,25 @@ def refine_all(
             read or is not what it should be.
         RunFailed: the disk refuses, or a process died.
     """
-    _library()
+    check_installed()
     if len({item.name for item in inputs}) < len(inputs):
         raise UserError("two photographs for the CRF share a name: their files would, too.")
-    folder = out / parameters.key
+    folder = out / crf_key(parameters)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(asdict(parameters), indent=2) + "\n"
+        content = parameters.model_dump_json(indent=2) + "\n"
         write_durably(folder / "crf.json", content.encode())
     except OSError as error:
         raise RunFailed(f"cannot write {folder}: {error.strerror or error}.") from error
     files = [png_file(folder, item.name) for item in inputs]
-    with mapped(min(processes, len(inputs)), "refined predictions") as map_:
-        for _ in map_(partial(_refine_file, parameters), inputs, files):
+    pool = nullcontext(map_) if map_ else mapped(min(processes, len(inputs)), "refined predictions")
+    with pool as over:
+        for _ in over(partial(_refine_file, parameters), inputs, files):
             advance(1)
     return files
 
 
-def _refine_file(parameters: CrfParameters, item: CrfInput, file: Path) -> None:
+def _refine_file(parameters: CrfConfig, item: CrfInput, file: Path) -> None:
     """Refine one prediction, unless its file is there."""
     fingerprint = _fingerprint(item, parameters)
     if _is_done(file, fingerprint):
@@ -152,9 +115,9 @@ def _refine_file(parameters: CrfParameters, item: CrfInput, file: Path) -> None:
     write_png(file, refine(image, probabilities, parameters), fingerprint)
 
 
-def _fingerprint(item: CrfInput, parameters: CrfParameters) -> str:
+def _fingerprint(item: CrfInput, parameters: CrfConfig) -> str:
     """SHA-256 of all that the labels of a photograph depend on."""
-    whole = hashlib.sha256(f"{parameters.key} {item.name}".encode())
+    whole = hashlib.sha256(f"{crf_key(parameters)} {item.name}".encode())
     for file in (item.image, item.probabilities):
         try:
             with file.open("rb") as opened:
@@ -172,14 +135,12 @@ def _is_done(file: Path, fingerprint: str) -> bool:
         return False
 
 
-def refine(image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters) -> np.ndarray:
+def refine(image: np.ndarray, probabilities: np.ndarray, parameters: CrfConfig) -> np.ndarray:
     """The class of every pixel after inference, (H, W) uint8; arguments as ``marginals``."""
     return marginals(image, probabilities, parameters).argmax(0).astype(np.uint8)
 
 
-def marginals(
-    image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters
-) -> np.ndarray:
+def marginals(image: np.ndarray, probabilities: np.ndarray, parameters: CrfConfig) -> np.ndarray:
     """Mean-field marginals of the classes, (C, H, W) float32, summing to 1 at each pixel.
 
     Args:
@@ -191,7 +152,7 @@ def marginals(
         UserError: the extra is not installed.
         ValueError: another shape, dtype or range, or NaN.
     """
-    library = _library()
+    library = check_installed()
     check_probabilities(probabilities)
     classes, height, width = probabilities.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
@@ -215,8 +176,11 @@ def marginals(
     return np.array(crf.inference(parameters.iterations)).reshape(classes, height, width)
 
 
-def _library() -> ModuleType:
-    """pydensecrf.
+def check_installed(otherwise: str = "") -> ModuleType:
+    """pydensecrf, the library of the CRF.
+
+    Args:
+        otherwise: another way out than to install it, for the message.
 
     Raises:
         UserError: it is not installed.
@@ -228,6 +192,6 @@ def _library() -> ModuleType:
     if library is None or not hasattr(library, "DenseCRF2D"):  # or something else of the name
         raise UserError(
             "the dense CRF needs pydensecrf2, which is not installed. "
-            "Run: pip install 'lovasz-repro[crf]'"
+            f"Run: pip install 'lovasz-repro[crf]'{otherwise}"
         )
     return library

@@ -6,7 +6,7 @@ through a scoring (``scoring.py``), which adds up over ranks.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -54,10 +54,12 @@ def evaluate(
         advance: called with the number of images scored, after each batch.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or the scoring refuses a batch; on a GPU the next one has
+            then passed the network too.
     """
     model.eval()
     dtype = next(model.parameters()).dtype
+    scorer = _Scorer(scoring, device, advance)
     seen = 0
     for images, targets in batches:
         inputs = prepare(images.to(device, non_blocking=True), channels_last, dtype)
@@ -67,12 +69,51 @@ def evaluate(
         if bfloat16:
             logits = logits.float()
         size = _first(targets).shape[-2:]
-        scoring.update((predict or predicted_classes)(logits, size), targets)
+        scorer.take((predict or predicted_classes)(logits, size), targets, len(images))
         seen += len(images)
-        advance(len(images))
+    scorer.finish()
     if not seen and group is None:
         raise ValueError("nothing to evaluate: no images")
     return scoring.over_ranks(group) if group else scoring
+
+
+class _Scorer(Generic[AnyScoring]):
+    """Gives a scoring its batches; on a GPU one batch late, beside the network.
+
+    A scoring reads its counts, for which the CPU has to wait. In a stream of its own it waits for
+    one batch while the GPU is at work on the next, and is never without work.
+    """
+
+    def __init__(
+        self, scoring: AnyScoring, device: torch.device, advance: Callable[[int], None]
+    ) -> None:
+        self.scoring, self.advance = scoring, advance
+        cuda = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device, priority=-1) if cuda else None
+        self.waiting: tuple[Tensor, Any, int, torch.cuda.Event] | None = None
+
+    def take(self, predictions: Tensor, targets: Any, images: int) -> None:
+        """A batch that the network was asked for, of so many images."""
+        if self.stream is None:
+            self.scoring.update(predictions, targets)
+            self.advance(images)
+            return
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(predictions.device))
+        self.finish()
+        self.waiting = predictions, targets, images, ready
+
+    def finish(self) -> None:
+        """Score what is waiting."""
+        if self.stream is None or self.waiting is None:
+            return
+        predictions, targets, images, ready = self.waiting
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(ready)
+            self.scoring.update(predictions, targets)
+        self.stream.synchronize()  # only then may the network have the memory of the batch again
+        self.waiting = None
+        self.advance(images)
 
 
 def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -107,6 +148,11 @@ def predicted_classes(
     classes = logits[:, first_class:].max(dim=1).indices + first_class
     small = classes[:, None].to(logits.dtype)  # interpolate takes no integers; classes are exact
     return F.interpolate(small, size=tuple(size), mode="nearest-exact")[:, 0].long()
+
+
+def category_logits(category: int, to_size: AtSize, logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Scores of one category at another size: logits (B, C, h, w) -> (B, H, W)."""
+    return to_size(logits[:, category : category + 1], size)[:, 0]
 
 
 def _first(targets: Any) -> Tensor:

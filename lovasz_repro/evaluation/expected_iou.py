@@ -18,16 +18,13 @@ approximation of the expected IoU by parametric linear programs. Here a local se
 which are not always the best ones.
 
 The paper applies the rule to random batches in which every class is represented:
-`covering_batches`.
+`covering_batches.py` draws them, `batch_protocol.py` scores them.
 """
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from lovasz_repro.data.sampling import mix
 
 BLOCK = 2**15
 """Pixels that are worked on at once, so that what is computed of them stays near the processor."""
@@ -35,8 +32,6 @@ TOLERANCE = 1e-6
 """Gain in expected mIoU for which another sweep is not worth its time."""
 SUM_TOLERANCE = 5e-3
 """How far from 1 the probabilities of a pixel may add up; bfloat16 needs it."""
-MOST_DRAWS = 100_000
-"""Random batches that are looked at for one with every class; seconds."""
 
 
 class Ratios(NamedTuple):
@@ -77,9 +72,9 @@ def expected_iou_labels(
     Of equal probabilities or gains the lower class id wins, then the earlier pixel; a pixel stays
     where nothing gains. A class whose probability is 0 everywhere is never chosen.
 
-    A batch of 21 images of 500 x 375 pixels and 21 classes takes about 5 times as long as its arg
-    max on a CPU. Memory beside the probabilities: at most about 100 bytes a pixel, and with `valid`
-    a copy of the probabilities of the valid pixels.
+    A batch of 21 images of 500 x 375 pixels and 21 classes takes 4 s of one CPU core, in 2 or 3
+    sweeps. Memory beside the probabilities: at most about 100 bytes a pixel, and with `valid` a
+    copy of the probabilities of the valid pixels.
 
     Arguments:
         probabilities: (B, C, H, W), or (C, N) with the pixels of all images in a row; floating,
@@ -97,7 +92,8 @@ def expected_iou_labels(
     """
     counted = _pixels_that_count(probabilities, valid)
     blocks = _blocks(probabilities, counted)
-    decisions = probabilities.argmax(dim=_class_dim(probabilities))
+    # max, not argmax: the same answer, several times faster on the CPU
+    decisions = probabilities.max(dim=_class_dim(probabilities)).indices
     flat = decisions.view(-1)
     labels = flat if counted is None else flat[counted]
     ratios = _ratios(blocks, labels, _mass(blocks, probabilities))
@@ -272,45 +268,3 @@ def _split(labels: Tensor, blocks: list[Tensor]) -> tuple[Tensor, ...]:
 
 def _class_dim(probabilities: Tensor) -> int:
     return 1 if probabilities.ndim == 4 else 0
-
-
-def covering_batches(
-    presence: np.ndarray, batches: int = 20, size: int = 21, *, seed: int
-) -> list[list[int]]:
-    """Random batches in which every class is represented (Sec. 4.3: 20 batches of 21 images).
-
-    Each batch is uniform among all sets of `size` different images that have every class: sets are
-    drawn until one has. Batches are independent, so two may share images, and batch k is the same
-    however many are drawn.
-
-    Arguments:
-        presence: which image contains which class, (N, C) bool.
-        batches: how many, at least 0.
-        size: images in each, at least 1.
-        seed: of the draws.
-
-    Returns: the images of each batch, in [0, N).
-
-    Raises:
-        ValueError: a class that no image contains, fewer images than `size`, or no batch with every
-            class among `MOST_DRAWS`.
-    """
-    images = len(presence)
-    if not 1 <= size <= images:
-        raise ValueError(f"no batch of {size} different images can be drawn from {images}")
-    missing = np.flatnonzero(~presence.any(axis=0)).tolist()
-    if missing:
-        raise ValueError(f"no image contains class {missing[0]}")
-    return [_covering_batch(presence, size, mix(seed, number)) for number in range(batches)]
-
-
-def _covering_batch(presence: np.ndarray, size: int, seed: int) -> list[int]:
-    generator = np.random.default_rng(seed)
-    for _ in range(MOST_DRAWS):
-        batch = generator.choice(len(presence), size, replace=False)
-        if presence[batch].any(axis=0).all():
-            return batch.tolist()
-    raise ValueError(
-        f"none of {MOST_DRAWS:,} random batches of {size} images has all {presence.shape[1]} "
-        "classes; take larger batches"
-    )

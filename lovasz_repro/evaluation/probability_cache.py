@@ -69,6 +69,33 @@ def read_probabilities(file: Path, name: str) -> np.ndarray:
     Raises:
         UserError: missing, damaged, too large, of another photograph, or not such a file.
     """
+    return decode(_read_codes(file, name))
+
+
+def read_classes(file: Path, name: str) -> np.ndarray:
+    """The class of the highest probability at every pixel, exactly, (H, W) uint8.
+
+    Raises:
+        UserError: as ``read_probabilities``.
+    """
+    return _read_codes(file, name).argmin(0).astype(np.uint8)
+
+
+def holds_probabilities(file: Path, name: str, size: tuple[int, int]) -> bool:
+    """Whether a file is there, whole, and of a photograph of this name, height and width.
+
+    Its checksums are compared; it is not decoded.
+    """
+    try:
+        read_note(file)
+        with Image.open(file, formats=["PNG"]) as opened:
+            return (opened.height // _classes(opened, name), opened.width) == size
+    except Exception:  # damaged files make decoders raise almost anything
+        return False
+
+
+def _read_codes(file: Path, name: str) -> np.ndarray:
+    """Energies in steps, (C, H, W) uint8; raises UserError as ``read_probabilities``."""
     try:
         read_note(file)
         with Image.open(file, formats=["PNG"]) as opened:
@@ -82,7 +109,7 @@ def read_probabilities(file: Path, name: str) -> np.ndarray:
             f"{file}: not the probabilities of {name} ({problem}). Remove it and predict {name} "
             "again."
         ) from None
-    return decode(codes.reshape(classes, -1, codes.shape[1]))
+    return codes.reshape(classes, -1, codes.shape[1])
 
 
 def _classes(opened: Image.Image, name: str) -> int:

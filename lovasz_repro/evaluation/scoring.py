@@ -57,6 +57,7 @@ class SegmentationScoring:
         """Add a batch: predictions and labels (B, H, W)."""
         confusion = self.confusion
         counts = pair_counts(predictions, targets, confusion.num_classes, confusion.ignore_index)
+        counts = counts.cpu()  # once for all of them
         confusion.add(counts)
         self.per_image.add(counts)
         if self.batch_size:

@@ -1,6 +1,6 @@
-"""Scores of a DeepLab-v2 on a labelled split of Pascal VOC, single scale."""
+"""Scores of a DeepLab-v2 on labelled photographs of Pascal VOC, single scale."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lovasz_repro.data.palettes import VOC
-from lovasz_repro.data.voc import VOID, list_images
+from lovasz_repro.data.voc import VOID, VocImage
 from lovasz_repro.data.voc_dataset import VocScored
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare, evaluate, predicted_classes
@@ -38,8 +38,7 @@ def load_voc_network(path: Path) -> DeepLab:
 
 def score_voc(
     model: DeepLab,
-    root: Path,
-    split: str,
+    images: Sequence[VocImage],
     device: torch.device,
     prepare: Prepare,
     to_size: AtSize,
@@ -50,8 +49,7 @@ def score_voc(
 
     Args:
         model: 21 outputs.
-        root: see ``data/voc.py``.
-        split: "val" or "train_aug".
+        images: photographs and masks.
         device: where to compute.
         prepare, to_size: how a DeepLab-v2 is fed and how its logits come to the photograph's size.
         workers: processes that decode photographs.
@@ -60,10 +58,9 @@ def score_voc(
     Raises:
         UserError: files are missing or unreadable.
     """
-    images = VocScored(list_images(root, split))
     return evaluate(
         model.to(device),
-        DataLoader(images, batch_size=1, num_workers=workers),
+        DataLoader(VocScored(images), batch_size=1, num_workers=workers),
         SegmentationScoring(VOC.names, VOID),
         device,
         predict=partial(predicted_classes, to_size=to_size),

@@ -156,14 +156,16 @@ def write_submission(out: Path, images: Sequence[VocImage], archive: Path) -> No
     _write(archive, content.getvalue())
 
 
-def how_to_submit(archive: Path) -> str:
-    """What to do with a submission, one step a line."""
+def how_to_submit(archive: Path, run: str = "RUN") -> str:
+    """What to do with a submission, one step a line; ``run``: id of the run that it is of."""
     return (
         f"1. Register at {SUBMIT_AT} and sign in.\n"
         f"2. Upload {archive} to VOC2012, segmentation, competition comp6, and fill in every\n"
         "   field of the form.\n"
         "3. The server shows the IoU of the 20 objects and the mean over 21 classes, the\n"
         "   background with them: the dataset-mIoU of Tables 2 and 3.\n"
+        "4. Write them to a text file, a name and its number a line (mean 79.00), and run\n"
+        f"   lovasz-repro runs record {run} --server-scores FILE\n"
         "The server takes few submissions; choose settings on the validation set."
     )
 

@@ -2,6 +2,9 @@
 
 import os
 
+MOST_WORKERS = 8
+"""Processes that decode images, for each GPU."""
+
 
 def cores() -> int:
     """Cores that this job may use here: what Slurm allotted it, else those it is bound to.
@@ -15,6 +18,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def decoding_workers(device: str, ranks: int = 1) -> int:
+    """Processes that decode images for each of the ranks on a machine, where nobody says how many.
+
+    On a CPU the training needs the cores itself.
+    """
+    return 0 if device == "cpu" else min(MOST_WORKERS, cores() // ranks)
 
 
 def threads_of(processes: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from lovasz_repro.device import choose_device
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.experiment import run_experiment
-from lovasz_repro.launch.cores import cores, threads_of
+from lovasz_repro.launch.cores import cores, decoding_workers, threads_of
 from lovasz_repro.launch.rank import Rank
 from lovasz_repro.launch.request import Request
 from lovasz_repro.place import Place
@@ -16,8 +16,6 @@ from lovasz_repro.plan import print_outcome
 from lovasz_repro.progress import Progress
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import join_team
-
-MOST_WORKERS = 8  # for each GPU
 
 
 def run_here(request: Request, rank: Rank) -> None:
@@ -62,8 +60,8 @@ def place_of(request: Request, rank: Rank) -> Place:
         device = choose_device(f"cuda:{rank.local_rank}")
     workers = request.workers
     if workers is None:
-        each = cores() // rank.local_world_size
-        workers = 0 if device.type == "cpu" else min(MOST_WORKERS, each)
+        workers = decoding_workers(device.type, rank.local_world_size)
+    processes = max(cores() // rank.local_world_size, 1)
     return Place(
-        request.results, request.data, request.weights, device, workers, basis=request.basis
+        request.results, request.data, request.weights, device, workers, processes, request.basis
     )

@@ -69,7 +69,7 @@ def _evaluate(store: RunStore, known: ClaimsFile, claim: Claim) -> ClaimVerdict:
     deciding = [item for item in own if item.decides]
     verdict = _headline([item.outcome for item in deciding])
     names = known.experiments[claim.experiment]
-    command = names.command if verdict == "not yet run" else ""
+    command = (claim.command or names.command) if verdict == "not yet run" else ""
     return ClaimVerdict(claim, verdict, (*own, *related), command)
 
 

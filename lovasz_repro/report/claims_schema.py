@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from lovasz_repro.config import experiments_folder
 from lovasz_repro.settings import Strict, read_yaml, validate
 
-At = Literal["last", "best", "start"]
+At = Literal["last", "best", "start", "first_half", "rise"]
+"""The end of a training, its best snapshot, before it, the mean over its first half, and the rise
+from that mean to the end."""
 Tolerance = Annotated[float, Field(ge=0)]
 
 
@@ -153,6 +155,8 @@ class Claim(Strict):
     published: dict[str, float]
     experiment: str
     """Whose paper-scale runs decide it."""
+    command: str = ""
+    """What runs these, where it is not the experiment's command."""
     rule: Rule
     also: list[Also] = Field(default_factory=list)
 

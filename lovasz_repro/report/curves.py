@@ -226,7 +226,7 @@ def _convergence(
         histories = [score(store, run) for run in runs]
         if histories and all(histories):
             data = band(histories)
-            _band(ax, data, colour, dash)
+            draw_band(ax, data, colour, dash)
             label = f"{variant_title(name)}, batch size {size}"
             curves.append(Curve(heading, label, data, sources(runs)))
     initial = _initial_line(ax, store, cohort, heading, score)
@@ -244,7 +244,8 @@ def _title(ax: Any, heading: str) -> None:
     ax.set_title("\n".join(lines), fontsize=6.5, color=GREY)
 
 
-def _band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> None:
+def draw_band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> None:
+    """A mean over iterations, with its spread around it; few points are marked."""
     x, mean, spread = data["iteration"], data["mean"], data["spread"]
     if any(spread):
         low = [m - s for m, s in zip(mean, spread, strict=True)]

@@ -24,14 +24,21 @@ from lovasz_repro.report.style import RC
 from lovasz_repro.report.surfaces import figure_1, figure_2
 from lovasz_repro.report.synthetic_figure import figure_3
 from lovasz_repro.report.voc_binary_figure import figure_4
+from lovasz_repro.report.voc_multiclass_curves import figure_6
+from lovasz_repro.report.voc_multiclass_figure import figure_5, figure_7
+from lovasz_repro.report.voc_multiclass_measures_figure import voc_measures_figure
 
 FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-1": figure_1,
     "figure-2": figure_2,
     "figure-3": figure_3,
     "figure-4": figure_4,
+    "figure-5": figure_5,
+    "figure-6": figure_6,
+    "figure-7": figure_7,
     "figure-8": figure_8,
     "figure-9": figure_9,
+    "voc-measures": voc_measures_figure,
     "camvid-enet": camvid_curves,
     "camvid-enet-classes": camvid_classes,
     "camvid-as-cityscapes": camvid_as_cityscapes_curves,

@@ -227,7 +227,20 @@ def _value(store: RunStore, run: Run, operand: Operand) -> float | None:
         return at_best(store, run, operand.metric)
     if operand.at == "start":
         return before_training(store, run, operand.metric)
-    return run.metrics.get(operand.metric)
+    last = run.metrics.get(operand.metric)
+    if operand.at == "last":
+        return last
+    early = _first_half(store, run, operand.metric)
+    if operand.at == "first_half" or early is None or last is None:
+        return early if operand.at == "first_half" else None
+    return last - early
+
+
+def _first_half(store: RunStore, run: Run, metric: str) -> float | None:
+    """Mean over the steps of the first half of the training, without the score before it."""
+    history = store.history(run.run_id, metric)
+    early = [value for step, value in history if 0 < step <= history[-1][0] / 2]
+    return statistics.fmean(early) if early else None
 
 
 def _effect(
@@ -243,11 +256,14 @@ def _effect(
 
 def _difference_label(of: Operand, over: Operand) -> str:
     """What differs between the two sides, once, and what they share, once."""
-    moments = {"best": "best snapshot", "start": "before training", "last": "end of training"}
+    moments = {"best": "best snapshot", "start": "before training", "last": "end of training",
+               "first_half": "first half of training",
+               "rise": "rise from the first half to the end"}  # fmt: skip
     if of.variant == over.variant and of.metric == over.metric:
         return f"{of.variant}, {of.metric}: {moments[of.at]} − {moments[over.at]}"
     if of.variant == over.variant:
         return f"{of.variant}: {of.metric} − {over.metric}"
     if of.metric == over.metric:
-        return f"{of.variant} − {over.variant}: {of.metric}"
+        during = f", {moments[of.at]}" if of.at == over.at in ("first_half", "rise") else ""
+        return f"{of.variant} − {over.variant}: {of.metric}{during}"
     return f"{of.variant} {of.metric} − {over.variant} {over.metric}"

@@ -15,8 +15,10 @@ from typing import Protocol
 
 SCALES = ("paper", "reduced", "demo")
 BATCH_SIZE = "training.batch_size"
-GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE)
-"""Parameters (and all below them) that do not separate cohorts."""
+GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE,
+        "evaluation.batches", "evaluation.examples")  # fmt: skip
+"""Parameters (and all below them) that do not separate cohorts: what an experiment varies, and what
+adds numbers or pictures without changing others."""
 
 HEADED = ("data.size", "data.images", "training.iterations")
 """Parameters that every heading shows; of images, only that they are no photographs."""

@@ -31,8 +31,20 @@ VARIANTS = {
     "lovasz-softmax": ("Lovász-Softmax", RED),
     "lovasz-softmax-equibatch": ("Lovász-Softmax + equibatch", PURPLE),
     "sum": ("sum of both", GREEN),
+    "x-loss": ("cross-entropy", BLUE),
+    "x-loss-equibatch": ("cross-entropy + equibatch", BLUE),
+    "x-loss-equibatch-30k": ("cross-entropy + equibatch 30K", BLUE),
+    "lovasz": ("Lovász-Softmax", RED),
+    "lovasz-equibatch": ("Lovász-Softmax + equibatch", RED),
+    "lovasz-equibatch-30k": ("Lovász-Softmax + equibatch 30K", RED),
+    "lovasz-all-classes": ("Lovász-Softmax, all classes", ORANGE),
+    "lovasz-per-image-present": ("Lovász-Softmax per image, present classes", PURPLE),
+    "lovasz-per-image": ("Lovász-Softmax per image, all classes", GREEN),
 }
-"""Variants of the ENet experiments, in the order of tables and legends."""
+"""Variants of ENet and multiclass VOC experiments, in the order of tables and legends."""
+
+DASHES = {"equibatch": "--", "equibatch-30k": "-."}
+"""Endings of the variants that are not drawn solid."""
 
 SPARE = (ORANGE, SKY, GREY)
 """Colours of variants without one of their own."""
@@ -87,6 +99,11 @@ def variant_colours(names: set[str]) -> dict[str, str]:
     others = sorted(names - set(VARIANTS))
     spare = {name: SPARE[i % len(SPARE)] for i, name in enumerate(others)}
     return spare | {name: VARIANTS[name][1] for name in VARIANTS if name in names}
+
+
+def variant_dash(name: str) -> str:
+    """Line style of a variant: what it is sampled with, and how long it trains."""
+    return next((dash for ending, dash in DASHES.items() if name.endswith(ending)), "-")
 
 
 def shades(colour: str, count: int) -> list[str]:

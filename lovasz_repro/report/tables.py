@@ -10,7 +10,6 @@ from lovasz_repro.report.cityscapes import (
     table_4,
 )
 from lovasz_repro.report.model import Block, Cell, Column, Row, Table, measured
-from lovasz_repro.report.published import paper_table
 from lovasz_repro.report.runs import (
     Cohort,
     Run,
@@ -22,6 +21,14 @@ from lovasz_repro.report.runs import (
 )
 from lovasz_repro.report.style import LOSSES, variant_order, variant_title
 from lovasz_repro.report.voc_binary import table_1, voc_binary, voc_binary_classes
+from lovasz_repro.report.voc_multiclass import (
+    table_2,
+    table_3,
+    voc_multiclass,
+    voc_multiclass_classes,
+)
+from lovasz_repro.report.voc_multiclass_batches import decision_rule, decision_rule_by_scale
+from lovasz_repro.report.voc_multiclass_measures import voc_measures
 
 CAMVID = "camvid-enet"
 CAMVID_VARIANTS = {"weighted-cross-entropy", "lovasz-softmax", "sum"}
@@ -112,16 +119,6 @@ def camvid_enet_classes(store: RunStore) -> Table:
     )
 
 
-def table_2(store: RunStore) -> Table:
-    """Multiclass Pascal VOC under three evaluation regimes."""
-    return paper_table("table-2")
-
-
-def table_3(store: RunStore) -> Table:
-    """Per-class test IoU on Pascal VOC."""
-    return paper_table("table-3")
-
-
 TABLES: dict[str, Callable[[RunStore], Table]] = {
     "synthetic": synthetic,
     "camvid-enet": camvid_enet,
@@ -131,9 +128,14 @@ TABLES: dict[str, Callable[[RunStore], Table]] = {
     "camvid-as-cityscapes-classes": camvid_as_cityscapes_classes,
     "voc-binary": voc_binary,
     "voc-binary-classes": voc_binary_classes,
+    "voc-multiclass": voc_multiclass,
+    "voc-multiclass-classes": voc_multiclass_classes,
+    "decision-rule-by-scale": decision_rule_by_scale,
+    "voc-measures": voc_measures,
     "table-1": table_1,
     "table-2": table_2,
     "table-3": table_3,
+    "decision-rule": decision_rule,
     "table-4": table_4,
 }
 

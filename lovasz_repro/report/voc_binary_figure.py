@@ -1,15 +1,13 @@
 """Figure 4: binary masks on validation images after training with each loss (Sec. 4.2)."""
 
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
+from lovasz_repro.report.picture_grid import Tile, picture_grid
 from lovasz_repro.report.runs import Cohort, RunStore, command, natural, seed, sources
-from lovasz_repro.report.style import BLACK, GREY, ORANGE, PAGE, SKY
+from lovasz_repro.report.style import BLACK, ORANGE, SKY
 from lovasz_repro.report.voc_binary_examples import Example, choose_examples
 from lovasz_repro.report.voc_binary_pictures import VOID
 from lovasz_repro.report.voc_binary_runs import (
@@ -20,10 +18,6 @@ from lovasz_repro.report.voc_binary_runs import (
     on_features,
 )
 
-TALLEST = 6.4
-"""Height of all rows together, inches."""
-SIDE, GAP, TITLE_LINE, IOU_LINE, LEGEND = 0.02, 0.05, 0.125, 0.17, 0.2
-"""Sizes of the parts around the masks, inches."""
 BACKGROUND, VOID_COLOUR = "#f4f4f4", "#b8b8b8"
 COLOURS = {
     "foreground": BLACK,
@@ -82,44 +76,9 @@ def _drawing(
         for chosen in (example.chosen for example in examples)
         for name, iou in chosen.ious.items()
     ]
-    return Drawing(_grid(title, examples), caption, tuple(curves))
-
-
-def _grid(title: str, examples: Sequence[Example]) -> Any:
-    """A row per image, a column per mask, the image-IoU under each, the colours below."""
-    from matplotlib.figure import Figure
-
     rows = [_tiles(example) for example in examples]
-    lines = textwrap.wrap(title, 150)
-    wide = (PAGE - 2 * SIDE - GAP * (len(rows[0]) - 1)) / len(rows[0])
-    limit = TALLEST / len(rows) - IOU_LINE
-    heights = [min(wide * e.labels.shape[0] / e.labels.shape[1], limit) for e in examples]
-    head = TITLE_LINE * len(lines) + 0.2
-    height = head + sum(heights) + IOU_LINE * len(rows) + LEGEND
-    figure = Figure(figsize=(PAGE, height))
-    figure.text(0.5, 1 - 0.02 / height, "\n".join(lines), ha="center", va="top", fontsize=6.5,
-                color=GREY, linespacing=1.15, parse_math=False)  # fmt: skip
-    top = height - head
-    for row, (tiles, tall) in enumerate(zip(rows, heights, strict=True)):
-        for column, tile in enumerate(tiles):
-            left = SIDE + column * (wide + GAP)
-            box = (left / PAGE, (top - tall) / height, wide / PAGE, tall / height)
-            ax = figure.add_axes(box, xticks=[], yticks=[])
-            _show(ax, tile, heading=row == 0)
-        top -= tall + IOU_LINE
-    _legend(figure)
-    return figure
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One picture with its column's heading, and what stands under it."""
-
-    heading: str
-    picture: np.ndarray
-    """(H, W, 3) uint8."""
-    under: str
-    bold: bool = False
+    figure = picture_grid(title, rows, COLOURS, legend_columns=len(COLOURS))
+    return Drawing(figure, caption, tuple(curves))
 
 
 def _tiles(example: Example) -> list[Tile]:
@@ -136,16 +95,6 @@ def _tiles(example: Example) -> list[Tile]:
         picture = colours_of_mask(example.masks[loss], example.labels)
         tiles.append(Tile(loss_title(loss), picture, f"IoU {100 * iou:.1f}", iou == best))
     return tiles
-
-
-def _show(ax: Any, tile: Tile, *, heading: bool) -> None:
-    ax.imshow(tile.picture, interpolation="antialiased")
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=GREY, linewidth=0.4)
-    if heading:
-        ax.set_title(tile.heading, pad=3)
-    weight = "bold" if tile.bold else "normal"
-    ax.set_xlabel(tile.under, fontsize=6.5, labelpad=2, weight=weight, parse_math=False)
 
 
 def colours_of_truth(labels: np.ndarray) -> np.ndarray:
@@ -170,18 +119,6 @@ def _painted(foreground: np.ndarray, void: np.ndarray) -> np.ndarray:
     picture[foreground] = _rgb(COLOURS["foreground"])
     picture[void] = _rgb(COLOURS["void (not scored)"])
     return picture
-
-
-def _legend(figure: Any) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [
-        Patch(facecolor=colour, edgecolor=GREY, lw=0.4, label=name)
-        for name, colour in COLOURS.items()
-    ]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=6.5,
-                  handlelength=1.0, handleheight=0.8, columnspacing=1.6,
-                  borderaxespad=0.1)  # fmt: skip
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

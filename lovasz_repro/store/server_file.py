@@ -1,4 +1,4 @@
-"""Reads the scores of an evaluation server from a file that a person wrote or downloaded.
+"""Reads the scores of the Cityscapes server from a file that a person wrote or downloaded.
 
 The file is JSON, YAML, or CSV of ``key,value`` where a dot separates ``classes.road``. It has
 
@@ -8,7 +8,6 @@ The file is JSON, YAML, or CSV of ``key,value`` where a dot separates ``classes.
 """
 
 import csv
-import difflib
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.settings import read_yaml
+from lovasz_repro.settings import near_match, read_yaml
 
 MAX_FILE = 4_000_000  # bytes; the official script may add something per image
 ENDINGS = (".json", ".yaml", ".yml", ".csv")
@@ -80,28 +79,53 @@ def read_server_scores(file: Path, classes: Collection[str]) -> dict[str, float]
         UserError: one line; unreadable, a key is missing or unknown, a value is no number, out of
             range, or in the other unit than its key says.
     """
-    content = _read(file)
+    content = read_content(file)
     form = _form(file, content)
     scores = {name: _fraction(file, key, content[key], form) for key, name in form.averages.items()}
     return scores | _class_scores(file, content.get(form.classes), form, classes)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The content of a file, a mapping; keys of a CSV with a dot in them are one level below."""
-    if file.suffix.lower() not in ENDINGS:
-        raise UserError(f"{file}: expected one of {', '.join(ENDINGS)}.")
+def read_content(file: Path) -> dict[str, Any]:
+    """The content of a file, a mapping; keys of a CSV with a dot in them are one level below.
+
+    Raises:
+        UserError: another ending, unreadable, too large, or no mapping.
+    """
+    if file.suffix.lower() in (".yaml", ".yml"):
+        check_size(file)
+        return read_yaml(file)
+    text = read_text(file, ENDINGS)
     try:
-        if file.stat().st_size > MAX_FILE:
-            raise UserError(f"{file}: too large for a file of scores.")
-        if file.suffix.lower() in (".yaml", ".yml"):
-            return read_yaml(file)
-        text = file.read_text(encoding="utf-8-sig")
-        content = _from_csv(text) if file.suffix.lower() == ".csv" else _from_json(text)
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}.") from None
+        return _from_csv(text) if file.suffix.lower() == ".csv" else _from_json(text)
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{file}: unreadable ({error}).") from None
-    return content
+
+
+def read_text(file: Path, endings: Collection[str]) -> str:
+    """The text of a file of one of these endings.
+
+    Raises:
+        UserError: another ending, unreadable, or too large.
+    """
+    if file.suffix.lower() not in endings:
+        raise UserError(f"{file}: expected one of {', '.join(endings)}.")
+    check_size(file)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise UserError(f"{file}: unreadable ({error}).") from None
+
+
+def check_size(file: Path) -> None:
+    """Raise UserError unless a file is there and small enough to be one of scores."""
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}.") from None
+    if size > MAX_FILE:
+        raise UserError(f"{file}: too large for a file of scores.")
 
 
 def _from_json(text: str) -> dict[str, Any]:
@@ -153,7 +177,8 @@ def _form(file: Path, content: Mapping[str, Any]) -> Form:
     known = {*form.averages, form.classes, *form.passed_over}
     for key in content:
         if key not in known:
-            raise UserError(f"{file}: unknown key {str(key)[:60]!r}{_suggest(str(key), known)}.")
+            near = near_match(str(key), list(known))
+            raise UserError(f"{file}: unknown key {str(key)[:60]!r}{near}.")
     missing = [key for key in form.averages if key not in content]
     if missing:
         raise UserError(f"{file}: no {', '.join(missing)}.")
@@ -185,15 +210,12 @@ def _class_scores(file: Path, given: Any, form: Form, classes: Collection[str]) 
         if form is OFFICIAL and isinstance(value, float) and math.isnan(value):
             continue
         if name not in classes:
-            raise UserError(f"{file}: {form.classes} has the unknown class "
-                            f"{str(name)[:60]!r}{_suggest(str(name), classes)}.")  # fmt: skip
+            near = near_match(str(name), list(classes))
+            raise UserError(
+                f"{file}: {form.classes} has the unknown class {str(name)[:60]!r}{near}."
+            )
         key = f"{form.classes}.{name}"
         scores[f"iou/{name}"] = _fraction(file, key, value, form, average=False)
     if form is PLAIN and scores and 0 < max(scores.values()) <= 0.01:
         raise UserError(f"{file}: no class has more than 1 percent (are they fractions?).")
     return scores
-
-
-def _suggest(key: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -65,6 +65,25 @@ class Team:
         result: T = answer[0]
         return result
 
+    def on_all(self, action: Callable[[], T]) -> T:
+        """Do something on every rank; where it fails on one of them, every rank raises its error.
+
+        As in `on_leader`, that is for a `UserError` or a `RunFailed`.
+        """
+        if self.size == 1:
+            return action()
+        error: UserError | RunFailed | None = None
+        try:
+            result = action()
+        except (UserError, RunFailed) as own:
+            error = own
+        errors: list[Any] = [None] * self.size
+        distributed.all_gather_object(errors, error, self.group)
+        for error in errors:
+            if error is not None:
+                raise error
+        return result
+
     def largest(self, number: int) -> int:
         """The largest of what each rank brings, on every rank."""
         if self.size == 1:

@@ -11,6 +11,7 @@ from lovasz_repro.config import TrainingConfig
 from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.models.layers import SpatialDropout
+from lovasz_repro.training.accumulation import backward
 from lovasz_repro.training.objective import Objective
 from lovasz_repro.training.schedule import poly, step
 from lovasz_repro.training.speed import StepRate
@@ -157,11 +158,16 @@ def training_step(
     inputs = prepare(images.to(device, non_blocking=True), config.channels_last, dtype)
     labels = labels.to(device, non_blocking=True).long()
     half = config.precision == "bfloat16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        logits = network(inputs)  # (B, C, H, W)
-    loss = objective(logits.float() if half else logits, labels)
+
+    def forward(part: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits: torch.Tensor = network(part)  # (B, C, H, W)
+        return logits.float() if half else logits
+
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = backward(
+        network, forward, inputs, lambda logits: objective(logits, labels), config.iter_size
+    )
     value = loss.item()  # after backward: a GPU is kept busy while the CPU waits here
     if value != value or abs(value) == float("inf"):
         raise RunFailed(

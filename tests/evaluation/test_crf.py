@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +12,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lovasz_repro.config import CrfConfig
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import (
     CrfInput,
-    CrfParameters,
-    Normalization,
+    crf_key,
     marginals,
     refine,
     refine_all,
 )
 from lovasz_repro.evaluation.probability_cache import write_probabilities
+from lovasz_repro.settings import validate
 
-DEEPLAB = CrfParameters()
+DEEPLAB = CrfConfig()
+
+
+def changed(parameters: CrfConfig = DEEPLAB, **change: Any) -> CrfConfig:
+    """Other parameters, checked as those of a file are."""
+    return validate(CrfConfig, parameters.model_dump() | change, "crf")
 
 
 @pytest.fixture
@@ -37,7 +43,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def exact_marginals(
-    image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters
+    image: np.ndarray, probabilities: np.ndarray, parameters: CrfConfig
 ) -> np.ndarray:
     """Algorithm 1 of Krähenbühl & Koltun with every pair of pixels summed, in float64.
 
@@ -91,10 +97,10 @@ def scene(seed: int, size: tuple[int, int] = (13, 17), classes: int = 4) -> tupl
     ],
 )
 def test_marginals_are_those_of_mean_field_by_definition(
-    densecrf: Any, change: dict[str, Any], normalization: Normalization
+    densecrf: Any, change: dict[str, Any], normalization: str
 ) -> None:
     """To within the library's approximate filter: a lattice in place of the Gaussian."""
-    parameters = replace(DEEPLAB, normalization=normalization, **change)
+    parameters = changed(normalization=normalization, **change)
     differences = []
     for seed in range(4):
         image, probabilities = scene(seed)
@@ -123,13 +129,13 @@ def test_marginals_are_those_of_mean_field_by_definition(
     ],
 )
 def test_each_parameter_reaches_the_library(
-    densecrf: Any, change: dict[str, Any], normalization: Normalization
+    densecrf: Any, change: dict[str, Any], normalization: str
 ) -> None:
     """Its result is much nearer to the definition with the new value than with the old one."""
-    before = replace(DEEPLAB, iterations=1, normalization=normalization)
+    before = changed(iterations=1, normalization=normalization)
     if "normalization" in change:
         change = {"normalization": "symmetric" if normalization == "after" else "after"}
-    after = replace(before, **change)
+    after = changed(before, **change)
     image, probabilities = scene(5)
     found = marginals(image, probabilities, after)
     new, old = (
@@ -151,7 +157,7 @@ def test_the_defaults_are_those_of_deeplab_v2_on_resnet_101() -> None:
         "bilateral_rgb": 3,
         "normalization": "after",  # as DeepLab's own library
     }
-    assert asdict(DEEPLAB) == expected
+    assert DEEPLAB.model_dump() == expected
 
 
 def test_labels_snap_to_the_edge_between_two_colours(densecrf: Any) -> None:
@@ -168,7 +174,7 @@ def test_labels_snap_to_the_edge_between_two_colours(densecrf: Any) -> None:
     probabilities = np.stack([1 - right, right]).astype(np.float32)
     assert (predicted != truth).mean() > 0.1
     np.testing.assert_array_equal(refine(image, probabilities, DEEPLAB), truth)
-    no_colour = replace(DEEPLAB, bilateral_weight=0)
+    no_colour = changed(bilateral_weight=0)
     assert (refine(image, probabilities, no_colour) != truth).any()
 
 
@@ -207,18 +213,18 @@ def test_bad_arrays_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"iterations": 0}, "iterations 0"),
-        ({"iterations": 2.5}, r"iterations 2\.5"),
-        ({"bilateral_rgb": 0.0}, "bilateral_rgb 0.0: give a number above 0"),
-        ({"smoothness_xy": float("nan")}, "smoothness_xy nan"),
-        ({"bilateral_weight": float("inf")}, "bilateral_weight inf"),
-        ({"smoothness_weight": -1}, "smoothness_weight -1: give a number from 0"),
-        ({"normalization": "before"}, "'before': give after or symmetric"),
+        ({"iterations": 0}, "crf: iterations: .* greater than 0, not 0"),
+        ({"iterations": 2.5}, r"iterations: .* valid integer"),
+        ({"bilateral_rgb": 0.0}, "bilateral_rgb: .* greater than 0"),
+        ({"smoothness_xy": float("nan")}, "smoothness_xy: .* finite"),
+        ({"bilateral_weight": float("inf")}, "bilateral_weight: .* finite"),
+        ({"smoothness_weight": -1}, "smoothness_weight: .* greater than or equal to 0"),
+        ({"normalization": "before"}, "normalization: .* 'after' or 'symmetric'"),
     ],
 )
 def test_bad_parameters_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        replace(DEEPLAB, **change)
+        changed(**change)
 
 
 def test_a_key_names_the_values() -> None:
@@ -227,8 +233,8 @@ def test_a_key_names_the_values() -> None:
         {"bilateral_weight": 3}, {"bilateral_xy": 4}, {"bilateral_rgb": 4},
         {"normalization": "symmetric"},
     ]  # fmt: skip
-    assert len({replace(DEEPLAB, **change).key for change in changes}) == len(changes)
-    assert replace(DEEPLAB, bilateral_xy=67, smoothness_weight=3).key == DEEPLAB.key
+    assert len({crf_key(changed(**change)) for change in changes}) == len(changes)
+    assert crf_key(changed(bilateral_xy=67, smoothness_weight=3)) == crf_key(DEEPLAB)
 
 
 @pytest.mark.parametrize("module", [None, SimpleNamespace()])
@@ -271,7 +277,7 @@ def test_two_processes_write_what_one_does(inputs: list[CrfInput], tmp_path: Pat
     assert advanced == [1, 1, 1]
     assert contents(alone) == contents(shared)
     for number, (item, file) in enumerate(zip(inputs, alone, strict=True)):
-        assert file == tmp_path / "alone" / DEEPLAB.key / f"{item.name}.png"
+        assert file == tmp_path / "alone" / crf_key(DEEPLAB) / f"{item.name}.png"
         image, probabilities = scene(number, (12 + number, 16))
         with Image.open(file) as opened:  # the cache's rounding is far below what decides here
             labels = np.asarray(opened)
@@ -280,7 +286,7 @@ def test_two_processes_write_what_one_does(inputs: list[CrfInput], tmp_path: Pat
         clear = expected.max(0) > 0.7
         np.testing.assert_array_equal(labels[clear], expected.argmax(0)[clear])
     described = json.loads((alone[0].parent / "crf.json").read_text())
-    assert CrfParameters(**described) == DEEPLAB
+    assert CrfConfig(**described) == DEEPLAB
 
 
 def test_a_call_that_was_cut_short_is_continued(inputs: list[CrfInput], tmp_path: Path) -> None:
@@ -294,7 +300,7 @@ def test_a_call_that_was_cut_short_is_continued(inputs: list[CrfInput], tmp_path
 
     with pytest.raises(Interrupted):
         refine_all(inputs, tmp_path / "out", DEEPLAB, advance=interrupt)
-    folder = tmp_path / "out" / DEEPLAB.key
+    folder = tmp_path / "out" / crf_key(DEEPLAB)
     assert [file.name for file in folder.glob("*.png")] == [f"{inputs[0].name}.png"]
     os.utime(folder / f"{inputs[0].name}.png", (1, 1))
     continued = refine_all(inputs, tmp_path / "out", DEEPLAB)
@@ -330,7 +336,7 @@ def test_other_inputs_and_parameters_are_told_apart(inputs: list[CrfInput], tmp_
     Image.fromarray(image).save(inputs[1].image)
     after = contents(refine_all(inputs, tmp_path / "out", DEEPLAB))
     assert [a == b for a, b in zip(after, before, strict=True)] == [False, False, True]
-    others = refine_all(inputs, tmp_path / "out", replace(DEEPLAB, bilateral_rgb=5))
+    others = refine_all(inputs, tmp_path / "out", changed(bilateral_rgb=5))
     assert {file.parent for file in others}.isdisjoint({file.parent for file in files})
     assert contents(files) == after
 

@@ -212,6 +212,23 @@ def test_what_the_leader_meets_every_rank_learns(rank_pool: RankPool, tmp_path: 
         assert answer == (1, 20, ["no data", "disk full"])
 
 
+def shares(rank: int, group: distributed.ProcessGroup) -> tuple[int, str]:
+    team = team_of(group)
+
+    def fail() -> None:
+        if rank == 2:
+            raise RunFailed("disk of rank 2 full")
+
+    with pytest.raises(RunFailed) as caught:
+        team.on_all(fail)
+    return team.on_all(lambda: rank * 10), str(caught.value)
+
+
+def test_what_one_rank_meets_all_learn(rank_pool: RankPool) -> None:
+    assert rank_pool.run(shares, 3) == [(10 * rank, "disk of rank 2 full") for rank in range(3)]
+    assert ALONE.on_all(lambda: 7) == 7
+
+
 def buffers(rank: int, group: distributed.ProcessGroup) -> list[float]:
     model = nn.BatchNorm2d(2)
     model.running_mean.fill_(rank + 7)

@@ -1,0 +1,273 @@
+"""What a whole validation pass costs as a run makes it, and what its parts cost on the same images.
+
+The network has random weights of the right shapes, whatever ``model.weights`` says: the time does
+not depend on them. The whole pass and its parts take turns, and are compared within a round:
+
+* loading: decode photographs and masks, in this process or in others, and nothing else;
+* network: images that are on the device already, to predicted classes at the size of the labels;
+* metric: predictions and labels that are on the device already, counted.
+
+Each begins with some images that are not timed, until workers have started and their queues are
+what they will stay.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lovasz_repro.bench.machine import device_title, load, synchronise
+from lovasz_repro.bench.measure import ratio
+from lovasz_repro.bench.validation_parts import Clock, Repeated, Seen, Unscored
+from lovasz_repro.bench.validation_render import METRIC, NETWORK, WHOLE, Part, Report, loading_by
+from lovasz_repro.building import EVALUATION_BATCH, build_model, evaluator, scored_batches
+from lovasz_repro.config import CellConfig, MultiScaleConfig
+from lovasz_repro.data.demo_voc import write_demo
+from lovasz_repro.data.locate import dataset_folder, find_dataset
+from lovasz_repro.data.voc import list_images
+from lovasz_repro.datasets import DATASETS, ScoredSet
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.multiscale import MultiScale, as_loaded, fused_scores
+from lovasz_repro.evaluation.scoring import Scoring
+from lovasz_repro.models.deeplab import DeepLab
+from lovasz_repro.networks import NETWORKS
+from lovasz_repro.place import Inputs, Place
+from lovasz_repro.provenance import device_name, git_commit
+from lovasz_repro.training.distributed import ALONE
+
+DEFAULT_IMAGES = {"cpu": 1, "cuda": 100}
+DEFAULT_ROUNDS = {"cpu": 3, "cuda": 5}
+MOST_DRAWN = 24
+"""Photographs that are drawn where there are none; they are then read several times."""
+DRAWN_SIZE = 500
+"""Long side of drawn photographs, pixels; VOC's."""
+SINGLE = "single scale"
+QUEUED = 2
+"""Batches that each worker of a loader prepares ahead."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, and where."""
+
+    cell: CellConfig
+    place: Place
+    """Its ``workers`` decode images in the whole pass."""
+    multi_scale: MultiScaleConfig | None
+    """Measured too, if there."""
+    images: int
+    """That are timed in a round."""
+    rounds: int
+
+    @property
+    def regimes(self) -> list[str]:
+        """How predictions are made; the first at one scale."""
+        if self.multi_scale is None:
+            return [SINGLE]
+        count = len(self.multi_scale.scales)
+        return [SINGLE, f"{count} {'scale' if count == 1 else 'scales'} fused"]
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Numbers of processes that decode images, when loading alone is measured."""
+        return tuple(sorted({0, self.place.workers}))
+
+    @property
+    def passes(self) -> int:
+        """How often :func:`run_bench` calls ``advance``."""
+        return 1 + self.rounds * (2 * len(self.regimes) + len(self.workers) + 1)
+
+
+def choose_settings(
+    cell: CellConfig,
+    place: Place,
+    scales: Sequence[float] | None,
+    images: int | None,
+    rounds: int | None,
+) -> Settings:
+    """Settings from what was given, defaults for what was not.
+
+    Raises:
+        UserError: several scales of a network that is no DeepLab.
+    """
+    several = cell.evaluation.multi_scale
+    if scales:
+        if not cell.model.name.startswith("deeplab"):
+            raise UserError(f"--scales: {cell.model.name} is no DeepLab, which alone is fused over "
+                            "scales.")  # fmt: skip
+        several = (several or MultiScaleConfig()).model_copy(update={"scales": list(scales)})
+    kind = place.device.type
+    return Settings(
+        cell, place, several, images or DEFAULT_IMAGES[kind], rounds or DEFAULT_ROUNDS[kind]
+    )
+
+
+@torch.inference_mode()
+def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: None) -> Report:
+    """Measure; calls ``advance`` with the name of each thing measured.
+
+    Raises:
+        UserError: data are missing and cannot be drawn, or are unreadable.
+    """
+    cell, place = settings.cell, settings.place
+    with ExitStack() as stack:
+        root, drawn = _find_or_draw(settings, stack)
+        images = DATASETS[cell.data.name].scored(root, "val", cell.data)
+        bench = _Bench(settings, root, images)
+        advance("first pass")
+        times: dict[str, list[float]] = {}
+        for _ in range(settings.rounds):
+            for name, measure in bench.ways().items():
+                times.setdefault(name, []).append(measure())
+                advance(name)
+    wholes = {name: times[f"{WHOLE}, {name}"] for name in settings.regimes}
+    parts = tuple(
+        Part(name, tuple(own), {regime: ratio(own, whole) for regime, whole in wholes.items()})
+        for name, own in times.items()
+    )
+    name = device_name(place.device)
+    return Report(
+        title=f"{cell.experiment} ({cell.profile}), {cell.model.name}, {cell.training.precision}",
+        device=device_title(name, place.device, torch.get_num_threads()),
+        torch_version=torch.__version__,
+        git_commit=git_commit(),
+        regimes=tuple(settings.regimes),
+        workers=place.workers,
+        parts=parts,
+        drawn=drawn,
+        images=settings.images,
+        rounds=settings.rounds,
+        load=load(),
+    )
+
+
+class _Bench:
+    """The network, the images and what is timed; made once, which passes every image once."""
+
+    def __init__(self, settings: Settings, root: Path, images: ScoredSet) -> None:
+        self.settings, self.cell, self.place = settings, settings.cell, settings.place
+        self.kind = DATASETS[self.cell.data.name]
+        torch.manual_seed(self.cell.seed)
+        network = build_model(self.cell, Inputs(root, None, {}, ""), self.place.device)
+        self.models: dict[str, tuple[nn.Module, dict[str, Any]]] = {SINGLE: (network, {})}
+        if settings.multi_scale:
+            fused = _fused(network, self.cell, settings.multi_scale)
+            how = {"prepare": as_loaded, "bfloat16": False}  # both are fused_scores' own
+            self.models[settings.regimes[-1]] = fused, how
+        batch = 1 if self.kind.sizes_differ else EVALUATION_BATCH
+        self.untimed = batch * max(1, QUEUED * self._workers())
+        self.images = Repeated(images, self.untimed + settings.images)
+        self.on_device = self._on_device()
+        seen = Seen()
+        self._evaluate(network, {}, iter(self.on_device), seen)
+        self.seen = seen.batches
+
+    def ways(self) -> dict[str, Callable[[], float]]:
+        """What is timed, by name -> milliseconds an image."""
+        found: dict[str, Callable[[], float]] = {}
+        for regime, (model, how) in self.models.items():
+            found[f"{WHOLE}, {regime}"] = partial(self._whole, model, how)
+            found[f"{NETWORK}, {regime}"] = partial(self._network, model, how)
+        for workers in self.settings.workers:
+            found[loading_by(workers)] = partial(self._loading, workers)
+        found[METRIC] = self._metric
+        return found
+
+    def _whole(self, model: nn.Module, how: dict[str, Any]) -> float:
+        clock = Clock(self.untimed)
+        self._evaluate(model, how, self._batches(self.place), self._scoring(), clock)
+        return clock.milliseconds()
+
+    def _network(self, model: nn.Module, how: dict[str, Any]) -> float:
+        clock = Clock(self.untimed)
+        self._evaluate(model, how, iter(self.on_device), Unscored(), clock)
+        return clock.milliseconds()
+
+    def _loading(self, workers: int) -> float:
+        clock = Clock(self.untimed)
+        for images, _ in self._batches(replace(self.place, workers=workers)):
+            clock.tick(len(images))
+        return clock.milliseconds()
+
+    def _metric(self) -> float:
+        clock, scoring = Clock(self.untimed), self._scoring()
+        for predictions, targets in self.seen:
+            scoring.update(predictions, targets)
+            synchronise(self.place.device)
+            clock.tick(len(predictions))
+        return clock.milliseconds()
+
+    def _evaluate(
+        self,
+        model: nn.Module,
+        how: dict[str, Any],
+        batches: Iterator[Any],
+        scoring: Scoring,
+        clock: Clock | None = None,
+    ) -> None:
+        advance = clock.tick if clock else lambda images: None
+        call = evaluator(self.cell, scoring)
+        call(model, batches, scoring, self.place.device, advance=advance, **how)
+
+    def _scoring(self) -> Scoring:
+        return self.kind.scoring(self.cell.data, self.cell.training.batch_size)
+
+    def _batches(self, place: Place) -> Iterator[Any]:
+        return scored_batches(self.cell, self.images, place, ALONE)
+
+    def _workers(self) -> int:
+        return 0 if self.kind.in_memory else self.place.workers
+
+    def _on_device(self) -> list[Any]:
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(self.place.device)
+            return tuple(moved(part) for part in value)
+
+        alone = replace(self.place, workers=0)
+        return [(moved(images), moved(targets)) for images, targets in self._batches(alone)]
+
+
+def _fused(network: nn.Module, cell: CellConfig, config: MultiScaleConfig) -> MultiScale:
+    kind = NETWORKS[cell.model.name]
+    if not isinstance(network, DeepLab):
+        raise UserError(f"{cell.model.name} is no DeepLab, which alone is fused over scales. "
+                        "Add --set evaluation.multi_scale=null.")  # fmt: skip
+    scores = partial(
+        fused_scores,
+        prepare=kind.prepare,
+        to_size=kind.to_size,
+        scales=config.scales,
+        fusion=config.fusion,
+        least_side=config.least_side,
+        bfloat16=cell.training.precision == "bfloat16",
+        channels_last=cell.training.channels_last,
+    )
+    return MultiScale(network, scores).eval()
+
+
+def _find_or_draw(settings: Settings, stack: ExitStack) -> tuple[Path, bool]:
+    """The data, or photographs drawn into a folder that the stack removes; and which it is."""
+    cell, place = settings.cell, settings.place
+    folder = cell.data.folder or cell.data.name
+    found = find_dataset(place.data, folder)
+    if cell.data.name != "voc" or (found and _has_images(found, cell)):
+        return dataset_folder(place.data, folder), False
+    root = Path(stack.enter_context(TemporaryDirectory())) / "voc"
+    write_demo(root, images=(1, min(settings.images, MOST_DRAWN), 1), size=DRAWN_SIZE)
+    return root, True
+
+
+def _has_images(root: Path, cell: CellConfig) -> bool:
+    """Whether what a VOC cell reads is there; masks alone are no photographs."""
+    try:
+        images = list_images(root, "val", photographs=False)
+    except UserError:
+        return False
+    return cell.data.images == "features" or any(image.image.is_file() for image in images)

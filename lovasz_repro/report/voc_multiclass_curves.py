@@ -1,0 +1,300 @@
+"""Figure 6: validation measures over the course of the training (Sec. 4.3).
+
+(a) dataset-mIoU under cross-entropy and Lovász-Softmax; (b) dataset-mIoU and batch-mIoU over
+present classes while Lovász-Softmax is optimised; (c) dataset-mIoU and image-mIoU while the
+image-mIoU is.
+"""
+
+import math
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lovasz_repro.report.curves import band, draw_band
+from lovasz_repro.report.drawing import Curve, Drawing, Missing
+from lovasz_repro.report.layout import number
+from lovasz_repro.report.runs import Cohort, Run, RunStore, command, sources
+from lovasz_repro.report.style import (
+    BLACK,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAGE,
+    variant_colours,
+    variant_dash,
+    variant_order,
+    variant_title,
+)
+from lovasz_repro.report.voc_binary_runs import is_papers, on_features
+from lovasz_repro.report.voc_multiclass_runs import MULTICLASS, named_sets, ten_first
+
+DATASET, BATCH, IMAGE = "val/dataset_miou", "val/batch_miou", "val/image_miou"
+MEASURES = {
+    DATASET: ("dataset-mIoU", BLACK),
+    BATCH: ("batch-mIoU, present classes", ORANGE),
+    IMAGE: ("image-mIoU", GREEN),
+}
+CROSS_ENTROPY = ("x-loss", "x-loss-equibatch", "x-loss-equibatch-30k")
+LOVASZ = ("lovasz", "lovasz-equibatch", "lovasz-equibatch-30k")
+JOINT = ("lovasz-equibatch", "lovasz", "lovasz-equibatch-30k")
+"""Variants of which one is shown in (b), the first that is there."""
+PER_IMAGE, PER_BATCH = "lovasz-per-image", "lovasz"
+TITLES = (
+    "(a) cross-entropy, Lovász-Softmax",
+    "(b) Lovász-Softmax: two measures",
+    "(c) optimising the image-mIoU",
+)
+TALL, LEGEND_LINE, HEADING_LINE = 2.3, 0.13, 0.12
+"""Height of the panels, of a line of their legends, and of a line of the heading, inches."""
+LEGEND_BELOW = 0.42
+"""How far under an axis its legend begins, inches."""
+ASIDE, APART = 0.8, 0.12
+"""Width of thin lines, points; how far two axes are moved apart, of their range."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A mean over seeds, as it is drawn."""
+
+    label: str
+    data: dict[str, list[float]]
+    runs: tuple[Run, ...]
+    colour: str
+    dash: str = "-"
+    right: bool = False
+    """Against the axis at the right."""
+    aside: bool = False
+    """Thin, for comparison."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Of the two measures in (b) along a run, Pearson's r, the mean over runs."""
+
+    every: float
+    """Over all validations, the one before training too (as in the claims)."""
+    trained: float | None
+    """Without that one; None where too few are left."""
+
+
+def figure_6(store: RunStore) -> Drawing | Missing:
+    """Three panels of the paper's runs; of the best other set where there are none."""
+    found = [
+        (panels_of(store, cohort), cohort, heading)
+        for cohort, heading in ten_first(named_sets(store))
+    ]
+    drawable = [item for item in found if any(item[0])]
+    if not drawable:
+        what = "has curves of two losses or two measures" if found else "is stored"
+        return Missing(f"no finished set of {MULTICLASS} runs {what}", command(MULTICLASS))
+    chosen = max(drawable, key=lambda item: (is_papers(item[1]), sum(map(bool, item[0]))))
+    return _drawing(store, *chosen)
+
+
+def panels_of(store: RunStore, cohort: Cohort) -> tuple[list[Line], list[Line], list[Line]]:
+    """What each panel shows; nothing where a set lacks what the panel compares."""
+    joint = joint_variant(store, cohort)
+    second = _measures(store, cohort, joint, BATCH) if joint else []
+    third = _measures(store, cohort, PER_IMAGE, IMAGE)
+    if third:
+        third += _measures(store, cohort, PER_BATCH, IMAGE, aside=True)
+    return _losses(store, cohort), second, third
+
+
+def joint_variant(store: RunStore, cohort: Cohort) -> str | None:
+    """The variant of (b): the first of ``JOINT`` with both measures."""
+    having = (name for name in JOINT if _measures(store, cohort, name, BATCH))
+    return next(having, None)
+
+
+def correlation(store: RunStore, runs: Sequence[Run]) -> Correlation | None:
+    """How closely the batch-mIoU follows the dataset-mIoU; None where it is undefined."""
+    every = [_pearson(store, run, since=0) for run in runs]
+    trained = [_pearson(store, run, since=1) for run in runs]
+    having, after = ([r for r in found if r is not None] for found in (every, trained))
+    if not having:
+        return None
+    return Correlation(statistics.fmean(having), statistics.fmean(after) if after else None)
+
+
+def _pearson(store: RunStore, run: Run, since: int) -> float | None:
+    first, second = (dict(store.history(run.run_id, metric)) for metric in (DATASET, BATCH))
+    steps = [s for s in first if s >= since and math.isfinite(first[s] + second.get(s, math.nan))]
+    pair = [first[s] for s in steps], [second[s] for s in steps]
+    if len(steps) < 3 or any(len(set(side)) == 1 for side in pair):
+        return None
+    return statistics.correlation(*pair)
+
+
+# -- lines -------------------------------------------------------------------------------------
+
+
+def _losses(store: RunStore, cohort: Cohort) -> list[Line]:
+    """Dataset-mIoU of every variant of (a), where there are both losses."""
+    names = variant_order(set(cohort.variants) & {*CROSS_ENTROPY, *LOVASZ})
+    colours = variant_colours(set(names))
+    lines = {
+        name: Line(variant_title(name), *curve, colours[name], variant_dash(name))
+        for name in names
+        if (curve := _curve(store, cohort.select(name), DATASET))
+    }
+    both = all(set(lines) & set(side) for side in (CROSS_ENTROPY, LOVASZ))
+    return list(lines.values()) if both else []
+
+
+def _measures(
+    store: RunStore, cohort: Cohort, name: str, other: str, *, aside: bool = False
+) -> list[Line]:
+    """Dataset-mIoU and another measure of a variant; none where it lacks one of them."""
+    lines = []
+    for metric in (DATASET, other):
+        curve = _curve(store, cohort.select(name), metric)
+        if curve is None:
+            return []
+        label, colour = MEASURES[metric]
+        label = f"{label}, optimised per batch" if aside else label
+        dash = "--" if aside else "-"
+        lines.append(Line(label, *curve, colour, dash, right=metric == other, aside=aside))
+    return lines
+
+
+def _curve(
+    store: RunStore, runs: Sequence[Run], metric: str
+) -> tuple[dict[str, list[float]], tuple[Run, ...]] | None:
+    """Mean and spread of a metric over iterations; None where there are no two of them."""
+    histories = [_finite(store, run, metric) for run in runs]
+    having = [i for i, history in enumerate(histories) if len(history) > 1]
+    data = band([histories[i] for i in having]) if having else {"iteration": []}
+    return (data, tuple(runs[i] for i in having)) if len(data["iteration"]) > 1 else None
+
+
+def _finite(store: RunStore, run: Run, metric: str) -> list[tuple[int, float]]:
+    return [(k, score) for k, score in store.history(run.run_id, metric) if math.isfinite(score)]
+
+
+# -- drawing -----------------------------------------------------------------------------------
+
+
+def _drawing(
+    store: RunStore,
+    panels: tuple[list[Line], list[Line], list[Line]],
+    cohort: Cohort,
+    heading: str,
+) -> Drawing:
+    from matplotlib.figure import Figure
+
+    title, note = heading, ""
+    if not is_papers(cohort):
+        lacking = "no paper-scale runs on photographs have such curves"
+        title = f"Not the paper's: {lacking}. Shown: {heading}"
+        note = f" This is not the paper's Figure 6: {lacking}."
+    if on_features(cohort):
+        note += (
+            " The networks saw features: noise drawn from the masks in the place of photographs, "
+            "as Sec. 4.1 does for circles."
+        )
+    lines = textwrap.wrap(title, 150)
+    most = max(len(panel) for panel in panels)
+    tall = TALL + LEGEND_LINE * most + HEADING_LINE * len(lines)
+    figure = Figure(figsize=(PAGE, tall), layout="constrained")
+    figure.suptitle("\n".join(lines), fontsize=6.5, color=GREY, parse_math=False)
+    axes = figure.subplots(1, len(panels))
+    curves: list[Curve] = []
+    for ax, panel, name in zip(axes, panels, TITLES, strict=True):
+        curves += _panel(ax, panel, name)
+    axes[0].set_ylabel("validation dataset-mIoU (%)")
+    joint = joint_variant(store, cohort)
+    words, told = _correlation_words(store, cohort, joint)
+    if words:
+        axes[1].legend_.set_title(words, prop={"size": 7})
+    of_joint = f" (b) is of {variant_title(joint)}.{told}" if joint else ""
+    caption = (
+        "Validation measures over the course of the training, single-scale: (a) dataset-mIoU "
+        "under cross-entropy and Lovász-Softmax; (b) dataset-mIoU and batch-mIoU over present "
+        "classes while Lovász-Softmax over the batch is optimised; (c) dataset-mIoU and image-mIoU "
+        "while Lovász-Softmax image by image is optimised, thin and dashed while it is over the "
+        "batch. In (b) and (c) the second measure has the axis at the right. An axis begins below "
+        "the trained networks where these are far above the network before training. Mean and one "
+        f"standard deviation over seeds.{of_joint} {heading} ({cohort.scale} "
+        f"scale).{note}"
+    )
+    return Drawing(figure, caption, tuple(curves))
+
+
+def _panel(ax: Any, lines: Sequence[Line], title: str) -> list[Curve]:
+    """Draw one panel; one without lines says so."""
+    ax.set_title(title, fontsize=7.5)
+    ax.set_xlabel("iteration")
+    ax.tick_params(axis="x", labelsize=6)
+    if not lines:
+        ax.set(xticks=[], yticks=[])
+        ax.text(0.5, 0.5, "not yet run", transform=ax.transAxes, ha="center", color=GREY)
+        return []
+    left, right = ([line for line in lines if line.right is side] for side in (False, True))
+    _side(ax, left)
+    ax.grid(axis="y")
+    if right:
+        other = ax.twinx()
+        _side(other, right)
+        other.spines["right"].set_visible(True)
+        other.tick_params(axis="y", labelcolor=right[0].colour)
+        _apart(ax, other)
+    legend_below(ax, [_handle(line) for line in lines])
+    return [Curve(title, line.label, line.data, sources(line.runs)) for line in lines]
+
+
+def legend_below(ax: Any, handles: Sequence[Any]) -> None:
+    """A legend under a panel, a fixed distance below the axis and its label."""
+    from matplotlib.transforms import ScaledTranslation
+
+    down = ScaledTranslation(0, -LEGEND_BELOW, ax.figure.dpi_scale_trans)
+    ax.legend(handles=handles, loc="upper center", fontsize=6.5, bbox_to_anchor=(0.5, 0),
+              bbox_transform=ax.transAxes + down, borderaxespad=0, labelspacing=0.25)  # fmt: skip
+
+
+def _side(ax: Any, lines: Sequence[Line]) -> None:
+    """Draw what is measured on one axis, which begins below the trained networks where these are
+    far above the network before training."""
+    for line in lines:
+        if line.aside:
+            ax.plot(
+                line.data["iteration"], line.data["mean"], line.dash, color=line.colour, lw=ASIDE
+            )
+        else:
+            draw_band(ax, line.data, line.colour, line.dash)
+    points = [p for line in lines for p in zip(line.data["iteration"], line.data["mean"],
+                                               strict=True)]  # fmt: skip
+    trained, start = [m for k, m in points if k > 0], [m for k, m in points if k == 0]
+    span = max(trained) - min(trained)
+    if start and 0 < 2 * span < min(trained) - max(start):
+        ax.set_ylim(bottom=min(trained) - 0.35 * span)
+    ax.margins(x=0.02)
+
+
+def _apart(left: Any, right: Any) -> None:
+    """Lower the curves of the right axis, so that two that go together do not hide each other."""
+    for ax, down, up in ((left, APART, 0.0), (right, 0.0, APART)):
+        low, high = ax.get_ylim()
+        ax.set_ylim(low - down * (high - low), high + up * (high - low))
+
+
+def _handle(line: Line) -> Any:
+    from matplotlib.lines import Line2D
+
+    label = f"{line.label} (right)" if line.right and not line.aside else line.label
+    return Line2D([], [], color=line.colour, ls=line.dash, lw=ASIDE if line.aside else 1.2,
+                  label=label)  # fmt: skip
+
+
+def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tuple[str, str]:
+    """The correlation for a legend and for a caption; "" where it is undefined."""
+    found = correlation(store, cohort.select(joint)) if joint else None
+    if found is None:
+        return "", ""
+    shown = number(found.every, 3)
+    told = f" Their correlation along a run is r = {shown}"
+    if found.trained is not None:
+        told += f", and {number(found.trained, 3)} without the validation before training"
+    return f"r = {shown}", f"{told}."

@@ -1,0 +1,136 @@
+"""``bench metrics``: the same counts first, then ratios of times."""
+
+import json
+import statistics
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lovasz_repro import cli
+from lovasz_repro.bench import counting
+from lovasz_repro.bench.counting import (
+    Case,
+    Report,
+    Row,
+    check_same,
+    choose_settings,
+    make_sample,
+    run_bench,
+    to_markdown,
+    ways,
+)
+from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.samples import Size
+from lovasz_repro.errors import RunFailed, UserError
+
+pytest.importorskip("torchmetrics")
+CPU = torch.device("cpu")
+NAMES = ["ConfusionMatrix.update", "torchmetrics", "torchmetrics, unchecked"]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    given = ["lovasz-repro", "bench", "metrics", "--device", "cpu", *arguments]
+    monkeypatch.setattr(sys, "argv", given)
+    threads = torch.get_num_threads()
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        torch.set_num_threads(threads)
+    return 0
+
+
+def test_json_has_ratios_of_the_times_of_a_round(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        call(monkeypatch, "--size", "2x5x32x48", "--rounds", "3", "--threads", "1", "--json") == 0
+    )
+    content = json.loads(capsys.readouterr().out)
+    (case,) = content["cases"]
+    assert case["size"] == [2, 5, 32, 48]
+    assert [row["name"] for row in case["rows"]] == NAMES
+    _, theirs, unchecked = (row["times_ms"] for row in case["rows"])
+    for row in case["rows"]:
+        assert len(row["times_ms"]) == 3
+        for spread, unit in ((row["speedup"], theirs), (row["speedup_unchecked"], unchecked)):
+            ratios = [one / own for own, one in zip(row["times_ms"], unit, strict=True)]
+            assert spread[0] == pytest.approx(statistics.median(ratios))
+
+
+def test_every_way_counts_a_sample_pixel_by_pixel() -> None:
+    size = Size(2, 4, 40, 50)
+    predictions, labels = make_sample(size, 3, CPU)
+    assert (predictions.dtype, labels.dtype) == (torch.int64, torch.uint8)
+    expected = torch.zeros(4, 4, dtype=torch.int64)
+    for label, prediction in zip(
+        labels.flatten().tolist(), predictions.flatten().tolist(), strict=True
+    ):
+        if label != 255:
+            expected[label, prediction] += 1
+    void = 1 - expected.sum() / labels.numel()
+    wrong = 1 - expected.trace() / expected.sum()
+    assert 0.03 < void < 0.07
+    assert 0.04 < wrong < 0.11  # a tenth of the pixels, three quarters of them another class
+    import torchmetrics
+    import torchmetrics.functional.classification
+
+    for name, count in ways(size, torchmetrics).items():
+        assert torch.equal(count(predictions, labels).long(), expected), name
+
+
+def test_other_counts_are_refused() -> None:
+    with pytest.raises(RunFailed, match="torchmetrics: 2 pixels are counted otherwise"):
+        check_same("torchmetrics", torch.tensor([[1, 3]]), torch.tensor([[2, 2]]))
+
+
+def test_defaults_are_a_photograph_a_batch_and_a_street() -> None:
+    settings = choose_settings(None, CPU, 1, None, 0)
+    assert settings.sizes == (
+        Size(1, 21, 375, 500), Size(10, 21, 321, 321), Size(1, 19, 1024, 2048)
+    )  # fmt: skip
+    assert settings.passes == 3 * 5 * 3
+    with pytest.raises(UserError, match="at most 255 classes"):
+        choose_settings(["1x256x8x8"], CPU, 1, None, 0)
+
+
+def test_progress_is_told_of_every_pass() -> None:
+    settings = replace(choose_settings(["1x3x16x16"], CPU, torch.get_num_threads(), 2, 0))
+    passes: list[str] = []
+    run_bench(settings, passes.append)
+    assert len(passes) == settings.passes
+
+
+def test_the_table_has_the_median_time() -> None:
+    row = Row(NAMES[0], (1.0, 9.0, 2.0), Spread(6.0, 5.0, 7.0), Spread(2.0, 2.0, 2.0))
+    report = Report("Toy", "2.9", "1.9", "abc", (Case(Size(1, 2, 3, 4), (row,)),), 3, 0, None)
+    line = "| 1 x 2 x 3 x 4: ConfusionMatrix.update | 2.00 | 6.00 (5.00–7.00) | 2.00 |"
+    assert line in to_markdown(report)
+
+
+def test_without_torchmetrics_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    assert call(monkeypatch) == 2
+    assert "torchmetrics, which is not installed. Run: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["1x21x375", "1x1x8x8", "0x2x8x8"])
+def test_a_wrong_size_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    assert call(monkeypatch, "--size", size) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: size '{size}'")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda() -> None:
+    report = run_bench(choose_settings(["2x21x64x64"], torch.device("cuda"), 1, 2, 0))
+    assert [row.name for row in report.cases[0].rows] == NAMES
+    assert counting.VOID == 255
