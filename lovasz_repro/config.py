@@ -56,8 +56,8 @@ class DataConfig(Strict):
     equibatch: bool = False
     """Visit every class in turn (paper Sec. 4.3) instead of drawing images at random."""
     crop_with_class: bool = False
-    """With equibatch on voc: draw the crop of an image again, up to 20 times, until it shows the
-    class whose turn it is. The paper does not say."""
+    """Where equibatch draws the images of voc: place the crop again, up to 20 times, until it shows
+    the class whose turn it is. The paper does not say."""
     train_split: Literal["train_aug", "trainval_aug"] = "train_aug"
     """Images of voc to train on: 10,582, or the 1,449 of validation too, for networks that the test
     server scores."""
@@ -76,8 +76,8 @@ class DataConfig(Strict):
             raise ValueError("category and features are of the data set voc alone")
         if self.name != "voc" and (self.crop_with_class or self.train_split != "train_aug"):
             raise ValueError("crop_with_class and train_split are of the data set voc alone")
-        if self.crop_with_class and not self.equibatch:
-            raise ValueError("crop_with_class needs equibatch, which says what class a crop is for")
+        if self.equibatch and self.category:
+            raise ValueError("with category the batches are balanced: equibatch does not apply")
         if self.name == "voc" and (self.size[0] != self.size[1] or self.size[0] % 8 != 1):
             raise ValueError("size is that of a square crop, 8 n + 1 pixels a side (321 in the "
                              "paper)")  # fmt: skip

@@ -22,6 +22,8 @@ FORBIDDEN = {
     "bench": ("synthetic", "store", "report", "session", "experiment"),
     "experiment": ("report", "launch"),
     "stages": ("store", "report", "experiment", "launch"),
+    "regimes": ("store", "report", "experiment", "launch"),
+    "segmentations": ("store", "report", "experiment", "launch"),
     "batch_scores": ("store", "report", "session", "experiment", "launch"),
     "building": ("store", "report", "session", "experiment", "launch"),
     "datasets": ("models", "training", "store", "report", "session", "experiment", "launch"),
