@@ -143,8 +143,11 @@ def predicted_classes(
         (B, H, W) int64.
     """
     if upsample == "logits" or logits.shape[-2:] == tuple(size):
+        scores = logits[:, first_class:]
+        if scores.device.type == "cpu":  # the classes of a pixel side by side: faster, no others
+            scores = scores.contiguous(memory_format=torch.channels_last)
         # max, not argmax: the same answer, several times faster on the CPU along dim 1
-        return to_size(logits[:, first_class:], size).max(dim=1).indices + first_class
+        return to_size(scores, size).max(dim=1).indices + first_class
     classes = logits[:, first_class:].max(dim=1).indices + first_class
     small = classes[:, None].to(logits.dtype)  # interpolate takes no integers; classes are exact
     return F.interpolate(small, size=tuple(size), mode="nearest-exact")[:, 0].long()
