@@ -1,6 +1,7 @@
 """Scores of a network against a plain loop over pixels."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,25 @@ def test_on_a_gpu_a_batch_is_scored_when_the_next_one_is_under_way(
     ]  # fmt: skip
     assert scoring.confusion.mean_iou() == 1.0
     assert scoring.per_image.images == 3
+
+
+def test_the_last_batch_is_scored_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(_Scorer):  # type: ignore[type-arg]
+        """One batch late, as on a GPU."""
+
+        def take(self, *batch: Any) -> None:
+            self.finish()
+            self.waiting = batch  # type: ignore[assignment]
+
+        def finish(self) -> None:
+            if self.waiting:
+                self.scoring.update(*self.waiting[:2])
+            self.waiting = None
+
+    expected = evaluate(network(), batches(), empty_scoring(), CPU)
+    monkeypatch.setattr("lovasz_repro.evaluation.evaluate._Scorer", Late)
+    found = evaluate(network(), batches(), empty_scoring(), CPU)
+    assert torch.equal(found.confusion.counts, expected.confusion.counts)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
