@@ -6,7 +6,7 @@ through a scoring (``scoring.py``), which adds up over ranks.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -54,12 +54,10 @@ def evaluate(
         advance: called with the number of images scored, after each batch.
 
     Raises:
-        ValueError: there is no image, or the scoring refuses a batch; on a GPU the next one has
-            then passed the network too.
+        ValueError: there is no image.
     """
     model.eval()
     dtype = next(model.parameters()).dtype
-    scorer = _Scorer(scoring, device, advance)
     seen = 0
     for images, targets in batches:
         inputs = prepare(images.to(device, non_blocking=True), channels_last, dtype)
@@ -69,51 +67,12 @@ def evaluate(
         if bfloat16:
             logits = logits.float()
         size = _first(targets).shape[-2:]
-        scorer.take((predict or predicted_classes)(logits, size), targets, len(images))
+        scoring.update((predict or predicted_classes)(logits, size), targets)
         seen += len(images)
-    scorer.finish()
+        advance(len(images))
     if not seen and group is None:
         raise ValueError("nothing to evaluate: no images")
     return scoring.over_ranks(group) if group else scoring
-
-
-class _Scorer(Generic[AnyScoring]):
-    """Gives a scoring its batches; on a GPU one batch late, beside the network.
-
-    A scoring reads its counts, for which the CPU has to wait. In a stream of its own it waits for
-    one batch while the GPU is at work on the next, and is never without work.
-    """
-
-    def __init__(
-        self, scoring: AnyScoring, device: torch.device, advance: Callable[[int], None]
-    ) -> None:
-        self.scoring, self.advance = scoring, advance
-        cuda = device.type == "cuda"
-        self.stream = torch.cuda.Stream(device, priority=-1) if cuda else None
-        self.waiting: tuple[Tensor, Any, int, torch.cuda.Event] | None = None
-
-    def take(self, predictions: Tensor, targets: Any, images: int) -> None:
-        """A batch that the network was asked for, of so many images."""
-        if self.stream is None:
-            self.scoring.update(predictions, targets)
-            self.advance(images)
-            return
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(predictions.device))
-        self.finish()
-        self.waiting = predictions, targets, images, ready
-
-    def finish(self) -> None:
-        """Score what is waiting."""
-        if self.stream is None or self.waiting is None:
-            return
-        predictions, targets, images, ready = self.waiting
-        with torch.cuda.stream(self.stream):
-            self.stream.wait_event(ready)
-            self.scoring.update(predictions, targets)
-        self.stream.synchronize()  # only then may the network have the memory of the batch again
-        self.waiting = None
-        self.advance(images)
 
 
 def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,14 +1,11 @@
 """Scores of a network against a plain loop over pixels."""
 
-from contextlib import nullcontext
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lovasz_repro.evaluation.evaluate import _Scorer, at_size, evaluate, predicted_classes
+from lovasz_repro.evaluation.evaluate import at_size, evaluate, predicted_classes
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 
 CPU = torch.device("cpu")
@@ -137,76 +134,6 @@ def test_several_maps_reach_the_scoring_as_they_are() -> None:
     ((shape, targets),) = scoring.seen
     assert shape == (1, 12, 10)
     assert targets == (first, second)
-
-
-class FakeGpu:
-    """Streams and events of a GPU that write down what they are asked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[str] = []
-        gpu = self
-
-        class Stream:
-            def __init__(self, device: torch.device, priority: int) -> None:
-                assert priority < 0
-
-            def wait_event(self, event: "Event") -> None:
-                gpu.asked.append(f"wait for {event.name}")
-
-            def synchronize(self) -> None:
-                gpu.asked.append("synchronise")
-
-        class Event:
-            count = 0
-
-            def record(self, stream: object) -> None:
-                assert stream == "the network's"
-                Event.count += 1
-                self.name = f"batch {Event.count}"
-                gpu.asked.append(f"ask for {self.name}")
-
-        monkeypatch.setattr(torch.cuda, "Stream", Stream)
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the network's")
-        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-
-
-def test_on_a_gpu_a_batch_is_scored_when_the_next_one_is_under_way(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    gpu, scoring, done = FakeGpu(monkeypatch), empty_scoring(), []
-    scorer = _Scorer(scoring, torch.device("cuda"), done.append)
-    for number, (_, labels) in enumerate(batches()):
-        scorer.take(labels.long().clamp(max=3), labels, len(labels))
-        assert len(done) == number
-    scorer.finish()
-    scorer.finish()  # nothing is scored twice
-    assert done == [2, 1]
-    assert gpu.asked == [
-        "ask for batch 1", "ask for batch 2", "wait for batch 1", "synchronise",
-        "wait for batch 2", "synchronise",
-    ]  # fmt: skip
-    assert scoring.confusion.mean_iou() == 1.0
-    assert scoring.per_image.images == 3
-
-
-def test_the_last_batch_is_scored_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Late(_Scorer):  # type: ignore[type-arg]
-        """One batch late, as on a GPU."""
-
-        def take(self, *batch: Any) -> None:
-            self.finish()
-            self.waiting = batch  # type: ignore[assignment]
-
-        def finish(self) -> None:
-            if self.waiting:
-                self.scoring.update(*self.waiting[:2])
-            self.waiting = None
-
-    expected = evaluate(network(), batches(), empty_scoring(), CPU)
-    monkeypatch.setattr("lovasz_repro.evaluation.evaluate._Scorer", Late)
-    found = evaluate(network(), batches(), empty_scoring(), CPU)
-    assert torch.equal(found.confusion.counts, expected.confusion.counts)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
