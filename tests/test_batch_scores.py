@@ -116,6 +116,7 @@ def by_hand(model: EvidenceNet, root: Path, cell: CellConfig, batch: list[int]) 
     return float(np.mean(scores))
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_among_its_batches_scores_them_again_and_stores_them_once(
     data: Path, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +235,7 @@ def score(
     return session.logged, session.lines, session.asked, error
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_logs_the_same(ranks: int, data: Path, rank_pool: RankPool) -> None:
     logged, lines, _, _ = score(0, None, data / "tiny")
     assert [step for step, _ in logged] == [0, 1, 2, 3, 4, 2]

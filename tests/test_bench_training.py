@@ -455,6 +455,7 @@ def until(holds: Callable[[], bool], seconds: float) -> bool:
     return holds()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_nobody_is_left_behind(number: signal.Signals) -> None:

@@ -212,6 +212,7 @@ def on_ranks(rank: int, group: distributed.ProcessGroup, *paths: Path) -> dict[s
     return scores_of(Team(rank, group.size(), group), *paths)
 
 
+@pytest.mark.slow
 def test_two_ranks_score_what_one_does(densecrf: Any, rank_pool: RankPool, tmp_path: Path) -> None:
     experiment = write_multiclass_experiment(tmp_path)
     data = write_voc(tmp_path / "data", val=5)

@@ -232,7 +232,7 @@ def on_ranks(
     return {regime: scoring.as_metrics(regime) for regime, scoring in found.items()}, len(passes)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_share_the_photographs_and_agree(
     densecrf: Any, rank_pool: RankPool, tmp_path: Path, ranks: int
 ) -> None:
