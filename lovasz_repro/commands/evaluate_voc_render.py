@@ -11,7 +11,7 @@ from lovasz_repro.commands.evaluate_render import numbers, percent
 from lovasz_repro.commands.shared import terminal
 
 if TYPE_CHECKING:
-    from lovasz_repro.commands.evaluate_voc import Job
+    from lovasz_repro.commands.evaluate_voc_job import Job
     from lovasz_repro.evaluation.scoring import SegmentationScoring
     from lovasz_repro.evaluation.voc_crf_search import Compared
 
