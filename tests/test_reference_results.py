@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 TABLES = ["synthetic", "camvid-enet", "camvid-enet-classes", "camvid-as-cityscapes"]
 TABLES += ["camvid-as-cityscapes-classes", "voc-binary", "voc-binary-classes"]
+TABLES += ["voc-multiclass", "voc-multiclass-classes", "voc-measures", "decision-rule-by-scale"]
 FIGURES = ["figure-3", "camvid-enet", "camvid-enet-classes", "camvid-as-cityscapes"]
+FIGURES += ["voc-measures", "figure-6"]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +61,18 @@ def test_kept_figures_are_what_the_kept_runs_say(reference_store: "Store", tmp_p
 
 def test_readme_shows_the_kept_tables() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in ("synthetic", "voc-binary", "camvid-enet", "camvid-as-cityscapes"):
+    whole = ("synthetic", "voc-binary", "camvid-enet", "camvid-as-cityscapes", "voc-measures")
+    for name in whole:
         kept = (REFERENCE / "tables" / f"{name}.md").read_text().splitlines()
         rows = [line for line in kept if line.startswith("|")]
         assert len(rows) > 3
         for row in rows:
             assert row in readme, f"README.md lacks this row of {name}: {row}"
+    of_all_sets = (REFERENCE / "tables" / "voc-multiclass.md").read_text()
+    drawn = of_all_sets[of_all_sets.index("| **Drawn pictures") :].split("\n\n")[0].splitlines()
+    assert len(drawn) > 8
+    for row in drawn:
+        assert row in readme, f"README.md lacks this row of voc-multiclass: {row}"
     for name in FIGURES:
         assert f"results/reference/figures/{name}.png" in readme
         assert (REFERENCE / "figures" / f"{name}.png").is_file()
@@ -74,5 +82,5 @@ def test_no_weights_and_no_photographs_are_kept() -> None:
     """The released weights, CamVid and VOC's masks are not ours to pass on."""
     files = [path for path in REFERENCE.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".csv", ".yaml", ".npz", ".md", ".png"}
-    assert not [path for path in files if {"examples", "masks"} & set(path.parts)]
+    assert not [path for path in files if {"examples", "masks", "segmentations"} & set(path.parts)]
     assert sum(path.stat().st_size for path in files) < 5_000_000
