@@ -43,6 +43,12 @@ LABELS = {
 }
 HEIGHT, WIDTHS = 2.75, (1.0, 1.0, 1.45)
 """Height in inches; widths of the three panels to each other."""
+CLOSE = ("x-loss", "lovasz")
+"""Curves that are also drawn on a scale of their own, where the third makes them flat."""
+FLAT = 0.2
+"""Share of the axis that they then take at most."""
+INSET = (0.13, 0.47, 0.4, 0.33)
+"""Where, in parts of the panel: left, bottom, width, height."""
 
 
 def voc_measures_figure(store: RunStore) -> Drawing | Missing:
@@ -76,7 +82,8 @@ def _drawing(store: RunStore, cohort: Cohort, heading: str) -> Drawing:
         "Pascal VOC in the place of photographs; no figure of the paper. (a) Validation "
         f"dataset-mIoU and image-mIoU of each variant ({with_batch_size(heading, size)}). "
         "Lovász-Softmax is taken over the batch or image by image, and averaged over the classes "
-        "that are present or over all. (b) Dataset-mIoU against the batch size. Mean and one "
+        "that are present or over all. (b) Dataset-mIoU against the batch size; where the third "
+        "curve makes two flat, these are drawn again on a scale of their own. Mean and one "
         "standard deviation over seeds, at the last iteration."
     )
     return Drawing(figure, caption, tuple(curves))
@@ -140,7 +147,25 @@ def _over_batch_sizes(ax: Any, cohort: Cohort) -> list[Curve]:
     ax.grid(axis="y")
     if curves:
         legend_below(ax, ax.get_legend_handles_labels()[0])
+    _enlarge(ax, [curve for curve in curves if curve.label in {STUDIED[name] for name in CLOSE}])
     return curves
+
+
+def _enlarge(ax: Any, close: Sequence[Curve]) -> None:
+    """Draw two curves again in the panel, where the third one makes both of them flat."""
+    values = [value for curve in close for value in curve.data["mean"]]
+    low, high = ax.get_ylim()
+    if len(close) < len(CLOSE) or max(values) - min(values) > FLAT * (high - low):
+        return
+    colours = variant_colours(set(OVER_BATCHES))
+    inset = ax.inset_axes(INSET)
+    for name, curve in zip(CLOSE, close, strict=True):
+        inset.plot(curve.data["batch_size"], curve.data["mean"], "o-", color=colours[name], ms=2)
+    inset.set_xscale("log")
+    inset.minorticks_off()
+    inset.set_xticks([])
+    inset.tick_params(labelsize=6)
+    inset.grid(axis="y")
 
 
 def _signs() -> list[Any]:

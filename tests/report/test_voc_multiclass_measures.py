@@ -173,3 +173,20 @@ def test_files_lead_to_the_runs_and_are_the_same_every_time(store, tmp_path):
     content = json.loads(first[-1].read_text())["curves"]
     assert len(content) == 2 * 8 + 3
     assert all(curve["sources"] for curve in content)
+
+
+def test_curves_that_a_third_makes_flat_are_drawn_again(store):
+    add_features(store, ["x-loss", "lovasz"], sizes=(2, 10))
+    for size in (2, 10):
+        add(store, "lovasz-all-classes", scale="reduced", profile="features", images="features",
+            base=600, regimes=False, start=0.6, points=4, batch=size, shift=-0.5)  # fmt: skip
+    drawing = voc_measures_figure(store)
+    (inset,) = drawing.figure.axes[2].child_axes
+    drawn = [list(line.get_ydata()) for line in inset.get_lines()]
+    shown = [data["mean"] for (panel, _), data in curves(drawing).items() if panel == "(b)"]
+    assert drawn == shown[:2]
+
+
+def test_curves_that_are_well_apart_are_drawn_once(store):
+    add_features(store)
+    assert voc_measures_figure(store).figure.axes[2].child_axes == []
