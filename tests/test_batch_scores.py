@@ -242,8 +242,11 @@ def test_any_number_of_ranks_logs_the_same(ranks: int, data: Path, rank_pool: Ra
     assert {name for _, values in logged[:5] for name in values} == {
         f"seen/batches/{name}" for name in SCORES
     }
-    for other in rank_pool.run(score, ranks, data / "tiny"):
-        assert other == (logged, lines, -(-5 // ranks), "")
+    for found, said, asked, error in rank_pool.run(score, ranks, data / "tiny"):
+        assert [step for step, _ in found] == [step for step, _ in logged]
+        for (_, values), (_, expected) in zip(found, logged, strict=True):
+            assert values == pytest.approx(expected, abs=1e-9)  # other numbers of threads
+        assert (said, asked, error) == (lines, -(-5 // ranks), "")
 
 
 def test_a_rank_that_is_asked_to_stop_stops_all(data: Path, rank_pool: RankPool) -> None:

@@ -112,6 +112,7 @@ def test_the_best_snapshot_scores_what_the_official_script_says(
             assert history[best] == pytest.approx(value, abs=1e-6), key
 
 
+@pytest.mark.slow
 def test_two_processes_score_what_one_does(
     run: Callable[..., tuple], tmp_path: Path, make_store: Callable[..., Store]
 ) -> None:

@@ -105,7 +105,10 @@ def test_no_change_of_a_single_pixel_improves(spread: float | None) -> None:
             assert objective(p.tolist(), changed) <= score + 3 * module.TOLERANCE
 
 
-@pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize(
+    "spread",
+    [pytest.param(0.1, marks=pytest.mark.slow), 0.5, pytest.param(2.0, marks=pytest.mark.slow)],
+)
 def test_the_objective_grows_with_every_sweep_until_the_end(spread: float) -> None:
     for seed in range(15):
         p = marginals(seed, 5, 12, spread)

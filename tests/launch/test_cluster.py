@@ -26,6 +26,7 @@ def shown(bench: Bench, name: str) -> dict[str, str]:
     return {run["name"].split("/")[-1]: run["shown_status"] for run in json.loads(process.said())}
 
 
+@pytest.mark.slow
 def test_a_grid_on_slurm(bench: Bench, slurm: SlurmCluster) -> None:
     """Queued, running, pre-empted, requeued, done; the second command submits what is missing."""
     long = ("--set", "training.iterations=60", "--set", "training.validate_every=60")

@@ -79,6 +79,7 @@ def losses(bench: Bench, name: str) -> list[str]:
     return [line for line in lines if "train/loss" in line]
 
 
+@pytest.mark.slow
 def test_ranks_without_a_launcher_save_and_stop(bench: Bench, started: list[Process]) -> None:
     process = bench.start("orphans", "--procs", "2", *ONE, *LONG)
     started.append(process)

@@ -15,6 +15,7 @@ from tests.launch.command import Bench, Process, alive, kill, steps_in, wait_unt
 GRID = ("--seed", "0", "--seed", "1")
 
 
+@pytest.mark.slow
 def test_a_grid_killed_and_stopped_and_gone_on_with(bench: Bench, started: list[Process]) -> None:
     """One run is killed, then all are stopped, then the grid ends as one run after another."""
     bench.run("whole", *GRID)

@@ -30,6 +30,7 @@ def test_ranks_train_what_one_process_trains(bench: Bench) -> None:
     bench.assert_same("ranks", "whole", 1e-9)
 
 
+@pytest.mark.slow
 def test_side_by_side_the_basis_comes_first_and_a_kill_loses_nothing(
     bench: Bench, started: list[Process]
 ) -> None:
