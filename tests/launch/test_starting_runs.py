@@ -24,6 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ben
     return bench
 
 
+@pytest.mark.slow
 def test_ranks_train_what_one_process_trains(bench: Bench) -> None:
     said = bench.run("ranks", *GRID, *TWO, "--procs", "2")
     assert "3 finished" in said
