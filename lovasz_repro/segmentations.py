@@ -12,7 +12,7 @@ from lovasz_repro.config import CellConfig, CrfConfig, MultiScaleConfig
 from lovasz_repro.data.voc_balanced import presence_of
 from lovasz_repro.datasets import ScoredSet
 from lovasz_repro.evaluation.crf import refine
-from lovasz_repro.evaluation.evaluate import predicted_classes
+from lovasz_repro.evaluation.evaluate import logits_of, predicted_classes
 from lovasz_repro.evaluation.masks import NamedImages
 from lovasz_repro.evaluation.multiclass_masks import (
     Regime,
@@ -75,12 +75,7 @@ def regimes_of(model: nn.Module, cell: CellConfig, device: torch.device) -> dict
     bfloat16, channels_last = training.precision == "bfloat16", training.channels_last
 
     def prediction(image: Tensor, size: Sequence[int]) -> np.ndarray:
-        dtype = next(model.parameters()).dtype
-        seen = network.prepare(image[None].to(device), channels_last, dtype)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            logits = model(seen)
-        if bfloat16:
-            logits = logits.float()
+        logits = logits_of(model, image[None], device, network.prepare, bfloat16, channels_last)
         found = predicted_classes(
             logits, size, upsample=evaluation.upsample, to_size=network.to_size
         )

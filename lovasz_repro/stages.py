@@ -37,7 +37,8 @@ def count_classes(
         return None
     sizes_differ = DATASETS[cell.data.name].sizes_differ  # then labels come at their own
     size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
-    name = f"{inputs.fingerprints['data_fingerprint']}-{size}.npy"
+    split = "-trainval" if cell.data.train_split == "trainval_aug" else ""  # of the same files
+    name = f"{inputs.fingerprints['data_fingerprint']}-{size}{split}.npy"
     task = session.progress.task("  counting classes", len(train_set))
 
     def follow(indices: Iterable[int]) -> Iterator[int]:

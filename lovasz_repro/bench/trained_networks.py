@@ -1,7 +1,7 @@
 """The networks that ``bench training`` trains: recipe, sizes, and what a step needs of memory."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -84,19 +84,18 @@ ENET = Trained(
     ready=lambda model: None,
     compares_processes=True,
 )
-_SGD = MappingProxyType(
-    {  # of experiments/voc-multiclass.yaml, but for a rate that leaves a random network as it is
-        "lr": 1e-6,
-        "optimizer": "sgd",
-        "weight_decay": 5e-4,
-        "batch_norm": "frozen",
-    }
-)
 DEEPLAB = Trained(
     title="DeepLab-v2 ResNet-101",
     classes=21,  # of Pascal VOC
     rhythms=MappingProxyType({"cpu": Rhythm("2x97x97", 3, 1), "cuda": Rhythm("10x321x321", 5, 3)}),
-    recipe=_SGD,
+    recipe=MappingProxyType(
+        {  # of experiments/voc-multiclass.yaml, but for a rate that leaves a random network alone
+            "lr": 1e-6,
+            "optimizer": "sgd",
+            "weight_decay": 5e-4,
+            "batch_norm": "frozen",
+        }
+    ),
     side="8 n + 1, as 321",
     rest=1,
     least_images=1,
@@ -106,19 +105,12 @@ DEEPLAB = Trained(
     ready=scale_deeplab,
     compares_losses=True,
 )
-SMALL = Trained(
+SMALL = replace(
+    DEEPLAB,
     title="DeepLab-v2, narrow and shallow",
-    classes=21,
     rhythms=MappingProxyType({"cpu": Rhythm("10x97x97", 5, 3), "cuda": Rhythm("10x321x321", 5, 3)}),
-    recipe=_SGD,
     side="8 n + 1, as 97",
-    rest=1,
-    least_images=1,
     bytes_a_pixel=1000,
-    near_loss=1e-2,
-    optimizer="SGD",
-    ready=scale_deeplab,
-    compares_losses=True,
 )
 TRAINED: dict[NetworkName, Trained] = {
     "enet": ENET,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lovasz_repro.evaluation.evaluate import AtSize, Prepare
+from lovasz_repro.evaluation.evaluate import AtSize, Prepare, logits_of
 from lovasz_repro.evaluation.expected_iou import expected_iou, expected_iou_labels
 from lovasz_repro.metrics import batch_miou
 
@@ -114,17 +114,13 @@ def batch_probabilities(
         ValueError: no images.
     """
     model.eval()
-    dtype, held = next(model.parameters()).dtype, list(images)
+    held = list(images)
     if not held:
         raise ValueError("a batch without images has no scores")
     total, first = sum(labels.numel() for _, labels in held), 0
     probabilities = None  # filled image by image, which needs half the memory of joining parts
     for image, labels in held:
-        inputs = prepare(image.to(device, non_blocking=True), channels_last, dtype)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            logits = model(inputs)
-        if bfloat16:
-            logits = logits.float()
+        logits = logits_of(model, image, device, prepare, bfloat16, channels_last)
         pixels = to_size(logits, labels.shape[-2:]).softmax(dim=1)[0].flatten(1)  # (C, H W)
         if probabilities is None:
             probabilities = pixels.new_empty(len(pixels), total)

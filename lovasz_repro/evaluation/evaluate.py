@@ -57,15 +57,10 @@ def evaluate(
         ValueError: there is no image.
     """
     model.eval()
-    dtype = next(model.parameters()).dtype
     seen = 0
     for images, targets in batches:
-        inputs = prepare(images.to(device, non_blocking=True), channels_last, dtype)
+        logits = logits_of(model, images, device, prepare, bfloat16, channels_last)
         targets = _on_device(targets, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            logits = model(inputs)
-        if bfloat16:
-            logits = logits.float()
         size = _first(targets).shape[-2:]
         scoring.update((predict or predicted_classes)(logits, size), targets)
         seen += len(images)
@@ -73,6 +68,27 @@ def evaluate(
     if not seen and group is None:
         raise ValueError("nothing to evaluate: no images")
     return scoring.over_ranks(group) if group else scoring
+
+
+def logits_of(
+    model: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    prepare: Prepare,
+    bfloat16: bool = False,
+    channels_last: bool = False,
+) -> Tensor:
+    """What a network answers to images as they are loaded: logits (B, C, h, w), float32 or better.
+
+    Args:
+        model, device, prepare, bfloat16, channels_last: as of ``evaluate``.
+        images: (B, ., h, w), on any device.
+    """
+    dtype = next(model.parameters()).dtype
+    inputs = prepare(images.to(device, non_blocking=True), channels_last, dtype)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        logits: Tensor = model(inputs)
+    return logits.float() if bfloat16 else logits
 
 
 def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -46,7 +46,7 @@ def named_sets(store: RunStore) -> list[tuple[Cohort, str]]:
         for cohort, heading in zip(found, headings(found), strict=True)
         for size in cohort.batch_sizes
     ]
-    return sorted(named, key=lambda pair: _order(pair[0]))
+    return sorted(named, key=lambda pair: papers_first(pair[0]))
 
 
 def is_papers(cohort: Cohort) -> bool:
@@ -95,7 +95,8 @@ def _binary(cohort: Cohort) -> Cohort:
     return replace(cohort, runs=tuple(kept))
 
 
-def _order(cohort: Cohort) -> tuple[bool, int, bool]:
+def papers_first(cohort: Cohort) -> tuple[bool, int, bool]:
+    """Sort key: those that may enter the paper's table, then by scale, photographs first."""
     scale = SCALES.index(cohort.scale) if cohort.scale in SCALES else len(SCALES)
     return not is_papers(cohort), scale, on_features(cohort)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from lovasz_repro.config import BASIS, experiments_folder, load_experiment
 from lovasz_repro.report.runs import (
-    SCALES,
     Cohort,
     Run,
     RunStore,
@@ -22,7 +21,7 @@ from lovasz_repro.report.runs import (
     with_batch_size,
 )
 from lovasz_repro.report.style import variant_order
-from lovasz_repro.report.voc_binary_runs import data_title, is_papers, on_features
+from lovasz_repro.report.voc_binary_runs import data_title, papers_first
 
 MULTICLASS = "voc-multiclass"
 PAPER_BATCH = 10
@@ -85,7 +84,7 @@ def _grid(file: Path, profile: str, scale: str) -> frozenset[tuple[str, int]]:
 
 def ten_first(found: Sequence[tuple[Cohort, str]]) -> list[tuple[Cohort, str]]:
     """Sets in the order in which a figure looks for one: as they come, batches of 10 first."""
-    return sorted(found, key=lambda p: (_order(p[0]), p[0].batch_sizes != [PAPER_BATCH]))
+    return sorted(found, key=lambda p: (papers_first(p[0]), p[0].batch_sizes != [PAPER_BATCH]))
 
 
 def _named(store: RunStore) -> list[tuple[Cohort, str]]:
@@ -95,7 +94,7 @@ def _named(store: RunStore) -> list[tuple[Cohort, str]]:
         (cohort, f"{data_title(cohort)}: {heading}, {_iterations(cohort.runs)}")
         for cohort, heading in zip(found, headings(found), strict=True)
     ]
-    return sorted(named, key=lambda pair: _order(pair[0]))
+    return sorted(named, key=lambda pair: papers_first(pair[0]))
 
 
 def _parts(cohort: Cohort) -> list[Cohort]:
@@ -122,8 +121,3 @@ def _iterations(runs: Sequence[Run]) -> str:
     """ "20000 and 30000 iterations"; what a heading says of the variants that train longer."""
     found = sorted({int(run.params.get("training.iterations", "0")) for run in runs})
     return f"{' and '.join(str(number) for number in found)} iterations"
-
-
-def _order(cohort: Cohort) -> tuple[bool, int, bool]:
-    scale = SCALES.index(cohort.scale) if cohort.scale in SCALES else len(SCALES)
-    return not is_papers(cohort), scale, on_features(cohort)
