@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from lovasz_repro.config import experiments_folder
+from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.data.voc import IMAGES, LISTS, MERGED_MASKS
 
 CLASSES_USED = (3, 8, 15)

@@ -21,8 +21,8 @@ from lovasz_repro.bench.measure import SHORTEST_MS, Spread, ratio
 from lovasz_repro.bench.page import Page, page_markdown, print_page
 from lovasz_repro.bench.samples import Size, parse_size, regions
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.metrics import ConfusionMatrix
-from lovasz_repro.provenance import device_name, git_commit
 
 # A photograph of Pascal VOC, a batch of its crops, a scene of Cityscapes.
 DEFAULT_SIZES = ("1x21x375x500", "10x21x321x321", "1x19x1024x2048")

@@ -20,14 +20,14 @@ from lovasz_repro.bench.formats import empty_table, md_heads, md_line, number, w
 from lovasz_repro.bench.loading_yardstick import PlainVoc
 from lovasz_repro.bench.machine import contended, device_title, load, synchronise, warning
 from lovasz_repro.bench.measure import Spread, ratio
-from lovasz_repro.building import build_model, build_optimizer, open_data, training_batches
-from lovasz_repro.config import CellConfig, LossConfig
+from lovasz_repro.config.schema import CellConfig, LossConfig
 from lovasz_repro.data.voc_dataset import VocTraining
-from lovasz_repro.datasets import DATASETS, category_of
 from lovasz_repro.errors import UserError
-from lovasz_repro.networks import NETWORKS
-from lovasz_repro.place import Place, find_inputs
-from lovasz_repro.provenance import device_name, git_commit
+from lovasz_repro.host.provenance import device_name, git_commit
+from lovasz_repro.run.build import build_model, build_optimizer, open_data, training_batches
+from lovasz_repro.run.datasets import DATASETS, category_of
+from lovasz_repro.run.inputs import Place, find_inputs
+from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import ALONE
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import build_objective

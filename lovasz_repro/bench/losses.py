@@ -22,8 +22,8 @@ from lovasz_repro.bench.samples import (
 )
 from lovasz_repro.bench.yardstick import sort_loop_hinge, sort_loop_softmax
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.losses import lovasz_hinge, lovasz_softmax
-from lovasz_repro.provenance import device_name, git_commit
 
 METHODS = ("sort", "histogram", "auto")
 # Crops of Pascal VOC (Sec. 4.2) and Cityscapes at half its size (Sec. 4.3).

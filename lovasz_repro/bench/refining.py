@@ -26,13 +26,13 @@ from lovasz_repro.bench.formats import number, with_quartiles
 from lovasz_repro.bench.machine import load
 from lovasz_repro.bench.measure import Spread, ratio
 from lovasz_repro.bench.page import Page, page_markdown, print_page
-from lovasz_repro.config import CrfConfig
+from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.demo_scene import draw_scene
 from lovasz_repro.data.voc import CLASSES
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
 from lovasz_repro.evaluation.probability_cache import png_file, write_probabilities
-from lovasz_repro.provenance import device_name, git_commit
+from lovasz_repro.host.provenance import device_name, git_commit
 
 SIZE = 375, 500
 CELLS = 6  # points of the random probabilities, along the short side

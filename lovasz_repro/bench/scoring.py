@@ -27,7 +27,7 @@ from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
 from lovasz_repro.evaluation.cityscapes_files import read_pair, score_files
 from lovasz_repro.evaluation.official import official_scores
-from lovasz_repro.provenance import device_name, git_commit
+from lovasz_repro.host.provenance import device_name, git_commit
 
 SAME = 1e-6
 """How far a score may be from the official one."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from lovasz_repro.bench.machine import synchronise
 from lovasz_repro.bench.samples import Size, regions
 from lovasz_repro.bench.trained_networks import ENET, TRAINED, NetworkName
-from lovasz_repro.building import build_optimizer, spread_model
-from lovasz_repro.config import LossConfig, LossName, ModelConfig, TrainingConfig
-from lovasz_repro.networks import NETWORKS
+from lovasz_repro.config.schema import LossConfig, LossName, ModelConfig, TrainingConfig
+from lovasz_repro.run.build import build_optimizer, spread_model
+from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import Objective, build_objective

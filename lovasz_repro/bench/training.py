@@ -28,8 +28,8 @@ from lovasz_repro.bench.trainee import VOID, First, Timed, Trainee, Variant
 from lovasz_repro.bench.training_ranks import Ranks
 from lovasz_repro.bench.training_render import CheckpointCost, Measured, Report
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.models.enet import STRIDE
-from lovasz_repro.provenance import device_name, git_commit
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState, keep_best
 

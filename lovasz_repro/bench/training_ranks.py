@@ -15,7 +15,7 @@ import torch
 from lovasz_repro.bench.samples import Size
 from lovasz_repro.bench.trainee import First, Timed, Trainee, Variant
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.processes import end_with_parent
+from lovasz_repro.host.processes import end_with_parent
 from lovasz_repro.training.distributed import join_team
 
 CPU = torch.device("cpu")

@@ -26,19 +26,19 @@ from lovasz_repro.bench.machine import device_title, load, synchronise
 from lovasz_repro.bench.measure import ratio
 from lovasz_repro.bench.validation_parts import Clock, Repeated, Seen, Unscored
 from lovasz_repro.bench.validation_render import METRIC, NETWORK, WHOLE, Part, Report, loading_by
-from lovasz_repro.building import EVALUATION_BATCH, build_model, evaluator, scored_batches
-from lovasz_repro.config import CellConfig, MultiScaleConfig
+from lovasz_repro.config.schema import CellConfig, MultiScaleConfig
 from lovasz_repro.data.demo_voc import write_demo
 from lovasz_repro.data.locate import dataset_folder, find_dataset
 from lovasz_repro.data.voc import list_images
-from lovasz_repro.datasets import DATASETS, ScoredSet
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale, as_loaded, fused_scores
 from lovasz_repro.evaluation.scoring import Scoring
+from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.networks import NETWORKS
-from lovasz_repro.place import Inputs, Place
-from lovasz_repro.provenance import device_name, git_commit
+from lovasz_repro.run.build import EVALUATION_BATCH, build_model, evaluator, scored_batches
+from lovasz_repro.run.datasets import DATASETS, ScoredSet
+from lovasz_repro.run.inputs import Inputs, Place
+from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import ALONE
 
 DEFAULT_IMAGES = {"cpu": 1, "cuda": 100}

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor, distributed
 
-from lovasz_repro.datasets import ScoredSet
+from lovasz_repro.run.datasets import ScoredSet
 
 
 class Repeated:

@@ -18,7 +18,7 @@ from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import CITYSCAPES
 from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
-from lovasz_repro.processes import mapped
+from lovasz_repro.host.processes import mapped
 
 if TYPE_CHECKING:
     from lovasz_repro.data.cityscapes import Frame

@@ -23,7 +23,7 @@ from lovasz_repro.data.voc import (
     voc_folder,
 )
 from lovasz_repro.errors import UserError
-from lovasz_repro.processes import mapped
+from lovasz_repro.host.processes import mapped
 
 ADVICE = (
     "{:,} photographs are missing. Noisy evidence (data.images=features) does without them: "

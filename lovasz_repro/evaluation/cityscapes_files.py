@@ -10,7 +10,7 @@ import torch
 from lovasz_repro.data.cityscapes import Frame, read_instances, read_label_ids
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.cityscapes import CityscapesCounts, CityscapesScores
-from lovasz_repro.processes import mapped
+from lovasz_repro.host.processes import mapped
 
 
 def score_files(

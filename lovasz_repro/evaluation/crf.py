@@ -17,9 +17,8 @@ from types import ModuleType
 
 import numpy as np
 
-from lovasz_repro.config import CrfConfig
+from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.images import read_pixels
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.probability_cache import (
     check_probabilities,
@@ -29,7 +28,8 @@ from lovasz_repro.evaluation.probability_cache import (
     unary_energies,
     write_png,
 )
-from lovasz_repro.processes import Map, mapped
+from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.processes import Map, mapped
 
 NORMALIZATIONS = {"after": "NORMALIZE_AFTER", "symmetric": "NORMALIZE_SYMMETRIC"}
 """Their names in pydensecrf."""

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lovasz_repro.data.palettes import ClassTable, class_table, colourise
-from lovasz_repro.device import choose_device
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.photo import read_photo
+from lovasz_repro.host.device import choose_device
+from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.enet import STRIDE, ENet
 from lovasz_repro.models.weights import load_weights
 

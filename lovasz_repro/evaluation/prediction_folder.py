@@ -15,9 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lovasz_repro.data.cityscapes import Frame
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predict import make_folder
+from lovasz_repro.host.files import write_durably
 
 ENDING = "_labelIds.png"
 MANIFEST = "predictions.json"

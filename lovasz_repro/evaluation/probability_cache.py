@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.files import write_durably
 
 SMALLEST_PROBABILITY = 1e-5
 """Probabilities below count as this one, as in pydensecrf's ``unary_from_softmax``."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lovasz_repro.durable import write_durably
+from lovasz_repro.host.files import write_durably
 
 
 def write_pictures(

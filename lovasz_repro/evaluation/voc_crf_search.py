@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lovasz_repro.config import CrfConfig
+from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import VOID, VocImage
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.evaluation.voc_regimes import count, refine_photographs
-from lovasz_repro.processes import mapped
+from lovasz_repro.host.processes import mapped
 
 
 @dataclass(frozen=True)

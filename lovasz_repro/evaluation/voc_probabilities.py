@@ -19,9 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lovasz_repro.config import MultiScaleConfig
+from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.voc import VocImage, read_image
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare
 from lovasz_repro.evaluation.multiscale import fused_scores
@@ -30,7 +29,8 @@ from lovasz_repro.evaluation.probability_cache import (
     png_file,
     write_probabilities,
 )
-from lovasz_repro.processes import Map
+from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.processes import Map
 
 NOTE = "probabilities.json"
 Score = Callable[[Tensor], Tensor]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from lovasz_repro.config import CrfConfig, MultiScaleConfig
+from lovasz_repro.config.schema import CrfConfig, MultiScaleConfig
 from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import VOID, VocImage, read_labels
@@ -31,7 +31,7 @@ from lovasz_repro.evaluation.voc_probabilities import (
     open_folder,
     predict_probabilities,
 )
-from lovasz_repro.processes import Map, mapped
+from lovasz_repro.host.processes import Map, mapped
 
 CHUNK = 32
 """Photographs between two chances to stop, at most; as many predictions wait to be written."""

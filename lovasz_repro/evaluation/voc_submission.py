@@ -20,9 +20,9 @@ from PIL import Image
 
 from lovasz_repro.data.palettes import VOC, voc_colour
 from lovasz_repro.data.voc import SPLIT_SIZES, VocImage
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predict import make_folder
+from lovasz_repro.host.files import write_durably
 
 SUBMIT_AT = "http://host.robots.ox.ac.uk:8080/"
 RESULTS = Path("results", "VOC2012", "Segmentation", "comp6_test_cls")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lovasz_repro.config import CrfConfig
+from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.voc import VocImage
 from lovasz_repro.evaluation.probability_cache import read_classes
 from lovasz_repro.evaluation.voc_regimes import Network, chunks_of, refine_photographs
 from lovasz_repro.evaluation.voc_submission import write_prediction
-from lovasz_repro.processes import mapped
+from lovasz_repro.host.processes import mapped
 
 
 def write_predictions(

@@ -5,7 +5,7 @@ from filelock import FileLock
 from lovasz_repro.launch.request import Request, cell_command
 from lovasz_repro.launch.slurm import SlurmOptions, Task, submit
 from lovasz_repro.launch.slurm_queue import slurm_folder, states
-from lovasz_repro.place import Place, find_inputs
+from lovasz_repro.run.inputs import Place, find_inputs
 from lovasz_repro.store import Store
 
 

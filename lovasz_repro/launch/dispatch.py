@@ -55,7 +55,7 @@ def dispatch(request: Request, way: Way) -> None:
 def plan(request: Request) -> None:
     """Print what a request would run; nothing is written."""
     from lovasz_repro.launch.here import place_of
-    from lovasz_repro.plan import print_plan
+    from lovasz_repro.launch.plan import print_plan
     from lovasz_repro.store import Store
 
     store = Store(request.results, request.tracking_uri)
@@ -83,10 +83,10 @@ def _submit(request: Request, options: SlurmOptions) -> None:
 
 
 def _side_by_side(request: Request, way: Way) -> None:
+    from lovasz_repro.host.progress import Progress
     from lovasz_repro.launch.here import place_of
     from lovasz_repro.launch.jobs import SideBySide
-    from lovasz_repro.plan import print_outcome
-    from lovasz_repro.progress import Progress
+    from lovasz_repro.launch.plan import print_outcome
 
     with Progress() as progress:
         place = place_of(request, ALONE)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.cores import threads_of
+from lovasz_repro.host.orphan import child_environment
+from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, killed_by
-from lovasz_repro.launch.cores import threads_of
 from lovasz_repro.launch.machines import PATIENCE, Machines
-from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.rank import LAUNCHED
-from lovasz_repro.training.stopping import Interrupted
 
 SIGNALS = "SIGTERM,SIGINT,SIGUSR2"  # handed on to the ranks, which save and stop
 SAVING = 120  # seconds that the ranks may take for it before they are killed

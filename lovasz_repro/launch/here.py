@@ -5,15 +5,15 @@ import os
 import torch
 from rich.console import Console
 
-from lovasz_repro.device import choose_device
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.experiment import run_experiment
-from lovasz_repro.launch.cores import cores, decoding_workers, threads_of
+from lovasz_repro.host.cores import cores, decoding_workers, threads_of
+from lovasz_repro.host.device import choose_device
+from lovasz_repro.host.progress import Progress
+from lovasz_repro.launch.plan import print_outcome
 from lovasz_repro.launch.rank import Rank
 from lovasz_repro.launch.request import Request
-from lovasz_repro.place import Place
-from lovasz_repro.plan import print_outcome
-from lovasz_repro.progress import Progress
+from lovasz_repro.run.experiment import run_experiment
+from lovasz_repro.run.inputs import Place
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import join_team
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lovasz_repro.config import CellConfig
+from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
-from lovasz_repro.experiment import Outcome
+from lovasz_repro.host.cores import threads_of
+from lovasz_repro.host.orphan import child_environment
+from lovasz_repro.host.progress import Progress, ProgressTask
+from lovasz_repro.host.stopping import Interrupted, StopRequest
 from lovasz_repro.launch.attempts import (
     Attempts,
     Failure,
@@ -22,15 +25,12 @@ from lovasz_repro.launch.attempts import (
     killed_by,
     newest_checkpoints,
 )
-from lovasz_repro.launch.cores import threads_of
-from lovasz_repro.launch.orphan import child_environment
 from lovasz_repro.launch.request import Request, cell_command
-from lovasz_repro.overview import Overview
-from lovasz_repro.place import Place, find_inputs, run_folder
-from lovasz_repro.progress import Progress, ProgressTask
+from lovasz_repro.run.experiment import Outcome
+from lovasz_repro.run.inputs import Place, find_inputs, run_folder
+from lovasz_repro.run.overview import Overview
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import last_step
-from lovasz_repro.training.stopping import Interrupted, StopRequest
 
 LOOK_EVERY = 0.5  # seconds
 SAVING = 120.0  # seconds that the runs may take to save before they are killed

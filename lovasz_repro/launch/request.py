@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lovasz_repro.config import CellConfig, ExperimentConfig
+from lovasz_repro.config.schema import CellConfig, ExperimentConfig
 
 
 @dataclass(frozen=True)

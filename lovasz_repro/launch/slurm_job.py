@@ -28,7 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.launch.orphan import child_environment
+from lovasz_repro.host.orphan import child_environment
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lovasz_repro import __version__
 from lovasz_repro.data.palettes import VOC
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.caffemodel import read_caffemodel
 from lovasz_repro.models.deeplab_layouts import Layout, caffe_tensors, recognise, translate
 from lovasz_repro.models.deeplab_tensors import check_values, fitting_network, without_classifier

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.deeplab_tensors import (
     backbone_sizes,

@@ -9,8 +9,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.snapshot_file import ordered
 
 

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.enet import Activation, ENet
 from lovasz_repro.models.layers import DropoutConvention
 from lovasz_repro.models.snapshot_file import class_names, ordered, read_safetensors

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lovasz_repro.config import load_experiment
+from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.report.cells import at_best_over_seeds, count, initial, once, over_seeds
 from lovasz_repro.report.model import Block, Cell, Column, Row, Table, measured

@@ -9,10 +9,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from lovasz_repro.config.read import Strict, validate
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import Run, RunStore
 from lovasz_repro.report.stored_pictures import StoredPictures
-from lovasz_repro.settings import Strict, validate
 
 FOLDER = "examples"
 MOST = 6

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from lovasz_repro.config import experiments_folder
-from lovasz_repro.settings import Strict, read_yaml, validate
+from lovasz_repro.config.read import Strict, read_yaml, validate
+from lovasz_repro.config.schema import experiments_folder
 
 At = Literal["last", "best", "start", "first_half", "rise"]
 """The end of a training, its best snapshot, before it, the mean over its first half, and the rise

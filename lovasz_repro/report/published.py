@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lovasz_repro.config import experiments_folder
+from lovasz_repro.config.read import Strict, read_yaml, validate
+from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.report.model import Better, Block, Cell, Column, Row, Table
-from lovasz_repro.settings import Strict, read_yaml, validate
 
 Printed = float | Literal["none", "n/a"]
 """A number; "none": the paper leaves the cell empty; "n/a": the cell does not apply."""

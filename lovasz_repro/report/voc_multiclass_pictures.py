@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from lovasz_repro.config.read import Strict, validate
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import Run, RunStore
 from lovasz_repro.report.stored_pictures import StoredPictures
-from lovasz_repro.settings import Strict, validate
 
 FOLDER, LISTING = "segmentations", "segmentations.json"
 MOST = 32

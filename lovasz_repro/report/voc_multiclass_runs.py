@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from lovasz_repro.config import BASIS, experiments_folder, load_experiment
+from lovasz_repro.config.schema import BASIS, experiments_folder, load_experiment
 from lovasz_repro.report.runs import (
     Cohort,
     Run,

@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lovasz_repro.config.read import near_match, read_yaml
 from lovasz_repro.errors import UserError
-from lovasz_repro.settings import near_match, read_yaml
 
 MAX_FILE = 4_000_000  # bytes; the official script may add something per image
 ENDINGS = (".json", ".yaml", ".yml", ".csv")

@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lovasz_repro.config.read import near_match
 from lovasz_repro.errors import UserError
-from lovasz_repro.settings import near_match
 from lovasz_repro.store.server_file import read_content, read_text
 
 ENDINGS = (".json", ".yaml", ".yml", ".csv", ".txt")

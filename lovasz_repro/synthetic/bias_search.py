@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lovasz_repro.config.synthetic import SearchConfig
 from lovasz_repro.data.circles import Circles
-from lovasz_repro.synthetic.config import SearchConfig
 
 ZOOM = 10  # each finer grid has a tenth of the step
 

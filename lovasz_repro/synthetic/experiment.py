@@ -20,8 +20,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from lovasz_repro.config.synthetic import CirclesConfig, SearchConfig, SyntheticConfig
 from lovasz_repro.data.circles import Circles, draw_circles
-from lovasz_repro.provenance import (
+from lovasz_repro.host.provenance import (
     config_hash,
     device_name,
     git_commit,
@@ -40,7 +41,6 @@ from lovasz_repro.synthetic.bias_search import (
     over_images,
     sort_images,
 )
-from lovasz_repro.synthetic.config import CirclesConfig, SearchConfig, SyntheticConfig
 
 Found = TypeVar("Found")
 COLUMNS = ("argmin", "jaccard_at_argmin", "excess")

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from lovasz_repro.durable import write_durably
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.files import write_durably
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
 

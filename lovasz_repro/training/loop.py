@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lovasz_repro.config import TrainingConfig
+from lovasz_repro.config.schema import TrainingConfig
 from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.models.layers import SpatialDropout
 from lovasz_repro.training.accumulation import backward
 from lovasz_repro.training.objective import Objective
 from lovasz_repro.training.schedule import poly, step
 from lovasz_repro.training.speed import StepRate
-from lovasz_repro.training.stopping import Interrupted
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Values = dict[str, float]

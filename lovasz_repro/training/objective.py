@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import distributed
 
-from lovasz_repro.config import LossConfig
+from lovasz_repro.config.schema import LossConfig
 from lovasz_repro.losses import (
     binary_cross_entropy,
     cross_entropy,

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lovasz_repro.building import draw_batches
-from lovasz_repro.config import load_experiment
+from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, mix
 from lovasz_repro.data.voc import VOID, VocImage
 from lovasz_repro.data.voc_augmentation import augment
 from lovasz_repro.data.voc_dataset import VocTraining
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
-from lovasz_repro.datasets import DATASETS
+from lovasz_repro.run.build import draw_batches
+from lovasz_repro.run.datasets import DATASETS
 from tests.tiny_voc import CLASSES_USED, write_voc
 
 WANTED = 7

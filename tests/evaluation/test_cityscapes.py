@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, distributed
 
-from lovasz_repro import processes
 from lovasz_repro.data.cityscapes import Frame
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.cityscapes import (
@@ -26,6 +25,7 @@ from lovasz_repro.evaluation.cityscapes import (
     CityscapesScores,
 )
 from lovasz_repro.evaluation.cityscapes_files import score_files
+from lovasz_repro.host import processes
 
 Scene = tuple[np.ndarray, np.ndarray, np.ndarray]
 CATEGORY_OF = {name: category for category, names in CATEGORIES.items() for name in names}

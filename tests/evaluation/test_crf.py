@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lovasz_repro.config import CrfConfig
+from lovasz_repro.config.read import validate
+from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import (
     CrfInput,
@@ -22,7 +23,6 @@ from lovasz_repro.evaluation.crf import (
     refine_all,
 )
 from lovasz_repro.evaluation.probability_cache import write_probabilities
-from lovasz_repro.settings import validate
 
 DEEPLAB = CrfConfig()
 

@@ -22,7 +22,7 @@ from lovasz_repro.evaluation.multiscale import (
 )
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.models.deeplab import small_deeplab
-from lovasz_repro.networks import STRIDE, caffe_on_the_grid, from_the_grid
+from lovasz_repro.run.networks import STRIDE, caffe_on_the_grid, from_the_grid
 
 CLASSES = 4
 fuse = partial(fused_scores, prepare=caffe_on_the_grid, to_size=from_the_grid)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lovasz_repro.config import MultiScaleConfig
+from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.voc import VocImage, list_images, read_image
 from lovasz_repro.data.voc_augmentation import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
@@ -31,10 +31,10 @@ from lovasz_repro.evaluation.voc_probabilities import (
     prediction_key,
 )
 from lovasz_repro.evaluation.voc_score import load_voc_network
+from lovasz_repro.host.processes import mapped
 from lovasz_repro.models.deeplab import DeepLab, small_deeplab
 from lovasz_repro.models.deeplab_weights import save_deeplab_weights
-from lovasz_repro.networks import caffe_on_the_grid, from_the_grid
-from lovasz_repro.processes import mapped
+from lovasz_repro.run.networks import caffe_on_the_grid, from_the_grid
 from tests.tiny_voc import write_voc
 
 CPU = torch.device("cpu")

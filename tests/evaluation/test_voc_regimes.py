@@ -14,7 +14,7 @@ from PIL import Image
 from torch import distributed
 from torch.nn import functional as F
 
-from lovasz_repro.config import CrfConfig, MultiScaleConfig
+from lovasz_repro.config.schema import CrfConfig, MultiScaleConfig
 from lovasz_repro.data.voc import VocImage, list_images, read_image, read_labels
 from lovasz_repro.data.voc_augmentation import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
@@ -23,7 +23,7 @@ from lovasz_repro.evaluation.crf import refine
 from lovasz_repro.evaluation.probability_cache import read_probabilities
 from lovasz_repro.evaluation.voc_regimes import CHUNK, Network, chunks_of, score_regimes
 from lovasz_repro.models.deeplab import small_deeplab
-from lovasz_repro.networks import caffe_on_the_grid, from_the_grid
+from lovasz_repro.run.networks import caffe_on_the_grid, from_the_grid
 from lovasz_repro.training.distributed import Team
 from tests.ranks import RankPool
 from tests.tiny_voc import write_voc

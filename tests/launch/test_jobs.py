@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lovasz_repro.config import load_experiment
+from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.launch.jobs import environments
 from lovasz_repro.launch.request import Request, cell_command

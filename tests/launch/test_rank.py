@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.cores import cores, threads_of
+from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, newest_checkpoints
-from lovasz_repro.launch.cores import cores, threads_of
 from lovasz_repro.launch.elastic import first_cause
 from lovasz_repro.launch.machines import Machines
 from lovasz_repro.launch.rank import Rank, is_rank, kind_of, rank_from_environment, tell
-from lovasz_repro.training.stopping import Interrupted
 
 VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID",

@@ -8,13 +8,13 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from lovasz_repro.config import experiments_folder
+from lovasz_repro.config.read import read_yaml
+from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.claims_render import print_claims, published_text, to_json, to_markdown
 from lovasz_repro.report.claims_schema import ClaimsFile, load_claims
 from lovasz_repro.report.rules import Interval, decide, judge
 from lovasz_repro.report.runs import cohorts
-from lovasz_repro.settings import read_yaml
 
 A, B = "lovasz-softmax", "weighted-cross-entropy"
 SCORE = "test/dataset_miou"

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from lovasz_repro.config import experiments_folder, load_experiment
+from lovasz_repro.config.read import read_yaml
+from lovasz_repro.config.schema import experiments_folder, load_experiment
 from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.claims_schema import load_claims
-from lovasz_repro.settings import read_yaml
 from tests.fake_multiclass import add, add_features, add_papers
 
 SCORE = "val/dataset_miou"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from lovasz_repro.commands.runs import runs_app
+from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.cityscapes import SCORES
 from lovasz_repro.store import Store, StoredRun

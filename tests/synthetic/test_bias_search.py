@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lovasz_repro import losses
+from lovasz_repro.config.synthetic import SearchConfig
 from lovasz_repro.data.circles import draw_circles
 from lovasz_repro.metrics import binary_image_iou
 from lovasz_repro.synthetic.bias_search import (
@@ -21,7 +22,6 @@ from lovasz_repro.synthetic.bias_search import (
     over_images,
     sort_images,
 )
-from lovasz_repro.synthetic.config import SearchConfig
 
 SEARCH = SearchConfig(bias=(-3.0, 3.0), step=0.1, resolution=0.001, curve_step=0.01)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from lovasz_repro.config.synthetic import load_synthetic
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
 from lovasz_repro.synthetic import experiment as synthetic
 from lovasz_repro.synthetic.bias_search import LOSSES, SURROGATES
-from lovasz_repro.synthetic.config import load_synthetic
 from lovasz_repro.synthetic.experiment import run_synthetic, search, stored_result, summary
 
 TINY = {

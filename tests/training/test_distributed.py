@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from lovasz_repro.building import evaluation_batches, spread_model
-from lovasz_repro.config import LossConfig, TrainingConfig
+from lovasz_repro.config.schema import LossConfig, TrainingConfig
 from lovasz_repro.data.sampling import Draw, ShareOfBatches, ShuffledBatches
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.evaluate import evaluate
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.layers import SpatialDropout
+from lovasz_repro.run.build import evaluation_batches, spread_model
 from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, train
 from lovasz_repro.training.objective import build_objective

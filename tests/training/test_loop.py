@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lovasz_repro.config import TrainingConfig
+from lovasz_repro.config.schema import TrainingConfig
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.stopping import Interrupted, StopRequest
 from lovasz_repro.training.loop import TrainingState, train
 from lovasz_repro.training.schedule import poly
-from lovasz_repro.training.stopping import Interrupted, StopRequest
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lovasz_repro.config import LossConfig
+from lovasz_repro.config.schema import LossConfig
 from lovasz_repro.losses import lovasz_softmax
-from lovasz_repro.networks import from_the_grid
+from lovasz_repro.run.networks import from_the_grid
 from lovasz_repro.training.objective import build_objective, enet_class_weights
 
 SHARES = torch.tensor([0.5, 0.25, 0.05, 0.0])

@@ -1,0 +1,239 @@
+"""The command line: what commands there are, and how a command ends.
+
+torch, mlflow, pandas and matplotlib are imported inside the commands, so that ``--help`` and
+shell completion answer at once.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from lovasz_repro import __version__
+from lovasz_repro.cli.bench import bench_app
+from lovasz_repro.cli.data import data_app
+from lovasz_repro.cli.evaluate import evaluate
+from lovasz_repro.cli.options import (
+    RESULTS,
+    AsJson,
+    Data,
+    Device,
+    DryRun,
+    Results,
+    Set,
+    TrackingUri,
+    terminal,
+    to_yaml,
+)
+from lovasz_repro.cli.report import report_app
+from lovasz_repro.cli.run import run
+from lovasz_repro.cli.runs import runs_app
+from lovasz_repro.cli.weights import weights_app
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.orphan import stop_when_orphaned
+from lovasz_repro.launch.rank import is_rank, tell
+
+DEBUG = "LOVASZ_REPRO_DEBUG"
+
+app = typer.Typer(
+    name="lovasz-repro",
+    help='Reproduce "The Lovász-Softmax loss" (CVPR 2018): experiments, tables, figures.',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Network(StrEnum):
+    """Architectures that ``predict`` knows."""
+
+    enet = "enet"
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        typer.echo(f"lovasz-repro {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Options of every command; ``main`` has read ``--debug`` already."""
+
+
+@app.command()
+def synthetic(
+    seeds: Annotated[int | None, typer.Option(min=1, help="Draws of the ten images.")] = None,
+    set_: Set = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    device: Device = "cpu",
+    dry_run: DryRun = False,
+) -> None:
+    """Sec. 4.1, Fig. 3: which loss finds the bias that minimises the Jaccard loss?"""
+    from lovasz_repro.config.read import parse_overrides
+    from lovasz_repro.config.synthetic import load_synthetic
+
+    changes = parse_overrides(set_ or []) | ({"seeds": seeds} if seeds else {})
+    config = load_synthetic(overrides=changes)
+    if dry_run:
+        typer.echo(to_yaml(config), nl=False)
+        return
+    from lovasz_repro.host.device import choose_device
+    from lovasz_repro.host.progress import Progress
+    from lovasz_repro.report.tables import TABLES
+    from lovasz_repro.report.terminal import print_table
+    from lovasz_repro.store import Store
+    from lovasz_repro.synthetic.experiment import run_synthetic
+
+    store = Store(results, tracking_uri)
+    with Progress() as progress:
+        task = progress.task("synthetic", config.seeds)
+        done = run_synthetic(config, store, choose_device(device), task.reach)
+    print_table(TABLES["synthetic"](store), terminal())
+    note = "stored before" if done.reused else "stored"
+    typer.echo(f"{note} as run {done.run.run_id}. Next: lovasz-repro report figures figure-3")
+
+
+app.command()(run)
+app.command()(evaluate)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Photographs.")],
+    weights: Annotated[
+        Path, typer.Option(help="The authors' Torch7 file, or a run's best.safetensors.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for label ids and overlays.")],
+    model: Annotated[Network, typer.Option(help="Architecture of the weights.")] = Network.enet,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH that the network sees; default: each image's own."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Label photographs with a network: a PNG of label ids and a coloured overlay of each."""
+    from lovasz_repro.evaluation.predict import parse_size, predict_images
+    from lovasz_repro.host.progress import Progress
+
+    with Progress() as progress:
+        task = progress.task(f"{model.value} on images", len(images))
+        predictions = predict_images(
+            images,
+            weights,
+            out,
+            parse_size(size) if size else None,
+            device,
+            lambda image: task.advance(note=image.name),
+        )
+    for prediction in predictions:
+        typer.echo(f"{prediction.label_ids}  {prediction.overlay}")
+
+
+@app.command()
+def doctor(
+    data: Data = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is installed and found, and what each missing thing is needed for."""
+    from lovasz_repro.cli.doctor import examine, print_findings
+    from lovasz_repro.data.locate import data_folder
+
+    findings = examine(data_folder(data), results, tracking_uri)
+    print_findings(findings, as_json)
+    if not all(finding.ok for finding in findings if finding.essential):
+        raise typer.Exit(1)
+
+
+app.add_typer(data_app, name="data", no_args_is_help=True)
+app.add_typer(weights_app, name="weights", no_args_is_help=True)
+app.add_typer(report_app, name="report", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+app.add_typer(bench_app, name="bench", no_args_is_help=True)
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code.
+
+    0 done, 1 a run failed, 2 a mistake in what was given, 130 / 143 stopped by Ctrl-C / SIGTERM.
+    """
+    if "--debug" in sys.argv:
+        os.environ[DEBUG] = "1"  # also for the processes that this one starts
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if is_rank():  # DistributedDataParallel warns of an option that makes runs repeatable
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    stop_when_orphaned()
+    with one_line_errors(bool(os.environ.get(DEBUG))):
+        app()
+
+
+@contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Print an error in one line and exit with its code; with ``debug`` let it through."""
+    try:
+        yield
+    except SystemExit as end:
+        leave(end.code)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not is_rank():
+            raise
+        if debug:
+            traceback.print_exc()
+        tell(error, describe(error))
+        leave(exit_code(error))
+
+
+def leave(code: int | str | None) -> NoReturn:
+    """End this process with an exit code.
+
+    A rank goes at once: threads of its process group may wait for a rank that is gone, and gloo's
+    now and then abort a process that ends in order.
+    """
+    if is_rank():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+    sys.exit(code)
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line; being asked to stop is none."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped."
+    text = " ".join(str(error).split())
+    if hasattr(error, "exit_code"):
+        return text
+    if isinstance(error, UserError | RunFailed):
+        return f"Error: {text}"
+    return f"Error: unexpected {type(error).__name__}: {text} (--debug shows where)"
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for a user's mistake, 1 for a failure, or what the error itself asks for."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, UserError):
+        return 2
+    return int(getattr(error, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    main()

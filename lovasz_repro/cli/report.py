@@ -1,0 +1,85 @@
+"""``report``: tables, figures and claims from stored runs."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lovasz_repro.cli.options import RESULTS, Out, Results, TrackingUri, terminal
+
+if TYPE_CHECKING:
+    from lovasz_repro.report.drawing import Missing
+
+report_app = typer.Typer(help="Rebuild tables, figures and claims from stored runs.")
+
+
+class TableFormat(StrEnum):
+    """How a table is written."""
+
+    md = "md"
+    tex = "tex"
+    csv = "csv"
+    json = "json"
+
+
+@report_app.command()
+def tables(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all.")] = None,
+    formats: Annotated[
+        list[TableFormat] | None, typer.Option("--format", help="Repeatable; default: all four.")
+    ] = None,
+    out: Out = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """The paper's tables, published and reproduced numbers side by side."""
+    from lovasz_repro.report.render import write_tables
+    from lovasz_repro.report.tables import TABLES
+    from lovasz_repro.report.terminal import print_table
+    from lovasz_repro.store import Store
+
+    store = Store(results, tracking_uri)
+    folder = out or results / "report" / "tables"
+    chosen = [form.value for form in formats or TableFormat]
+    files = write_tables(store, folder, names, chosen)
+    for name in names or TABLES:
+        print_table(TABLES[name](store), terminal())
+    typer.echo(f"{len(files)} files in {folder}")
+
+
+@report_app.command()
+def figures(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all.")] = None,
+    out: Out = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """The paper's figures, as PDF and PNG, with the data and runs behind each as JSON."""
+    from lovasz_repro.report.figures import write_figures
+    from lovasz_repro.store import Store
+
+    folder = out or results / "report" / "figures"
+
+    def say(name: str, missing: "Missing") -> None:
+        typer.echo(f"{name}: not drawn, {missing.reason}. Run: {missing.command}")
+
+    for file in write_figures(Store(results, tracking_uri), folder, names, missing=say):
+        if file.suffix == ".png":
+            typer.echo(f"{file} (and .pdf, .json)")
+
+
+@report_app.command()
+def claims(
+    out: Out = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """What the paper claims, and whether the stored runs bear it out."""
+    from lovasz_repro.report.claims import evaluate_claims
+    from lovasz_repro.report.claims_render import print_claims, write_claims
+    from lovasz_repro.store import Store
+
+    verdicts = evaluate_claims(Store(results, tracking_uri))
+    print_claims(verdicts, terminal())
+    for file in write_claims(verdicts, out or results / "report"):
+        typer.echo(str(file))

@@ -1,0 +1,112 @@
+"""What may stand in experiments/synthetic.yaml (Sec. 4.1, Fig. 3)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from lovasz_repro.config.read import Strict, override, read_yaml, validate
+from lovasz_repro.config.schema import Scale, experiment_file
+
+MOST_STEPS = 10_000
+PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class CirclesConfig(Strict):
+    """The images of one seed."""
+
+    images: Annotated[int, Field(ge=1)]
+    """N, the number of images."""
+    size: Annotated[int, Field(ge=2)]
+    """Height and width of an image, pixels."""
+    radius: tuple[Annotated[FiniteFloat, Field(ge=1)], PositiveFloat]
+    """Smallest and largest radius of the circles, pixels; drawn uniformly."""
+    mean: FiniteFloat
+    """Mean of the feature in the foreground; in the background it is -mean."""
+    noise: PositiveFloat
+    """Standard deviation of the feature."""
+
+    @model_validator(mode="after")
+    def _circles_fit(self) -> "CirclesConfig":
+        smallest, largest = self.radius
+        if smallest > largest:
+            raise ValueError(f"radius goes from {smallest:g} down to {largest:g}: swap the two")
+        if largest > self.size / 2:
+            raise ValueError(
+                f"a circle of radius {largest:g} does not fit an image of size {self.size}: "
+                f"at most {self.size / 2:g}"
+            )
+        return self
+
+
+class SearchConfig(Strict):
+    """The exhaustive search over the bias b."""
+
+    bias: tuple[FiniteFloat, FiniteFloat]
+    """Smallest and largest bias."""
+    step: PositiveFloat
+    """Step of the first grid, which covers the whole range."""
+    resolution: PositiveFloat
+    """The grid is refined tenfold around its best point until its step is no larger than this."""
+    curve_step: PositiveFloat
+    """Step of the curves of Fig. 3b."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "SearchConfig":
+        low, high = self.bias
+        if low >= high:
+            raise ValueError(f"bias must go from low to high, not from {low:g} to {high:g}")
+        for name in ("step", "curve_step"):
+            steps = (high - low) / getattr(self, name)
+            if not 1 <= steps <= MOST_STEPS:
+                raise ValueError(
+                    f"{name} must divide the range of biases, {high - low:g}, "
+                    f"into 1 to {MOST_STEPS} steps, not {steps:.4g}"
+                )
+        return self
+
+
+class SyntheticConfig(Strict):
+    """The synthetic experiment."""
+
+    experiment: Literal["synthetic"]
+    kind: Literal["synthetic"]
+    title: str
+    section: str
+    """Where in the paper it stands."""
+    claim: str
+    """What it is meant to show."""
+    cost: str
+    """What it takes to run."""
+    seeds: Annotated[int, Field(ge=1, le=100_000)]
+    """Independent repetitions, with seeds 0, 1, ..."""
+    circles: CirclesConfig
+    search: SearchConfig
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result: seeds, images and search; nested, of plain values."""
+        return self.model_dump(mode="json", include={"seeds", "circles", "search"})
+
+    @property
+    def scale(self) -> Scale:
+        """ "paper" with the paper's images (10 of 50x50, features N(+-1/2, 1)), else "reduced"."""
+        circles = self.circles
+        given = (circles.images, circles.size, circles.mean, circles.noise)
+        return "paper" if given == (10, 50, 0.5, 1.0) else "reduced"
+
+
+def load_synthetic(
+    name_or_path: str = "synthetic", overrides: Mapping[str, Any] | None = None
+) -> SyntheticConfig:
+    """Read and check the experiment file.
+
+    Args:
+        name_or_path: `synthetic`, or a path to a YAML file of this kind.
+        overrides: dotted key -> value, for example `{"circles.images": 20}`.
+
+    Raises:
+        UserError: not readable, unknown key, wrong type or impossible value; one line.
+    """
+    path = experiment_file(name_or_path)
+    content = override(read_yaml(path), overrides or {})
+    return validate(SyntheticConfig, content, path.name)

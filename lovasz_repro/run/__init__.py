@@ -1,0 +1,1 @@
+"""The pipeline of a run, from an experiment file to its stored scores."""

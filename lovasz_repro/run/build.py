@@ -1,0 +1,238 @@
+"""What a cell's config names, as objects: data sets, network, optimiser, batches."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from lovasz_repro.config.schema import CellConfig, TrainingConfig
+from lovasz_repro.data.sampling import (
+    BalancedBatches,
+    Draw,
+    EquibatchBatches,
+    ShareOfBatches,
+    ShuffledBatches,
+)
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.evaluation.binary import BinaryScoring
+from lovasz_repro.evaluation.evaluate import (
+    AnyScoring,
+    Predict,
+    category_logits,
+    evaluate,
+    predicted_classes,
+)
+from lovasz_repro.models.batch_norm import synchronise_batch_norm
+from lovasz_repro.models.layers import BatchShare, share_dropout
+from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of
+from lovasz_repro.run.inputs import Inputs, Place
+from lovasz_repro.run.networks import NETWORKS
+from lovasz_repro.training.distributed import Team
+
+EVALUATION_BATCH = 10
+"""Images that are scored at once, at most."""
+EVALUATION_PIXELS = EVALUATION_BATCH * 360 * 480
+"""Pixels that the network then sees at once, at most."""
+
+
+def open_data(cell: CellConfig, inputs: Inputs) -> tuple[TrainingSet, dict[str, ScoredSet]]:
+    """Training set, and every labelled split to score on, "val" first."""
+    kind, root = DATASETS[cell.data.name], inputs.data
+    train_set = kind.train(root, cell.data, cell.seed)
+    return train_set, {s: kind.scored(root, s, cell.data) for s in kind.scored_splits(root)}
+
+
+def build_model(cell: CellConfig, inputs: Inputs, device: torch.device) -> nn.Module:
+    """The network with one output per class, from its starting weights or at random (seeded).
+
+    Raises:
+        UserError: the weights cannot be read, or are of another network.
+        RunFailed: the run that it starts from has not finished here.
+    """
+    network = NETWORKS[cell.model.name]
+    model = network.build(len(DATASETS[cell.data.name].table), cell.model)
+    if inputs.weights:
+        if cell.start and not inputs.weights.is_file():
+            raise RunFailed(f"it starts from {cell.start.name}, which has not finished here.")
+        network.load(model, inputs.weights, cell)
+    if cell.training.precision == "float64":
+        model.double()
+    model.to(device)
+    if cell.training.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def spread_model(model: nn.Module, config: TrainingConfig, team: Team) -> None:
+    """Make the layers that look at more than one image see the batch of all ranks.
+
+    Batch normalisation takes the statistics of the whole batch, unless the config wants each
+    rank's own or frozen ones; dropout drops what one process would drop.
+    """
+    if team.size == 1:
+        return
+    share_dropout(model, BatchShare(config.batch_size, team.share(config.batch_size)))
+    if config.batch_norm == "train":
+        synchronise_batch_norm(model, team.group)
+
+
+def build_optimizer(
+    model: nn.Module, config: TrainingConfig, network: str = "enet"
+) -> torch.optim.Optimizer:
+    """Adam (paper Sec. 4.4), or SGD with momentum 0.9; the loop sets the learning rates."""
+    groups = NETWORKS[network].groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    return torch.optim.Adam(groups, lr=config.lr)
+
+
+def training_batches(
+    cell: CellConfig,
+    train_set: TrainingSet,
+    counts: np.ndarray | None,
+    place: Place,
+    team: Team,
+    start: int,
+) -> Iterator[Any]:
+    """This rank's share of the batches from iteration ``start`` on.
+
+    The batches are the same whenever training begins there, and for any number of ranks.
+
+    Args:
+        cell: says how batches are drawn.
+        train_set: the images.
+        counts: pixels of each label in each image, (N, 256); equibatch needs them.
+        place: says in how many processes images are decoded.
+        team: the ranks.
+        start: first iteration.
+
+    Raises:
+        UserError: when a batch is asked for whose files are missing, unreadable or wrong.
+    """
+    batches = draw_batches(cell, len(train_set), counts, start)
+    loader: DataLoader[Any] = DataLoader(
+        train_set,  # type: ignore[arg-type]
+        batch_sampler=ShareOfBatches(batches, team.share(cell.training.batch_size)),
+        num_workers=place.workers,
+        pin_memory=place.device.type == "cuda",
+        generator=torch.Generator().manual_seed(cell.seed),  # leaves the global one alone
+    )
+    return in_one_line(loader)
+
+
+def draw_batches(
+    cell: CellConfig, images: int, counts: np.ndarray | None, start: int
+) -> Iterable[list[Draw]]:
+    """Which images form each batch: half with the category, equibatch, or a shuffle of all.
+
+    Raises:
+        UserError: no training image contains the category, or all do.
+    """
+    config = cell.training
+    category = category_of(cell.data)
+    if category is not None:
+        assert counts is not None, "a balanced set needs the classes of every image"
+        positive = counts[:, category] > 0
+        try:
+            return BalancedBatches(
+                positive, config.batch_size, config.iterations, seed=cell.seed, start=start
+            )
+        except ValueError:
+            raise UserError(
+                f"{positive.sum()} of {len(positive)} training images contain "
+                f"{cell.data.category}; some must, and some not."
+            ) from None
+    if not cell.data.equibatch:
+        return ShuffledBatches(
+            images, config.batch_size, config.iterations, seed=cell.seed, start=start
+        )
+    assert counts is not None, "equibatch needs the classes of every image"
+    kind = DATASETS[cell.data.name]
+    presence = counts[:, kind.first_class : len(kind.table)] > 0
+    return EquibatchBatches(
+        presence,
+        config.batch_size,
+        config.iterations,
+        seed=cell.seed,
+        start=start,
+        first_class=kind.first_class,
+    )
+
+
+def evaluation_batches(
+    images: ScoredSet,
+    size: tuple[int, int],
+    team: Team,
+    workers: int = 0,
+    most: int = EVALUATION_BATCH,
+    pinned: bool = False,
+) -> Iterator[Any]:
+    """This rank's share of a data set, in order; the shares hold every image once.
+
+    Args:
+        images: N images.
+        size: (height, width) at which the network sees them; large ones come in smaller batches.
+        team: the ranks.
+        workers: processes that decode images.
+        most: images that come together, at most; 1 where they have sizes of their own.
+        pinned: in memory from which a GPU copies while it computes.
+    """
+    own = range(len(images))[team.share(len(images))]
+    share: Subset[Any] = Subset(images, own)  # type: ignore[arg-type]
+    fitting = EVALUATION_PIXELS // (size[0] * size[1])
+    loader = DataLoader(
+        share,
+        batch_size=max(1, min(most, fitting)),
+        num_workers=workers,
+        pin_memory=pinned,
+        generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
+    )
+    return in_one_line(loader)
+
+
+def scored_batches(cell: CellConfig, images: ScoredSet, place: Place, team: Team) -> Iterator[Any]:
+    """This rank's share of a labelled set, as a run reads it to score on it."""
+    kind = DATASETS[cell.data.name]
+    return evaluation_batches(
+        images,
+        cell.data.size,
+        team,
+        workers=0 if kind.in_memory else place.workers,
+        most=1 if kind.sizes_differ else EVALUATION_BATCH,
+        pinned=place.device.type == "cuda",
+    )
+
+
+def evaluator(cell: CellConfig, scoring: AnyScoring) -> Callable[..., AnyScoring]:
+    """``evaluate`` as a run calls it for a scoring: still to be given are the model, the batches,
+    the scoring and the device."""
+    kind, network = DATASETS[cell.data.name], NETWORKS[cell.model.name]
+    if isinstance(scoring, BinaryScoring):
+        predict: Predict = partial(category_logits, scoring.category, network.to_size)
+    else:
+        predict = partial(
+            predicted_classes,
+            first_class=kind.first_class,
+            upsample=cell.evaluation.upsample,
+            to_size=network.to_size,
+        )
+    return partial(
+        evaluate,
+        predict=predict,
+        prepare=network.prepare,
+        bfloat16=cell.training.precision == "bfloat16",
+        channels_last=cell.training.channels_last,
+    )
+
+
+def in_one_line(batches: Iterable[Any]) -> Iterator[Any]:
+    """``batches``, whose workers' UserErrors come without the traceback that PyTorch adds."""
+    try:
+        yield from batches
+    except UserError as error:
+        text = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+        raise UserError(text.strip()) from None

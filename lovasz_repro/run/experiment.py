@@ -1,0 +1,233 @@
+"""The pipeline of a training experiment; ``run_cell`` is the whole of it, in order.
+
+    experiment YAML -> config -> data -> model -> loss -> train -> evaluate -> store -> report
+
+A cell is one variant x batch size x seed, and where one class is told from the rest x category.
+Its identity is the hash of its resolved config, the data's fingerprint and the starting weights: a
+finished cell is skipped, an unfinished one goes on from its last checkpoint, the rest start. All of
+it runs on every rank of a team in step, on one device or many; what only one may do is left to the
+leader.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from lovasz_repro.config.schema import CellConfig, ExperimentConfig
+from lovasz_repro.data.statistics import class_shares
+from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.progress import Progress
+from lovasz_repro.host.provenance import config_hash, device_name, git_commit, package_versions
+from lovasz_repro.run.batch_scores import batches_of_run, score_batches_of_run
+from lovasz_repro.run.build import (
+    build_model,
+    build_optimizer,
+    open_data,
+    spread_model,
+    training_batches,
+)
+from lovasz_repro.run.datasets import DATASETS, category_of
+from lovasz_repro.run.inputs import START, Inputs, Place, check_extras, inputs_of_all, run_folder
+from lovasz_repro.run.networks import NETWORKS
+from lovasz_repro.run.overview import Overview
+from lovasz_repro.run.regimes import score_regimes_of_run
+from lovasz_repro.run.session import RunSession
+from lovasz_repro.run.shared_session import SharedSession
+from lovasz_repro.run.stages import count_classes, keep_examples, score_basis, score_on
+from lovasz_repro.store import Store
+from lovasz_repro.store.journal import InUse
+from lovasz_repro.store.shipping import ship_pending
+from lovasz_repro.training.distributed import ALONE, Team
+from lovasz_repro.training.loop import TrainingState, train
+from lovasz_repro.training.objective import build_objective
+
+
+@dataclass
+class Outcome:
+    """What became of a grid."""
+
+    finished: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Run name -> what went wrong, one line."""
+    elsewhere: list[str] = field(default_factory=list)
+    """Runs that another process is at work on."""
+
+
+def run_experiment(
+    experiment: ExperimentConfig,
+    cells: Sequence[CellConfig],
+    place: Place,
+    store: Store,
+    progress: Progress,
+    team: Team = ALONE,
+) -> Outcome:
+    """Run every cell that is not done; one that fails does not keep the others from running.
+
+    Raises:
+        UserError: data or weights are missing or wrong.
+        Interrupted: a signal asked to stop; the running cell is saved.
+    """
+    parent = team.on_leader(lambda: open_grid(experiment, cells[0].profile, place, store, progress))
+    outcome, overview = Outcome(), Overview(cells, progress)
+    grid = progress.task(f"{experiment.experiment}: runs", len(cells)) if len(cells) > 1 else None
+    for number, cell in enumerate(cells, start=1):
+        if grid and number > 1:
+            grid.advance()
+        label = f"[{number}/{len(cells)}] {cell.name}"
+        inputs = inputs_of_all(cell, place, team, progress)
+        done = team.on_leader(partial(store.finished, cell.experiment, inputs.identity))
+        if done:
+            progress.line(f"{label}  done before (run {done.run_id})")
+            outcome.skipped.append(cell.name)
+            overview.done(cell, done.metrics)
+            continue
+        check_extras(cell)
+        overview.running(cell)
+        team.on_leader(partial(fetch_start, cell, inputs, store))
+        run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
+        folder = run_folder(place.results, cell, inputs.identity)
+        session = RunSession(store, run_id, folder, cell, progress, label) if team.leads else None
+        try:
+            with SharedSession(team, session, progress) as shared:
+                scores = run_cell(cell, inputs, place, shared)
+            outcome.finished.append(cell.name)
+            overview.done(cell, scores)
+        except InUse as error:
+            progress.line(f"{label}  {error}")
+            outcome.elsewhere.append(cell.name)
+            overview.elsewhere(cell)
+        except RunFailed as error:
+            progress.line(f"{label}  failed: {error}")
+            outcome.failed[cell.name] = str(error)
+            overview.failed(cell)
+    overview.close()
+    if grid:
+        grid.close()
+    return outcome
+
+
+def run_cell(
+    cell: CellConfig, inputs: Inputs, place: Place, session: SharedSession
+) -> dict[str, float]:
+    """The pipeline of one run, from wherever it stands to its stored scores.
+
+    Returns:
+        The scores of the last validation, or nothing where it was before a restart.
+    """
+    team, config, kind = session.team, cell.training, DATASETS[cell.data.name]
+    network = NETWORKS[cell.model.name]
+    torch.manual_seed(cell.seed)
+    train_set, scored = open_data(cell, inputs)
+    batches = team.on_leader(lambda: batches_of_run(cell, inputs.data))
+    model = build_model(cell, inputs, place.device)
+    state = TrainingState(model, build_optimizer(model, config, cell.model.name))
+    session.resume(state, place.device)
+    spread_model(model, config, team)
+    counts = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
+    shares = None if counts is None else class_shares(counts, len(kind.table), kind.ignore_index)
+    objective = build_objective(
+        cell.loss, kind.ignore_index, shares, team.group, category_of(cell.data), network.to_size
+    )
+
+    last: dict[str, float] = {}
+    seen = "seen/" if cell.data.train_split == "trainval_aug" else ""  # val was trained on
+
+    def score(split: str, snapshot: int, prefix: str = "") -> dict[str, float]:
+        if config.batch_norm == "per-rank":
+            team.share_buffers(model)
+        scores = score_on(model, scored[split], split, cell, place, session)
+        session.line(f"iteration {snapshot:5d}  {prefix}{split} {scores.summary()}")
+        last.update(scores.as_metrics(prefix + split))
+        return scores.as_metrics(prefix + split)
+
+    tested = [split for split in scored if split != "val"]
+    choose = "val/dataset_miou" if cell.evaluation.snapshot == "best" else None
+    if state.iteration == 0:
+        for split in tested:
+            session.log(0, score(split, snapshot=0, prefix="initial/"))
+        if cell.data.category:
+            session.log(0, score_basis(model, scored["val"], cell, place, session))
+    train(
+        state,
+        training_batches(cell, train_set, counts, place, team, start=state.iteration),
+        objective,
+        config,
+        place.device,
+        network=team.wrap(model),
+        prepare=network.prepare,
+        choose=choose,
+        validate=lambda: score("val", snapshot=state.iteration, prefix=seen),
+        log=session.log,
+        save=session.save,
+        stop_asked=session.stop_asked,
+    )
+    state.load_best()
+    for split in tested:
+        session.log(config.iterations, score(split, snapshot=state.best_iteration))
+    session.log(config.iterations, {"best/iteration": float(state.best_iteration)})
+    if cell.evaluation.multi_scale:
+        score_regimes_of_run(model, cell, inputs, place, session, split=f"{seen}val")
+    if batches:
+        score_batches_of_run(model, scored["val"], batches, cell, place, session, prefix=seen)
+    if cell.evaluation.examples:
+        keep_examples(model, scored["val"], cell, inputs, place, session)
+    metadata = weights_metadata(cell, state)
+    session.keep_weights(lambda path: network.save(model, path, metadata))
+    return last
+
+
+def open_grid(
+    experiment: ExperimentConfig, profile: str, place: Place, store: Store, progress: Progress
+) -> str:
+    """Send what earlier processes could not; the run that groups the grid's runs in the store."""
+    ship_pending(store, sorted(place.results.glob("work/*/*/*/journal.jsonl")), progress.line)
+    tags = {"profile": profile, "title": experiment.title}
+    return store.open_parent(experiment.experiment, f"{experiment.experiment}-{profile}", tags)
+
+
+def open_run(
+    cell: CellConfig, inputs: Inputs, parent: str, place: Place, store: Store, ranks: int = 1
+) -> str:
+    """The stored run of a cell, found or made, with everything its numbers can be traced by."""
+    resolved = cell.model_dump(mode="json")
+    tags = inputs.fingerprints | {
+        "config_hash": config_hash(resolved),
+        "git_commit": git_commit(),
+        "seed": str(cell.seed),
+        "device": device_name(place.device),
+        "ranks": str(ranks),
+        "packages": json.dumps(package_versions(), sort_keys=True),
+        "profile": cell.profile,
+        "scale": cell.scale,
+        "variant": cell.variant,
+        "experiment": cell.experiment,
+    }
+    return store.open_child(cell.experiment, parent, cell.name, inputs.identity, cell.params, tags)
+
+
+def fetch_start(cell: CellConfig, inputs: Inputs, store: Store) -> None:
+    """Take the weights that a run starts from out of the store, where its folder lacks them."""
+    if not cell.start or not inputs.weights or inputs.weights.is_file():
+        return
+    identity = inputs.fingerprints["weights_fingerprint"].removeprefix(START)
+    run = store.finished(cell.start.experiment, identity)
+    if run:
+        inputs.weights.parent.mkdir(parents=True, exist_ok=True)
+        kept = store.artifact(run.run_id, inputs.weights.name)
+        write_durably(inputs.weights, kept.read_bytes())
+
+
+def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object]:
+    """What a weights file says about itself."""
+    return {
+        "dataset": cell.data.name,
+        "class_names": DATASETS[cell.data.name].table.names,
+        "input_size": "x".join(str(side) for side in cell.data.size),
+        "run": f"{cell.experiment}/{cell.profile}/{cell.name}",
+        "iteration": state.best_iteration,
+    }

@@ -1,0 +1,128 @@
+"""Where a run works and what it reads: folders, device, files with their fingerprints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.locate import dataset_folder, deeplab_weights_file, enet_weights_file
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.crf import check_installed
+from lovasz_repro.host.progress import Progress
+from lovasz_repro.host.provenance import config_hash, fingerprint_files, run_identity
+from lovasz_repro.run.datasets import DATASETS
+from lovasz_repro.training.distributed import Team
+
+WEIGHTS = "best.safetensors"
+"""Weights file in a run's folder."""
+START = "run-"
+"""Before the identity of the run whose weights a run starts from, in the place of a fingerprint."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs read and write, and on what they compute; changes no result on one device."""
+
+    results: Path
+    data: Path
+    weights: Path | None
+    device: torch.device
+    workers: int = 0
+    """Processes that decode images; 0 decodes in the training process."""
+    processes: int = 1
+    """Processes that share work done file by file, beside the training process."""
+    basis: Path | None = None
+    """Weights file that stands for the run of the variant basis."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, found and fingerprinted."""
+
+    data: Path
+    weights: Path | None
+    fingerprints: dict[str, str]
+    """Tags ``data_fingerprint`` and, where training starts from a file, ``weights_fingerprint``."""
+    identity: str
+    """Hash of config and inputs: the same run has the same one everywhere."""
+
+
+def find_inputs(cell: CellConfig, place: Place, progress: Progress | None = None) -> Inputs:
+    """Find what a cell reads and take its fingerprint, which reads all of it the first time.
+
+    Raises:
+        UserError: data or weights are not there, or a paper-scale run would read other data.
+    """
+    kind = DATASETS[cell.data.name]
+    data = dataset_folder(place.data, cell.data.folder or cell.data.name)
+    start = find_inputs(cell.start, place, progress) if cell.start else None
+    weights = None if start else released_weights(cell, place)
+    files = kind.files(data, cell.data)
+    if cell.scale == "paper":
+        kind.check_papers(data, cell.data)
+    cache = place.results / "work" / "fingerprints.json"
+    task = progress.task("  reading data", len(files)) if progress else None
+    advance = task.advance if task else lambda files: None
+    try:
+        tags = {"data_fingerprint": fingerprint_files(files, data, cache, advance)}
+    finally:
+        if task:
+            task.close()
+    if cell.start and start:
+        weights = run_folder(place.results, cell.start, start.identity) / WEIGHTS
+        tags["weights_fingerprint"] = START + start.identity
+    elif weights:
+        tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)
+    hashed = config_hash(cell.model_dump(mode="json"))
+    identity = run_identity(
+        hashed, tags["data_fingerprint"], weights=tags.get("weights_fingerprint", "none")
+    )
+    return Inputs(data, weights, tags, identity)
+
+
+def released_weights(cell: CellConfig, place: Place) -> Path | None:
+    """The file that training starts from, or None.
+
+    Raises:
+        UserError: it is not there.
+    """
+    match cell.model.weights:
+        case "enet-cityscapes":
+            return enet_weights_file(place.data, place.weights)
+        case "deeplab-coco":
+            return deeplab_weights_file(place.data, place.weights)
+        case "basis":
+            if place.basis is None or not place.basis.is_file():
+                raise UserError(f"no basis network at {place.basis}. Name its file with --basis.")
+            return place.basis
+    return None
+
+
+def check_extras(cell: CellConfig) -> None:
+    """Make sure that the optional packages are installed that a cell needs after its training.
+
+    Raises:
+        UserError: one is not.
+    """
+    if cell.evaluation.crf:
+        check_installed(", or score without it: --set evaluation.crf=null")
+
+
+def run_folder(results: Path, cell: CellConfig, identity: str) -> Path:
+    """Where a run works; the same run finds the same folder again."""
+    name = f"{cell.name}-{identity[:8]}"
+    return results / "work" / cell.experiment / cell.profile / name
+
+
+def inputs_of_all(cell: CellConfig, place: Place, team: Team, progress: Progress) -> Inputs:
+    """What this rank reads, after making sure that every rank reads the same.
+
+    Raises:
+        UserError: data or weights are not there, or another machine has others.
+    """
+    inputs = team.on_leader(lambda: find_inputs(cell, place, progress))  # first: it fills the cache
+    if not team.leads:
+        inputs = find_inputs(cell, place)
+    team.check_same(inputs.identity, "data or weights")
+    return inputs

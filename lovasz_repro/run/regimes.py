@@ -1,0 +1,101 @@
+"""A trained run's scores at several scales and with the CRF (Sec. 4.3, Table 2)."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.voc import VocImage, list_images
+from lovasz_repro.evaluation.voc_regimes import Network, chunks_of, score_regimes
+from lovasz_repro.host.provenance import fingerprint_files
+from lovasz_repro.host.stopping import Interrupted
+from lovasz_repro.run.inputs import Inputs, Place
+from lovasz_repro.run.networks import NETWORKS
+from lovasz_repro.run.shared_session import SharedSession
+
+PROBABILITIES = "probabilities"
+"""Folder below ``<results>/work`` of what networks predicted."""
+DESCRIPTIONS = {"multi_scale": "at several scales", "crf": "at several scales with the CRF"}
+
+
+def score_regimes_of_run(
+    model: nn.Module,
+    cell: CellConfig,
+    inputs: Inputs,
+    place: Place,
+    session: SharedSession,
+    *,
+    split: str = "val",
+) -> None:
+    """Log ``<split>/multi_scale/...`` and ``<split>/crf/...`` of val, shared among the ranks.
+
+    Probabilities and labels are kept as files under ``<results>/work/probabilities``, so that what
+    was stopped is gone on with, and parameters of the CRF can be searched without the network.
+
+    Raises:
+        UserError: files cannot be read.
+        RunFailed: the disk refuses, or a process died.
+        Interrupted: a signal asked to stop; what is done is kept.
+    """
+    wanted, team, network = cell.evaluation, session.team, NETWORKS[cell.model.name]
+    assert wanted.multi_scale, "a run is scored at several scales where its config says so"
+    images = list_images(inputs.data, "val")
+    own = images[team.share(len(images))]
+    predictor = Network(
+        model,
+        network.prepare,
+        network.to_size,
+        place.device,
+        wanted.multi_scale,
+        bfloat16=cell.training.precision == "bfloat16",
+        channels_last=cell.training.channels_last,
+    )
+    if cell.training.batch_norm == "per-rank":
+        team.share_buffers(model)
+    root = place.results / "work" / PROBABILITIES
+    data = photographs_fingerprint(images, inputs, place)
+    folder = team.on_all(lambda: predictor.open_folder(root, data))
+    processes = -team.largest(-place.processes)  # the fewest of any rank: chunks are alike
+    bars = [session.progress.task("  predicting at several scales", len(images))]
+    if wanted.crf:
+        bars.append(session.progress.task("  refining by the CRF", len(images)))
+    try:
+        scorings = score_regimes(
+            predictor,
+            own,
+            folder,
+            wanted.crf,
+            processes=place.processes,
+            chunks=chunks_of(len(own), processes, most=-(-len(images) // team.size)),
+            do=lambda work: do_and_look(work, session),
+            group=team.group,
+            predicted=lambda count: bars[0].advance(count * team.size),
+            refined=lambda count: bars[-1].advance(count * team.size),
+        )
+    finally:
+        for bar in bars:
+            bar.close()
+    for regime, scoring in scorings.items():
+        session.log(cell.training.iterations, scoring.as_metrics(f"{split}/{regime}"))
+        session.line(f"{split} {DESCRIPTIONS[regime]}: {scoring.summary()}")
+    size = sum(file.stat().st_size for file in folder.rglob("*.png"))
+    session.line(f"probabilities in {folder} ({size / 1e6:,.0f} MB); they may be removed")
+
+
+def do_and_look(work: Callable[[], None], session: SharedSession) -> None:
+    """Do a part of the work on every rank.
+
+    Raises:
+        Interrupted: a signal asked one of them to stop.
+    """
+    session.team.on_all(work)
+    stop = session.stop_asked()
+    if stop:
+        raise Interrupted(stop, "Stopped while scoring, predictions so far are kept. "
+                          "Run the same command to go on.")  # fmt: skip
+
+
+def photographs_fingerprint(images: list[VocImage], inputs: Inputs, place: Place) -> str:
+    """Of the photographs of a split, whose masks the probabilities do not depend on."""
+    files = [image.image for image in images]
+    return fingerprint_files(files, inputs.data, place.results / "work" / "fingerprints.json")

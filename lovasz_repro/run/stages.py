@@ -1,0 +1,158 @@
+"""What a run does beside training: counts classes, scores, looks for examples; each with a bar."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.statistics import class_counts
+from lovasz_repro.evaluation.binary import BasisScoring
+from lovasz_repro.evaluation.evaluate import category_logits, predicted_classes
+from lovasz_repro.evaluation.examples import (
+    MOST_IMAGES,
+    Photographed,
+    find_examples,
+    write_examples,
+)
+from lovasz_repro.evaluation.masks import Answers, find_mask, write_masks
+from lovasz_repro.evaluation.scoring import Scoring
+from lovasz_repro.run.build import build_model, evaluator, scored_batches
+from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of
+from lovasz_repro.run.inputs import Inputs, Place
+from lovasz_repro.run.networks import NETWORKS
+from lovasz_repro.run.segmentations import keep_segmentations
+from lovasz_repro.run.shared_session import SharedSession
+
+
+def count_classes(
+    cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: SharedSession
+) -> np.ndarray | None:
+    """Pixels of each label in each training image, (N, 256), where a cell needs them."""
+    wanted = cell.loss.class_weights != "none" or cell.data.equibatch or cell.data.category
+    if not wanted:
+        return None
+    sizes_differ = DATASETS[cell.data.name].sizes_differ  # then labels come at their own
+    size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
+    split = "-trainval" if cell.data.train_split == "trainval_aug" else ""  # of the same files
+    name = f"{inputs.fingerprints['data_fingerprint']}-{size}{split}.npy"
+    task = session.progress.task("  counting classes", len(train_set))
+
+    def follow(indices: Iterable[int]) -> Iterator[int]:
+        for index in indices:
+            yield index
+            task.advance()
+
+    try:
+        return class_counts(train_set, place.results / "work" / "class-counts" / name, follow)
+    finally:
+        task.close()
+
+
+def score_on(
+    model: nn.Module,
+    images: ScoredSet,
+    split: str,
+    cell: CellConfig,
+    place: Place,
+    session: SharedSession,
+    scoring: Scoring | None = None,
+) -> Scoring:
+    """Score a model on a whole split, shared among the ranks.
+
+    ``scoring`` is that of the data set by default.
+    """
+    team = session.team
+    scoring = scoring or DATASETS[cell.data.name].scoring(cell.data, cell.training.batch_size)
+    task = session.progress.task(f"  scoring on {split}", len(images))
+    try:
+        return evaluator(cell, scoring)(
+            model,
+            scored_batches(cell, images, place, team),
+            scoring,
+            place.device,
+            group=team.group,
+            advance=lambda count: task.advance(count * team.size),
+        )
+    finally:
+        task.close()
+
+
+def score_basis(
+    model: nn.Module, images: ScoredSet, cell: CellConfig, place: Place, session: SharedSession
+) -> dict[str, float]:
+    """``basis/image_iou``: what the network of all classes reaches before it is trained further."""
+    kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    assert category is not None, "a basis network is compared for one category"
+    scoring = BasisScoring(category, kind.ignore_index)
+    return score_on(model, images, "val", cell, place, session, scoring).as_metrics("basis")
+
+
+def keep_examples(
+    model: nn.Module,
+    images: ScoredSet,
+    cell: CellConfig,
+    inputs: Inputs,
+    place: Place,
+    session: SharedSession,
+) -> None:
+    """Store crops in which the network differs most from what it was before training, or masks."""
+    kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    if category is not None:
+        keep_masks(model, images, category, cell, inputs, place, session)
+        return
+    if cell.data.name == "voc":
+        keep_segmentations(model, images, cell, inputs, place.device, session)
+        return
+
+    def write(folder: Path) -> list[Path]:
+        torch.manual_seed(cell.seed)  # a network that began at random begins so again
+        before = build_model(cell, inputs, place.device)
+        task = session.progress.task("  looking for examples", min(len(images), MOST_IMAGES))
+        try:
+            found = find_examples(
+                before,
+                model,
+                cast(Photographed, images),
+                kind.table,
+                cell.evaluation.examples,
+                place.device,
+                first_class=kind.first_class,
+                advance=task.advance,
+            )
+        finally:
+            task.close()
+        return write_examples(found, folder)
+
+    session.keep_files("examples", write)
+
+
+def keep_masks(
+    model: nn.Module,
+    images: ScoredSet,
+    category: int,
+    cell: CellConfig,
+    inputs: Inputs,
+    place: Place,
+    session: SharedSession,
+) -> None:
+    """Store what the network and the one before training find in the first images (Figure 4)."""
+    network = NETWORKS[cell.model.name]
+
+    def write(folder: Path) -> list[Path]:
+        before = build_model(cell, inputs, place.device)
+        networks = Answers(
+            before=lambda logits, size: (
+                predicted_classes(logits, size, to_size=network.to_size) == category
+            ),
+            after=lambda logits, size: category_logits(category, network.to_size, logits, size) > 0,
+            prepare=network.prepare,
+        )
+        count = min(cell.evaluation.examples, len(images))
+        found = [find_mask(before, model, images, i, networks, place.device) for i in range(count)]
+        return write_masks(found, folder)
+
+    session.keep_files("masks", write)

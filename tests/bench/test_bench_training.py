@@ -1,0 +1,552 @@
+"""`lovasz-repro bench training`: what is measured, that it is the same, and who is left behind."""
+
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from lovasz_repro import cli
+from lovasz_repro.bench import trainee, training
+from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.samples import Size
+from lovasz_repro.bench.trained_networks import DEEPLAB, SMALL, scale_deeplab
+from lovasz_repro.bench.trainee import (
+    First,
+    LossClock,
+    Timed,
+    Trainee,
+    Variant,
+    batch,
+    held_bytes,
+)
+from lovasz_repro.bench.training import (
+    Settings,
+    check_same,
+    check_same_gradient,
+    choose_settings,
+    parse_batch,
+    run_bench,
+    variants,
+)
+from lovasz_repro.bench.training_ranks import CPU, Ranks
+from lovasz_repro.bench.training_render import (
+    CheckpointCost,
+    Measured,
+    Report,
+    print_report,
+    to_json,
+    to_markdown,
+)
+from lovasz_repro.config.schema import load_experiment
+from lovasz_repro.data.voc_augmentation import to_caffe
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.models.deeplab import DeepLab
+
+NAMES = [
+    "1 process, float32", "2 processes", "bfloat16", "channels last", "bfloat16, channels last",
+]  # fmt: skip
+ALONE = Settings(parse_batch("2x24x32"), (), CPU, 1, 1, 1)
+PAIR = replace(ALONE, procs=(2,), threads=2)
+
+
+class Ran(NamedTuple):
+    """What the command printed and what it called."""
+
+    content: Any
+    report: Report
+    settings: Settings
+    passes: list[str]
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def ran() -> Ran:
+    """The command with --json, on 3 images, of which one rank gets two."""
+    threads, passes, called = torch.get_num_threads(), [], []
+
+    def spy(settings: Settings, advance: Callable[[str], None]) -> Report:
+        report = run_bench(settings, lambda name: (passes.append(name), advance(name))[1])
+        called.append((report, settings))
+        return report
+
+    options = "--size 3x24x32 --rounds 2 --steps 1 --threads 2 --procs 1 --procs 2 --device cpu"
+    printed = io.StringIO()
+    before = set(active_children())
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(training, "run_bench", spy)
+        patch.setattr(
+            sys, "argv", ["lovasz-repro", "bench", "training", "--json", *options.split()]
+        )
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    torch.set_num_threads(threads)
+    assert not caught.value.code
+    assert started_since(before) == []
+    return Ran(json.loads(printed.getvalue()), *called[0], passes)
+
+
+def started_since(before: set[Any]) -> list[Any]:
+    """Children that were not there before, as a pool of ranks is that other tests share."""
+    return [process for process in active_children() if process not in before]
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def test_json_has_everything(ran: Ran) -> None:
+    content = ran.content
+    assert content["size"] == {"batch": 3, "height": 24, "width": 32}
+    assert content["classes"] == 11
+    assert content["device"] == "CPU (2 threads)"
+    assert content["hardware"].startswith("CPU")
+    assert content["torch_version"] == torch.__version__
+    assert (content["rounds"], content["steps"], content["threads"]) == (2, 1, 2)
+    assert content["notes"] == []
+    assert [row["name"] for row in content["rows"]] == NAMES
+    assert [(row["processes"], row["threads"]) for row in content["rows"]] == [
+        (1, 2), (2, 1), (1, 2), (1, 2), (1, 2)
+    ]  # fmt: skip
+
+
+def test_ratios_are_quotients_of_times(ran: Ran) -> None:
+    unit = ran.content["rows"][0]["times_ms"]
+    for row in ran.content["rows"]:
+        times = row["times_ms"]
+        assert len(times) == 2
+        assert min(times) > 0
+        check_spread(row["time_ratio"], [own / one for own, one in zip(times, unit, strict=True)])
+        check_spread(
+            row["loss_share"], [own / one for own, one in zip(row["loss_ms"], times, strict=True)]
+        )
+        assert row["median_ms"] == pytest.approx(statistics.median(times))
+        assert row["images_per_second"] == pytest.approx(3 / (row["median_ms"] / 1000))
+    checkpoint = ran.content["checkpoint"]
+    check_spread(
+        checkpoint["steps"],
+        [own / one for own, one in zip(checkpoint["times_ms"], unit, strict=True)],
+    )
+    share = 100 * checkpoint["steps"]["median"]
+    assert checkpoint["per_cent"] == pytest.approx({"25": share / 25, "250": share / 250})
+    assert checkpoint["bytes"] > 4 * 4 * 364_000  # weights, the best ones, two moments
+
+
+def check_spread(spread: dict[str, float], numbers: list[float]) -> None:
+    assert spread["median"] == pytest.approx(statistics.median(numbers))
+    assert min(numbers) <= spread["low"] <= spread["median"] <= spread["high"] <= max(numbers)
+
+
+def test_shares_are_shares(ran: Ran) -> None:
+    for row in ran.content["rows"]:
+        assert 0 < row["loss_share"]["low"] <= row["loss_share"]["high"] < 1
+        talks = row["communication_share"]
+        assert (talks is None) == (row["communication_ms"] is None) == (row["processes"] == 1)
+        if talks:
+            shares = zip(row["communication_ms"], row["times_ms"], strict=True)
+            check_spread(talks, [own / one for own, one in shares])
+            assert talks["high"] < 1
+
+
+def test_two_ranks_compute_what_one_process_does(ran: Ran) -> None:
+    alone, together, *_ = ran.content["rows"]
+    assert together["first_loss"] == pytest.approx(alone["first_loss"], abs=1e-5)
+    assert together["loss_difference"] == abs(together["first_loss"] - alone["first_loss"])
+    assert 0 <= together["gradient_difference"] < 1e-9
+    assert alone["loss_difference"] == 0
+
+
+def test_progress_is_told_of_every_pass(ran: Ran) -> None:
+    assert len(ran.passes) == ran.settings.passes
+    assert set(ran.passes) == {*NAMES, "checkpoint"}
+
+
+def test_table_has_every_row_and_fits(ran: Ran) -> None:
+    printed = io.StringIO()
+    print_report(ran.report, Console(file=printed, width=120))
+    lines = printed.getvalue().splitlines()
+    assert lines[0].rstrip() == (
+        f"ENet, 3 x 3 x 24 x 32, 11 classes, CPU (2 threads), torch {torch.__version__}"
+    )
+    for name in NAMES:
+        assert sum(line.strip().startswith(f"{name}  ") for line in lines) == 1, name
+    text = " ".join(printed.getvalue().split())
+    assert "2 processes (1 thread each): gradient averaging and batch normalisation" in text
+    assert "A checkpoint (" in text
+    assert max(map(len, lines)) <= 120
+
+
+def test_markdown_is_a_table(ran: Ran) -> None:
+    text = to_markdown(replace(ran.report, load=99.0, notes=("compiled: not measured.",)))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {6}
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == NAMES
+    assert "\n- compiled: not measured.\n" in text
+    assert "kept the machine busy (load average 99.0" in text
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+def test_the_clock_counts_the_loss_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the parts move: 3 + 5 seconds of loss, 70 elsewhere."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    class Takes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
+            now[0] += forward
+            ctx.backward_seconds = backward
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradient: Tensor) -> Any:
+            now[0] += ctx.backward_seconds
+            return gradient[0], None, None
+
+    clock = LossClock(lambda logits, labels: Takes.apply(logits, 3.0, 5.0).sum(), CPU)
+    weights = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        logits = Takes.apply(weights, 10.0, 20.0)
+        now[0] += 40
+        clock(logits, torch.zeros(2)).backward()
+    assert clock.take() == pytest.approx(2 * 8000)
+    assert clock.take() == 0
+    assert now[0] == 2 * 78
+
+
+def test_communication_is_the_difference_from_ranks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [(Timed(10.0, 2.0), Timed(5.0, 1.0)), (Timed(12.0, 6.0), Timed(6.0, 3.0))]
+    ranks = Ranks.__new__(Ranks)
+    monkeypatch.setattr(ranks, "_ask", lambda *request: answers, raising=False)
+    together, communication = ranks.run(3, 0)
+    assert together == Timed(12.0, 4.0)
+    assert communication == ((8 - 4) + (6 - 3)) / 2
+
+
+def test_batch_has_what_a_batch_has() -> None:
+    images, labels = batch(parse_batch("2x64x96"))
+    assert (images.shape, images.dtype) == ((2, 3, 64, 96), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((2, 64, 96), torch.uint8)
+    assert (labels[:, :4] == trainee.VOID).all()
+    assert (labels[:, 4:] < trainee.CLASSES).all()
+    assert len(labels[:, 4:].unique()) > 2
+
+
+def test_a_size_may_name_the_classes() -> None:
+    assert parse_batch("2x64x96") == (2, 11, 64, 96)
+    assert parse_batch("2x20x64x96") == (2, 20, 64, 96)
+    assert batch(parse_batch("2x20x64x96"))[1][:, 4:].max() > 11
+    with pytest.raises(UserError, match="needs 2 to 254 classes"):
+        parse_batch("2x255x64x96")
+
+
+def test_on_a_gpu_there_are_no_processes_but_compiled_variants() -> None:
+    names = [variant.name for variant in variants(replace(ALONE, device=torch.device("cuda")))]
+    assert names == [
+        "float32", "bfloat16", "channels last", "bfloat16, channels last", "compiled",
+        "bfloat16, channels last, compiled",
+    ]  # fmt: skip
+
+
+def test_deeplab_is_compared_with_other_losses_and_parts() -> None:
+    small = replace(ALONE, size=parse_batch("2x65x65", SMALL), network="deeplab-v2-small")
+    rows = variants(small)
+    assert [row.name for row in rows] == [
+        "float32", "bfloat16", "channels last", "bfloat16, channels last",
+        "float32, cross-entropy", "float32, in 2 parts",
+    ]  # fmt: skip
+    assert {row.network for row in rows} == {"deeplab-v2-small"}
+    single = variants(replace(small, size=parse_batch("1x65x65", SMALL)))
+    assert "float32, in 2 parts" not in [row.name for row in single]
+
+
+def test_deeplab_is_trained_as_its_experiment_says() -> None:
+    """But for the learning rate, and from random weights."""
+    size = parse_batch("2x65x65", SMALL)
+    trainee = Trainee(Variant("", network="deeplab-v2-small"), size, CPU)
+    recipe = load_experiment("voc-multiclass").cells("paper")[0].training
+    for name in ("optimizer", "weight_decay", "batch_norm", "lr_multipliers"):
+        assert getattr(trainee.config, name) == getattr(recipe, name), name
+    multipliers = [group["lr_multiplier"] for group in trainee.state.optimizer.param_groups]
+    assert multipliers == [1, 10, 20]
+    assert size == (2, 21, 65, 65)
+
+
+def test_an_untrained_deeplab_has_logits_of_order_one() -> None:
+    torch.manual_seed(0)
+    model = DeepLab(21, blocks=(3, 4, 23, 3), width=8)
+    scale_deeplab(model)
+    images, _ = batch(parse_batch("2x65x65", DEEPLAB))
+    with torch.no_grad():
+        logits = model(to_caffe(images, False, torch.float32))
+    assert 0.05 < logits.std() < 20
+
+
+def test_parts_of_a_batch_compute_what_the_whole_does() -> None:
+    size = parse_batch("3x33x41", SMALL)
+    whole, parts = (
+        Trainee(
+            Variant("", precision="float64", network="deeplab-v2-small", iter_size=n), size, CPU
+        )
+        for n in (1, 2)
+    )
+    first = whole.first()
+    assert check_same_gradient("in parts", parts.first(), first) < 1e-9
+    assert parts.run(1, 0).loss > 0
+
+
+def test_memory_is_held_by_weights_gradients_and_moments() -> None:
+    trainee = Trainee(Variant("", network="deeplab-v2-small"), parse_batch("1x33x33", SMALL), CPU)
+    model = trainee.state.model
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    statistics_ = sum(b.nbytes for b in model.buffers())
+    assert held_bytes(trainee.state) == weights + statistics_
+    trainee.first()
+    assert held_bytes(trainee.state) == weights + statistics_ + 2 * trained
+    assert trainee.peak_bytes() is None  # of a GPU
+
+
+def test_hours_of_the_papers_training() -> None:
+    spread = Spread(1.0, 1.0, 1.0)
+    row = Measured(
+        "float32", 1, 1, (500.0,), (10.0,), None, spread, spread, None, 20.0, 0.9, 0.0, None, 2**33
+    )
+    checkpoint = CheckpointCost((1.0,), spread, 100)
+    crops = Size(10, 21, 321, 321)
+    report = Report(
+        "Toy", "Toy", 1, "2.9", "abc", crops, 1, 1, (row,), checkpoint, (), None, "deeplab-v2"
+    )
+    assert report.hours(row, 20_000) == pytest.approx(20_000 * 0.5 / 3600)
+    assert replace(report, network="enet").hours(row, 20_000) is None
+    assert replace(report, size=Size(10, 21, 97, 97)).hours(row, 20_000) is None
+    text = to_markdown(report)
+    assert text.startswith("**DeepLab-v2 ResNet-101, 10 x 3 x 321 x 321, 21 classes, Toy, torch")
+    assert "batches of 10: 20,000 iterations 2.78 h, 30,000 iterations 4.17 h;" in text
+    assert "| float32 | 20.0 | 500 | 1 | 100% | 8.0 GiB |" in text
+    assert json.loads(to_json(report))["rows"][0]["projected_hours"]["30000"] == pytest.approx(
+        30_000 * 0.5 / 3600
+    )
+
+
+def test_a_small_deeplab_is_measured() -> None:
+    report = run_bench(choose_settings("2x33x33", None, CPU, 1, 1, 1, "deeplab-v2-small"))
+    assert len(report.rows) == 6
+    assert all(0 < row.loss_share.high < 1 for row in report.rows)
+    unit, *_, entropy, parts = report.rows
+    assert entropy.loss_difference > 0.1  # another loss, and reported all the same
+    assert parts.loss_difference < 1e-5
+    assert unit.peak_bytes is None
+    assert report.notes == ()
+    assert "cross-entropy), on labels at the network's output grid" in to_markdown(report)
+
+
+def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class InductorError(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    def fail(module: torch.nn.Module) -> None:
+        raise InductorError("no compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", fail)
+    chosen = [Variant("float32"), Variant("compiled", compiled=True)]
+    monkeypatch.setattr(training, "variants", lambda settings: chosen)
+    report = run_bench(ALONE)
+    assert [row.name for row in report.rows] == ["float32"]
+    assert report.notes == (
+        "compiled: not measured, InductorError in torch.compile.",
+        "Processes, which share the threads, are not compared: there is one thread.",
+    )
+
+
+def test_defaults() -> None:
+    settings = choose_settings(None, None, CPU, 2, None, None)
+    assert settings.size == parse_batch("4x176x240")
+    assert settings.procs == (2,)
+    assert choose_settings(None, None, CPU, 1, None, None).procs == ()
+    assert choose_settings("4x16x16", [4, 1, 2, 4], CPU, 4, None, None).procs == (2, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda() -> None:
+    report = run_bench(choose_settings("2x64x96", None, torch.device("cuda"), None, 2, 2))
+    assert len(report.rows) + len(report.notes) == 6
+    assert all(0 < row.loss_share.high < 1 for row in report.rows)
+
+
+# -- another computation ---------------------------------------------------------------------------
+
+
+def test_another_loss_or_gradient_is_refused() -> None:
+    with pytest.raises(RunFailed, match=r"a: the first loss is 0\.5000200, .* another computation"):
+        check_same("a", 0.50002, 0.5, 1e-5)
+    with pytest.raises(RunFailed, match="the first loss is nan"):
+        check_same("a", float("nan"), 0.5, 1e-5)
+    step = Trainee(Variant("", precision="float64"), ALONE.size, CPU).first()
+    assert check_same_gradient("a", step, step) == 0
+    with pytest.raises(RunFailed, match=r"differs from that of the first row by 1\.0e"):
+        check_same_gradient("a", First(step.loss, 2 * step.gradient), step)
+
+
+def test_ranks_with_another_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(active_children())
+    images, labels = batch(PAIR.size)
+    monkeypatch.setattr(trainee, "batch", lambda size: (images.flip(3), labels))
+    with pytest.raises(RunFailed, match=r"2 processes: .* nothing is reported"):
+        run_bench(PAIR)
+    assert started_since(before) == []
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_dies_ends_the_bench() -> None:
+    before = set(active_children())
+
+    def kill(name: str) -> None:
+        if name == "2 processes":
+            children = started_since(before)
+            assert len(children) == 2
+            children[0].kill()
+
+    with pytest.raises(RunFailed, match=r"rank [01] of 2 died"):
+        run_bench(PAIR, kill)
+    assert started_since(before) == []
+
+
+def test_a_rank_that_fails_says_why() -> None:
+    before = set(active_children())
+    with (
+        pytest.raises(RunFailed, match=r"rank [01] of 2: ValueError: .* multiples of 8"),
+        Ranks(2, PAIR.size._replace(height=25), 2) as ranks,
+    ):
+        ranks.first()
+    assert started_since(before) == []
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def until(holds: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+def test_nobody_is_left_behind(number: signal.Signals) -> None:
+    """Ctrl-C reaches every process of a terminal; a kill only the one that knows the others."""
+    options = "bench training --size 2x24x32 --rounds 1000 --steps 1 --threads 2 --device cpu"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lovasz_repro.cli", *options.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        # Itself, two ranks and the process that multiprocessing has for clearing up.
+        assert until(lambda: len(members(process.pid)) >= 4, 120)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+        out, err = process.communicate(timeout=120)
+        assert until(lambda: members(process.pid) == [], 60)
+    finally:
+        for left in members(process.pid):
+            os.kill(left, signal.SIGKILL)
+    assert out == ""
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert err in ("", "Stopped.\n")  # Typer says nothing
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "176x240"], ["size '176x240'", "BxHxW"]),
+        (["--size", "4x3x3x176x240"], ["BxHxW"]),
+        (["--size", "4x-8x16"], ["BxHxW"]),
+        (["--size", "1x176x240"], ["size '1x176x240'", "at least 2 images"]),
+        (["--size", "4x100x240"], ["size '4x100x240'", "multiples of 8"]),
+        (["--size", "4x0x240"], ["multiples of 8"]),
+        (["--size", "4x8x8"], ["not both 8"]),
+        (["--size", "999x99992x99992", "--device", "cpu"], ["GiB", "--size"]),
+        (["--procs", "3", "--size", "2x16x16", "--device", "cpu"], ["--procs 3", "2 images"]),
+        (["--procs", "2", "--threads", "1", "--device", "cpu"], ["--procs 2", "--threads"]),
+        (["--device", "tpu"], ["device 'tpu'"]),
+        (["--network", "deeplab-v2", "--size", "2x96x96"], ["size '2x96x96'", "8 n + 1"]),
+        (["--network", "deeplab-v2", "--size", "0x97x97"], ["a batch has at least 1"]),
+        (["--network", "deeplab-v2", "--procs", "2"], ["--procs", "not on deeplab-v2"]),
+        (["--json", "--markdown"], ["--json", "--markdown"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "training", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    captured = capsys.readouterr()
+    assert caught.value.code == 2, captured.err
+    assert captured.err.startswith("Error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    for word in words:
+        assert word in captured.err
+
+
+def test_processes_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "free_memory", lambda device: None)
+    with pytest.raises(UserError, match="--device cpu"):
+        choose_settings("2x16x16", [2], torch.device("cuda"), None, None, None)
+
+
+def test_running_out_of_memory_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(training, "Trainee", fail)
+    with pytest.raises(UserError, match="size 2 x 24 x 32: not enough memory on cpu"):
+        run_bench(ALONE)

@@ -1,0 +1,209 @@
+"""``bench validation``: the parts of a pass, what they are compared with, and which limits it."""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lovasz_repro import cli
+from lovasz_repro.bench import validation
+from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.validation import choose_settings, run_bench
+from lovasz_repro.bench.validation_parts import Clock, Repeated
+from lovasz_repro.bench.validation_render import Part, Report, to_json, to_markdown
+from lovasz_repro.config.schema import CellConfig, load_experiment
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation import evaluate
+from lovasz_repro.evaluation.multiscale import as_loaded
+from lovasz_repro.run.inputs import Place
+from lovasz_repro.run.networks import caffe_on_the_grid
+from tests.tiny_camvid import write_camvid, write_experiment
+from tests.tiny_voc import write_voc
+
+CPU = torch.device("cpu")
+PARTS = [
+    "whole pass, single scale", "network alone, single scale", "whole pass, 2 scales fused",
+    "network alone, 2 scales fused", "loading alone, the same process", "metric alone",
+]  # fmt: skip
+
+
+def demo_cell() -> CellConfig:
+    overrides = {"data.folder": "tiny", "evaluation.multi_scale.least_side": 65}
+    return load_experiment("voc-multiclass").cells("demo", overrides=overrides)[-1]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "validation", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def fixed_report(whole: float, network: float, loading: float, metric: float) -> Report:
+    """Two rounds, the second twice as slow."""
+
+    def part(name: str, time_ms: float) -> Part:
+        share = time_ms / whole
+        return Part(name, (time_ms, 2 * time_ms), {"single scale": Spread(share, share, share)})
+
+    parts = (
+        part("whole pass, single scale", whole),
+        part("network alone, single scale", network),
+        part("loading alone, the same process", 3 * loading),
+        part("loading alone, 4 workers", loading),
+        part("metric alone", metric),
+    )
+    return Report(
+        "voc (demo)", "Toy", "2.9", "abc", ("single scale",), 4, parts, False, 3, 2, load=None
+    )
+
+
+def test_json_has_every_part_and_its_share_of_the_pass(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_voc(tmp_path / "tiny", val=3)
+    given = ["--profile", "demo", "--data", str(tmp_path), "--device", "cpu", "--json"]
+    given += ["--set", "data.folder=tiny", "--set", "evaluation.multi_scale.least_side=65"]
+    given += ["--images", "2", "--rounds", "2", "--scales", "1,0.5"]
+    assert call(monkeypatch, *given) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [part["name"] for part in content["parts"]] == PARTS
+    assert content["regimes"] == ["single scale", "2 scales fused"]
+    assert not content["drawn"]
+    times = {part["name"]: part["times_ms"] for part in content["parts"]}
+    assert all(len(own) == 2 and min(own) > 0 for own in times.values())
+    for part in content["parts"]:
+        for regime in content["regimes"]:
+            wholes = times[f"whole pass, {regime}"]
+            expected = [own / one for own, one in zip(part["times_ms"], wholes, strict=True)]
+            assert part["shares"][regime]["median"] == pytest.approx(statistics.median(expected))
+    assert set(content["limits"]) == {"single scale", "2 scales fused"}
+
+
+def test_photographs_are_drawn_where_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_voc(tmp_path / "tiny", val=3, photographs=False)
+    monkeypatch.setattr(validation, "DRAWN_SIZE", 64)
+    settings = choose_settings(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 1, 1)
+    passes: list[str] = []
+    report = run_bench(settings, passes.append)
+    assert report.drawn
+    assert len(passes) == settings.passes
+    assert "The photographs are drawn" in to_markdown(report)
+    assert list(tmp_path.iterdir()) == [tmp_path / "tiny"]
+
+
+def test_a_network_of_one_scale_is_measured_at_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Through another data set, whose images come in batches of one size."""
+    data = str(write_camvid(tmp_path / "data"))
+    given = [str(write_experiment(tmp_path)), "--profile", "demo", "--data", data]
+    given += ["--device", "cpu", "--images", "3", "--rounds", "1"]
+    assert call(monkeypatch, *given, "--markdown") == 0
+    printed = capsys.readouterr().out
+    assert "| whole pass, single scale |" in printed
+    assert "fused" not in printed
+    assert call(monkeypatch, *given, "--scales", "1,0.5") == 2
+    assert "Error: --scales: enet is no DeepLab" in capsys.readouterr().err
+
+
+def test_the_slower_part_limits_the_pass() -> None:
+    limit = fixed_report(whole=10.4, network=10, loading=5, metric=1).limit("single scale")
+    assert limit.part == "network alone"
+    assert limit.whole_in_slowest.median == pytest.approx(1.04)
+    assert limit.parts_in_whole.median == pytest.approx(16 / 10.4)
+    limit = fixed_report(whole=21, network=10, loading=20, metric=1).limit("single scale")
+    assert limit.part == "loading alone"
+    assert limit.whole_in_slowest.median == pytest.approx(1.05)
+
+
+def test_tables_say_what_limits_the_pass() -> None:
+    text = to_markdown(fixed_report(whole=10.4, network=10, loading=5, metric=1))
+    assert "- single scale: limited by the network. The pass takes 1.04 times" in text
+    assert "| loading alone, the same process | 44.4 | 22.5 | 1.44 |" in text
+    text = to_markdown(fixed_report(whole=16, network=10, loading=5, metric=1))
+    assert "- single scale: the slowest part is the network. The pass takes 1.60 times" in text
+    json.loads(to_json(fixed_report(16, 10, 5, 1)))
+
+
+def test_the_clock_leaves_the_first_images_out() -> None:
+    times = iter([100.0, 200.0, 201.0, 204.0])
+    clock = Clock(untimed=3, now=lambda: next(times))
+    for images in (2, 2, 1, 2):  # 3 images of the last two batches, in 4 seconds
+        clock.tick(images)
+    assert clock.milliseconds() == pytest.approx(4000 / 3)
+
+
+def test_images_come_again_where_there_are_few() -> None:
+    class Two:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(1), index
+
+        def name(self, index: int) -> str:
+            return "ab"[index]
+
+    images = Repeated(Two(), 5)
+    assert [target for _, target in images] == [0, 1, 0, 1, 0]
+    assert (len(images), images.name(3)) == (5, "b")
+
+
+def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every pass goes through ``evaluate``, with the network's options, over every image."""
+    write_voc(tmp_path / "tiny", val=3)
+    seen: list[tuple[int, object]] = []
+    real = evaluate.evaluate
+
+    def spy(*given: Any, advance: Callable[[int], None], **options: Any) -> Any:
+        images: list[int] = []
+        found = real(*given, advance=lambda n: (images.append(n), advance(n))[0], **options)
+        seen.append((sum(images), options["prepare"]))
+        return found
+
+    monkeypatch.setattr("lovasz_repro.run.build.evaluate", spy)
+    settings = choose_settings(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 2, 1)
+    run_bench(settings)
+    fused, plain = as_loaded, caffe_on_the_grid
+    first, *timed = seen
+    assert first == (3, plain)
+    assert timed == [(3, plain), (3, plain), (3, fused), (3, fused)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scales", "1,half"], ["--scales 1,half", "1,0.75,0.5"]),
+        (["--scales", "0.3"], ["--scales", "0.125"]),
+        (["nothing"], ["nothing", "experiment"]),
+        (["--json", "--markdown"], ["--json", "--markdown"]),
+    ],
+)
+def test_a_mistake_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    assert call(monkeypatch, *arguments, "--device", "cpu") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("Error: ")
+    assert captured.err.count("\n") == 1
+    for word in words:
+        assert word in captured.err
+
+
+def test_scales_are_of_a_deeplab(tmp_path: Path) -> None:
+    cell = load_experiment("voc-multiclass").cells("features")[-1]
+    with pytest.raises(UserError, match="evidence-net is no DeepLab"):
+        choose_settings(cell, Place(tmp_path, tmp_path, None, CPU), (1.0,), None, None)

@@ -1,0 +1,224 @@
+"""The command line's manners: help, errors in one line, exit codes, dry runs, JSON."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lovasz_repro import __version__, cli
+from lovasz_repro.cli.run import complete_experiment
+from tests.tiny_camvid import write_camvid, write_experiment
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def lovasz_repro(
+    tmp_path: Path,
+    empty_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    """Call the entry point in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "LOVASZ_REPRO_RESULTS", "LOVASZ_REPRO_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "results").mkdir()
+    shutil.copy(empty_database, tmp_path / "results" / "mlflow.db")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lovasz-repro", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, lovasz_repro: Command) -> Path:
+    """The small experiment's file, its data in ./data."""
+    write_camvid(tmp_path / "data", images=3)
+    return write_experiment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [], ["synthetic"], ["run"], ["predict"], ["doctor"], ["report"], ["report", "tables"],
+        ["report", "figures"], ["report", "claims"], ["runs"], ["runs", "export"],
+        ["runs", "import"], ["runs", "record"], ["evaluate"], ["data"], ["data", "check"],
+        ["data", "demo"], ["data", "convert"], ["bench", "losses"], ["bench", "training"],
+        ["bench", "loading"], ["bench", "scoring"],
+    ],
+)  # fmt: skip
+def test_help_of_every_command(lovasz_repro: Command, command: list[str]) -> None:
+    code, out, _ = lovasz_repro(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_version(lovasz_repro: Command) -> None:
+    assert lovasz_repro("--version") == (0, f"lovasz-repro {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "camvid-ent"], ["no experiment 'camvid-ent'", "did you mean camvid-enet?"]),
+        (["run", "gone.yaml"], ["No experiment file at gone.yaml"]),
+        (["run", "camvid-enet", "--profile", "dmeo"], ["did you mean demo?"]),
+        (["run", "camvid-enet", "--variant", "lovasz"], ["did you mean lovasz-softmax?"]),
+        (["run", "camvid-enet", "--set", "training.itertions=3"], ["did you mean iterations?"]),
+        (["run", "camvid-enet", "--set", "training.lr=fast"], ["training.lr", "valid number"]),
+        (["run", "camvid-enet", "--set", "training.lr"], ["expected key=value"]),
+        (["run", "camvid-enet", "--device", "tpu"], ["device 'tpu'", "expected auto, cpu, cuda"]),
+        (["run", "camvid-enet", "--device", "cuda:99"], ["CUDA devices"]),
+        (["run", "camvid-enet"], ["camvid not found at data/camvid", "--data"]),
+        (["synthetic", "--set", "circles.radus=[1,2]"], ["circles.radus", "radius"]),
+        (["report", "tables", "table-9"], ["table-9", "table-1"]),
+        (["report", "figures", "figure-99"], ["figure-99", "figure-1"]),
+        (["predict", "a.jpg", "--weights", "no.net", "--out", "o"], ["no.net"]),
+        (["runs", "import", "nowhere"], ["nowhere"]),
+        (["runs", "--tracking-uri", "file:somewhere"], ["file:somewhere", "sqlite:///"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    lovasz_repro: Command, arguments: list[str], words: list[str]
+) -> None:
+    code, out, err = lovasz_repro(*arguments)
+    assert code == 2, err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert out == ""
+
+
+def test_usage_errors_exit_with_2_too(lovasz_repro: Command) -> None:
+    code, _, err = lovasz_repro("run", "camvid-enet", "--profil", "demo")
+    assert code == 2
+    assert "--profile" in err
+
+
+def test_debug_lets_the_traceback_through(
+    lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lovasz_repro.errors import UserError
+
+    monkeypatch.setenv("LOVASZ_REPRO_DEBUG", "")  # what the option sets is taken back
+    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "run", "camvid-ent", "--debug"])
+    with pytest.raises(UserError):
+        cli.main()
+
+
+def test_an_unexpected_error_is_one_line_and_exit_code_1(
+    lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("lovasz_repro.config.schema.load_experiment", broken)
+    code, _, err = lovasz_repro("run", "camvid-enet")
+    assert code == 1
+    assert err == "Error: unexpected ZeroDivisionError: two lines (--debug shows where)\n"
+
+
+def test_dry_run_tells_and_runs_nothing(lovasz_repro: Command, tiny: Path, tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name}
+    code, out, err = lovasz_repro("run", str(tiny), "--dry-run", "--set", "training.lr=0.5")
+    assert code == 0, err
+    assert "lr: 0.5" in out
+    assert out.count("new, 12 iterations") == 2
+    after = {path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name}
+    cache = tmp_path / "results" / "work" / "fingerprints.json"  # of the data's content
+    assert after - before <= {cache.parent, cache}
+    assert lovasz_repro("runs")[1].startswith("No runs stored yet")
+
+
+def test_dry_run_says_what_is_missing(lovasz_repro: Command, tiny: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "data" / "camvid" / "testannot")
+    code, out, _ = lovasz_repro("run", str(tiny), "--dry-run")
+    assert code == 0
+    assert "lacks data" in out
+    assert "missing: CamVid not found: no folder data/camvid/testannot" in out
+
+
+def test_run_then_list_then_report(lovasz_repro: Command, tiny: Path, tmp_path: Path) -> None:
+    code, out, err = lovasz_repro("run", str(tiny), "--profile", "demo")
+    assert code == 0, err
+    assert "2 finished" in out
+    code, out, _ = lovasz_repro("run", str(tiny), "--profile", "demo", "--dry-run")
+    assert out.count("done (run ") == 2
+    code, out, _ = lovasz_repro("runs")
+    assert out.count("FINISHED") == 2
+    assert out.count("test mIoU") == 2
+    code, out, _ = lovasz_repro("runs", "--json")
+    assert {run["name"] for run in json.loads(out)} == {
+        "weighted-cross-entropy-b2-s0",
+        "lovasz-softmax-b2-s0",
+    }
+    assert lovasz_repro("runs", "export", "exported")[1] == "2 runs in exported\n"
+    code, out, _ = lovasz_repro("runs", "import", "exported", "--results", "other")
+    assert out.startswith("2 added")
+    weights = next((tmp_path / "results" / "work").rglob("best.safetensors"))
+    photo = tmp_path / "data" / "camvid" / "test" / "0.png"
+    code, out, err = lovasz_repro(
+        "predict", str(photo), "--weights", str(weights), "--out", "seen", "--device", "cpu"
+    )
+    assert code == 0, err
+    assert len(list((tmp_path / "seen").iterdir())) == 2
+
+
+def test_label_out_of_range_names_the_file(
+    lovasz_repro: Command, tiny: Path, tmp_path: Path
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    mask = tmp_path / "data" / "camvid" / "trainannot" / "1.png"
+    Image.fromarray(np.full((24, 32), 77, np.uint8)).save(mask)
+    code, _, err = lovasz_repro("run", str(tiny), "--profile", "demo")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("Error: data/camvid/trainannot/1.png: class id 77")
+
+
+def test_reports_without_runs_say_what_would_fill_them(lovasz_repro: Command) -> None:
+    code, out, _ = lovasz_repro("report", "tables", "synthetic", "--format", "md")
+    assert code == 0
+    assert "lovasz-repro synthetic" in out
+    code, out, _ = lovasz_repro("report", "figures", "figure-3")
+    assert code == 0
+    assert "figure-3: not drawn" in out
+    assert "lovasz-repro synthetic" in out
+
+
+def test_doctor_finds_and_says_what_is_missing(lovasz_repro: Command, tiny: Path) -> None:
+    code, out, _ = lovasz_repro("doctor", "--json")
+    assert code == 0
+    findings = {finding["name"]: finding for finding in json.loads(out)}
+    assert findings["torch"]["ok"]
+    assert findings["store"]["ok"]
+    assert not findings["camvid"]["ok"]
+    assert "367/101/233" in findings["camvid"]["detail"]
+    assert "CC BY-NC" in findings["enet weights"]["detail"]
+
+
+def test_module_and_completion_start_without_torch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lovasz_repro.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "typer" in imported
+    assert not imported & {"torch", "mlflow", "pandas", "matplotlib", "numpy"}
+    assert list(complete_experiment("cam")) == ["camvid-as-cityscapes", "camvid-enet"]
+    assert list(complete_experiment("city")) == ["cityscapes-enet"]

@@ -1,0 +1,432 @@
+"""Downloads from a real server that breaks off, lies, stalls and redirects."""
+
+import contextlib
+import hashlib
+import json
+import resource
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host import download as module
+from lovasz_repro.host.download import ATTEMPTS, download
+from lovasz_repro.host.http_file import UnavailableError, _Redirects, check_address
+from tests.file_server import Exchange, FileServer, file, raw, serving
+
+CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
+OTHER = CONTENT[::-1]
+SIZE, HALF = len(CONTENT), len(CONTENT) // 2
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    """Seconds that downloads wanted to wait."""
+    return []
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "weights" / "weights.bin"
+
+
+def fetch(server: FileServer, target: Path, waits: list[float] | None = None, **known: Any) -> Path:
+    waits = [] if waits is None else waits
+    return download(server.url, target, sleep=waits.append, **{"timeout": 5.0} | known)
+
+
+def lies_there(target: Path) -> dict[str, int]:
+    """Every file beside the target, and its length."""
+    return {path.name: path.stat().st_size for path in target.parent.iterdir()}
+
+
+def assert_whole(target: Path, content: bytes = CONTENT) -> None:
+    assert target.read_bytes() == content
+    assert lies_there(target) == {target.name: len(content)}
+
+
+# -- what works ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "known", [{}, {"size": SIZE}, {"sha256": SHA256}, {"size": SIZE, "sha256": SHA256[:8].upper()}]
+)
+def test_a_whole_file(target: Path, known: dict[str, Any]) -> None:
+    seen: list[tuple[int, int | None]] = []
+    with serving(file(CONTENT)) as server:
+        done = fetch(server, target, progress=lambda *state: seen.append(state), **known)
+    assert done == target
+    assert_whole(target)
+    assert seen[0] == (0, SIZE)
+    assert seen[-1] == (SIZE, SIZE)
+    assert sorted(seen) == seen
+
+
+def test_goes_on_where_it_broke_off(target: Path, waits: list[float]) -> None:
+    with serving(file(CONTENT, cut=HALF), file(CONTENT, cut=100), file(CONTENT)) as server:
+        fetch(server, target, waits, sha256=SHA256)
+    assert_whole(target)
+    assert server.ranges == [None, f"bytes={HALF}-", f"bytes={HALF + 100}-"]
+    assert server.versions == [None, '"one"', '"one"']
+    assert server.served == SIZE  # every byte once
+    assert waits == [1.0, 1.0]  # each attempt brought something
+
+
+def test_a_later_call_goes_on(target: Path) -> None:
+    with serving(file(CONTENT, cut=HALF), raw(503)) as server:
+        with pytest.raises(UnavailableError, match=f"503.*{HALF:,} bytes are kept.*the same comm"):
+            fetch(server, target)
+        assert set(lies_there(target)) == {"weights.bin.part", "weights.bin.part.json"}
+        server.answers = (file(CONTENT),)
+        fetch(server, target)
+    assert_whole(target)
+    assert server.served == SIZE
+
+
+def test_the_last_change_names_a_version_too(target: Path) -> None:
+    day = {"Last-Modified": "Mon, 04 Dec 2017 10:00:00 GMT"}
+    cut, rest = file(CONTENT, etag='W/"weak"', cut=HALF, **day), file(CONTENT, day["Last-Modified"])
+    with serving(cut, rest) as server:
+        fetch(server, target, sha256=SHA256)
+    assert server.served == SIZE
+
+
+def test_without_a_version_it_starts_over(target: Path) -> None:
+    with serving(file(CONTENT, None, cut=HALF), file(OTHER, None)) as server:
+        fetch(server, target)
+    assert_whole(target, OTHER)
+    assert server.ranges == [None, None]
+
+
+def test_a_server_that_ignores_ranges(target: Path) -> None:
+    whole = raw(200, CONTENT, Content_Length=SIZE, ETag='"one"')
+    with serving(file(CONTENT, cut=HALF), whole) as server:
+        fetch(server, target)
+    assert_whole(target)
+
+
+@pytest.mark.parametrize("honours_if_range", [True, False])
+def test_another_file_since_the_last_attempt(target: Path, honours_if_range: bool) -> None:
+    rest = {"Content-Length": HALF, "Content-Range": f"bytes {HALF}-{SIZE - 1}/{SIZE}"}
+
+    def other_rest(exchange: Exchange) -> None:
+        exchange.head(206, rest | {"ETag": '"two"'})
+        exchange.body(OTHER[HALF:])
+
+    second = [] if honours_if_range else [other_rest]
+    with serving(file(CONTENT, cut=HALF), *second, file(OTHER, '"two"')) as server:
+        fetch(server, target)
+    assert_whole(target, OTHER)
+
+
+@pytest.mark.parametrize(
+    "extent", [f"bytes 0-{SIZE - 1}/{SIZE}", f"bytes {HALF}-{SIZE}/{SIZE + 1}", "bytes */9", ""]
+)
+def test_a_rest_that_does_not_fit(target: Path, extent: str) -> None:
+    wrong = raw(206, CONTENT[HALF:], Content_Length=HALF, ETag='"one"', Content_Range=extent)
+    with serving(file(CONTENT, cut=HALF), wrong, file(CONTENT)) as server:
+        fetch(server, target)
+    assert_whole(target)
+    assert server.ranges == [None, f"bytes={HALF}-", None]
+
+
+def test_a_file_that_became_shorter(target: Path) -> None:
+    with serving(file(CONTENT, cut=HALF), raw(416), file(OTHER[:9], '"two"')) as server:
+        fetch(server, target)
+    assert_whole(target, OTHER[:9])
+
+
+def test_silence_counts_as_broken(target: Path) -> None:
+    left: list[bool] = []
+
+    def stall(exchange: Exchange) -> None:
+        exchange.head(200, {"Content-Length": SIZE, "ETag": '"one"'})
+        exchange.body(CONTENT[:HALF])
+        left.append(exchange.server.closing.wait(5))
+
+    with serving(stall, file(CONTENT)) as server:
+        fetch(server, target, timeout=0.3)
+    assert_whole(target)
+    assert server.served == SIZE
+    assert left == [True]  # not after the silence
+
+
+def test_redirects_keep_the_range(target: Path) -> None:
+    def send_on(exchange: Exchange) -> None:
+        raw(302, Location=exchange.server.url, Content_Length=0)(exchange)
+
+    with serving(file(CONTENT, cut=HALF), send_on, file(CONTENT)) as server:
+        fetch(server, target)
+    assert server.ranges == [None, f"bytes={HALF}-", f"bytes={HALF}-"]
+    assert server.served == SIZE
+
+
+def chunked(content: bytes, whole: bool) -> Any:
+    def answer(exchange: Exchange) -> None:
+        exchange.head(200, {"Transfer-Encoding": "chunked", "ETag": '"one"'})
+        exchange.body(b"%x\r\n%s\r\n" % (len(content), content) + (b"0\r\n\r\n" if whole else b""))
+
+    return answer
+
+
+def test_chunks_tell_their_end(target: Path) -> None:
+    with serving(chunked(CONTENT[:HALF], whole=False), file(CONTENT)) as server:
+        fetch(server, target)
+    assert server.ranges == [None, f"bytes={HALF}-"]
+    assert_whole(target)
+    with serving(chunked(OTHER, whole=True)) as server:
+        fetch(server, target)
+    assert_whole(target, OTHER)
+
+
+def test_what_is_complete_is_not_asked_for_again(target: Path) -> None:
+    target.parent.mkdir()
+    with serving(file(CONTENT)) as server:
+        target.with_name("weights.bin.part").write_bytes(CONTENT)
+        note = {"url": server.url, "version": '"one"', "total": SIZE}
+        target.with_name("weights.bin.part.json").write_text(json.dumps(note))
+        fetch(server, target, sha256=SHA256)
+    assert server.ranges == []
+    assert_whole(target)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        None, "", "[]", "{", "[" * 100_000, '{"url": 1}', "\udcff",
+        {"total": 5}, {"total": "many"}, {"total": {}}, {"url": "http://127.0.0.1/other"},
+    ],
+)  # fmt: skip
+def test_a_part_of_who_knows_what_is_dropped(target: Path, note: Any) -> None:
+    target.parent.mkdir()
+    target.with_name("weights.bin.part").write_bytes(OTHER[:HALF])
+    with serving(file(CONTENT)) as server:
+        if isinstance(note, dict):
+            right = {"url": server.url, "version": '"one"', "total": SIZE}
+            note = json.dumps(right | note)
+        if note is not None:
+            path = target.with_name("weights.bin.part.json")
+            path.write_bytes(note.encode(errors="surrogateescape"))
+        fetch(server, target)
+    assert server.ranges == [None]
+    assert_whole(target)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def refused(
+    server: FileServer, target: Path, waits: list[float] | None = None, **known: Any
+) -> str:
+    """The one line of a download that fails; an older file stays as it was."""
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(b"older")
+    with pytest.raises(UnavailableError) as caught:
+        fetch(server, target, waits, **known)
+    assert target.read_bytes() == b"older"
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(server.url)
+    return str(caught.value)
+
+
+def test_a_server_that_promises_more_than_it_sends(target: Path, waits: list[float]) -> None:
+    with serving(raw(200, CONTENT, Content_Length=SIZE + 9, ETag='"one"')) as server:
+        message = refused(server, target, waits)
+    assert f"broke off after {SIZE:,} of {SIZE + 9:,} bytes" in message
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+    assert len(server.ranges) == 1 + ATTEMPTS
+
+
+def test_a_server_that_promises_less_than_it_sends(target: Path) -> None:
+    with serving(raw(200, CONTENT, Content_Length=HALF)) as server:
+        assert f"has {HALF:,} bytes, expected {SIZE:,}" in refused(server, target, size=SIZE)
+        found = hashlib.sha256(CONTENT[:HALF]).hexdigest()
+        message = refused(server, target, sha256=SHA256)
+    assert f"SHA-256 is {found}, expected {SHA256}" in message
+    assert lies_there(target) == {"weights.bin": 5}
+
+
+@pytest.mark.parametrize(
+    ("headers", "block"),
+    [
+        ({"Connection": "close"}, bytes(2**18)),
+        ({"Transfer-Encoding": "chunked"}, b"40000\r\n" + bytes(2**18) + b"\r\n"),
+    ],
+)
+def test_more_than_there_can_be(target: Path, headers: dict[str, str], block: bytes) -> None:
+    def flood(exchange: Exchange) -> None:
+        exchange.head(200, headers)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                exchange.body(block)
+
+    with serving(flood) as server:
+        message = refused(server, target, size=SIZE)
+    assert f"sends more than the {SIZE:,} bytes" in message
+    assert lies_there(target) == {"weights.bin": 5}
+
+
+def test_no_limit_but_ours(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", HALF)
+    with serving(file(CONTENT)) as server:
+        assert "more than any weights" in refused(server, target)
+    with serving(chunked(CONTENT, whole=True)) as server:
+        assert f"more than the {HALF:,} bytes" in refused(server, target)
+
+
+def test_an_end_that_nobody_tells(target: Path) -> None:
+    endless = raw(200, CONTENT, Connection="close")
+    with serving(endless) as server:
+        assert "Give its --sha256" in refused(server, target)
+        assert_whole(fetch(server, target, sha256=SHA256))
+        assert_whole(fetch(server, target, size=SIZE))
+
+
+PAGE = b"\n<!DOCTYPE html><html><body>Sign in</body></html>"
+
+
+def test_a_web_page_leaves_what_has_come(target: Path) -> None:
+    page = raw(200, PAGE, Content_Length=len(PAGE), Content_Type="text/html; charset=utf-8")
+    with serving(file(CONTENT, cut=HALF), page) as server:
+        assert "web page" in refused(server, target, sha256=SHA256)
+        assert lies_there(target)["weights.bin.part"] == HALF
+        server.answers = (file(CONTENT),)
+        fetch(server, target, sha256=SHA256)
+    assert server.served == SIZE + len(PAGE)
+
+
+@pytest.mark.parametrize("known", [{}, {"sha256": SHA256}])
+def test_a_web_page_in_disguise(target: Path, known: dict[str, Any]) -> None:
+    with serving(raw(200, PAGE, Content_Length=len(PAGE))) as server:
+        assert "web page" in refused(server, target, **known)
+    assert lies_there(target) == {"weights.bin": 5}
+
+
+def test_nothing_and_something_packed(target: Path) -> None:
+    with serving(raw(200, Content_Length=0)) as server:
+        assert "an empty file came" in refused(server, target)
+    with serving(raw(200, CONTENT, Content_Length=SIZE, Content_Encoding="gzip")) as server:
+        assert "came as gzip" in refused(server, target)
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts"), [(404, 1), (403, 1), (500, ATTEMPTS), (429, ATTEMPTS)]
+)
+def test_errors_of_the_server(target: Path, status: int, attempts: int) -> None:
+    with serving(raw(status, Content_Length=0)) as server:
+        assert f"HTTP {status}" in refused(server, target)
+    assert len(server.ranges) == attempts
+
+
+def test_no_server(target: Path) -> None:
+    with serving(file(CONTENT)) as server:
+        pass
+    assert "Connection refused" in refused(server, target)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "//[",
+        "http://a b/",
+        "http://[x]/",
+        "/weights.bin",
+    ],
+)
+def test_redirects_to_elsewhere_are_refused(target: Path, where: str) -> None:
+    with (
+        serving(raw(302, Location=where, Content_Length=0)) as server,
+        pytest.raises(UnavailableError, match=r"(?i)redirect"),
+    ):
+        fetch(server, target)
+    assert not target.exists()
+
+
+def test_redirects_stay_encrypted() -> None:
+    request = urllib.request.Request("https://example.org/a", headers={"Range": "bytes=5-"})
+    follow = _Redirects().redirect_request
+    with pytest.raises(UnavailableError, match="not followed"):
+        follow(request, None, 302, "Found", Message(), "http://example.org/a")
+    onward = follow(request, None, 302, "Found", Message(), "https://example.com/a")
+    assert onward.get_header("Range") == "bytes=5-"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "weights.bin", "file:///etc/passwd", "ftp://a/b", "http://", "http://a:x/", "http://[",
+        "http://a:99999/b", "http://a/b c", "http://a/b\r\nX: y", "http://ä/b", "data:,x",
+    ],
+)  # fmt: skip
+def test_what_is_no_address(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="no address of a file"):
+        check_address(url)
+    with pytest.raises(UserError):
+        download(url, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the disk, and others ------------------------------------------------------------------------
+
+
+def test_one_at_a_time(target: Path) -> None:
+    target.parent.mkdir()
+    with serving(file(CONTENT)) as server:
+        with (
+            FileLock(target.with_name(".weights.bin.lock")),
+            pytest.raises(UserError, match="being fetched by another process"),
+        ):
+            fetch(server, target)
+        assert server.ranges == []
+        fetch(server, target)
+    assert_whole(target)
+
+
+def test_no_room_is_seen_before(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=SIZE - 1))
+    room = f"{SIZE - 1:,} bytes are free, {SIZE:,} are missing"
+    with serving(file(CONTENT)) as server, pytest.raises(RunFailed, match=room):
+        fetch(server, target)
+    assert lies_there(target) == {}
+
+
+@pytest.fixture
+def largest_file() -> Iterator[int]:
+    """No file of this process may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    yield 300_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_keeps_what_has_come(target: Path, largest_file: int) -> None:
+    with serving(file(CONTENT)) as server:
+        with pytest.raises(RunFailed, match=r"cannot write .* bytes are kept in .*goes on"):
+            fetch(server, target)
+        kept = lies_there(target)["weights.bin.part"]
+        assert 0 < kept <= largest_file
+        with pytest.raises(RunFailed):
+            fetch(server, target)
+    assert server.ranges == [None, f"bytes={kept}-"]
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with serving(file(CONTENT)) as server, pytest.raises(RunFailed, match="cannot write"):
+        fetch(server, tmp_path / "file" / "weights.bin")
+    assert server.ranges == []

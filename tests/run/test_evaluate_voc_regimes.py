@@ -1,0 +1,403 @@
+"""``evaluate`` on Pascal VOC at several scales, with the CRF, its search, and the test set."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from lovasz_repro import cli
+from lovasz_repro.data.palettes import voc_colour
+from lovasz_repro.data.tree_note import TreeNote, write_note
+from lovasz_repro.data.voc import IMAGES, LISTS
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation import voc_regimes
+from lovasz_repro.evaluation.probability_cache import read_probabilities
+from lovasz_repro.models.deeplab import DeepLab
+from lovasz_repro.models.deeplab_weights import save_deeplab_weights
+from lovasz_repro.run.evaluate_voc_settings import VocOptions, settings_of
+from lovasz_repro.store import Store
+from tests.foreign_deeplab import random_deeplab
+from tests.tiny_voc import write_voc
+
+SMALL = ("--least-side", 65)
+MEAN = np.array([104.008, 116.669, 122.675], dtype=np.float32)
+CRF: dict[str, Any] = {
+    "iterations": 10, "smoothness_weight": 3.0, "smoothness_xy": 1.0, "bilateral_weight": 4.0,
+    "bilateral_xy": 67.0, "bilateral_rgb": 3.0, "normalization": "after",
+}  # fmt: skip
+
+
+@pytest.fixture
+def model() -> DeepLab:
+    return random_deeplab(seed=3).eval()
+
+
+@pytest.fixture
+def weights(tmp_path: Path, model: DeepLab) -> Path:
+    file = tmp_path / "net.safetensors"
+    names = tuple(str(index) for index in range(21))
+    save_deeplab_weights(model, file, {"dataset": "voc", "class_names": names})
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Five images of validation; the first four training photographs are the test set."""
+    root = write_voc(tmp_path / "data" / "voc", train=4, val=5)
+    lists = root / "VOC2012" / LISTS
+    (lists / "test.txt").write_text((lists / "train_aug.txt").read_text())
+    return root
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., SimpleNamespace]:
+    """The command in an empty folder: its exit code, and what it wrote to stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("LOVASZ_REPRO_RESULTS", raising=False)
+
+    def run(*arguments: object) -> SimpleNamespace:
+        given = ["lovasz-repro", "evaluate", *map(str, arguments), "--device", "cpu"]
+        monkeypatch.setattr("sys.argv", [*given, "--data", str(tmp_path / "data")])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=int(caught.value.code or 0), out=out, err=err)
+
+    return run
+
+
+Call = Callable[..., SimpleNamespace]
+
+
+def names_of(root: Path, split: str) -> list[str]:
+    return (root / "VOC2012" / LISTS / f"{split}.txt").read_text().split()
+
+
+def photograph(root: Path, name: str) -> np.ndarray:
+    return np.asarray(Image.open(root / "VOC2012" / IMAGES / f"{name}.jpg"))
+
+
+def fused(model: DeepLab, rgb: np.ndarray, scales: tuple[float, ...], side: int) -> np.ndarray:
+    """Mean probabilities (21, H, W), written plainly; images are continued to ``side`` pixels."""
+    height, width = rgb.shape[:2]
+    canvas = np.zeros((1, 3, side, side), dtype=np.float32)
+    canvas[0, :, :height, :width] = (rgb[..., ::-1].astype(np.float32) - MEAN).transpose(2, 0, 1)
+    total = np.zeros((21, height, width))
+
+    def resized(maps: torch.Tensor, pixels: int) -> torch.Tensor:
+        return functional.interpolate(maps, (pixels, pixels), mode="bilinear", align_corners=True)
+
+    for scale in scales:
+        with torch.no_grad():
+            logits = model(resized(torch.from_numpy(canvas), int(scale * (side - 1)) + 1))
+            full = resized(resized(logits, (side - 1) // 8 + 1), side)
+        total += full[0, :, :height, :width].softmax(dim=0).numpy()
+    return total / len(scales)
+
+
+def miou(root: Path, answers: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
+    """Dataset-mIoU over classes that occur, and the IoU of each, (21,)."""
+    counts = np.zeros((21, 21), dtype=int)
+    for name, answer in answers.items():
+        labels = np.asarray(Image.open(root / f"VOC2012/SegmentationClassAug/{name}.png"))
+        known = labels != 255
+        np.add.at(counts, (labels[known], answer[known]), 1)
+    union = counts.sum(0) + counts.sum(1) - np.diag(counts)
+    iou = np.where(union > 0, np.diag(counts) / np.maximum(union, 1), np.nan)
+    return float(np.nanmean(iou)), iou
+
+
+def refined(rgb: np.ndarray, probabilities: np.ndarray, **changes: float) -> np.ndarray:
+    """Labels of pydensecrf, called as its own documentation does."""
+    densecrf = pytest.importorskip("pydensecrf.densecrf")
+    values = CRF | changes
+    height, width = rgb.shape[:2]
+    crf = densecrf.DenseCRF2D(width, height, 21)
+    energies = -np.log(np.clip(probabilities, 1e-5, 1)).astype(np.float32)
+    crf.setUnaryEnergy(np.ascontiguousarray(energies.reshape(21, -1)))
+    after = densecrf.NORMALIZE_AFTER
+    crf.addPairwiseGaussian(sxy=values["smoothness_xy"], compat=values["smoothness_weight"],
+                            normalization=after)  # fmt: skip
+    crf.addPairwiseBilateral(sxy=values["bilateral_xy"], srgb=values["bilateral_rgb"],
+                             rgbim=np.array(rgb), compat=values["bilateral_weight"],
+                             normalization=after)  # fmt: skip
+    inferred = np.array(crf.inference(values["iterations"]))
+    return np.asarray(inferred.argmax(0).reshape(height, width))
+
+
+def cached(results: Path, name: str) -> np.ndarray:
+    [folder] = (results / "work" / "probabilities").iterdir()
+    return read_probabilities(folder / f"{name}.png", name)
+
+
+# -- scores --------------------------------------------------------------------------------------
+
+
+def test_three_scales_against_a_plain_loop(
+    call: Call, weights: Path, root: Path, model: DeepLab
+) -> None:
+    told = json.loads(call(weights, "--multi-scale", *SMALL, "--json").out)
+    names = names_of(root, "val")
+    answers = {n: fused(model, photograph(root, n), (1, 0.75, 0.5), 65).argmax(0) for n in names}
+    mean, iou = miou(root, answers)
+    single, _ = miou(root, {n: single_scale(model, photograph(root, n)) for n in names})
+    scores = told["scores"]
+    assert scores["val/multi_scale/dataset_miou"] == pytest.approx(mean, abs=2e-4)
+    assert scores["val/multi_scale/iou/bird"] == pytest.approx(iou[3], abs=2e-4)
+    assert scores["val/dataset_miou"] == pytest.approx(single, abs=1e-6)
+    assert abs(mean - single) > 1e-3  # else the one could stand for the other
+    expected = {"scales": [1.0, 0.75, 0.5], "fusion": "probabilities", "least_side": 65}
+    assert (told["multi_scale"], told["crf"]) == (expected, None)
+    assert (told["images"], told["images_of_split"]) == (5, 5)
+
+
+def single_scale(model: DeepLab, rgb: np.ndarray) -> np.ndarray:
+    """Classes of the photograph alone, continued to 8 n + 1 pixels a side."""
+    height, width = rgb.shape[:2]
+    sides = [-(-(side - 1) // 8) * 8 + 1 for side in (height, width)]
+    canvas = np.zeros((1, 3, *sides), dtype=np.float32)
+    canvas[0, :, :height, :width] = (rgb[..., ::-1].astype(np.float32) - MEAN).transpose(2, 0, 1)
+    with torch.no_grad():
+        full = functional.interpolate(
+            model(torch.from_numpy(canvas)), sides, mode="bilinear", align_corners=True
+        )
+    return full[0, :, :height, :width].argmax(0).numpy()
+
+
+def test_the_crf_and_its_search_without_the_network(
+    call: Call, weights: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pydensecrf")
+    done = call(weights, "--crf", *SMALL, "--images", 3)
+    assert done.code == 0, done.err
+    header = done.out.splitlines()[0].split("  ")
+    assert [cell.strip() for cell in header if cell.strip()] == [
+        "class", "single scale", "3 scales", "3 scales + CRF"
+    ]  # fmt: skip
+    assert "the first 3 of 5 images of val" in done.out
+    assert "results/work/probabilities/" in done.out
+    names = names_of(root, "val")[:3]
+    grid = [(rgb, weight) for rgb in (3.0, 40.0) for weight in (4.0, 9.0)]
+    expected = {}
+    for rgb, weight in grid:
+        labels = {
+            name: refined(photograph(root, name), cached(tmp_path / "results", name),
+                          bilateral_rgb=rgb, bilateral_weight=weight)
+            for name in names
+        }  # fmt: skip
+        expected[rgb, weight] = miou(root, labels)[0]
+
+    def no_network(*arguments: object, **options: object) -> None:
+        raise AssertionError("the network was asked again")
+
+    monkeypatch.setattr(voc_regimes, "fused_probabilities", no_network)
+    search = (weights, *SMALL, "--images", 3, "--crf-set", "bilateral_rgb=3,40",
+              "--crf-set", "bilateral_weight=4,9")  # fmt: skip
+    told = json.loads(call(*search, "--json", "--processes", 2).out)
+    found = {
+        (one["crf"]["bilateral_rgb"], one["crf"]["bilateral_weight"]): one["dataset_miou"]
+        for one in told["search"]
+    }
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert len(set(found.values())) > 1
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert told["crf"] is None
+    assert set(told["search"][0]["crf"]) == set(CRF)
+    shown = call(*search).out
+    best = max(found, key=lambda values: found[values])
+    assert f"The best: --crf-set bilateral_weight={best[1]:g} --crf-set bilateral_rgb=" in shown
+    assert "In all of them: iterations 10, smoothness_weight 3, smoothness_xy 1," in shown
+    first = shown.splitlines()[1].split()
+    assert float(first[2]) == pytest.approx(100 * found[best], abs=0.006)
+
+
+def test_what_was_stopped_is_gone_on_with(
+    call: Call, weights: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, asked = voc_regimes.fused_probabilities, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if len(asked) == 2:
+            asked.append("stopped")
+            raise KeyboardInterrupt
+        asked.append("predicted")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(voc_regimes, "fused_probabilities", counted)
+    once = (weights, "--multi-scale", *SMALL, "--processes", 1, "--json")
+    assert call(*once).code == 130
+    told = json.loads(call(*once).out)
+    assert asked == ["predicted"] * 2 + ["stopped"] + ["predicted"] * 3
+    assert told["scores"] == json.loads(call(*once, "--results", "elsewhere").out)["scores"]
+    assert len(asked) == 6 + 5
+
+
+def test_a_runs_own_settings_are_the_defaults(
+    call: Call, make_store: Callable[..., Store], weights: Path, root: Path
+) -> None:
+    store = make_store()
+    params = {
+        "data.name": "voc", "data.folder": "None", "data.category": "None",
+        "data.images": "photographs", "data.train_split": "train_aug",
+        "evaluation.multi_scale.scales": "[1.0, 0.5]",
+        "evaluation.multi_scale.fusion": "max-logits",
+        "evaluation.multi_scale.least_side": "65",
+    }  # fmt: skip
+    run_id = store.open_child("voc-multiclass", None, "lovasz-s0", "id", params, {})
+    weights = weights.rename(weights.with_name("best.safetensors"))
+    store.add_artifact(run_id, weights)
+    store.close(run_id, "FINISHED")
+    own = {"scales": [1.0, 0.5], "fusion": "max-logits", "least_side": 65}
+    told = json.loads(call(run_id[:8], "--multi-scale", "--images", 1, "--json").out)
+    assert (told["multi_scale"], told["run_id"]) == (own, run_id)
+    told = json.loads(call(run_id[:8], "--scales", "1", "--images", 1, "--json").out)
+    assert told["multi_scale"] == own | {"scales": [1.0]}
+    assert json.loads(call(run_id[:8], "--json").out)["multi_scale"] is None
+    done = call(run_id[:8], "--split", "test")
+    assert "was trained on train_aug" in done.err
+    assert f"results/evaluate/lovasz-s0-{run_id[:8]}-test/results/VOC2012" in done.out
+
+
+# -- the test set --------------------------------------------------------------------------------
+
+
+def unpacked(archive: Path) -> dict[str, np.ndarray]:
+    """Name -> class ids of the label files in a submission, whose palette is VOC's."""
+    labels = {}
+    with tarfile.open(archive, "r:gz") as tar:
+        for entry in tar:
+            picture = Image.open(io.BytesIO(tar.extractfile(entry).read()))  # type: ignore[union-attr]
+            assert picture.mode == "P"
+            palette = picture.getpalette() or []
+            assert tuple(palette[3 * 15 : 3 * 16]) == voc_colour(15)
+            labels[entry.name] = np.asarray(picture)
+    return labels
+
+
+@pytest.mark.parametrize("how", ["single", "scales", "crf"])
+def test_a_submission_holds_what_the_network_says(
+    call: Call, weights: Path, root: Path, model: DeepLab, tmp_path: Path, how: str
+) -> None:
+    if how == "crf":
+        pytest.importorskip("pydensecrf")
+    write_note(root, TreeNote("demo", "a test", (60, 60), {"test": 4}))
+    options = {"single": (), "scales": ("--multi-scale", *SMALL), "crf": ("--crf", *SMALL)}[how]
+    archive = tmp_path / "sub" / "voc.tar.gz"
+    done = call(weights, "--split", "test", "--submission", archive, *options)
+    assert done.code == 0, done.err
+    assert "holds demo in the layout of Pascal VOC: the test server takes no such" in done.err
+    assert "http://host.robots.ox.ac.uk:8080/" in done.out
+    assert "lovasz-repro runs record RUN --server-scores FILE" in done.out
+    labels = unpacked(archive)
+    names = names_of(root, "test")
+    folder = "results/VOC2012/Segmentation/comp6_test_cls"
+    assert list(labels) == [f"{folder}/{name}.png" for name in sorted(names)]
+    for name in names:
+        rgb = photograph(root, name)
+        expected = {
+            "single": lambda rgb=rgb: single_scale(model, rgb),
+            "scales": lambda rgb=rgb: fused(model, rgb, (1, 0.75, 0.5), 65).argmax(0),
+            "crf": lambda rgb=rgb, name=name: refined(rgb, cached(tmp_path / "results", name)),
+        }[how]()
+        assert (labels[f"{folder}/{name}.png"] != expected).mean() < 1e-3
+    first = archive.read_bytes()
+    again = call(weights, "--split", "test", "--submission", archive, *options, "--json")
+    told = json.loads(again.out)
+    assert (told["scores"], told["submission"]) == (None, str(archive))
+    assert archive.read_bytes() == first
+
+
+def test_a_real_test_set_must_be_whole(call: Call, weights: Path, root: Path) -> None:
+    done = call(weights, "--split", "test", "--submission", "a.tar.gz")
+    assert done.code == 2
+    assert "4 photographs in test, VOC 2012 has 1,456" in done.err
+    done = call(weights, "--split", "test", "--images", 2)
+    assert "2 label files in results/evaluate/net-test/results/VOC2012" in done.out
+    assert "this is not the whole split" in done.err
+    assert "No scores: the annotations of test are not public" in done.out
+    (root / "VOC2012" / LISTS / "test.txt").unlink()
+    done = call(weights, "--split", "test")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "test.txt: no such list" in done.err
+
+
+# -- what cannot be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--official"], "--official does not apply"),
+        (["--size", "24x32", "--upsample", "logits"], "--size, --upsample do not apply"),
+        (["--folder", "nowhere"], "nowhere not found"),
+        (["--submission", "a.tar.gz"], "add --split test"),
+        (["--split", "test", "--submission", "a.zip"], "name a .tar.gz file"),
+        (["--split", "test", "--submission", "a.tgz", "--images", "2"], "leave out --images"),
+        (["--split", "test", "--crf-set", "iterations=5,10"], "on labelled photographs"),
+        (["--out", "o"], "--out is for the predictions of --split test"),
+        (["--processes", "2"], "add --multi-scale or --crf"),
+        (["--scales", "1,half"], "--scales 1,half: give numbers like 1,0.75,0.5"),
+        (["--scales", "1,"], "--scales 1,: give numbers"),
+        (["--scales", "1,0.7"], "multiple of 0.125"),
+        (["--crf-set", "bilateral_rbg=3"], "(did you mean bilateral_rgb?)"),
+        (["--crf-set", "bilateral_rgb"], "expected NAME=VALUE"),
+        (["--crf-set", "bilateral_rgb=3,,5"], "expected NAME=VALUE"),
+        (["--crf-set", "bilateral_rgb=0"], "greater than 0"),
+        (["--crf-set", "iterations=2.5"], "--crf-set: iterations"),
+        (["--crf-set", "bilateral_rgb=nan"], "--crf-set: bilateral_rgb"),
+        (["--crf-set", "normalization=before"], "'after' or 'symmetric'"),
+        (["--crf-set", "iterations=1", "--crf-set", "iterations=2"], "iterations: given twice"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    call: Call, weights: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = call(weights, *arguments)
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_the_crfs_library(
+    call: Call, weights: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pydensecrf.densecrf", None)
+    done = call(weights, "--crf")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "pip install 'lovasz-repro[crf]'" in done.err
+
+
+def test_settings_over_those_of_a_run() -> None:
+    params = {
+        "evaluation.multi_scale": "None", "evaluation.crf.iterations": "5",
+        "evaluation.crf.bilateral_rgb": "1e-05", "evaluation.crf.normalization": "symmetric",
+    }  # fmt: skip
+    assert settings_of(VocOptions(), params).multi_scale is None
+    settings = settings_of(VocOptions(crf=True), params)
+    assert settings.multi_scale is not None
+    assert settings.multi_scale.model_dump() == {
+        "scales": [1.0, 0.75, 0.5], "fusion": "probabilities", "least_side": 513
+    }  # fmt: skip
+    changed = CRF | {"iterations": 5, "bilateral_rgb": 1e-5, "normalization": "symmetric"}
+    assert [crf.model_dump() for crf in settings.crfs] == [changed]
+    options = VocOptions(
+        crf_set=["iterations=1,2", "bilateral_rgb=3,3.0, 4", "normalization=after"]
+    )
+    crfs = settings_of(options, params).crfs
+    assert [(crf.iterations, crf.bilateral_rgb) for crf in crfs] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert {crf.normalization for crf in crfs} == {"after"}
+    with pytest.raises(UserError, match="least_side"):
+        settings_of(VocOptions(multi_scale=True), {"evaluation.multi_scale.least_side": "wide"})
