@@ -233,7 +233,3 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, UserError):
         return 2
     return int(getattr(error, "exit_code", 1))
-
-
-if __name__ == "__main__":
-    main()
