@@ -145,8 +145,8 @@ def predict(
         typer.echo(f"{prediction.label_ids}  {prediction.overlay}")
 
 
-@app.command()
-def doctor(
+@app.command("doctor")
+def examine_installation(
     data: Data = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
