@@ -1,4 +1,4 @@
-"""The training script of the README does what the README says of it."""
+"""The training script of docs/losses.md does what the page says of it."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    [code] = re.findall(r"```python\n(# train\.py\n.*?)```", README.read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(# train\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
     path = tmp_path_factory.mktemp("readme") / "train.py"
     path.write_text(code)
     return path
@@ -22,7 +22,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def output_of(*command: str) -> list[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    # DistributedDataParallel on gloo may abort at exit, after all is done, as the README says.
+    # DistributedDataParallel on gloo may abort at exit, after all is done, as the page says.
     if "terminate called without an active exception" not in done.stderr:
         assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""The numbers in the README: rebuilt from the exported runs that are kept with the project."""
+"""The numbers in docs/results.md: rebuilt from the exported runs that are kept with the project."""
 
 import shutil
 from collections.abc import Iterator
@@ -59,22 +59,22 @@ def test_kept_figures_are_what_the_kept_runs_say(reference_store: "Store", tmp_p
             assert file.read_text() == (REFERENCE / "figures" / file.name).read_text()
 
 
-def test_readme_shows_the_kept_tables() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_results_page_shows_the_kept_tables() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
     whole = ("synthetic", "voc-binary", "camvid-enet", "camvid-as-cityscapes", "voc-measures")
     for name in whole:
         kept = (REFERENCE / "tables" / f"{name}.md").read_text().splitlines()
         rows = [line for line in kept if line.startswith("|")]
         assert len(rows) > 3
         for row in rows:
-            assert row in readme, f"README.md lacks this row of {name}: {row}"
+            assert row in page, f"docs/results.md lacks this row of {name}: {row}"
     of_all_sets = (REFERENCE / "tables" / "voc-multiclass.md").read_text()
     drawn = of_all_sets[of_all_sets.index("| **Drawn pictures") :].split("\n\n")[0].splitlines()
     assert len(drawn) > 8
     for row in drawn:
-        assert row in readme, f"README.md lacks this row of voc-multiclass: {row}"
+        assert row in page, f"docs/results.md lacks this row of voc-multiclass: {row}"
     for name in FIGURES:
-        assert f"results/reference/figures/{name}.png" in readme
+        assert f"results/reference/figures/{name}.png" in page
         assert (REFERENCE / "figures" / f"{name}.png").is_file()
 
 

@@ -1,6 +1,6 @@
 """Equibatch on the 10,582 masks of train_aug, where they are: its promise, and what it changes.
 
-The numbers are those of the README, of the 30,000 batches of seed 0.
+The numbers are those of docs/results.md, of the 30,000 batches of seed 0.
 """
 
 from functools import lru_cache
@@ -146,7 +146,7 @@ class Masks:
 
 
 def test_how_often_a_crop_shows_the_class_whose_turn_it_is(root: Path) -> None:
-    """In the first 2,100 draws; the README has 21,000."""
+    """In the first 2,100 draws; docs/results.md has 21,000."""
     draws = [draw for batch in drawn(root)[:210] for draw in batch]
     shares = {}
     for crop_with_class in (False, True):
