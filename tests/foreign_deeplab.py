@@ -1,7 +1,8 @@
-"""Small DeepLabs as others would have released them: writers made from facts.md 1.3.
+"""Small DeepLabs as others would have released them: writers made from their sources.
 
-The names come from the tables there, block by block, and not from our translation; the bytes of
-a Caffe model come from the description of protobuf's wire format and of caffe.proto.
+The names come from the released files, block by block (isht7/pytorch-deeplab-resnet,
+kazuto1011/deeplab-pytorch, the DeepLab authors' Caffe models), and not from our translation; the
+bytes of a Caffe model come from the description of protobuf's wire format and of caffe.proto.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """CamVid in SegNet's layout: 367 / 101 / 233 street photographs of 480x360 with 11 classes.
 
 camvid/train/0001TP_006690.jpg (or .png)    photograph
-camvid/trainannot/0001TP_006690.png         class ids 0-10, 11 = void (facts.md 3.4)
+camvid/trainannot/0001TP_006690.png         class ids 0-10, 11 = void
 camvid/val, valannot, test, testannot
 """
 

@@ -5,7 +5,7 @@ cityscapes/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png      off
 cityscapes/gtFine/train/aachen/aachen_000000_000019_gtFine_instanceIds.png   id * 1000 + number
 
 The network's classes are the 20 of the released ENet: 0 for every id that is not scored, then the
-19 scored ones in official order (facts.md 3.3, 4). Other trees in this layout (``data demo``,
+19 scored ones in official order. Other trees in this layout (``data demo``,
 ``data convert``) may have other sizes.
 """
 

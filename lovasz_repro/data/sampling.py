@@ -147,7 +147,8 @@ class BalancedBatches(Batches):
     """Batches half of whose images contain a category on average (paper Sec. 4.2).
 
     Each draw is an image with the category, or one without it, with probability 1/2; which of
-    them is uniform, with replacement (facts.md 7.1).
+    them is uniform, with replacement
+    (bermanmaxim/jaccardSegment: train_pytorch.py).
 
     Args:
         positive: whether each image contains the category, (N,) bool.

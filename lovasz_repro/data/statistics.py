@@ -53,7 +53,7 @@ def class_counts(
 def class_shares(counts: np.ndarray, num_classes: int, ignore_index: int) -> torch.Tensor:
     """Share of pixels of each class among all pixels, ignored ones included: (C,) float64.
 
-    A class that is the ignored one has share 0, so ENet gives it no weight (facts.md 3.3).
+    A class that is the ignored one has share 0, so ENet gives it no weight.
     """
     total = counts.sum(axis=0, dtype=np.int64)
     shares = total[:num_classes] / total.sum()

@@ -33,7 +33,7 @@ def to_unit_range(
 ) -> torch.Tensor:
     """A batch of images (B, 3, H, W), uint8 in [0, 255], as floating point in [0, 1].
 
-    ENet takes RGB / 255 and nothing else (facts.md 3.3).
+    ENet takes RGB / 255 and nothing else (e-lab/ENet-training: train/opts.lua).
     """
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return images.to(dtype, memory_format=memory_format) / 255

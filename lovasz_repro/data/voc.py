@@ -13,7 +13,8 @@ or the popular layout, where SBD is merged in:
 voc/VOC2012/JPEGImages, voc/VOC2012/SegmentationClassAug/2007_000032.png
 voc/VOC2012/ImageSets/Segmentation/{train_aug,val}.txt
 
-``train_aug`` is all of SBD and VOC's train without VOC's val, sorted (facts.md 2). Where both have
+``train_aug`` is all of SBD and VOC's train without VOC's val, sorted
+(bermanmaxim/jaccardSegment: datasets/loadvoc.py). Where both have
 a mask of an image, VOC's own counts.
 """
 

@@ -1,4 +1,4 @@
-"""How the paper shows a training image of Pascal VOC to DeepLab-v2 (facts.md 1.2).
+"""How the paper shows a training image of Pascal VOC to DeepLab-v2 (Sec. 4.3).
 
 Scale, pad, crop, mirror, on uint8 arrays, image and labels together; then, on the batch and its
 device, BGR order and the mean subtracted. What is drawn is a function of the seed and of the
@@ -20,7 +20,7 @@ from lovasz_repro.data.voc import VOID
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Equally likely (DeepLab's data_transformer.cpp)."""
 CROP = 321
-"""Side of the square that the network is trained on, pixels (facts.md 1.2)."""
+"""Side of the square that the network is trained on, pixels (Sec. 4.2)."""
 STRIDE = 8
 """Pixels between neighbours of DeepLab's output grid, at whose points the loss sees labels."""
 REDRAWS = 20

@@ -1,7 +1,8 @@
 """Half of the images with a category, half without: the sets of the binary experiment (Sec. 4.2).
 
-Validation images are the very ones of the authors' code (facts.md 7.1): all positives of the
-category and as many negatives, from one stream of random numbers over the classes in turn.
+Validation images are the very ones of the authors' code (bermanmaxim/jaccardSegment: datasets/):
+all positives of the category and as many negatives, from one stream of random numbers over the
+classes in turn.
 """
 
 import random

@@ -2,7 +2,7 @@
 
 Training items are crops (``voc_augmentation``), scored ones are whole photographs at their own
 size. Labels of one category are made from the whole mask, before it is cropped: whether a
-photograph shows the category decides what its void pixels become (facts.md 7.1).
+photograph shows the category decides what its void pixels become.
 """
 
 from collections.abc import Sequence
@@ -117,7 +117,8 @@ class VocScored(Dataset[Example]):
 
 
 def binary_labels(labels: np.ndarray, category: int) -> np.ndarray:
-    """One class against the rest, as the paper's binary experiments have it (facts.md 7.1).
+    """One class against the rest, as the paper's binary experiments have it
+    (bermanmaxim/jaccardSegment: datasets/).
 
     Args:
         labels: the whole mask of a photograph, (H, W) uint8, class ids 0..20 and 255 = void.

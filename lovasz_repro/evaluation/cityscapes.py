@@ -1,6 +1,7 @@
 """The official Cityscapes scores: IoU and iIoU of classes and categories (Sec. 4.4, Table 4).
 
-With R the (label, prediction) counts of all pixels whose label is scored (``facts.md`` 4):
+With R the (label, prediction) counts of all pixels whose label is scored
+(mcordts/cityscapesScripts: cityscapesscripts/evaluation/evalPixelLevelSemanticLabeling.py):
 
 * Class IoU = TP / (TP + FP + FN) of each of the 19 classes. A scored pixel that is predicted as an
   id that is not scored is a miss; whatever is predicted on other pixels does not count.

@@ -3,7 +3,7 @@
 A fully connected CRF over the pixels of a photograph (Krähenbühl & Koltun, NIPS 2011): the unary
 energies are -log of the predicted probabilities, and each pair of pixels with different labels pays
 a Gaussian of their distance ("smoothness") and one of distance and colour ("bilateral"). Mean-field
-inference is that of the package ``pydensecrf2``, an optional extra (facts.md 1.5 and 5).
+inference is that of the package ``pydensecrf2``, an optional extra.
 """
 
 import hashlib

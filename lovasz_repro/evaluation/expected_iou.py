@@ -7,9 +7,9 @@ marginals p (C, N) of independent pixels, labels y (N,) and a class c, let
     I = sum of p_c over the pixels with y = c,   U = n + S - I.
 
 I is the expected intersection of the chosen with the true pixels of the class, U their expected
-union. I / U stands for the expected IoU, and its mean over the classes is the objective (facts.md
-6.1). It is the batch-mIoU itself where all probabilities are 0 or 1. Elsewhere every class counts
-in it, as if the batch showed them all.
+union. I / U stands for the expected IoU, and its mean over the classes is the objective. It is
+the batch-mIoU itself where all probabilities are 0 or 1. Elsewhere every class counts in it, as if
+the batch showed them all.
 
 The rule is in the spirit of Nowozin, "Optimal decisions from probabilistic models: the
 intersection-over-union case" (CVPR 2014), the paper's [20], who maximises a statistical

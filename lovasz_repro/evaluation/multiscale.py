@@ -1,4 +1,4 @@
-"""Scores of DeepLab fused over several scales of an image (Sec. 4.3, facts.md 1.4).
+"""Scores of DeepLab fused over several scales of an image (Sec. 4.3).
 
 Images are continued to the right and below with the mean, to 513x513 as the DeepLab authors do,
 and shrunk. The scores of every scale are brought to the grid of scale 1, and fused there
@@ -27,7 +27,8 @@ Fusion = Literal["probabilities", "max-logits"]
 SCALES = (1.0, 0.75, 0.5)
 """Sec. 4.3."""
 LEAST_SIDE = 513
-"""Pixels to which smaller images are continued (facts.md 1.4); no VOC photograph has more."""
+"""Pixels to which smaller images are continued (crop_size of the DeepLab
+authors' data/test.prototxt, in isht7/pytorch-deeplab-resnet); no VOC photograph has more."""
 FINEST = 8
 """Scales are multiples of 1/8, so that a common grid is never far."""
 

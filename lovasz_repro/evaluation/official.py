@@ -1,8 +1,8 @@
 """The scores of the official Cityscapes script itself, which ours are compared with.
 
-The script is that of the package ``cityscapesscripts``, run inside this process as a library
-(``facts.md`` 4). It is slow, and no dependency of this project; nothing but the comparison needs
-it.
+The script is evaluation/evalPixelLevelSemanticLabeling.py of the package ``cityscapesscripts``, run
+inside this process as a library. It is slow, and no dependency of this project; nothing but the
+comparison needs it.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Predicted probabilities as files, so that CRF parameters are searched without the network.
 
 One grey PNG for each photograph: the C maps of a prediction (C, H, W) below each other, C H rows of
-W pixels. A pixel holds the unary energy -log p of the dense CRF (facts.md 1.5) in 255 equal steps
+W pixels. A pixel holds the unary energy -log p of the dense CRF (``crf.py``) in 255 equal steps
 from p = 1 to ``SMALLEST_PROBABILITY``, below which the CRF tells no two apart. The PNG's own
 prediction filters, compression and checksums serve a map as they serve a photograph.
 

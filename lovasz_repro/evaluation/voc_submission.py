@@ -4,7 +4,7 @@
 
 One 8-bit PNG for each of the 1,456 test photographs, of its size. A pixel is a class id 0-20, an
 index into VOC's palette; void (255) is no answer. The server does not say what it could not read,
-so everything is looked for before (facts.md 2).
+so everything is looked for before.
 """
 
 import gzip

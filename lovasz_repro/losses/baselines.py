@@ -126,7 +126,7 @@ def soft_iou(
     ignore_index: int | None = None,
     group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
-    """One minus the soft IoU of Rahman and Wang 2016 ([22]; facts.md 6.2).
+    """One minus the soft IoU of Rahman and Wang 2016 ([22] of the paper).
 
     With p = sigmoid(F) and labels t, I = sum(p t) and U = sum(p + t - p t) over the valid pixels
     of an image; the loss is 1 - I/U, and 0 where U = 0. It is computed as the sum of the errors

@@ -1,7 +1,5 @@
 """Released weights that the experiments start from: who publishes them, and where.
 
-Sources: facts.md 1.2, 1.3, 3.1 and 3.2.
-
 Each entry says only what is known: a size or checksum that nobody published is None. Weights of
 DeepLab come as Caffe or PyTorch files and are converted once (`weights convert`); the Torch7 file
 of ENet is read as it is.

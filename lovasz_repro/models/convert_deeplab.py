@@ -22,7 +22,7 @@ from lovasz_repro.models.deeplab_weights import ARCHITECTURE, encoded
 from lovasz_repro.models.pytorch_file import read_pytorch
 from lovasz_repro.models.snapshot_file import read_safetensors
 
-BN_EPS = 1e-5  # Caffe's default, which the release keeps (facts.md 1.1)
+BN_EPS = 1e-5  # Caffe's default, which the release keeps: its prototxt sets none
 DATASETS = {91: "coco", 1000: "imagenet"}  # by the outputs of a classifier that is left out
 
 

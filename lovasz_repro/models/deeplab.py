@@ -184,8 +184,8 @@ def initialise(model: DeepLab) -> None:
 
 def parameter_groups(
     model: DeepLab,
-    lr_multipliers: tuple[float, float, float] = (1, 10, 20),  # facts.md 1.2
-    weight_decay: float = 5e-4,  # facts.md 1.2
+    lr_multipliers: tuple[float, float, float] = (1, 10, 20),  # kazuto1011/deeplab-pytorch: main.py
+    weight_decay: float = 5e-4,  # the same: configs/voc12.yaml
 ) -> list[dict[str, Any]]:
     """Groups of a torch.optim optimizer: backbone weights, classifier weights, classifier biases.
 
@@ -221,7 +221,7 @@ def subsample_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Labels (..., H, W) at the grid (..., *size), corners on corners; a view, ids never blend.
 
     Caffe's `Interp` shrinks labels so. For a crop of 321 it is `labels[::8, ::8]` at 41 and
-    `labels[::16, ::16]` at 21 (facts.md 1.2).
+    `labels[::16, ::16]` at 21.
 
     Raises ValueError where the grid does not land on pixels.
     """

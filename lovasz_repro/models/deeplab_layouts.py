@@ -1,4 +1,4 @@
-"""How others name the tensors of DeepLab-v2 ResNet-101 (facts.md 1.3), and what each name is here.
+"""How others name the tensors of DeepLab-v2 ResNet-101, and what each name is here.
 
     Caffe         conv1, res2a_branch2a, bn2a_branch2a with scale2a_branch2a, fc1_voc12_c0
     isht7         Scale.conv1, Scale.layer1.0.conv1, Scale.layer1.0.bn1, Scale.layer5.conv2d_list.0

@@ -30,7 +30,8 @@ def build_objective(
 ) -> Objective:
     """The loss of a batch: logits (B, C, H, W), labels (B, H, W) -> 0-dim.
 
-    The binary losses look at the logit of one category alone, image by image (facts.md 7.1).
+    The binary losses look at the logit of one category alone, image by image, as
+    bermanmaxim/jaccardSegment: train_pytorch.py has it.
 
     Args:
         config: the terms and their options.
@@ -92,7 +93,8 @@ def _of_category(
 
 
 def enet_class_weights(shares: torch.Tensor, c: float = 1.02) -> torch.Tensor:
-    """ENet's class weights 1 / ln(c + share); 0 for a class without a pixel (facts.md 3.3).
+    """ENet's class weights 1 / ln(c + share); 0 for a class without a pixel
+    (e-lab/ENet-training: train/models/decoder.lua).
 
     Args:
         shares: (C,) share of each class among all training pixels, void counted in the total.

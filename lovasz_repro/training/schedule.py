@@ -19,7 +19,7 @@ def poly(base: float, iteration: int, iterations: int, power: float = 0.9) -> fl
 
 
 def step(base: float, iteration: int, iterations: int) -> float:
-    """``base`` in the first half, a fifth of it in the second (Sec. 4.2, facts.md 7.1).
+    """``base`` in the first half, a fifth of it in the second (Sec. 4.2).
 
     Args:
         base: learning rate of the first half.

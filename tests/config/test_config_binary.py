@@ -11,7 +11,7 @@ LOSSES = ("cross-entropy", "hinge", "lovasz-hinge", "soft-iou")
 
 
 def test_the_papers_grid() -> None:
-    """facts.md 7.1: 20 classes, 2 epochs of 10,582 draws in batches of 10, after one basis."""
+    """Sec. 4.2: 20 classes, 2 epochs of 10,582 draws in batches of 10, after one basis."""
     basis, *cells = load_experiment("voc-binary").cells("paper")
     assert (basis.variant, basis.data.category, basis.training.iterations) == ("basis", None, 20000)
     assert basis.model.weights == "deeplab-coco"

@@ -1,4 +1,4 @@
-"""The balanced validation set of facts.md 7.1, worked out by hand and on the real masks."""
+"""The balanced validation set of the authors' code, worked out by hand and on the real masks."""
 
 import random
 from pathlib import Path

@@ -56,7 +56,7 @@ def same(first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]) -> b
 
 @given(masks, st.sampled_from([0, 3, 7, 12]))
 def test_labels_of_one_category(labels: np.ndarray, category: int) -> None:
-    """Pixel by pixel from facts.md 7.1."""
+    """Pixel by pixel: 1, 0 and 255 for void; all 0 without the class, void included."""
     binary = binary_labels(labels, category)
     shows_it = category in labels
     assert binary.dtype == np.uint8

@@ -68,7 +68,7 @@ def resized(planes: np.ndarray, many: tuple[int, int]) -> np.ndarray:
 
 
 def by_hand(model: nn.Module, image: Tensor, fusion: str, side: int, scales: list[int]) -> Tensor:
-    """The recipe of facts.md 1.4 for one image: (C, H, W), float64."""
+    """The DeepLab authors' recipe for one image: (C, H, W), float64."""
     _, height, width = image.shape
     padded = np.zeros((3, side, side))
     bgr = image.numpy()[::-1].astype(np.float64)

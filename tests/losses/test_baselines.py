@@ -104,7 +104,7 @@ def test_binary_special_cases(loss, per_image: bool) -> None:
 
 
 def test_soft_iou_gradient_is_the_published_one() -> None:
-    """facts.md 6.2: dL/dp is -1/U on the foreground, I/U^2 elsewhere."""
+    """Rahman and Wang 2016: dL/dp is -1/U on the foreground, I/U^2 elsewhere."""
     logits, labels = binary_batch(1, 12)
     logits.requires_grad_()
     soft_iou(logits, labels).backward()

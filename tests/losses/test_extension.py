@@ -134,7 +134,7 @@ def test_positively_homogeneous(function: SetFunction, problem, scale: float) ->
 
 @pytest.mark.parametrize(
     ("ground_truth", "gains"),
-    [  # facts.md 7.2, ground truth in decreasing order of the errors
+    [  # Algorithm 1 by hand, ground truth in decreasing order of the errors
         ([1, 0, 1], [1 / 2, 1 / 6, 1 / 3]),
         ([0, 1, 0, 1], [1 / 3, 1 / 3, 1 / 12, 1 / 4]),
         ([0, 0, 1, 1], [1 / 3, 1 / 6, 1 / 4, 1 / 4]),

@@ -55,7 +55,7 @@ def caffe_size(n: int) -> int:
 
 
 def caffe_forward(weights: dict[str, Tensor], images: Tensor, eps: float = 1e-5) -> Tensor:
-    """The table of facts.md 1.1 in functions, for blocks (1, 1, 2, 1)."""
+    """The DeepLab authors' test.prototxt in functions, for blocks (1, 1, 2, 1)."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         mean, var, gamma, beta = (
@@ -266,7 +266,7 @@ def test_parameter_groups_cover_what_trains(full: DeepLab) -> None:
 
 
 def test_parameter_groups_of_the_binary_experiment() -> None:
-    """Multipliers 0.1, 1, 1 and no decay (facts.md 7.1) go into an optimizer and stay there."""
+    """Multipliers 0.1, 1, 1 and no decay (jaccardSegment) go into an optimizer and stay there."""
     groups = parameter_groups(small_deeplab(2), (0.1, 1, 1), weight_decay=0)
     optimizer = torch.optim.SGD(groups, lr=5e-4)
     assert [g["lr_multiplier"] for g in optimizer.param_groups] == [0.1, 1, 1]

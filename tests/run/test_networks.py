@@ -42,7 +42,7 @@ def test_the_grid_of_a_padded_image_is_the_networks() -> None:
 
 
 def test_the_papers_groups_of_the_binary_experiment() -> None:
-    """facts.md 7.1: a tenth of the rate for the backbone, no weight decay; 1.2 for the basis."""
+    """A tenth of the rate for the backbone, no decay (jaccardSegment); the basis as DeepLab."""
     basis, cell, *_ = load_experiment("voc-binary").cells("paper")
     model = small_deeplab(21)
     groups = list(NETWORKS["deeplab-v2"].groups(model, cell.training))

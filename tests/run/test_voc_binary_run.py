@@ -131,7 +131,7 @@ def test_classes_and_losses_that_there_are_not(run: Run) -> None:
 
 
 def test_only_the_category_and_the_backbone_are_trained(run: Run) -> None:
-    """The classifier's other outputs stay those of the basis network (facts.md 7.1)."""
+    """The classifier's other outputs stay those of the basis network."""
     _, store, _ = run("demo", variants=["hinge"], categories=["cat"])
     weights = {
         stored.name: load_deeplab_weights(store.artifact(stored.run_id, "best.safetensors"))

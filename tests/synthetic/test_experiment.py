@@ -74,7 +74,7 @@ def test_excess_is_that_of_an_independent_implementation(thirty_seeds, loss, exc
     ],
 )
 def test_minima_lie_where_a_check_on_three_seeds_saw_them(thirty_seeds, loss, low, high):
-    """facts.md 7.3; three seeds tell the place only to about their spread here."""
+    """An independent search on three seeds, which tell the place to about their spread here."""
     values = thirty_seeds.metrics[f"argmin/{loss}"]
     standard_error = values.std(ddof=1) * np.sqrt(1 / 3 + 1 / 30)
     assert low - 3 * standard_error < values.mean() < high + 3 * standard_error

@@ -1,4 +1,4 @@
-"""The schedules against Eq. 16 and facts.md 7.1 by hand."""
+"""The schedules against Eq. 16 and Sec. 4.2, by hand."""
 
 import pytest
 
