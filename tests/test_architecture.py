@@ -1,6 +1,7 @@
 """Which part may import which, and what the command line may not load."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,20 @@ def test_only_the_store_imports_mlflow() -> None:
         if any(name.split(".")[0] == "mlflow" for name in imports(path))
     }
     assert importers == {"store/mlflow_store.py"}, importers
+
+
+def test_text_leaves_through_one_door() -> None:
+    """Strangers' names reach the terminal escaped, because all text goes out by host.output or
+    host.terminal."""
+    doors = {PACKAGE / "host" / "output.py", PACKAGE / "host" / "terminal.py"}
+    for path in set(PACKAGE.rglob("*.py")) - doors:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                past = called in ("print", "typer.echo", "typer.secho", "Console") or re.fullmatch(
+                    r"sys\.(__)?std(out|err)(__)?(\.buffer)?\.(write|writelines)", called
+                )
+                assert not past, f"{path.relative_to(PACKAGE)}:{node.lineno} calls {called}"
 
 
 @pytest.mark.parametrize(

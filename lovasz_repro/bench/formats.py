@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.table import Table
-
 from lovasz_repro.bench.measure import Spread
 
 
@@ -19,14 +16,6 @@ def number(value: float) -> str:
     """Three significant digits at most, never in powers of ten."""
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3
     return f"{value:.{decimals}f}"
-
-
-def empty_table(heads: Sequence[str]) -> Table:
-    """A table for the terminal: the first column to the left, numbers to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left")
-    return table
 
 
 def md_heads(heads: Sequence[str]) -> list[str]:

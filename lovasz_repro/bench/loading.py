@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from lovasz_repro.bench.formats import empty_table, md_heads, md_line, number, with_quartiles
+from lovasz_repro.bench.formats import md_heads, md_line, number, with_quartiles
 from lovasz_repro.bench.loading_yardstick import PlainVoc
 from lovasz_repro.bench.machine import contended, device_title, load, synchronise, warning
 from lovasz_repro.bench.measure import Spread, ratio
@@ -24,6 +24,7 @@ from lovasz_repro.config.schema import CellConfig, LossConfig
 from lovasz_repro.data.voc_dataset import VocTraining
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import device_name, git_commit
+from lovasz_repro.host.terminal import print_table
 from lovasz_repro.run.build import build_model, build_optimizer, open_data, training_batches
 from lovasz_repro.run.datasets import DATASETS, category_of
 from lovasz_repro.run.inputs import Place, find_inputs
@@ -188,11 +189,8 @@ def _loaded_per_second(batches: Iterator[Any], count: int, cell: CellConfig) -> 
 
 def print_report(report: Report, console: Console) -> None:
     """The table, for people."""
-    table = empty_table(_heads(report))
-    for row in _rows(report):
-        table.add_row(*row)
     console.print(Text(report.title, style="bold"))
-    console.print(table)
+    print_table(console, _heads(report), list(_rows(report)))
     console.print(Text(_caption(report), style="dim"))
     if report.load is not None and contended(report.load):
         console.print(Text(warning(report.load), style="yellow"))

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
-from lovasz_repro.bench.formats import empty_table, md_heads, md_line
+from lovasz_repro.bench.formats import md_heads, md_line
 from lovasz_repro.bench.machine import contended, warning
+from lovasz_repro.host.terminal import print_note, print_table
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,13 @@ class Page:
 def print_page(page: Page, console: Console) -> None:
     """The table and, below it, the rest."""
     console.print(Text(page.title, style="bold"))
-    table = empty_table(page.heads)
-    for row in page.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    print_table(console, page.heads, page.rows)
     for remark in page.remarks:
-        console.print(Padding(Text(remark), (0, 0, 0, 1)))
+        print_note(console, remark)
     for text in page.warnings():
-        console.print(Padding(Text(text, style="yellow"), (0, 0, 0, 1)))
-    console.print(Padding(Text(page.caption, style="dim"), (1, 0, 0, 1)))
+        print_note(console, text, "yellow")
+    console.print()
+    print_note(console, page.caption, "dim")
 
 
 def page_markdown(page: Page) -> str:

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from lovasz_repro.bench.formats import empty_table, md_heads, md_line, number, with_quartiles
+from lovasz_repro.bench.formats import md_heads, md_line, number, with_quartiles
 from lovasz_repro.bench.losses import Case, Report
 from lovasz_repro.bench.machine import warning
 from lovasz_repro.bench.measure import Measured
+from lovasz_repro.host.terminal import print_note, print_sections
 
 HEADS = (
     "loss", "time /\ncross-entropy", "time /\nsort loop", "peak\nmemory", "loss\nerror",
@@ -34,10 +33,10 @@ def print_report(report: Report, console: Console) -> None:
     """One table a case, the caption once."""
     for case in report.cases:
         console.print(Text(title(report, case), style="bold"))
-        console.print(_table(case))
+        print_sections(console, HEADS, list(sections(case)))
         if case.contended:
             console.print(Text(f"{warning(case.load)}\n", style="yellow"))
-    console.print(Padding(Text(CAPTION.format(repeats=report.repeats), "dim"), (0, 0, 0, 1)))
+    print_note(console, CAPTION.format(repeats=report.repeats), "dim")
 
 
 def to_markdown(report: Report) -> str:
@@ -85,15 +84,6 @@ def _rows(rows: Sequence[Measured]) -> list[tuple[str, ...]]:
         )
         for row, time in zip(rows, times, strict=True)
     ]
-
-
-def _table(case: Case) -> Table:
-    table = empty_table(HEADS)
-    for heading, rows in sections(case):
-        table.add_row(Text(heading, style="italic"))
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-    return table
 
 
 def _case_content(case: Case) -> dict[str, Any]:

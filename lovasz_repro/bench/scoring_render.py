@@ -5,12 +5,12 @@ import statistics
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
-from lovasz_repro.bench.formats import empty_table, md_heads, md_line, number, with_quartiles
+from lovasz_repro.bench.formats import md_heads, md_line, number, with_quartiles
 from lovasz_repro.bench.machine import contended, warning
 from lovasz_repro.bench.measure import Spread, ratio
+from lovasz_repro.host.terminal import print_note, print_table
 
 HEADS = ("scoring", "ms / image", "times as fast as\nthe official script")
 CAPTION = (
@@ -74,15 +74,13 @@ class Report:
 def print_report(report: Report, console: Console) -> None:
     """The table and, below it, how far the scores are apart."""
     console.print(Text(title(report), style="bold"))
-    table = empty_table(HEADS)
-    for row in report.rows:
-        table.add_row(*(Text(cell) for cell in cells(row, report.rows[0])))
-    console.print(table)
+    print_table(console, HEADS, [cells(row, report.rows[0]) for row in report.rows])
     for line in lines(report):
-        console.print(Padding(Text(line), (0, 0, 0, 1)))
+        print_note(console, line)
     if report.contended:
-        console.print(Padding(Text(warning(report.load), style="yellow"), (0, 0, 0, 1)))
-    console.print(Padding(Text(caption(report), style="dim"), (1, 0, 0, 1)))
+        print_note(console, warning(report.load), "yellow")
+    console.print()
+    print_note(console, caption(report), "dim")
 
 
 def to_markdown(report: Report) -> str:

@@ -28,7 +28,6 @@ from lovasz_repro.cli.options import (
     Results,
     Set,
     TrackingUri,
-    terminal,
     to_yaml,
 )
 from lovasz_repro.cli.report import report_app
@@ -37,6 +36,7 @@ from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.orphan import stop_when_orphaned
+from lovasz_repro.host.output import never_fail_to_encode, say
 from lovasz_repro.launch.rank import is_rank, tell
 
 DEBUG = "LOVASZ_REPRO_DEBUG"
@@ -59,7 +59,7 @@ class Network(StrEnum):
 def show_version(wanted: bool) -> None:
     """Print the version and stop."""
     if wanted:
-        typer.echo(f"lovasz-repro {__version__}")
+        say(f"lovasz-repro {__version__}")
         raise typer.Exit
 
 
@@ -91,10 +91,11 @@ def synthetic(
     changes = parse_overrides(set_ or []) | ({"seeds": seeds} if seeds else {})
     config = load_synthetic(overrides=changes)
     if dry_run:
-        typer.echo(to_yaml(config), nl=False)
+        say(*to_yaml(config).rstrip("\n").split("\n"))
         return
     from lovasz_repro.host.device import choose_device
     from lovasz_repro.host.progress import Progress
+    from lovasz_repro.host.terminal import Terminal
     from lovasz_repro.report.tables import TABLES
     from lovasz_repro.report.terminal import print_table
     from lovasz_repro.store import Store
@@ -104,9 +105,9 @@ def synthetic(
     with Progress() as progress:
         task = progress.task("synthetic", config.seeds)
         done = run_synthetic(config, store, choose_device(device), task.reach)
-    print_table(TABLES["synthetic"](store), terminal())
+    print_table(TABLES["synthetic"](store), Terminal())
     note = "stored before" if done.reused else "stored"
-    typer.echo(f"{note} as run {done.run.run_id}. Next: lovasz-repro report figures figure-3")
+    say(f"{note} as run {done.run.run_id}. Next: lovasz-repro report figures figure-3")
 
 
 app.command()(run)
@@ -142,7 +143,7 @@ def predict(
             lambda image: task.advance(note=image.name),
         )
     for prediction in predictions:
-        typer.echo(f"{prediction.label_ids}  {prediction.overlay}")
+        say(f"{prediction.label_ids}  {prediction.overlay}")
 
 
 @app.command("doctor")
@@ -181,8 +182,9 @@ def main() -> None:
     if is_rank():  # DistributedDataParallel warns of an option that makes runs repeatable
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     stop_when_orphaned()
+    never_fail_to_encode()
     with one_line_errors(bool(os.environ.get(DEBUG))):
-        app()
+        leave(app(standalone_mode=False))
 
 
 @contextmanager
@@ -197,7 +199,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             raise
         if debug:
             traceback.print_exc()
-        tell(error, describe(error))
+        if line := describe(error):
+            tell(error, line)
         leave(exit_code(error))
 
 
@@ -218,6 +221,8 @@ def describe(error: BaseException) -> str:
     """An error in one line; being asked to stop is none."""
     if isinstance(error, KeyboardInterrupt):
         return "Stopped."
+    if hasattr(error, "format_message"):  # of the command line, by typer
+        return f"Error: {error.format_message()}" if str(error) else ""  # else help was asked for
     text = " ".join(str(error).split())
     if hasattr(error, "exit_code"):
         return text

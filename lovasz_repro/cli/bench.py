@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, Set, terminal
+from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, Set
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say
 
 bench_app = typer.Typer(help="Measure time, memory and precision on this machine.")
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
@@ -310,6 +311,9 @@ def check_form(as_markdown: bool, as_json: bool) -> None:
 def show(report: Any, render: ModuleType, as_markdown: bool, as_json: bool) -> None:
     """Print a report in the form that was asked for, with the functions of its module."""
     if as_json or as_markdown:
-        typer.echo(render.to_json(report) if as_json else render.to_markdown(report))
+        text = render.to_json(report) if as_json else render.to_markdown(report)
+        say(*text.split("\n"))
     else:
-        render.print_report(report, terminal())
+        from lovasz_repro.host.terminal import Terminal
+
+        render.print_report(report, Terminal())

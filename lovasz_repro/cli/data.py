@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lovasz_repro.cli.options import AsJson, Data, terminal
+from lovasz_repro.cli.options import AsJson, Data
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.data.check import CheckReport
@@ -201,7 +202,7 @@ def parse_long_side(text: str) -> int:
 def say_what_next(new: bool, folder: Path, what: str, experiment: str) -> None:
     """One line: what is where, and the command that uses it."""
     done = "wrote" if new else "there already"
-    typer.echo(f"{done}: {folder} ({what}). Next: lovasz-repro run {experiment}")
+    say(f"{done}: {folder} ({what}). Next: lovasz-repro run {experiment}")
 
 
 def options(data: Path | None, out: Path | None) -> str:
@@ -213,25 +214,21 @@ def options(data: Path | None, out: Path | None) -> str:
 def print_report(report: "CheckReport", as_json: bool) -> None:
     """A table of the splits, then every problem on a line of its own."""
     if as_json:
-        import json
-
-        typer.echo(json.dumps(asdict(report) | {"ok": report.ok}, indent=2))
+        say_json(asdict(report) | {"ok": report.ok})
         return
-    from rich.table import Table
+    from lovasz_repro.host.terminal import Terminal, print_table
 
     columns = sorted(asdict(report.splits[0]), key=lambda column: column == "problems")
-    table = Table(columns[0], box=None, pad_edge=False)
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    for row in report.splits:
-        numbers = (getattr(row, column) for column in columns[1:])
-        table.add_row(row.split, *(f"{number:,}" for number in numbers))
-    terminal().print(table)
+    rows = [
+        [row.split, *(f"{getattr(row, column):,}" for column in columns[1:])]
+        for row in report.splits
+    ]
+    print_table(Terminal(), columns, rows)
     for problem in report.problems:
-        typer.echo(str(problem))
+        say(str(problem))
     if report.advice:
-        typer.echo(report.advice)
+        say(report.advice)
     count = len(report.problems)
     verdict = f"{count:,} problem{'s' if count > 1 else ''}" if count else "whole"
     size = ", {}x{}".format(*report.size) if report.size else ""
-    typer.echo(f"{report.root}: {verdict} ({report.content}{size})")
+    say(f"{report.root}: {verdict} ({report.content}{size})")

@@ -1,15 +1,13 @@
 """What is installed, which devices there are, which data and weights are found."""
 
 import importlib.metadata
-import json
 import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from lovasz_repro import __version__
 from lovasz_repro.data import camvid as camvid_layout
@@ -17,6 +15,8 @@ from lovasz_repro.data import cityscapes as cityscapes_layout
 from lovasz_repro.data import voc as voc_layout
 from lovasz_repro.data.locate import find_dataset, find_deeplab_weights, find_enet_weights
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say_json
+from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.store import Store
 
 PACKAGES = ("torch", "numpy", "mlflow", "pandas", "matplotlib", "pillow", "safetensors", "pydantic")
@@ -201,10 +201,14 @@ def slurm() -> Finding:
 def print_findings(findings: list[Finding], as_json: bool) -> None:
     """One line each, or JSON."""
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        say_json([asdict(finding) for finding in findings])
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        mark = "[green]ok[/]" if finding.ok else "[red]missing[/]"
-        table.add_row(mark, finding.name, finding.detail)
-    Console(highlight=False, soft_wrap=True).print(table)
+    rows: list[list[str | Text]] = [
+        [
+            Text("ok", "green") if finding.ok else Text("missing", "red"),
+            finding.name,
+            finding.detail,
+        ]
+        for finding in findings
+    ]
+    print_table(Terminal(), ["state", "what", "found"], rows, words=range(3))

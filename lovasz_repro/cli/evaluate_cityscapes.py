@@ -1,13 +1,11 @@
 """``evaluate`` of an ENet: its predictions of Cityscapes, their scores, a submission."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from lovasz_repro.cli.evaluate_render import largest_difference, numbers, show
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.data.cityscapes import Frame
@@ -65,15 +63,16 @@ def evaluate_cityscapes(
             "largest_difference": largest_difference(scores, theirs),
             "submission": submission and str(submission),
         }  # fmt: skip
-        typer.echo(json.dumps(told, indent=2))
+        say_json(told)
         return
     if scores:
         show(scores, theirs)
-    typer.echo(f"{len(frames)} predictions in {out}")
+    say(f"{len(frames)} predictions in {out}")
     if submission:
-        typer.echo(f"submission in {submission}\n{next_steps(submission, network.short_id)}")
+        steps = next_steps(submission, network.short_id)
+        say(f"submission in {submission}", *steps.split("\n"))
     elif not scores:
-        typer.echo(
+        say(
             f"No scores: the annotations of {split} are not public. For the test server: "
             "the same command with --submission FILE.zip"
         )

@@ -4,38 +4,27 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lovasz_repro.cli.options import terminal
+from lovasz_repro.host.output import say
+from lovasz_repro.host.terminal import Terminal, print_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lovasz_repro.evaluation.cityscapes import CityscapesScores
 
 
 def show(scores: "CityscapesScores", theirs: "CityscapesScores | None") -> None:
     """Tables of classes and categories, and the four averages."""
-    console = terminal()
-    console.print(table("class", scores, theirs))
-    console.print(table("category", scores, theirs))
-    console.print(scores.summary(), soft_wrap=True)
+    console = Terminal()
+    for what in ("class", "category"):
+        heads = [what, "IoU", "iIoU"] + (["official IoU", "official iIoU"] if theirs else [])
+        columns = [column for one in (scores, theirs) if one for column in columns_of(what, one)]
+        rows = [[name, *(percent(column.get(name)) for column in columns)] for name in columns[0]]
+        print_table(console, heads, rows)
+        console.print()
+    say(scores.summary())
     if theirs:
         difference = largest_difference(scores, theirs) or 0.0
-        console.print(f"{theirs.summary()} by the official script", soft_wrap=True)
-        console.print(f"largest difference of any score: {100 * difference:.2g} percentage points")
-
-
-def table(what: str, scores: "CityscapesScores", theirs: "CityscapesScores | None") -> "Table":
-    """IoU and iIoU of each class or category and their means; the official script's beside."""
-    from rich.table import Table
-
-    headers = ["IoU", "iIoU"] + (["official IoU", "official iIoU"] if theirs else [])
-    shown = Table(what, box=None, pad_edge=False)
-    for header in headers:
-        shown.add_column(header, justify="right")
-    columns = [column for one in (scores, theirs) if one for column in columns_of(what, one)]
-    for name in columns[0]:
-        shown.add_row(name, *(percent(column.get(name)) for column in columns))
-    return shown
+        say(f"{theirs.summary()} by the official script")
+        say(f"largest difference of any score: {100 * difference:.2g} percentage points")
 
 
 def columns_of(what: str, scores: "CityscapesScores") -> list[dict[str, float]]:

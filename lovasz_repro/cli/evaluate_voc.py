@@ -1,7 +1,8 @@
 """``evaluate`` of a DeepLab-v2 on Pascal VOC: scores, a search for the CRF, a submission."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,14 @@ def evaluate_voc(request: Request, options: VocOptions) -> None:
     with Progress() as progress:
         for remark in remarks(job):
             progress.line(remark)
+        show: Callable[[], None]  # not before the bars are off the screen
         if request.split == "test":
-            folder = predict_test(job, progress)
-            render.show_test(job, folder)
+            show = partial(render.show_test, job, predict_test(job, progress))
         elif len(settings.crfs) > 1:
-            render.show_search(job, *search(job, progress))
+            show = partial(render.show_search, job, *search(job, progress))
         else:
-            render.show_scores(job, score(job, progress))
+            show = partial(render.show_scores, job, score(job, progress))
+    show()
 
 
 # -- what is asked for ---------------------------------------------------------------------------

@@ -1,14 +1,11 @@
 """How ``evaluate`` shows what came out on VOC: tables on the terminal, and JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from lovasz_repro.cli.evaluate_render import numbers, percent
-from lovasz_repro.cli.options import terminal
+from lovasz_repro.host.output import say, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.evaluation.scoring import SegmentationScoring
@@ -23,7 +20,7 @@ def show_scores(job: "Job", scorings: "Mapping[str, SegmentationScoring]") -> No
         job: what was done.
         scorings: "single_scale", "multi_scale", "crf", or the first of them.
     """
-    from rich.table import Table
+    from lovasz_repro.host.terminal import Terminal, print_table
 
     prefixes = {name: prefix_of(job, name) for name in scorings}
     metrics = {name: scores.as_metrics(prefixes[name]) for name, scores in scorings.items()}
@@ -31,22 +28,21 @@ def show_scores(job: "Job", scorings: "Mapping[str, SegmentationScoring]") -> No
         every = {key: value for of_one in metrics.values() for key, value in of_one.items()}
         print_json(job, scores=numbers(every))
         return
-    table = Table("class", box=None, pad_edge=False)
-    for name in scorings:
-        table.add_column(title_of(job, name) if len(scorings) > 1 else "IoU", justify="right")
-    for row in (*scorings["single_scale"].classes, "mean"):
-        key = "dataset_miou" if row == "mean" else f"iou/{row}"
-        cells = (percent(metrics[name][f"{prefixes[name]}/{key}"]) for name in scorings)
-        table.add_row(row, *cells)
-    terminal().print(table)
+    heads = [title_of(job, name) for name in scorings] if len(scorings) > 1 else ["IoU"]
+    keys = {row: f"iou/{row}" for row in scorings["single_scale"].classes}
+    rows = [
+        [row, *(percent(metrics[name][f"{prefixes[name]}/{key}"]) for name in scorings)]
+        for row, key in (keys | {"mean": "dataset_miou"}).items()
+    ]
+    print_table(Terminal(), ["class", *heads], rows)
     for name, scores in scorings.items():
-        typer.echo(f"{scores.summary()} ({images_of(job)}, {title_of(job, name)})")
+        say(f"{scores.summary()} ({images_of(job)}, {title_of(job, name)})")
     show_folder(job)
 
 
 def show_search(job: "Job", without: "SegmentationScoring", compared: "Sequence[Compared]") -> None:
     """A row for each set of parameters of the CRF, the best first."""
-    from rich.table import Table
+    from lovasz_repro.host.terminal import Terminal, print_table
 
     settings = [one.crf.model_dump(mode="json") for one in compared]
     if job.request.as_json:
@@ -59,19 +55,17 @@ def show_search(job: "Job", without: "SegmentationScoring", compared: "Sequence[
         print_json(job, scores=scores, search=found)
         return
     varied = [name for name in settings[0] if len({crf[name] for crf in settings}) > 1]
-    table = Table(box=None, pad_edge=False)
-    for header in (*varied, "mIoU", "image-mIoU"):
-        table.add_column(header, justify="right")
+    rows = []
     for crf, one in zip(settings, compared, strict=True):
         reached = one.dataset_miou, one.scoring.per_image.mean_iou()
-        table.add_row(*(value_of(crf, name) for name in varied), *map(percent, reached))
-    terminal().print(table)
+        rows.append([*(value_of(crf, name) for name in varied), *map(percent, reached)])
+    print_table(Terminal(), [*varied, "mIoU", "image-mIoU"], rows)
     fixed = ", ".join(f"{name} {value_of(settings[0], name)}" for name in settings[0]
                       if name not in varied)  # fmt: skip
-    typer.echo(f"In all of them: {fixed}")
-    typer.echo(f"Without the CRF: {without.summary()} ({images_of(job)})")
+    say(f"In all of them: {fixed}")
+    say(f"Without the CRF: {without.summary()} ({images_of(job)})")
     best = " ".join(f"--crf-set {name}={value_of(settings[0], name)}" for name in varied)
-    typer.echo(f"The best: {best}")
+    say(f"The best: {best}")
     show_folder(job)
 
 
@@ -85,11 +79,12 @@ def show_test(job: "Job", out: Path) -> None:
         return
     names = ["crf"] if job.settings.crfs else ["multi_scale"] if job.settings.multi_scale else []
     how = title_of(job, *names) if names else "single scale"
-    typer.echo(f"{len(job.images)} label files in {out / RESULTS} ({how})")
+    say(f"{len(job.images)} label files in {out / RESULTS} ({how})")
     if submission:
-        typer.echo(f"submission in {submission}\n{how_to_submit(submission, run_id)}")
+        steps = how_to_submit(submission, run_id)
+        say(f"submission in {submission}", *steps.split("\n"))
     else:
-        typer.echo("No scores: the annotations of test are not public. For the test server: the "
+        say("No scores: the annotations of test are not public. For the test server: the "
                    "same command with --submission FILE.tar.gz")  # fmt: skip
     show_folder(job)
 
@@ -126,7 +121,7 @@ def show_folder(job: "Job") -> None:
     """Where probabilities are kept, if they are."""
     if job.settings.multi_scale or job.split == "test":
         size = sum(file.stat().st_size for file in job.folder.rglob("*.png"))
-        typer.echo(f"probabilities in {job.folder} ({size / 1e6:,.0f} MB); they may be removed")
+        say(f"probabilities in {job.folder} ({size / 1e6:,.0f} MB); they may be removed")
 
 
 def print_json(job: "Job", **found: Any) -> None:
@@ -143,4 +138,4 @@ def print_json(job: "Job", **found: Any) -> None:
         "multi_scale": settings.multi_scale and settings.multi_scale.model_dump(mode="json"),
         "crf": settings.crfs[0].model_dump(mode="json") if len(settings.crfs) == 1 else None,
     }
-    typer.echo(json.dumps(told | found, indent=2))
+    say_json(told | found)

@@ -1,13 +1,11 @@
 """The list of stored runs on the terminal."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from rich.console import Console
-from rich.table import Table
-
+from lovasz_repro.host.output import say, say_json
+from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.launch.slurm_queue import TaskState
 from lovasz_repro.store.stored import StoredRun, shown_status
 
@@ -42,25 +40,14 @@ def print_runs(
             {"name": task.name, "shown_status": AWAY[task.state], "slurm_job": task.job_id}
             for task in only_tasks
         ]
-        print(json.dumps(content, indent=2, sort_keys=True))
+        say_json(content)
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
     if not runs and not only_tasks:
-        console.print("No runs stored yet. Start with: lovasz-repro synthetic")
+        say("No runs stored yet. Start with: lovasz-repro synthetic")
         return
-    table = Table(
-        "status", "experiment", "profile", "run", "score", "age", "run id", box=None, pad_edge=False
-    )
-    for task in only_tasks:
-        experiment, profile, name = task.name.split("/")
-        where = f"Slurm {task.job_id}"
-        if task.state == "gone" and task.log:
-            where = f"see {task.log}"
-        table.add_row(AWAY[task.state], experiment, profile, name, "", "", where)
-    for run in runs:
-        table.add_row(
+    rows = [_task_row(task) for task in only_tasks]
+    rows += [
+        [
             status[run.run_id],
             run.experiment,
             run.tags.get("profile", ""),
@@ -68,8 +55,11 @@ def print_runs(
             score(run),
             age(time.time() - run.started),
             run.run_id[:12],
-        )
-    console.print(table)
+        ]
+        for run in runs
+    ]
+    heads = ["status", "experiment", "profile", "run", "score", "age", "run id"]
+    print_table(Terminal(), heads, rows, words=range(len(heads)))
 
 
 def status_of(run: StoredRun, task: TaskState | None) -> str:
@@ -93,3 +83,10 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
+
+
+def _task_row(task: TaskState) -> list[str]:
+    experiment, profile, name = task.name.split("/")
+    lost = task.state == "gone" and task.log
+    where = f"see {task.log}" if lost else f"Slurm {task.job_id}"
+    return [AWAY[task.state], experiment, profile, name, "", "", where]

@@ -1,4 +1,4 @@
-"""Options that several commands take, and how results are printed."""
+"""Options that several commands take."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,6 @@ import typer
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
 
 Results = Annotated[
     Path,
@@ -36,14 +35,6 @@ Set = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config and plan; run nothing.")]
 RESULTS = Path("results")
-
-
-def terminal() -> "Console":
-    """Where results go: stdout, at full width when it is not a terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 def to_yaml(config: "BaseModel") -> str:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lovasz_repro.cli.options import RESULTS, Out, Results, TrackingUri, terminal
+from lovasz_repro.cli.options import RESULTS, Out, Results, TrackingUri
+from lovasz_repro.host.output import say
 
 if TYPE_CHECKING:
     from lovasz_repro.report.drawing import Missing
@@ -33,6 +34,7 @@ def tables(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """The paper's tables, published and reproduced numbers side by side."""
+    from lovasz_repro.host.terminal import Terminal
     from lovasz_repro.report.render import write_tables
     from lovasz_repro.report.tables import TABLES
     from lovasz_repro.report.terminal import print_table
@@ -43,8 +45,8 @@ def tables(
     chosen = [form.value for form in formats or TableFormat]
     files = write_tables(store, folder, names, chosen)
     for name in names or TABLES:
-        print_table(TABLES[name](store), terminal())
-    typer.echo(f"{len(files)} files in {folder}")
+        print_table(TABLES[name](store), Terminal())
+    say(f"{len(files)} files in {folder}")
 
 
 @report_app.command()
@@ -60,12 +62,12 @@ def figures(
 
     folder = out or results / "report" / "figures"
 
-    def say(name: str, missing: "Missing") -> None:
-        typer.echo(f"{name}: not drawn, {missing.reason}. Run: {missing.command}")
+    def tell(name: str, missing: "Missing") -> None:
+        say(f"{name}: not drawn, {missing.reason}. Run: {missing.command}")
 
-    for file in write_figures(Store(results, tracking_uri), folder, names, missing=say):
+    for file in write_figures(Store(results, tracking_uri), folder, names, missing=tell):
         if file.suffix == ".png":
-            typer.echo(f"{file} (and .pdf, .json)")
+            say(f"{file} (and .pdf, .json)")
 
 
 @report_app.command()
@@ -75,11 +77,12 @@ def claims(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """What the paper claims, and whether the stored runs bear it out."""
+    from lovasz_repro.host.terminal import Terminal
     from lovasz_repro.report.claims import evaluate_claims
     from lovasz_repro.report.claims_render import print_claims, write_claims
     from lovasz_repro.store import Store
 
     verdicts = evaluate_claims(Store(results, tracking_uri))
-    print_claims(verdicts, terminal())
-    for file in write_claims(verdicts, out or results / "report"):
-        typer.echo(str(file))
+    files = write_claims(verdicts, out or results / "report")
+    print_claims(verdicts, Terminal())
+    say(*files)

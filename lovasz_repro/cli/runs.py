@@ -1,6 +1,5 @@
 """``runs``: lists runs, writes them as plain files, reads them back."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from lovasz_repro.cli.options import RESULTS, AsJson, Results, TrackingUri
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say
 
 runs_app = typer.Typer(invoke_without_command=True)
 
@@ -30,7 +30,7 @@ def runs(
         try:
             tasks = states(slurm_folder(results))
         except UserError as error:  # the runs are there all the same
-            sys.stderr.write(f"What is queued is not known: {error}\n")
+            say(f"What is queued is not known: {error}", err=True)
             tasks = {}
         prefix = f"{experiment}/" if experiment else ""
         wanted = {key: task for key, task in tasks.items() if task.name.startswith(prefix)}
@@ -60,7 +60,7 @@ def export_(
     count = export_runs(
         store, out, experiment, run, max_artifact=max_artifact, without=without or ()
     )
-    typer.echo(f"{count} runs in {out}")
+    say(f"{count} runs in {out}")
 
 
 @runs_app.command("import")
@@ -75,7 +75,7 @@ def import_(
 
     report = import_runs(Store(results, tracking_uri), source)
     scored = f", {len(report.scored)} with new scores of a server" if report.scored else ""
-    typer.echo(
+    say(
         f"{len(report.added)} added, {len(report.updated)} updated{scored}, "
         f"{len(report.present)} there already, {len(report.kept)} left alone (running here)"
     )
@@ -113,7 +113,7 @@ def record(
         store, found, given.scores, server_scores, initial=initial, replace=replace
     )
     what = "before training" if initial else "after training"
-    typer.echo(
+    say(
         f"{'recorded' if new else 'recorded before'}: {given.words} of {found.name} {what} "
         f"(run {found.run_id})"
     )

@@ -1,19 +1,19 @@
 """``weights``: says which released weights there are, fetches them, converts them to our files."""
 
-import json
 import re
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from textwrap import fill
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from lovasz_repro.cli.options import AsJson, Data, terminal
+from lovasz_repro.cli.options import AsJson, Data
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.host.progress import Progress, ProgressTask
@@ -37,20 +37,25 @@ def list_(data: Data = None, as_json: AsJson = False) -> None:
     folder = data_folder(data) / "weights"
     rows = [row(entry, folder, data) for entry in RELEASED.values()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        say_json(rows)
         return
-    from rich.table import Table
+    from lovasz_repro.host.terminal import Terminal, print_table
 
-    table = Table("weights", "for", "state", "size", box=None, pad_edge=False)
+    lines = [
+        [
+            found["name"],
+            ", ".join(found["experiments"]) or found["purpose"],
+            found["state"],
+            in_megabytes(found["size"]),
+        ]
+        for found in rows
+    ]
+    print_table(Terminal(), ["weights", "for", "state", "size"], lines, words=range(4))
     for found in rows:
-        experiments = ", ".join(found["experiments"]) or found["purpose"]
-        table.add_row(found["name"], experiments, found["state"], in_megabytes(found["size"]))
-    terminal().print(table)
-    for found in rows:
-        typer.echo("\n" + fill(f"{found['name']}: {found['what']}.", 80))
+        say("", *wrap(f"{found['name']}: {found['what']}.", 80))
         for title in ("url", "page", "licence", "elsewhere", "path", "next"):
             if found[title]:
-                typer.echo(f"  {title:<9}  {found[title]}")
+                say(f"  {title:<9}  {found[title]}")
 
 
 @weights_app.command("fetch")
@@ -74,14 +79,14 @@ def fetch(
     folder = data_folder(data) / "weights"
     used = entry.find_used(folder)
     if used and entry.file not in entry.used:
-        typer.echo(f"there already: {used}{after(entry, folder, used, data)}")
+        say(f"there already: {used}", *after(entry, folder, used, data))
         return
     target = used or folder / file_name(entry, url)
     same = target.name == entry.file or target.name in entry.used
     digits = (sha256 or (entry.sha256 if same else None) or "").lower()
     if target.is_file():
         checked = check_present(target, digits)
-        typer.echo(f"there already: {target}{checked}{after(entry, folder, target, data)}")
+        say(f"there already: {target}{checked}", *after(entry, folder, target, data))
         return
     size = entry.size if same and sha256 is None else None
     with Progress() as progress:
@@ -91,8 +96,8 @@ def fetch(
         except UnavailableError as error:
             raise UnavailableError(f"{error} {other_ways(entry, target)}") from error
     checked = "as expected" if digits else "nobody published one to compare with"
-    typer.echo(f"fetched: {target} ({target.stat().st_size:,} bytes)")
-    typer.echo(f"SHA-256: {sha256_of(target)} ({checked}){after(entry, folder, target, data)}")
+    say(f"fetched: {target} ({target.stat().st_size:,} bytes)")
+    say(f"SHA-256: {sha256_of(target)} ({checked})", *after(entry, folder, target, data))
 
 
 @weights_app.command("convert")
@@ -109,16 +114,16 @@ def convert(
     from lovasz_repro.models.convert_deeplab import convert as convert_deeplab
 
     done = convert_deeplab(source, target, classifier=classifier)
-    typer.echo(f"read: {source} ({done.layout})\nSHA-256: {done.sha256}")
-    typer.echo(f"classifier: {done.classifier}")
+    say(f"read: {source} ({done.layout})", f"SHA-256: {done.sha256}")
+    say(f"classifier: {done.classifier}")
     for note in done.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     outputs = f", {done.outputs} outputs" if done.outputs else ", no classifier"
-    typer.echo(f"wrote: {target} ({done.tensors} tensors{outputs})")
+    say(f"wrote: {target} ({done.tensors} tensors{outputs})")
     usual = data_folder() / "weights" / DEEPLAB_COCO
     option = "" if target.resolve() == usual.resolve() else f" --weights {shlex.quote(str(target))}"
     if done.outputs is None or not option:
-        typer.echo(f"Next: {RUN} {known('deeplab-coco').experiments[0]}{option}")
+        say(f"Next: {RUN} {known('deeplab-coco').experiments[0]}{option}")
 
 
 def known(name: str) -> "Released":
@@ -155,10 +160,10 @@ def next_step(entry: "Released", folder: Path, file: Path, data: Path | None) ->
     return f"{RUN} {entry.experiments[0]}{data_option(data)}" if entry.experiments else ""
 
 
-def after(entry: "Released", folder: Path, file: Path, data: Path | None) -> str:
-    """``next_step`` as the end of an output."""
+def after(entry: "Released", folder: Path, file: Path, data: Path | None) -> list[str]:
+    """``next_step`` as the last line of an output, if there is one."""
     step = next_step(entry, folder, file, data)
-    return f"\nNext: {step}" if step else ""
+    return [f"Next: {step}"] if step else []
 
 
 def data_option(data: Path | None) -> str:

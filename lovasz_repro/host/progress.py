@@ -20,6 +20,9 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from lovasz_repro.host.output import visible
+from lovasz_repro.host.terminal import Terminal
+
 LINE_EVERY_SECONDS = 30.0
 
 
@@ -31,17 +34,17 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Terminal(err=True)
         self.header: Callable[[], RenderableType] | None = None
         """Drawn above the bars."""
         self._bars = _Bars(
             self,
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _RateColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
@@ -60,13 +63,14 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Print a line that stays, above the bars."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(Text(visible(text)), soft_wrap=True)
 
 
 class ProgressTask:
     """One bar; ``advance`` moves it, ``close`` takes it away."""
 
     def __init__(self, progress: Progress, description: str, total: int, completed: int) -> None:
+        description = visible(description)
         self._progress = progress
         self._id = progress._bars.add_task(description, total=total, completed=completed, note="")
         self._description, self._total, self._completed = description, total, completed
@@ -77,7 +81,7 @@ class ProgressTask:
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Move on by ``steps``; ``note`` replaces the text at the end of the bar."""
         self._completed += steps
-        self._note = self._note if note is None else note
+        self._note = self._note if note is None else visible(note)
         self._progress._bars.update(self._id, advance=steps, note=self._note)
         now = time.monotonic()
         if self._progress._bars.disable and now - self._last_line >= LINE_EVERY_SECONDS:

@@ -4,9 +4,8 @@ import os
 import socket
 from dataclasses import dataclass, replace
 
-from rich.console import Console
-
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.output import say
 from lovasz_repro.launch.rank import Rank, rank_from_environment
 from lovasz_repro.launch.request import Request
 from lovasz_repro.launch.slurm import SlurmOptions
@@ -79,7 +78,7 @@ def _submit(request: Request, options: SlurmOptions) -> None:
     from lovasz_repro.launch.here import place_of
 
     here = replace(request, device="cpu", gpus=None)  # where one submits there may be no GPU
-    print(submit_grid(request, options, place_of(here, ALONE)))
+    say(submit_grid(request, options, place_of(here, ALONE)))
 
 
 def _side_by_side(request: Request, way: Way) -> None:
@@ -111,12 +110,11 @@ def _on_ranks(request: Request, way: Way) -> None:
     check_batches(request, request.per_node * request.nodes)
     plan = Launch(request.per_node, request.nodes, number, address, way.max_restarts)
     work = request.results / "work"
-    say = Console(stderr=True, highlight=False)
     launch(
         plan,
         work / "ranks" / f"{socket.gethostname()}-{os.getpid()}",
         lambda: newest_checkpoints((work / request.experiment.experiment).glob("*/*")),
-        lambda line: say.print(line, markup=False, soft_wrap=True),
+        lambda line: say(line, err=True),
     )
 
 

@@ -3,12 +3,12 @@
 import os
 
 import torch
-from rich.console import Console
 
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.cores import cores, decoding_workers, threads_of
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.progress import Progress
+from lovasz_repro.host.terminal import Terminal
 from lovasz_repro.launch.plan import print_outcome
 from lovasz_repro.launch.rank import Rank
 from lovasz_repro.launch.request import Request
@@ -31,7 +31,7 @@ def run_here(request: Request, rank: Rank) -> None:
     place = place_of(request, rank)
     store = Store(request.results, request.tracking_uri)
     leads = rank.rank == 0
-    console = None if leads else Console(quiet=True)
+    console = None if leads else Terminal(quiet=True)
     with join_team(rank.rank, rank.world_size, place.device) as team, Progress(console) as progress:
         outcome = run_experiment(request.experiment, request.cells, place, store, progress, team)
     if leads:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from lovasz_repro.config.schema import CellConfig, ExperimentConfig
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say
 from lovasz_repro.host.provenance import device_name
+from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.run.experiment import Outcome
 from lovasz_repro.run.inputs import Place, check_extras, find_inputs, run_folder
 from lovasz_repro.store import Store, StoredRun
@@ -26,12 +26,9 @@ def print_plan(cells: list[CellConfig], place: Place, store: Store, ranks: int =
 
     Nothing is written and nothing runs; missing data is told, not raised.
     """
-    console = Console(highlight=False)
-    console.print(yaml.safe_dump(cells[0].model_dump(mode="json"), sort_keys=False), end="")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    table.add_column("differs in", overflow="fold")
-    table.add_column("state")
+    config = yaml.safe_dump(cells[0].model_dump(mode="json"), sort_keys=False)
+    say(*config.rstrip("\n").split("\n"))
+    rows: list[tuple[str, str, str]] = []
     missing: set[str] = set()
     left: list[tuple[CellConfig, int]] = []
     firsts: dict[str, CellConfig] = {}
@@ -43,17 +40,15 @@ def print_plan(cells: list[CellConfig], place: Place, store: Store, ranks: int =
             missing.add(str(error))
             state, iterations = "lacks data", cell.training.iterations
         left.append((cell, iterations))
-        table.add_row(cell.name, differences(cells[0] if first is cell else first, cell), state)
-    console.print(
-        "\nThe first run of each variant against the config above, the others against that:"
-    )
-    console.print(table)
+        rows.append((cell.name, differences(cells[0] if first is cell else first, cell), state))
+    say("", "The first run of each variant against the config above, the others against that:")
+    print_table(Terminal(), ["run", "differs in", "state"], rows, words=range(3))
     for line in sorted(missing):
-        console.print(f"\nmissing: {line}", soft_wrap=True)
+        say("", f"missing: {line}")
     where = f"{ranks} processes on {place.device.type}" if ranks > 1 else f"{place.device}"
-    console.print(f"\nRuns on {where}; results go to {place.results} and {store.uri}.")
+    say("", f"Runs on {where}; results go to {place.results} and {store.uri}.")
     device = device_name(place.device)
-    console.print(estimate(left, store.runs(), device, ranks), soft_wrap=True)
+    say(estimate(left, store.runs(), device, ranks))
 
 
 def state_of(cell: CellConfig, place: Place, store: Store) -> tuple[str, int]:
@@ -126,7 +121,6 @@ def differences(base: CellConfig, cell: CellConfig) -> str:
 
 def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
     """Say what ran and what to do next."""
-    console = Console(highlight=False)
     counts = [
         f"{len(names)} {word}"
         for names, word in (
@@ -137,5 +131,5 @@ def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
         )
         if names
     ]
-    console.print(f"{experiment.experiment}: {', '.join(counts)}.")
-    console.print("Next: lovasz-repro report tables; lovasz-repro report figures")
+    say(f"{experiment.experiment}: {', '.join(counts)}.")
+    say("Next: lovasz-repro report tables; lovasz-repro report figures")

@@ -7,13 +7,13 @@ Nothing here imports torch.
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import SubprocessError
 
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.output import say
 from lovasz_repro.launch.slurm_job import first_host, port_of
 
 LAUNCHED = "LOVASZ_REPRO_LAUNCHED"  # set for ranks whose launcher prints their errors
@@ -77,7 +77,7 @@ def tell(error: BaseException, line: str) -> None:
         message = {"message": line, "extraInfo": told}
         Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
     if not (path and LAUNCHED in os.environ):
-        sys.stderr.write(f"{line}\n")
+        say(line, err=True)
 
 
 def kind_of(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.orphan import child_environment
+from lovasz_repro.host.output import say
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -62,7 +63,7 @@ class CommandJob:
         Raises:
             RunFailed: its exit code is not 0 and Slurm did not ask it to stop.
         """
-        print(shlex.join(self.command), flush=True)
+        say(shlex.join(self.command))
         environment = dict(os.environ) | rendezvous() | child_environment()
         with _held(signal.SIGUSR2):  # or a signal amid Popen would requeue and leave an orphan
             self.process = subprocess.Popen(
@@ -90,7 +91,7 @@ class CommandJob:
             if not _ends_within(
                 self.process.pid, max(self.signal_delay_s / 4, self.signal_delay_s - 20)
             ):
-                print("the command does not stop: killed, it goes on from its last checkpoint")
+                say("the command does not stop: killed, it goes on from its last checkpoint")
                 _kill_group(self.process.pid)
         return DelayedSubmission(replace(self))
 

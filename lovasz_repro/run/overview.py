@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.host.progress import Progress
 
-WAITING, RUNNING, FAILED, ELSEWHERE = "·", "[bold]▸[/bold]", "[red]failed[/red]", "elsewhere"
+WAITING, RUNNING, FAILED, ELSEWHERE = "·", Text("▸", "bold"), Text("failed", "red"), "elsewhere"
 SCORE = "val/image_iou"
 MOST_LINES = 10
 """Classes in a column of the screen."""
@@ -28,7 +29,7 @@ class Overview:
 
     def __init__(self, cells: Sequence[CellConfig], progress: Progress) -> None:
         self._cells = [cell for cell in cells if cell.data.category]
-        self._states = {cell.name: WAITING for cell in self._cells}
+        self._states: dict[str, str | Text] = {cell.name: WAITING for cell in self._cells}
         self._progress = progress
         progress.header = self.table if self._cells else None
 
@@ -54,7 +55,7 @@ class Overview:
 
     def table(self) -> RenderableType:
         """The grid as it stands, some classes beside each other."""
-        rows: dict[str, dict[str, str]] = {}
+        rows: dict[str, dict[str, str | Text]] = {}
         several = len({(cell.seed, cell.training.batch_size) for cell in self._cells}) > 1
         for cell in self._cells:
             setting = f" b{cell.training.batch_size} s{cell.seed}" if several else ""

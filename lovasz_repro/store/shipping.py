@@ -7,7 +7,6 @@ is harmless, because a point carries the time at which it was first logged and t
 each (key, step, time, value) once.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.output import say
 from lovasz_repro.store.journal import (
     Journal,
     Point,
@@ -53,7 +53,7 @@ class Sink(Protocol):
 
 def to_stderr(line: str) -> None:
     """Print one line where progress and warnings go."""
-    print(line, file=sys.stderr, flush=True)
+    say(line, err=True)
 
 
 class Shipper:

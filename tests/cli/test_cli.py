@@ -100,10 +100,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert out == ""
 
 
-def test_usage_errors_exit_with_2_too(lovasz_repro: Command) -> None:
-    code, _, err = lovasz_repro("run", "camvid-enet", "--profil", "demo")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "camvid-enet", "--profil", "demo"], "--profile"),
+        (["\x1b]0;x\x07[red]"], r"\x1b]0;x\x07[red]"),
+        (["report", "tables", "--format", "\x1b[31m"], r"\x1b[31m"),
+        (["run", "\x1b[31m.yaml"], r"\x1b[31m.yaml"),
+    ],
+)
+def test_usage_errors_exit_with_2_too(
+    lovasz_repro: Command, arguments: list[str], words: str
+) -> None:
+    code, _, err = lovasz_repro(*arguments)
     assert code == 2
-    assert "--profile" in err
+    assert words in err
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
 
 
 def test_debug_lets_the_traceback_through(

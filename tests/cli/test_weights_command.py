@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from lovasz_repro.cli import weights as commands
@@ -25,6 +25,7 @@ from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.config.schema import experiment_names, experiments_folder
 from lovasz_repro.data.locate import DEEPLAB_COCO, deeplab_weights_file
 from lovasz_repro.errors import UserError
+from lovasz_repro.host import terminal
 from lovasz_repro.host.http_file import UnavailableError, check_address
 from lovasz_repro.models.catalogue import RELEASED
 from tests.conftest import real_data
@@ -130,7 +131,7 @@ def test_commands_name_another_data_folder(tmp_path: Path) -> None:
 
 
 def test_the_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "terminal", lambda: Console(highlight=False, width=80))
+    monkeypatch.setattr(terminal, "Terminal", partial(terminal.Terminal, width=80))
     text = output("list")
     head, _, rest = text.partition("\n\n")
     assert max(map(len, head.splitlines())) <= 80
