@@ -50,9 +50,11 @@ def add(store, name, seed=0, *, scale="paper", profile=None, images="photographs
             "val/iou/chair": [(iterations, score - 0.3)],
             "batches/miou": [(k, score - 0.05 + 0.01 * (k % 2)) for k in range(batches)],
             "batches/miou_decision_rule": [(k, score - 0.08) for k in range(batches)],
+            "batches/mean_miou": [(iterations, score - 0.045)],
+            "batches/mean_miou_decision_rule": [(iterations, score - 0.08)],
         }
         if not batches:
-            del history["batches/miou"], history["batches/miou_decision_rule"]
+            history = {key: points for key, points in history.items() if "batches/" not in key}
     else:
         history = {"seen/val/dataset_miou": [(iterations, 0.9)]}
     if regimes and split == "train_aug":

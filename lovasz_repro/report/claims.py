@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lovasz_repro.report.claims_schema import Claim, ClaimsFile, Names, RisesWith, Rule, load_claims
-from lovasz_repro.report.rules import NO_SPREAD, Outcome, Verdict, decide
+from lovasz_repro.report.rules import TOO_FEW, Outcome, Verdict, decide
 from lovasz_repro.report.runs import (
     BATCH_SIZE,
     Cohort,
@@ -96,7 +96,7 @@ def _evidence(
         if not outcome.effects:
             continue
         single = any(effect.n == 1 for effect in outcome.effects)
-        remarks = [NO_SPREAD if single else "", _lacking(outcome)]
+        remarks = [TOO_FEW if single else "", _lacking(outcome)]
         yield Evidence(
             experiment,
             names.data,

@@ -28,6 +28,11 @@ ORDER: tuple[Verdict, ...] = ("does not hold", "undecided", "holds", "not yet ru
 SHOWN = 4
 """Most effects (or published numbers) that are listed; of more effects only the weakest."""
 INDENT = "  "
+HOW_TO_READ = (
+    "± is the standard deviation over n independent numbers: seeds, categories (their seeds "
+    "averaged), or draws of images. A claim is decided two standard errors from what it asks; "
+    "n = 1 decides nothing."
+)
 
 
 def print_claims(verdicts: Sequence[ClaimVerdict], console: Console) -> None:
@@ -44,6 +49,7 @@ def print_claims(verdicts: Sequence[ClaimVerdict], console: Console) -> None:
             lines.append(_hanging(f"decided by {item.command}", "dim"))
         shown.add_row(claim, verdict, Group(*lines))
     console.print(shown)
+    console.print(HOW_TO_READ, style="dim")
     console.print(summary(verdicts))
 
 
@@ -64,7 +70,7 @@ def summary(verdicts: Sequence[ClaimVerdict]) -> str:
 
 def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
     """A table: claims, the paper's numbers, verdicts and evidence."""
-    lines = ["### Claims of the paper", "", f"{summary(verdicts)}.", ""]
+    lines = ["### Claims of the paper", "", f"{summary(verdicts)}. {HOW_TO_READ}", ""]
     lines += [
         _md_row(["claim", "in the paper", "at paper scale", "stored runs"]),
         "|---|---|---|---|",

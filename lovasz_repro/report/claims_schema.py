@@ -42,7 +42,7 @@ class Selection(Strict):
     """What every rule can narrow."""
 
     samples: Literal["runs", "steps"] = "runs"
-    """A sample is a run, or a step of a metric's history."""
+    """A sample is a run, or a step of a metric's history where each step is a draw of its own."""
     where: dict[str, str] = Field(default_factory=dict)
     """Parameters that runs must have."""
 

@@ -1,7 +1,11 @@
-"""How stored runs decide a claim: numbers per seed, their mean and spread, a verdict.
+"""How stored runs decide a claim: independent numbers, their mean and spread, a verdict.
 
-A mean is above (below) a bound when it is farther from it than two standard errors. A single
-seed has no spread: its sign counts, and the report says so.
+A mean is above (below) a bound when it is farther from it than two standard errors. One number has
+no spread and decides nothing.
+
+n counts what was drawn independently: seeds of a training; categories, where each has trainings of
+its own (its seeds are averaged first); or, in the synthetic experiment, draws of the images. What a
+single network does on several batches or at several steps shares that network: it counts once.
 """
 
 import math
@@ -35,7 +39,7 @@ from lovasz_repro.report.runs import (
 Verdict = Literal["holds", "does not hold", "undecided", "not yet run"]
 Key = tuple[str, ...]
 Samples = dict[Key, tuple[float, Run]]
-NO_SPREAD = "1 seed, no spread"
+TOO_FEW = "n = 1 decides nothing"
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ class Effect:
     verdict: Verdict
     mean: float
     spread: float | None
-    """Sample standard deviation; None for a single value."""
+    """Sample standard deviation over the n; None for a single value."""
     n: int
+    """Independent numbers behind the mean."""
     unit: str
     """ "points" of a difference, "%" of a score or loss, "r" of a correlation."""
     asked: "Interval"
@@ -113,7 +118,9 @@ def decide(store: RunStore, cohort: Cohort, rule: Rule, pairs: Sequence[str] = (
 def judge(values: Sequence[float], asked: Interval) -> Verdict:
     """Whether the mean lies in an interval, two standard errors from its bounds or more."""
     mean, spread = mean_and_spread(values)
-    margin = 2 * (spread or 0.0) / math.sqrt(len(values))
+    if spread is None:
+        return "undecided"
+    margin = 2 * spread / math.sqrt(len(values))
     slack = asked.slack(mean)
     if slack > margin:
         return "holds"
@@ -145,7 +152,7 @@ def _difference(
     shared = [key for key in first if key in second]
     if not shared:
         return f"{of.variant} and {over.variant} with a common seed"
-    values = [first[key][0] - second[key][0] for key in shared]
+    values = _independent({key: first[key][0] - second[key][0] for key in shared})
     runs = [side[key][1] for key in shared for side in (first, second)]
     return _effect(_difference_label(of, over), values, _asked(rule), "points", runs)
 
@@ -163,7 +170,7 @@ def _bounded(store: RunStore, cohort: Cohort, rule: OnlyBelow, operand: Operand)
         return operand.metric
     below = operand.metric == rule.only
     asked = Interval(high=rule.tolerance) if below else Interval(low=rule.tolerance)
-    values = [value for value, _ in samples.values()]
+    values = _independent({key: value for key, (value, _) in samples.items()})
     return _effect(operand.metric, values, asked, "%", [run for _, run in samples.values()])
 
 
@@ -188,7 +195,7 @@ def _slope(store: RunStore, cohort: Cohort, rule: RisesWith) -> Effect | str:
 
 def _correlation(store: RunStore, cohort: Cohort, rule: Correlated) -> Effect | str:
     """Pearson's correlation of two histories at their common steps, a number per run."""
-    values, runs = [], []
+    values, runs, points = [], [], set()
     for run in _selected(cohort, rule, rule.variant):
         first, second = (dict(store.history(run.run_id, metric)) for metric in rule.metrics)
         steps = [s for s in first if s in second and math.isfinite(first[s] + second[s])]
@@ -196,9 +203,11 @@ def _correlation(store: RunStore, cohort: Cohort, rule: Correlated) -> Effect | 
         if len(steps) > 2 and all(len(set(side)) > 1 for side in pair):
             values.append(statistics.correlation(*pair))
             runs.append(run)
+            points.add(len(steps))
     if not values:
         return f"{' and '.join(rule.metrics)} of {rule.variant} along a run"
-    label = f"{rule.variant}: correlation of {' and '.join(rule.metrics)}"
+    along = " or ".join(str(count) for count in sorted(points))
+    label = f"{rule.variant}: correlation of {' and '.join(rule.metrics)} at {along} steps of a run"
     return _effect(label, values, Interval(low=rule.at_least), "r", runs)
 
 
@@ -215,6 +224,16 @@ def _samples(
         elif (found := _value(store, run, operand)) is not None:
             samples[key] = found, run
     return {key: sample for key, sample in samples.items() if math.isfinite(sample[0])}
+
+
+def _independent(samples: dict[Key, float]) -> list[float]:
+    """A value per category, its seeds averaged; where there is one category, a value per seed."""
+    categories: dict[Key, list[float]] = {}
+    for (_, *category), value in samples.items():
+        categories.setdefault(tuple(category), []).append(value)
+    if len(categories) == 1:
+        return list(samples.values())
+    return [statistics.fmean(values) for values in categories.values()]
 
 
 def _selected(cohort: Cohort, rule: Selection, variant: str) -> list[Run]:

@@ -1,8 +1,10 @@
 """Claims: the file is sound, and every kind of rule reaches every verdict on runs made for it."""
 
 import io
+import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -56,9 +58,8 @@ def pairs(store, *differences):
         ([0.0, 1.0, 2.0], "undecided"),  # mean 1, two standard errors 1.155
         ([0.2, 1.0, 2.0], "holds"),  # mean 1.067, two standard errors 1.041
         ([-1.0, -2.0, -3.0], "does not hold"),
-        ([0.1], "holds"),
-        ([-0.1], "does not hold"),
-        ([0.0], "undecided"),
+        ([9.9], "undecided"),  # one number decides nothing, however large
+        ([-9.9], "undecided"),
         ([0.0, 0.0], "undecided"),
     ],
 )
@@ -189,8 +190,24 @@ def test_pairs_beside_the_seed(store):
     assert (effect.n, effect.mean) == (2, pytest.approx(20.0))
 
 
+def test_seeds_of_a_category_count_once(store):
+    """Categories are what differs; with one category, seeds are."""
+    for category, differences in (("cat", (0.1, 0.2)), ("dog", (0.3, 0.6))):
+        params = {"data.category": category}
+        for seed, difference in enumerate(differences):
+            store.add(variant=A, seed=seed, metrics={SCORE: 0.2 + difference}, params=params)
+            store.add(variant=B, seed=seed, metrics={SCORE: 0.2}, params=params)
+    (cohort,) = cohorts(store, "camvid-enet", ["data.category"])
+    (effect,) = decide(store, cohort, compare("greater"), ["data.category"]).effects
+    assert (effect.n, effect.mean) == (2, pytest.approx(30.0))
+    assert effect.spread == pytest.approx(30 / 2**0.5)  # of 15 and 45
+    cats = replace(cohort, runs=tuple(r for r in cohort.runs if r.params["data.category"] == "cat"))
+    (effect,) = decide(store, cats, compare("greater"), ["data.category"]).effects
+    assert (effect.n, effect.mean) == (2, pytest.approx(15.0))
+
+
 def test_where_narrows_runs(store):
-    pairs(store, 1.0)
+    pairs(store, 1.0, 1.1)
     wanted = compare("greater", where={"training.batch_size": "10"})
     assert decided(store, wanted).verdict == "holds"
     wanted = compare("greater", where={"training.batch_size": "20"})
@@ -357,11 +374,12 @@ def test_camvid_as_cityscapes_is_evidence_and_decides_nothing(store):
         (A, 20): 0.52,
         (f"{A}-equibatch", 10): 0.501,
     }
-    for (name, batch), score in scores.items():
+    for (name, batch), seed in itertools.product(scores, (0, 1)):
+        score = scores[name, batch]
         history = {"val/dataset_miou": [(0, 0.2), (9, score)]}
         metrics = {"best/iteration": 9.0, "test/dataset_miou": score, "test/category_iou": score}
         params = {"data.equibatch": str(name.endswith("equibatch"))}
-        store.add("camvid-as-cityscapes", name, batch=batch, scale="paper", history=history,
+        store.add("camvid-as-cityscapes", name, seed, batch=batch, scale="paper", history=history,
                   metrics=metrics, params=params)  # fmt: skip
     found = by_id(store)
     for claim, means in {
@@ -376,11 +394,11 @@ def test_camvid_as_cityscapes_is_evidence_and_decides_nothing(store):
         assert found[claim].verdict == "not yet run"
 
 
-def test_one_seed_is_said_to_have_no_spread(store):
+def test_one_seed_decides_nothing(store):
     cityscapes(store, "paper", 0.58, 0.63, seeds=(0,))
     item = by_id(store)["enet-gains-class-and-category-iou"]
-    assert item.verdict == "holds"
-    assert item.evidence[0].remark == "1 seed, no spread"
+    assert item.verdict == "undecided"
+    assert item.evidence[0].remark == "n = 1 decides nothing"
 
 
 def test_half_of_the_runs_decide_nothing_and_are_shown(store):
@@ -388,7 +406,7 @@ def test_half_of_the_runs_decide_nothing_and_are_shown(store):
     store.add("voc-binary", "hinge", batch=1, scale="paper", metrics={"val/image_iou": 0.7})
     item = by_id(store)["lovasz-hinge-wins-image-iou"]
     assert item.verdict == "not yet run"
-    assert item.evidence[0].remark == "1 seed, no spread; lacks val/image_iou of cross-entropy"
+    assert item.evidence[0].remark == "n = 1 decides nothing; lacks val/image_iou of cross-entropy"
 
 
 def test_the_larger_sample_decides(store):
