@@ -7,3 +7,10 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A run that could not go on (loss not finite, disk full). Exit code 1; nothing is lost."""
+
+
+def one_line(text: str, most: int) -> str:
+    """``text`` in one line of at most ``most`` characters; what is left out is its middle."""
+    line = " ".join(text.split())
+    kept = (most - 5) // 2
+    return line if len(line) <= most else f"{line[:kept]} ... {line[-kept:]}"

@@ -18,7 +18,8 @@ FLOORS = (
     ("evaluation", "training", "report"),
     ("models", "synthetic"),
     ("data", "store"),
-    ("config", "host"),
+    ("config",),
+    ("host",),
     ("losses", "metrics", "errors"),
 )
 """From the top; a module imports from its own part and from floors below, never up or across."""

@@ -4,6 +4,7 @@ torch, mlflow, pandas and matplotlib are imported inside the commands, so that `
 shell completion answer at once.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeGuard
 
 import typer
 
@@ -34,12 +35,14 @@ from lovasz_repro.cli.report import report_app
 from lovasz_repro.cli.run import run
 from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.cli.weights import weights_app
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import RunFailed, UserError, one_line
 from lovasz_repro.host.orphan import stop_when_orphaned
-from lovasz_repro.host.output import never_fail_to_encode, say
+from lovasz_repro.host.output import never_fail_to_encode, say, visible
 from lovasz_repro.launch.rank import is_rank, tell
 
 DEBUG = "LOVASZ_REPRO_DEBUG"
+MOST_CHARACTERS = 400  # of an error
+PATH_ERRORS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 app = typer.Typer(
     name="lovasz-repro",
@@ -218,23 +221,30 @@ def leave(code: int | str | None) -> NoReturn:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line; being asked to stop is none."""
+    """An error in one line, `MOST_CHARACTERS` at most; being asked to stop is none."""
     if isinstance(error, KeyboardInterrupt):
         return "Stopped."
+    text = str(error)
     if hasattr(error, "format_message"):  # of the command line, by typer
-        return f"Error: {error.format_message()}" if str(error) else ""  # else help was asked for
-    text = " ".join(str(error).split())
-    if hasattr(error, "exit_code"):
-        return text
-    if isinstance(error, UserError | RunFailed):
-        return f"Error: {text}"
-    return f"Error: unexpected {type(error).__name__}: {text} (--debug shows where)"
+        text = f"Error: {error.format_message()}" if text else ""  # else help was asked for
+    elif of_a_path(error):
+        text = f"Error: {error.filename}: {error.strerror}."
+    elif isinstance(error, UserError | RunFailed):
+        text = f"Error: {text}"
+    elif not hasattr(error, "exit_code"):
+        text = f"Error: unexpected {type(error).__name__}: {text} (--debug shows where)"
+    return one_line(visible(" ".join(text.split())), MOST_CHARACTERS)
+
+
+def of_a_path(error: BaseException) -> TypeGuard[OSError]:
+    """Whether a path was given that cannot be: too long, a folder in the place of a file, ..."""
+    return isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None
 
 
 def exit_code(error: BaseException) -> int:
     """2 for a user's mistake, 1 for a failure, or what the error itself asks for."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or of_a_path(error):
         return 2
     return int(getattr(error, "exit_code", 1))

@@ -5,6 +5,7 @@ An unknown key, a wrong type or an impossible value ends in one line that names 
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,15 +13,22 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import UserError, one_line
+from lovasz_repro.host.files import read_text
+
+MOST_BYTES = 100_000  # of a YAML file
+MOST_VALUES = 10_000  # in it, each alias counted as all that it stands for
+DEEPEST = 20  # levels of lists and mappings
+LONGEST_NUMBER = 40  # characters
+MOST_PROBLEMS = 3  # that one message tells
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """No unknown keys, no silent conversions, no changes after loading."""
+    """No unknown keys, no silent conversions, no infinities, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -32,12 +40,10 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     overrides = {}
     for pair in pairs:
         key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise UserError(f"--set {pair}: expected key=value, for example training.lr=1.0e-4.")
-        try:
-            overrides[key] = yaml.load(text, Loader=_NoDuplicates)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {pair}: {_one_line(error)}") from None
+        where = f"--set {one_line(pair, 60)}"
+        if not separator or not key or key.count(".") > DEEPEST:
+            raise UserError(f"{where}: expected key=value, for example training.lr=1.0e-4.")
+        overrides[key] = _parse(text, where)
     return overrides
 
 
@@ -78,14 +84,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping safely; a repeated key is an error.
 
     Raises:
-        UserError: not readable, not YAML, or not a mapping.
+        UserError: not readable, too large, not YAML, or not a mapping.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({_one_line(error)}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {_one_line(error)}") from None
+    content = _parse(read_text(path, MOST_BYTES), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")
     return content
@@ -100,13 +101,15 @@ def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Mode
     try:
         return model.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        problems = "; ".join(_problem(model, content, detail) for detail in error.errors())
-        raise UserError(f"{where}: {problems}.") from None
+        problems = [_problem(model, detail) for detail in error.errors()]
+        told = "; ".join(problems[:MOST_PROBLEMS])
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if problems[MOST_PROBLEMS:] else ""
+        raise UserError(f"{where}: {told}{more}.") from None
 
 
-def _problem(model: type[BaseModel], content: Mapping[str, Any], detail: Any) -> str:
+def _problem(model: type[BaseModel], detail: Any) -> str:
     location = [part for part in detail["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in location)
+    key = one_line(".".join(str(part) for part in location), 80)
     if detail["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         return f"unknown key {key}{near_match(str(location[-1]), known)}"
@@ -115,7 +118,8 @@ def _problem(model: type[BaseModel], content: Mapping[str, Any], detail: Any) ->
     if isinstance(value, str) and _is_number(value):
         message += f", not text; YAML reads {value} as text, write it like 1.0e-4"
     elif not isinstance(value, dict | list) and detail["type"] != "missing":
-        message += f", not {value!r}"
+        message += f", not {one_line(repr(value), 60)}"
+    message = one_line(message, 200)
     return f"{key}: {message[0].lower()}{message[1:]}" if key else message
 
 
@@ -136,8 +140,8 @@ def known_name(name: str, known: Any, what: str, where: str) -> str:
         UserError: it is not; says what is near and what there is.
     """
     if name not in known:
-        near = near_match(name, list(known))
-        raise UserError(f"{where} has no {what} {name!r}{near}. There are: {', '.join(known)}.")
+        near, given = near_match(name, list(known)), one_line(repr(name), 60)
+        raise UserError(f"{where} has no {what} {given}{near}. There are: {', '.join(known)}.")
     return name
 
 
@@ -155,18 +159,84 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _parse(text: str, where: str) -> Any:
+    """What a YAML document says, in values that JSON has too.
+
+    Raises:
+        UserError: no YAML, more than `MOST_VALUES` or deeper than `DEEPEST`, or another value.
+    """
+    try:
+        return yaml.load(text, Loader=_JsonValues)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        problem = f"{line}{error.problem}"
+    except (yaml.YAMLError, ValueError) as error:  # a character or number that cannot be
+        problem = str(error)
+    except RecursionError:
+        problem = TOO_DEEP
+    raise UserError(f"{where}: {one_line(problem, 160)}.") from None
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that is given twice is an error."""
+TOO_DEEP = f"lists and mappings in one another, more than {DEEPEST} deep"
+YAML_TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = {f"{YAML_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
+UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {str(key) for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key given twice: {', '.join(sorted(repeated))}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+
+class _JsonValues(yaml.SafeLoader):
+    """PyYAML's safe loader for values that JSON has too, as many as a settings file can need.
+
+    Keys are text, and are given once. What an alias stands for is built, and counted, each time.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - so that dates are text
+        first: [pair for pair in pairs if pair[0] in PLAIN_TAGS]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """The value of a document."""
+        self.values = 0
+        return self._value(node, 1)
+
+    def _value(self, node: yaml.Node, depth: int) -> Any:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise _refusal(node, f"more than {MOST_VALUES:,} values, aliases counted in full")
+        if depth > DEEPEST:
+            raise _refusal(node, TOO_DEEP)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        if node.tag not in (self.DEFAULT_SEQUENCE_TAG, self.DEFAULT_MAPPING_TAG):
+            raise _refusal(node, f"the tag {node.tag.replace(YAML_TAG, '!!')} is not read here")
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, depth + 1) for item in node.value]
+        content: dict[str, Any] = {}
+        for key, value in node.value:
+            name = _text(key)
+            if name in content:
+                raise _refusal(key, f"key given twice: {name}")
+            content[name] = self._value(value, depth + 1)
+        return content
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        text = _text(node)
+        if node.tag == self.DEFAULT_SCALAR_TAG:
+            return text
+        if node.tag != self.resolve(yaml.ScalarNode, text, (True, False)):
+            raise _refusal(node, f"the tag {node.tag.replace(YAML_TAG, '!!')} is not read here")
+        if len(text) > LONGEST_NUMBER:
+            raise _refusal(node, f"a number of more than {LONGEST_NUMBER} characters")
+        return self.construct_object(node)
+
+
+def _text(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise _refusal(node, "a key that is no text")
+    if UNPRINTABLE.search(node.value):
+        raise _refusal(node, "a character that cannot be printed")
+    return str(node.value)
+
+
+def _refusal(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, node.start_mark)

@@ -34,9 +34,10 @@ VocCategory = Literal[
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 ]  # fmt: skip
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Multiplier = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+MOST_RUNS = 10_000  # of a grid
 BASIS = "basis"
 """The variant whose runs others start from with model.weights: basis."""
 
@@ -390,12 +391,16 @@ class ExperimentConfig(Strict):
         for category in categories or ():
             known_name(category, self.categories, "class", self.experiment)
         classes: list[Any] = [*(categories or chosen.categories or self.categories)] or [None]
+        sizes = batch_sizes or chosen.batch_sizes or self.batch_sizes
+        draws, rows = seeds or chosen.seeds or self.seeds, variants or chosen.only or self.variants
+        if (runs := len(sizes) * len(draws) * len(classes) * len(rows)) > MOST_RUNS:
+            raise UserError(f"{self.experiment}: a grid of {runs:,} runs; at most {MOST_RUNS:,}.")
         grid = [
             (batch_size, seed, category, variant)
-            for batch_size in batch_sizes or chosen.batch_sizes or self.batch_sizes
-            for seed in seeds or chosen.seeds or self.seeds
+            for batch_size in sizes
+            for seed in draws
             for category in classes
-            for variant in variants or chosen.only or self.variants
+            for variant in rows
             if batch_sizes or batch_size in (self.variants[variant].batch_sizes or [batch_size])
             if category in (self.variants[variant].categories or [category])
             if with_basis or variant != BASIS
@@ -410,8 +415,8 @@ class ExperimentConfig(Strict):
             place = profile, batch_size, seed, category
             cell = self._cell(variant, *place, overrides or {})
             if cell.model.weights == "basis" and with_basis:
-                sizes = self.variants[BASIS].batch_sizes or [batch_size]
-                one_size = batch_size if batch_size in sizes else sizes[0]
+                own = self.variants[BASIS].batch_sizes or [batch_size]
+                one_size = batch_size if batch_size in own else own[0]
                 basis = self._cell(BASIS, profile, one_size, seed, category, overrides or {})
                 cell = cell.model_copy(update={"start": basis})
                 cells |= {cell.start.model_dump_json(): cell.start} if cell.start else {}
@@ -469,13 +474,10 @@ def experiment_file(name_or_path: str) -> Path:
     """The file of an experiment, given by name or as a path to a YAML file.
 
     Raises:
-        UserError: neither exists; says what does.
+        UserError: there is none of this name; says which there are.
     """
     if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise UserError(f"No experiment file at {path}.")
-        return path
+        return Path(name_or_path)
     names = experiment_names()
     known_name(name_or_path, names, "experiment", "lovasz-repro")
     return experiments_folder() / f"{name_or_path}.yaml"

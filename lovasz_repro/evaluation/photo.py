@@ -19,6 +19,8 @@ def read_photo(path: Path) -> Image.Image:
         raise ValueError("is a directory")
     if not path.exists():
         raise ValueError("no such file")
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("is no regular file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, harmless here

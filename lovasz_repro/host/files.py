@@ -1,7 +1,43 @@
-"""Files that after a crash are either whole or not there."""
+"""Files that after a crash are either whole or not there, and files that somebody else names."""
 
+import errno
 import os
+import stat
+from io import BufferedReader
 from pathlib import Path
+
+from lovasz_repro.errors import UserError
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read; a folder, a pipe or a device, which may never end, is an OSError."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return file
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a file that a person names.
+
+    Args:
+        path: UTF-8, with or without a byte order mark.
+        most: bytes that such a file may have.
+
+    Raises:
+        UserError: one line; not to be read, no regular file, too large, or no text.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UserError(f"{path}: too large, more than {most:,} bytes.")
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 text ({error.reason}).") from None
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:

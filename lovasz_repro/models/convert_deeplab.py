@@ -14,7 +14,7 @@ from torch import Tensor
 from lovasz_repro import __version__
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.files import open_regular, write_durably
 from lovasz_repro.models.caffemodel import read_caffemodel
 from lovasz_repro.models.deeplab_layouts import Layout, caffe_tensors, recognise, translate
 from lovasz_repro.models.deeplab_tensors import check_values, fitting_network, without_classifier
@@ -66,7 +66,7 @@ def convert(
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: the converted file must end in .safetensors.")
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         tensors, other_outputs, layout = read_foreign(source)
         fitting_network(tensors)

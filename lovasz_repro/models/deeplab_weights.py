@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.files import open_regular, write_durably
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.deeplab_tensors import (
     backbone_sizes,
@@ -87,7 +87,7 @@ def load_deeplab_weights(path: Path) -> DeepLabWeights:
     Raises UserError where the file is missing, damaged, or somebody else's.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(9)
         if head[8:] != b"{":
             raise ForeignFile("no safetensors file")

@@ -10,6 +10,8 @@ from pathlib import Path
 import safetensors
 from torch import Tensor
 
+from lovasz_repro.host.files import open_regular
+
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, on the CPU, and metadata of a safetensors file.
@@ -51,7 +53,7 @@ def ordered(content: bytes) -> bytes:
 def architecture_of(path: Path) -> str | None:
     """Which network one of our files is of, or None for any other file or none at all."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with open_regular(path), safetensors.safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("architecture")
     except (OSError, safetensors.SafetensorError):
         return None

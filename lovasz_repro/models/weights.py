@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.files import open_regular, write_durably
 from lovasz_repro.models.enet import Activation, ENet
 from lovasz_repro.models.layers import DropoutConvention
 from lovasz_repro.models.snapshot_file import class_names, ordered, read_safetensors
@@ -86,7 +86,7 @@ def load_weights(path: Path) -> Weights:
     unreadable, damaged, or not an ENet.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(9)
         if head[8:] == b"{" or path.suffix == ".safetensors":
             weights = read_snapshot(path)

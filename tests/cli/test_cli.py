@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro import __version__, cli
+from lovasz_repro.cli import describe
 from lovasz_repro.cli.run import complete_experiment
+from lovasz_repro.errors import RunFailed, UserError
 from tests.tiny_camvid import write_camvid, write_experiment
 
 Command = Callable[..., tuple[int, str, str]]
+LONG = "x" * 5_000
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_version(lovasz_repro: Command) -> None:
     ("arguments", "words"),
     [
         (["run", "camvid-ent"], ["no experiment 'camvid-ent'", "did you mean camvid-enet?"]),
-        (["run", "gone.yaml"], ["No experiment file at gone.yaml"]),
+        (["run", "gone.yaml"], ["gone.yaml: No such file"]),
         (["run", "camvid-enet", "--profile", "dmeo"], ["did you mean demo?"]),
         (["run", "camvid-enet", "--variant", "lovasz"], ["did you mean lovasz-softmax?"]),
         (["run", "camvid-enet", "--set", "training.itertions=3"], ["did you mean iterations?"]),
@@ -85,6 +88,17 @@ def test_version(lovasz_repro: Command) -> None:
         (["report", "figures", "figure-99"], ["figure-99", "figure-1"]),
         (["predict", "a.jpg", "--weights", "no.net", "--out", "o"], ["no.net"]),
         (["runs", "import", "nowhere"], ["nowhere"]),
+        (["run", f"{LONG}.yaml"], [".yaml: File name too long"]),
+        (["run", "/dev/zero.yaml"], ["/dev/zero.yaml"]),
+        (["run", "camvid-enet", "--data", LONG], ["File name too long"]),
+        (["run", "camvid-enet", "--profile", LONG], ["no profile 'xxx"]),
+        (["run", "camvid-enet", "--set", f"{LONG}={LONG}"], ["unknown key xxx"]),
+        (["evaluate", LONG], ["File name too long"]),
+        (["evaluate", "/dev/zero"], ["Not a regular file"]),
+        (["predict", "a.jpg", "--weights", "/dev/zero", "--out", "o"], ["Not a regular file"]),
+        (["predict", "a.jpg", "--weights", "/dev", "--out", "o"], ["Is a directory"]),
+        (["weights", "convert", "/dev/zero", "o.safetensors"], ["Not a regular file"]),
+        (["weights", "convert", LONG, "o.safetensors"], ["File name too long"]),
         (["runs", "--tracking-uri", "file:somewhere"], ["file:somewhere", "sqlite:///"]),
     ],
 )
@@ -95,9 +109,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert code == 2, err
     assert err.startswith("Error: ")
     assert err.count("\n") == 1
+    assert len(err) <= 401
     for word in words:
         assert word in err
     assert out == ""
+
+
+@pytest.mark.parametrize("kind", [UserError, RunFailed, KeyError, OSError])
+def test_an_error_is_cut_in_its_middle(kind: type[Exception]) -> None:
+    line = describe(kind("file.yaml: " + "x \x1b" * 50_000 + "do this"))
+    assert 390 < len(line) <= 400
+    assert r"file.yaml: x \x1bx" in line
+    assert "do this" in line
 
 
 @pytest.mark.parametrize(
