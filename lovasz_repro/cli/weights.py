@@ -69,8 +69,7 @@ def fetch(
 ) -> None:
     """Download released weights; goes on where it was stopped, and checks what came."""
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.host.download import download, sha256_of
-    from lovasz_repro.host.http_file import UnavailableError
+    from lovasz_repro.host.download import UnavailableError, download, sha256_of
     from lovasz_repro.host.progress import Progress
 
     entry = known(name)

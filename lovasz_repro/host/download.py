@@ -1,38 +1,54 @@
 """Downloads of large files: they go on where they broke off, and end whole and checked or not.
 
 What has come lies in ``<target>.part``; ``<target>.part.json`` says of which address and which
-version, so that a later call can go on.
+version, so that a later call can ask for the rest (RFC 9110: Range with If-Range). A server decides
+neither how long a download may take nor how much it may bring.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import IncompleteRead
+from io import BufferedWriter
 from pathlib import Path
+from threading import Thread
+from urllib.parse import urljoin, urlsplit
 
+import requests
+import urllib3
 from filelock import FileLock, Timeout
 
+from lovasz_repro import __version__
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.files import write_durably
-from lovasz_repro.host.http_file import (
-    Answer,
-    Beginning,
-    BrokenOffError,
-    OtherFileError,
-    UnavailableError,
-    ask,
-    check_address,
-)
+from lovasz_repro.host.files import rename_durably, write_durably
 
 MOST_BYTES = 4 * 2**30  # of a file whose size nobody has told
 ATTEMPTS = 4  # in a row that bring nothing
 TIMEOUT_SECONDS = 60.0
+SLOWEST = 10_000  # bytes per second on average, once the patience is at its end
+PATIENCE_SECONDS = 300.0
+REDIRECTS = 10
+BLOCK = 2**18  # bytes
+TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 Progress = Callable[[int, int | None], object]
 """Takes the bytes that are there, and the bytes of the whole file where they are known."""
+
+
+class UnavailableError(RunFailed):
+    """The file is not to be had at this address."""
+
+
+class BrokenOffError(Exception):
+    """The connection ended too early; the next attempt may get further."""
 
 
 def download(
@@ -41,7 +57,7 @@ def download(
     *,
     size: int | None = None,
     sha256: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
     timeout: float = TIMEOUT_SECONDS,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Path:
@@ -60,24 +76,35 @@ def download(
 
     Raises:
         UserError: this is no such address, or another process fetches the same file.
-        UnavailableError: nothing is there, the connection breaks again and again, or what came
-            is not the file.
+        UnavailableError: nothing is there, it comes too slowly, the connection breaks again and
+            again, or what came is not the file.
         RunFailed: the disk is full, or `target` cannot be written.
     """
     check_address(url)
-    part = Part(target, url)
+    file = _Download(url, target, size, sha256, progress, timeout, sleep)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
-            _receive(part, size, sha256, progress or (lambda done, total: None), timeout, sleep)
-            _verify(part, size, sha256)
-            _publish(part, target)
+            file.receive()
+            file.verify()
+            file.publish()
     except OSError as error:  # of the disk: those of the network have other names by now
         raise RunFailed(
-            f"cannot write {target}: {error.strerror or error}. {part}; once that is mended, the "
-            "same command goes on."
+            f"cannot write {target}: {error.strerror or error}. {file.kept()}; once that is "
+            "mended, the same command goes on."
         ) from error
     return target
+
+
+def check_address(url: str) -> None:
+    """Raise UserError unless this is an http or https address."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or re.search(r"[^!-~]", url):
+        raise UserError(f"{url!r} is no address of a file: expected https://... or http://...")
 
 
 def sha256_of(file: Path) -> str:
@@ -86,49 +113,199 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-class Part:
-    """What has come of a file, and a note beside it of what it is a part of."""
+def redirected(url: str, location: str) -> str:
+    """Where an answer sends on to; raises UnavailableError where that is no http or less safe."""
+    safe = ("https",) if url.startswith("https:") else ("https", "http")
+    try:
+        onward = urljoin(url, location)
+        check_address(onward)
+    except (ValueError, UserError):
+        onward = ""
+    if urlsplit(onward).scheme not in safe:
+        raise UnavailableError(f"{url}: redirects to {location!r}, which is not followed.")
+    return onward
 
-    def __init__(self, target: Path, url: str) -> None:
-        self.url = url
-        self.file = target.with_name(f"{target.name}.part")
-        self._note = target.with_name(f"{target.name}.part.json")
 
-    def find(self) -> Beginning:
+@dataclass(frozen=True)
+class _Beginning:
+    """The first bytes of a file: how many are there, of which version, of how many in all."""
+
+    length: int = 0
+    version: str | None = None
+    total: int | None = None
+
+
+@dataclass
+class _Download:
+    """A file that is wanted; for the attributes see `download`."""
+
+    url: str
+    target: Path
+    size: int | None
+    sha256: str | None
+    progress: Progress
+    timeout: float
+    sleep: Callable[[float], object]
+
+    def __post_init__(self) -> None:
+        self.part = self.target.with_name(f"{self.target.name}.part")
+        self.note = self.target.with_name(f"{self.target.name}.part.json")
+
+    def receive(self) -> None:
+        """Fetch what is missing, with as many connections as it takes."""
+        self.started, there, in_vain = time.monotonic(), self.find(), 0
+        self.first = furthest = there.length
+        while there.total is None or there.length < there.total:
+            try:
+                self._go_on(there)
+                return
+            except BrokenOffError as error:
+                there = self.find()
+                in_vain = 0 if there.length > furthest else in_vain + 1
+                furthest = max(furthest, there.length)
+                if in_vain == ATTEMPTS:
+                    why = f"{error}; {ATTEMPTS} attempts in a row brought nothing"
+                    raise self._stopped(why) from error
+                self.sleep(2.0**in_vain)
+
+    def _go_on(self, there: _Beginning) -> None:
+        """Ask for what is missing and write what comes to the end of the part."""
+        with self._ask(there) as response, self._part_for(response, there) as file:
+            length, whole = file.tell(), _total(response) or self.size
+            self.progress(length, whole)
+            for block in _blocks(response):
+                length += len(block)
+                if length > (most := whole or MOST_BYTES):
+                    self.remove()
+                    raise self._refused(f"sends more than the {most:,} bytes of the file")
+                file.write(block)
+                self.progress(length, whole)
+                allowance = PATIENCE_SECONDS + (length - self.first) / SLOWEST
+                if time.monotonic() - self.started > allowance:
+                    file.flush()
+                    raise self._stopped("comes too slowly")
+        if whole is not None and length < whole:
+            raise BrokenOffError("broke off")
+
+    @contextmanager
+    def _ask(self, there: _Beginning) -> Iterator[requests.Response]:
+        """The answer to a request for the rest, of which nothing but the header has been read."""
+        headers = {"User-Agent": f"lovasz-repro/{__version__}", "Accept-Encoding": "identity"}
+        if there.length and there.version:
+            headers |= {"Range": f"bytes={there.length}-", "If-Range": there.version}
+        url = self.url
+        for _ in range(REDIRECTS):
+            with _header(url, headers, self.timeout) as response:
+                if not response.is_redirect:
+                    self._check_header(response)
+                    yield response
+                    return
+                url = redirected(url, response.headers["Location"])
+        raise self._refused(f"redirects more than {REDIRECTS} times")
+
+    def _check_header(self, response: requests.Response) -> None:
+        """Raise unless an answer is (the rest of) a file as it is."""
+        status, header = response.status_code, response.headers
+        if status == 416:
+            self.remove()
+            raise BrokenOffError("the file has become shorter")
+        if status in TRY_AGAIN:
+            raise BrokenOffError(f"HTTP {status} {response.reason}")
+        if status not in (200, 206):
+            raise self._refused(f"HTTP {status} {response.reason}")
+        if header.get("Content-Type", "").lower().startswith("text/html"):
+            raise self._refused("a web page came in place of a file. Open it in a browser")
+        if (packed := header.get("Content-Encoding", "identity")) != "identity":
+            raise self._refused(f"came as {packed}, which is not read")
+
+    def _part_for(self, response: requests.Response, there: _Beginning) -> BufferedWriter:
+        """The part that an answer is to be added to; raises where it does not fit."""
+        header, total = response.headers, _total(response)
+        etag = header.get("ETag", "")
+        version = etag if etag.startswith('"') else header.get("Last-Modified")
+        if response.status_code == 206:
+            extent = header.get("Content-Range", "")
+            same = version in (None, there.version) and there.total in (None, total)
+            if not (total and same and extent.startswith(f"bytes {there.length}-")):
+                self.remove()
+                raise BrokenOffError("the rest of another file came")
+            there = _Beginning(there.length, there.version, total)
+        else:
+            there = _Beginning(0, version, total)
+        self._check_size(there, response.raw.chunked)
+        if not there.length:
+            self.remove()
+            if version:
+                note = {"url": self.url, "version": version, "total": total}
+                write_durably(self.note, json.dumps(note).encode())
+        return self.part.open("ab")
+
+    def _check_size(self, there: _Beginning, chunked: bool) -> None:
+        total = self.size if there.total is None else there.total
+        if total != self.size is not None:
+            raise self._refused(f"has {total:,} bytes, expected {self.size:,}")
+        if total is None and self.sha256 is None and not chunked:
+            raise self._refused("nobody says how long the file is. Give its --sha256")
+        if (total or 0) > (self.size or MOST_BYTES):
+            raise self._refused(f"has {total:,} bytes, more than any weights")
+        free, missing = shutil.disk_usage(self.part.parent).free, (total or 0) - there.length
+        if missing > free:
+            text = f"{free:,} bytes are free, {missing:,} are missing."
+            raise RunFailed(f"{self.part.parent}: {text}")
+
+    def _refused(self, why: str) -> UnavailableError:
+        return UnavailableError(f"{self.url}: {why}.")
+
+    def _stopped(self, why: str) -> UnavailableError:
+        return self._refused(f"{why}. {self.kept()}; the same command goes on")
+
+    def find(self) -> _Beginning:
         """What an earlier call left of this address; anything else is removed."""
-        length = self.file.stat().st_size if self.file.exists() else 0
+        length = self.part.stat().st_size if self.part.exists() else 0
         try:
-            note = json.loads(self._note.read_text())
+            note = json.loads(self.note.read_text())
             version, total = str(note["version"]), note["total"]
             fits = note["url"] == self.url and (total is None or length <= int(total))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             fits = False
         if length and fits:
-            return Beginning(length, version, total if total is None else int(total))
+            return _Beginning(length, version, total if total is None else int(total))
         self.remove()
-        return Beginning()
-
-    def begin(self, answer: Answer) -> Beginning:
-        """Start over with an answer that begins at the first byte."""
-        self.remove()
-        if answer.version:
-            note = {"url": self.url, "version": answer.version, "total": answer.total}
-            write_durably(self._note, json.dumps(note).encode())
-        return Beginning(0, answer.version, answer.total)
+        return _Beginning()
 
     def remove(self) -> None:
         """Forget what has come."""
-        self.file.unlink(missing_ok=True)
-        self.forget_note()
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
 
-    def forget_note(self) -> None:
-        """Remove the note alone."""
-        self._note.unlink(missing_ok=True)
-
-    def __str__(self) -> str:
-        if not os.path.exists(self.file):
+    def kept(self) -> str:
+        """How much of the file is there, in words."""
+        if not os.path.exists(self.part):
             return "Nothing has come"
-        return f"{self.file.stat().st_size:,} bytes are kept in {self.file}"
+        return f"{self.part.stat().st_size:,} bytes are kept in {self.part}"
+
+    def verify(self) -> None:
+        """Make sure that what came is the file; else remove it and raise UnavailableError."""
+        length, found = self.part.stat().st_size, sha256_of(self.part)
+        with self.part.open("rb") as file:
+            page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        if self.sha256 is not None and not found.startswith(self.sha256.lower()):
+            problem = f"SHA-256 is {found}, expected {self.sha256.lower()}"
+        elif self.size is not None and length != self.size:
+            problem = f"{length:,} bytes came, expected {self.size:,}"
+        elif page or not length:
+            problem = "a web page came in place of a file" if page else "an empty file came"
+        else:
+            return
+        self.remove()
+        raise self._refused(f"{problem}. It was removed{' (a web page)' if page else ''}")
+
+    def publish(self) -> None:
+        """Give the file its name so that it survives a crash."""
+        with self.part.open("rb") as file:
+            os.fsync(file.fileno())
+        rename_durably(self.part, self.target)
+        self.note.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -146,103 +323,53 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _receive(
-    part: Part,
-    size: int | None,
-    sha256: str | None,
-    progress: Progress,
-    timeout: float,
-    sleep: Callable[[float], object],
-) -> None:
-    """Fetch what is missing, with as many connections as it takes."""
-    there = part.find()
-    furthest, in_vain = there.length, 0
-    while there.total is None or there.length < there.total:
+def _header(url: str, headers: dict[str, str], timeout: float) -> requests.Response:
+    """An answer up to its header, which may not take longer even if it comes byte by byte.
+
+    An adapter is asked, as `requests.get` would read all that comes with a redirect.
+    """
+    answer: Future[requests.Response] = Future()
+
+    def ask() -> None:
         try:
-            with ask(part.url, there, timeout) as answer:
-                _check_size(part, answer, size, sha256)
-                if answer.start == 0:
-                    there = part.begin(answer)
-                _append(part, answer, there, size, progress)
-            return
-        except BrokenOffError as error:
-            if isinstance(error, OtherFileError):
-                part.remove()
-            there = part.find()
-            in_vain = 0 if there.length > furthest else in_vain + 1
-            furthest = max(furthest, there.length)
-            if in_vain == ATTEMPTS:
-                raise UnavailableError(
-                    f"{part.url}: {error}; {ATTEMPTS} attempts in a row brought nothing. {part}; "
-                    "the same command goes on."
-                ) from error
-            sleep(2.0**in_vain)
+            with requests.Session() as session:
+                request = session.prepare_request(requests.Request("GET", url, headers))
+                given = session.merge_environment_settings(url, {}, True, None, None)
+                answer.set_result(session.get_adapter(url).send(request, timeout=timeout, **given))
+        except BaseException as error:
+            answer.set_exception(error)
 
-
-def _check_size(part: Part, answer: Answer, size: int | None, sha256: str | None) -> None:
-    """Raise UnavailableError where another file is offered, RunFailed where there is no room."""
-    total = answer.total if answer.total is not None else size
-    if size is not None and total != size:
-        raise UnavailableError(f"{part.url}: has {total:,} bytes, expected {size:,}.")
-    if total is None and sha256 is None and not answer.ends_clearly:
-        raise UnavailableError(f"{part.url}: nobody says how long the file is. Give its --sha256.")
-    if total is not None and total > (size or MOST_BYTES):
-        raise UnavailableError(f"{part.url}: has {total:,} bytes, more than any weights.")
-    free = shutil.disk_usage(part.file.parent).free
-    missing = (total or 0) - answer.start
-    if missing > free:
-        raise RunFailed(f"{part.file.parent}: {free:,} bytes are free, {missing:,} are missing.")
-
-
-def _append(
-    part: Part, answer: Answer, there: Beginning, size: int | None, progress: Progress
-) -> None:
-    """Write what comes to the end of the part."""
-    length = there.length
-    whole = answer.total if answer.total is not None else size
-    most = MOST_BYTES if whole is None else whole
-    with part.file.open("ab") as file:
-        progress(length, whole)
-        for block in answer.blocks():
-            length += len(block)
-            if length > most:
-                part.remove()
-                raise UnavailableError(
-                    f"{part.url}: sends more than the {most:,} bytes of the file."
-                )
-            file.write(block)
-            progress(length, whole)
-    if whole is not None and length < whole:
-        raise BrokenOffError(f"broke off after {length:,} of {whole:,} bytes")
-
-
-def _verify(part: Part, size: int | None, sha256: str | None) -> None:
-    """Make sure that what came is the file; else remove it and raise UnavailableError."""
-    length, found = part.file.stat().st_size, sha256_of(part.file)
-    with part.file.open("rb") as file:
-        page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if sha256 is not None and not found.startswith(sha256.lower()):
-        problem = f"SHA-256 is {found}, expected {sha256.lower()}"
-    elif size is not None and length != size:
-        problem = f"{length:,} bytes came, expected {size:,}"
-    elif page or not length:
-        problem = "a web page came in place of a file" if page else "an empty file came"
-    else:
-        return
-    part.remove()
-    raise UnavailableError(
-        f"{part.url}: {problem}. It was removed{' (a web page)' if page else ''}."
-    )
-
-
-def _publish(part: Part, target: Path) -> None:
-    """Give the file its name so that it survives a crash."""
-    with part.file.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part.file, target)
-    part.forget_note()
-    folder = os.open(target.parent, os.O_RDONLY)
+    Thread(target=ask, daemon=True).start()
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        return answer.result(2 * timeout)  # to connect, and to answer
+    except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
+        raise _in_words(url, error) from error
+
+
+def _blocks(response: requests.Response) -> Iterator[bytes]:
+    """The bytes as they arrive, up to `BLOCK` at a time; raises BrokenOffError."""
+    try:
+        while block := response.raw.read1(BLOCK, decode_content=False):
+            yield block
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise _in_words(response.url, error) from error
+
+
+def _in_words(url: str, error: BaseException) -> Exception:
+    """What went wrong with a connection: its innermost reason."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UnavailableError(f"{url}: its certificate: {error.verify_message}.")
+    if isinstance(error, TimeoutError):
+        return BrokenOffError("no answer")
+    if isinstance(error, IncompleteRead):
+        return BrokenOffError("broke off")
+    return BrokenOffError(str(getattr(error, "strerror", None) or error or type(error).__name__))
+
+
+def _total(response: requests.Response) -> int | None:
+    """Bytes of the whole file, where the header says so."""
+    name = "Content-Range" if response.status_code == 206 else "Content-Length"
+    found = re.fullmatch(r"(?:bytes [0-9]+-[0-9]+/)?([0-9]{1,15})", response.headers.get(name, ""))
+    return int(found[1]) if found and not response.raw.chunked else None

@@ -48,9 +48,14 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        rename_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rename_durably(temporary: Path, path: Path) -> None:
+    """Give a file that is on the disk its name so that it survives a crash."""
+    os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -26,7 +26,7 @@ from lovasz_repro.config.schema import experiment_names, experiments_folder
 from lovasz_repro.data.locate import DEEPLAB_COCO, deeplab_weights_file
 from lovasz_repro.errors import UserError
 from lovasz_repro.host import terminal
-from lovasz_repro.host.http_file import UnavailableError, check_address
+from lovasz_repro.host.download import UnavailableError, check_address
 from lovasz_repro.models.catalogue import RELEASED
 from tests.conftest import real_data
 from tests.file_server import Exchange, FileServer, file, raw, serving

@@ -3,11 +3,10 @@
 import contextlib
 import hashlib
 import json
+import re
 import resource
 import shutil
-import urllib.request
 from collections.abc import Iterator
-from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +16,13 @@ from filelock import FileLock
 
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host import download as module
-from lovasz_repro.host.download import ATTEMPTS, download
-from lovasz_repro.host.http_file import UnavailableError, _Redirects, check_address
+from lovasz_repro.host.download import (
+    ATTEMPTS,
+    UnavailableError,
+    check_address,
+    download,
+    redirected,
+)
 from tests.file_server import Exchange, FileServer, file, raw, serving
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
@@ -245,7 +249,7 @@ def refused(
 def test_a_server_that_promises_more_than_it_sends(target: Path, waits: list[float]) -> None:
     with serving(raw(200, CONTENT, Content_Length=SIZE + 9, ETag='"one"')) as server:
         message = refused(server, target, waits)
-    assert f"broke off after {SIZE:,} of {SIZE + 9:,} bytes" in message
+    assert f"broke off; 4 attempts in a row brought nothing. {SIZE:,} bytes are kept" in message
     assert waits == [1.0, 2.0, 4.0, 8.0]
     assert len(server.ranges) == 1 + ATTEMPTS
 
@@ -358,12 +362,22 @@ def test_redirects_to_elsewhere_are_refused(target: Path, where: str) -> None:
 
 
 def test_redirects_stay_encrypted() -> None:
-    request = urllib.request.Request("https://example.org/a", headers={"Range": "bytes=5-"})
-    follow = _Redirects().redirect_request
     with pytest.raises(UnavailableError, match="not followed"):
-        follow(request, None, 302, "Found", Message(), "http://example.org/a")
-    onward = follow(request, None, 302, "Found", Message(), "https://example.com/a")
-    assert onward.get_header("Range") == "bytes=5-"
+        redirected("https://example.org/a", "http://example.org/a")
+    assert redirected("https://example.org/a", "//example.com/b") == "https://example.com/b"
+    assert redirected("http://example.org/a", "https://example.org/a").startswith("https")
+
+
+def test_redirects_end(target: Path) -> None:
+    """In time, and whatever lies behind them is not read."""
+
+    def round_and_round(exchange: Exchange) -> None:
+        raw(302, Location=exchange.server.url, Transfer_Encoding="chunked")(exchange)
+        exchange.server.closing.wait(5)
+
+    with serving(round_and_round) as server:
+        assert "redirects more than 10 times" in refused(server, target)
+    assert len(server.ranges) == 10
 
 
 @pytest.mark.parametrize(
@@ -379,6 +393,47 @@ def test_what_is_no_address(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError):
         download(url, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def byte_by_byte(head: bytes, byte: bytes) -> Any:
+    """Sends a byte of its answer ten times a second, for ten seconds."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.wfile.write(head)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(100):
+                if exchange.server.closing.wait(0.1):
+                    return
+                exchange.body(byte)
+
+    return answer
+
+
+def test_a_body_that_comes_too_slowly(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.5)
+    header = f'HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\nETag: "one"\r\n\r\n'
+    with serving(byte_by_byte(header.encode(), b"\0")) as server:
+        message = refused(server, target)
+    assert "comes too slowly" in message
+    assert re.search(r"[1-9] bytes are kept in .*; the same command goes on", message)
+    assert server.served < 50
+
+
+def test_a_byte_an_attempt_is_too_slow_as_well(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(seconds)))
+    with serving(file(CONTENT, cut=1)) as server:
+        assert "comes too slowly" in refused(server, target)
+    assert server.served < 10
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_header_that_comes_too_slowly(target: Path, head: bytes) -> None:
+    with serving(byte_by_byte(head, head or b"H")) as server:
+        assert "no answer" in refused(server, target, timeout=0.3)
+    assert len(server.ranges) == ATTEMPTS
 
 
 # -- the disk, and others ------------------------------------------------------------------------
