@@ -56,7 +56,7 @@ def figures(
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """The paper's figures, as PDF and PNG, with the data and runs behind each as JSON."""
+    """The paper's figures, as PDF and PNG, each with its caption, and its data and runs as JSON."""
     from lovasz_repro.report.figures import write_figures
     from lovasz_repro.store import Store
 
@@ -67,7 +67,7 @@ def figures(
 
     for file in write_figures(Store(results, tracking_uri), folder, names, missing=tell):
         if file.suffix == ".png":
-            say(f"{file} (and .pdf, .json)")
+            say(f"{file} (and .pdf, .txt, .json)")
 
 
 @report_app.command()

@@ -26,7 +26,7 @@ from lovasz_repro.report.cityscapes import (
     starting_point,
 )
 from lovasz_repro.report.cityscapes_pictures import Example, read_examples
-from lovasz_repro.report.curves import BEFORE, PANELS, convergence, dataset_miou, left_out
+from lovasz_repro.report.curves import BEFORE_WORDS, PANELS, convergence, dataset_miou, left_out
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
 from lovasz_repro.report.runs import (
     SCALES,
@@ -106,14 +106,13 @@ class Shades:
         return self.drawn
 
     def handles(self) -> list[Any]:
-        """Entries of the legend: every curve, and the network before training."""
+        """Entries of the legend: every curve."""
         from matplotlib.lines import Line2D
 
-        curves = [
+        return [
             Line2D([], [], color=colour, ls=dash, label=f"{variant_title(name)} ({size})")
             for (name, size), (colour, dash) in self.drawn.items()
         ]
-        return [*curves, Line2D([], [], label="before training", **BEFORE)]
 
 
 def _curves(store: RunStore, experiment: str) -> Drawing | Missing:
@@ -140,8 +139,8 @@ def _curves(store: RunStore, experiment: str) -> Drawing | Missing:
     caption = (
         "Convergence of ENet on the validation set under fine-tuning with Lovász-Softmax, with "
         "various batch sizes (from light to dark), and with weighted cross-entropy. Shown is "
-        f"{measure}; mean and one standard deviation over seeds. Grey dashes: the "
-        f"network before training. {_panels(shown, experiment)}{left_out(found)}"
+        f"{measure}; mean and one standard deviation over seeds.{BEFORE_WORDS} "
+        f"{_panels(shown, experiment)}{left_out(found)}"
     )
     return Drawing(figure, caption, tuple(curves))
 
@@ -257,6 +256,7 @@ def _drawing(
         )
         for example in examples
     ]
+    title += ". Windows: those in which the two networks differ most"
     return Drawing(_grid(title, examples), caption, tuple(curves))
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning of ENet: validation score against iteration (the form of Fig. 9), and per class."""
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,15 @@ LINES = ("-", "--", "-.", ":")
 """Line styles of the batch sizes, ascending."""
 MARKED = 16
 """Curves with fewer points show them."""
-BEFORE: dict[str, Any] = {"ls": (0, (4, 3)), "lw": 0.9, "color": GREY}
+BAND = 0.18
+"""Opacity of a band."""
+BEFORE: dict[str, Any] = {
+    "ls": (0, (4, 3)), "lw": 0.9, "color": GREY, "label": "before training",
+}  # fmt: skip
 """Line of the network before training."""
+BEFORE_WORDS = (
+    " The network before training is a dashed grey line, or a note where it lies below the axis."
+)
 TITLE_WIDTH = 72
 """Characters of a title that fit over a panel."""
 PANELS = 4
@@ -53,8 +61,8 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
     figure, curves = convergence(store, shown, look, "validation dataset-mIoU (%)")
     caption = (
         "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
-        "against iteration, mean and one standard deviation over seeds. Dashed: the network "
-        "before training." + left_out(found)
+        f"against iteration, mean and one standard deviation over seeds.{BEFORE_WORDS}"
+        f"{left_out(found)}"
     )
     return Drawing(figure, caption, tuple(curves))
 
@@ -118,7 +126,7 @@ class Appearance(Protocol):
         ...
 
     def handles(self) -> list[Any]:
-        """Entries of the legend."""
+        """Entries of the legend, one per look."""
         ...
 
 
@@ -149,7 +157,7 @@ class Look:
         }
 
     def handles(self) -> list[Any]:
-        """Entries of the legend: variants, batch sizes where they differ, the initial network."""
+        """Entries of the legend: variants, and batch sizes where they differ."""
         from matplotlib.lines import Line2D
 
         variants = [
@@ -161,7 +169,7 @@ class Look:
             for size, dash in self.dashes.items()
             if len(self.dashes) > 1
         ]
-        return [*variants, *sizes, Line2D([], [], label="before training", **BEFORE)]
+        return [*variants, *sizes]
 
 
 def dataset_miou(store: RunStore, run: Run) -> History:
@@ -194,11 +202,8 @@ def convergence(
 
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    handles = look.handles()
-    legend_rows = -(-len(handles) // (2 * columns)) + bool(legend_title)
-    size = (COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure = Figure(layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     curves: list[Curve] = []
     single = len({size for cohort, _ in shown for size in cohort.batch_sizes}) == 1
     for ax, (cohort, heading) in zip(axes, shown, strict=False):
@@ -207,9 +212,30 @@ def convergence(
         ax.set(xlabel="iteration", ylabel=ylabel)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
+    handles = [*look.handles(), *_signs(axes, curves)]
+    legend_rows = -(-len(handles) // (2 * columns)) + bool(legend_title)
+    figure.set_size_inches(COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns,
                   title=legend_title or None, title_fontsize=7)  # fmt: skip
     return figure, curves
+
+
+def _signs(axes: Sequence[Any], curves: Sequence[Curve]) -> list[Any]:
+    """Entries of the legend for what is drawn beside curves: bands, and lines before training."""
+    from matplotlib.lines import Line2D
+
+    signs = [band_sign()] if any(any(c.data.get("spread", ())) for c in curves) else []
+    dashed = [line for ax in axes for line in ax.lines if line.get_label() == BEFORE["label"]]
+    if any(line.get_ydata()[0] >= line.axes.get_ylim()[0] for line in dashed):
+        signs.append(Line2D([], [], **BEFORE))
+    return signs
+
+
+def band_sign() -> Any:
+    """Entry of a legend for the bands around means."""
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=GREY, alpha=BAND, label="± standard deviation over seeds")
 
 
 def _convergence(
@@ -240,6 +266,7 @@ def _title(ax: Any, heading: str) -> None:
     """A heading over a panel; one too long for a line breaks first after the data's name."""
     if len(heading) > TITLE_WIDTH:
         heading = heading.replace(": ", ":\n", 1)
+    heading = re.sub(r"\((\d+) core", "(\\1\N{NO-BREAK SPACE}core", heading)
     lines = [textwrap.fill(line, TITLE_WIDTH) for line in heading.split("\n")]
     ax.set_title("\n".join(lines), fontsize=6.5, color=GREY)
 
@@ -250,7 +277,7 @@ def draw_band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> 
     if any(spread):
         low = [m - s for m, s in zip(mean, spread, strict=True)]
         high = [m + s for m, s in zip(mean, spread, strict=True)]
-        ax.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+        ax.fill_between(x, low, high, color=colour, alpha=BAND, lw=0)
     ax.plot(x, mean, dash, color=colour, marker="o" if len(x) < MARKED else "", ms=2)
 
 

@@ -1,15 +1,18 @@
 """Every figure of the report: one function that reads a store, one line in ``FIGURES``.
 
-A figure is written as PDF, PNG (200 dpi) and JSON: the data of every curve and the runs behind
-it. The same runs give the same bytes. Nothing here touches ``matplotlib.pyplot`` or its state.
+A figure is written as PDF, PNG (200 dpi), text (its caption) and JSON: the data of every curve and
+the runs behind it. The same runs give the same bytes. Nothing here touches ``matplotlib.pyplot`` or
+its state.
 """
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lovasz_repro.host.output import visible
 from lovasz_repro.report.cityscapes_figures import (
     camvid_as_cityscapes_curves,
     camvid_as_cityscapes_examples,
@@ -53,7 +56,7 @@ def write_figures(
     *,
     missing: Callable[[str, Missing], None] | None = None,
 ) -> list[Path]:
-    """Write figures as ``<out>/<name>.pdf``, ``.png`` and ``.json``; returns the files.
+    """Write figures as ``<out>/<name>.pdf``, ``.png``, ``.txt`` and ``.json``; returns the files.
 
     Args:
         store: where to read.
@@ -83,11 +86,13 @@ def _save(drawing: Drawing, out: Path, name: str) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(drawing.figure)
-    pdf, png, sidecar = (out / f"{name}.{suffix}" for suffix in ("pdf", "png", "json"))
+    pdf, png, words, sidecar = (out / f"{name}.{end}" for end in ("pdf", "png", "txt", "json"))
     drawing.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     drawing.figure.savefig(png, format="png", metadata={"Software": None})
+    lines = textwrap.wrap(visible(drawing.caption), 100, break_on_hyphens=False)
+    words.write_text("\n".join([*lines, ""]), encoding="utf-8")
     sidecar.write_text(_sidecar(drawing, name), encoding="utf-8")
-    return [pdf, png, sidecar]
+    return [pdf, png, words, sidecar]
 
 
 def _sidecar(drawing: Drawing, name: str) -> str:

@@ -249,7 +249,7 @@ def _heading(cohort: Cohort, different: Sequence[str]) -> str:
     elif cohort.profile != cohort.scale:
         parts.append(f"{cohort.scale} scale")
     if mine.get("data.images") == "features":
-        parts.append("features, no photographs")
+        parts.append("no photographs")
     if "data.size" in mine:
         parts.append("×".join(re.findall(r"\d+", mine["data.size"])))
     if "training.iterations" in mine:

@@ -11,6 +11,8 @@ from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
 from lovasz_repro.report.style import GREY, LOSSES, PAGE
 
 REFERENCE = "jaccard"
+DASHES = {"hinge": "--"}
+"""Its curve runs close to that of cross-entropy."""
 
 
 def figure_3(store: RunStore) -> Drawing | Missing:
@@ -86,8 +88,8 @@ def _losses(ax: Any, curves: dict[str, list[float]], run: Run) -> tuple[Curve, .
         values = relative(curves[name])
         at = values.index(min(values))
         is_reference = name == REFERENCE
-        ax.plot(b, values, color=colour, label=title, lw=1.8 if is_reference else 1.1,
-                zorder=4 if is_reference else 3)  # fmt: skip
+        ax.plot(b, values, DASHES.get(name, "-"), color=colour, label=title,
+                lw=1.8 if is_reference else 1.1, zorder=4 if is_reference else 3)  # fmt: skip
         ax.plot(b[at], 0.0, "o", color=colour, clip_on=False, zorder=6 + order)
         if not is_reference:
             ax.plot([b[at]] * 2, [0.0, reference[at]], ":", color=colour, lw=0.8, zorder=2)

@@ -77,6 +77,7 @@ def _drawing(
         for name, iou in chosen.ious.items()
     ]
     rows = [_tiles(example) for example in examples]
+    title += ". Images: those on which the losses differ most"
     figure = picture_grid(title, rows, COLOURS, legend_columns=len(COLOURS))
     return Drawing(figure, caption, tuple(curves))
 

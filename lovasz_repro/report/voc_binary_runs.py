@@ -65,7 +65,7 @@ def data_title(cohort: Cohort) -> str:
     title = FOLDERS.get(folder, f"data in {folder}")
     if on_features(cohort):
         real = "real " if folder == "voc" else ""
-        return f"Features drawn from the {real}masks ({title})"
+        return f"Evidence drawn from the {real}masks ({title})"
     return title[0].upper() + title[1:]
 
 

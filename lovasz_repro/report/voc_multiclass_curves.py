@@ -8,11 +8,11 @@ image-mIoU is.
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lovasz_repro.report.curves import band, draw_band
+from lovasz_repro.report.curves import band, band_sign, draw_band
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
 from lovasz_repro.report.layout import number
 from lovasz_repro.report.runs import Cohort, Run, RunStore, command, sources
@@ -77,6 +77,9 @@ class Correlation:
     """Over all validations, the one before training too (as in the claims)."""
     trained: float | None
     """Without that one; None where too few are left."""
+    points: int
+    """Validations of a run, the one before training too; the fewest of all runs."""
+    runs: int
 
 
 def figure_6(store: RunStore) -> Drawing | Missing:
@@ -111,21 +114,32 @@ def joint_variant(store: RunStore, cohort: Cohort) -> str | None:
 
 def correlation(store: RunStore, runs: Sequence[Run]) -> Correlation | None:
     """How closely the batch-mIoU follows the dataset-mIoU; None where it is undefined."""
-    every = [_pearson(store, run, since=0) for run in runs]
-    trained = [_pearson(store, run, since=1) for run in runs]
-    having, after = ([r for r in found if r is not None] for found in (every, trained))
-    if not having:
+    pairs = [_pairs(store, run) for run in runs]
+    every = [(r, len(points)) for points in pairs if (r := _pearson(points.values())) is not None]
+    trained = [_pearson([pair for step, pair in points.items() if step]) for points in pairs]
+    after = [r for r in trained if r is not None]
+    if not every:
         return None
-    return Correlation(statistics.fmean(having), statistics.fmean(after) if after else None)
+    return Correlation(
+        every=statistics.fmean(r for r, _ in every),
+        trained=statistics.fmean(after) if after else None,
+        points=min(count for _, count in every),
+        runs=len(every),
+    )
 
 
-def _pearson(store: RunStore, run: Run, since: int) -> float | None:
+def _pairs(store: RunStore, run: Run) -> dict[int, tuple[float, float]]:
+    """Both measures at each validation that has them."""
     first, second = (dict(store.history(run.run_id, metric)) for metric in (DATASET, BATCH))
-    steps = [s for s in first if s >= since and math.isfinite(first[s] + second.get(s, math.nan))]
-    pair = [first[s] for s in steps], [second[s] for s in steps]
-    if len(steps) < 3 or any(len(set(side)) == 1 for side in pair):
+    both = {step: (first[step], second[step]) for step in first if step in second}
+    return {step: pair for step, pair in both.items() if math.isfinite(sum(pair))}
+
+
+def _pearson(pairs: Collection[tuple[float, float]]) -> float | None:
+    sides = list(zip(*pairs, strict=True))
+    if len(pairs) < 3 or any(len(set(side)) == 1 for side in sides):
         return None
-    return statistics.correlation(*pair)
+    return statistics.correlation(*sides)
 
 
 # -- lines -------------------------------------------------------------------------------------
@@ -196,7 +210,7 @@ def _drawing(
             "as Sec. 4.1 does for circles."
         )
     lines = textwrap.wrap(title, 150)
-    most = max(len(panel) for panel in panels)
+    most = max(len(panel) for panel in panels) + 1  # a band
     tall = TALL + LEGEND_LINE * most + HEADING_LINE * len(lines)
     figure = Figure(figsize=(PAGE, tall), layout="constrained")
     figure.suptitle("\n".join(lines), fontsize=6.5, color=GREY, parse_math=False)
@@ -204,7 +218,6 @@ def _drawing(
     curves: list[Curve] = []
     for ax, panel, name in zip(axes, panels, TITLES, strict=True):
         curves += _panel(ax, panel, name)
-    axes[0].set_ylabel("validation dataset-mIoU (%)")
     joint = joint_variant(store, cohort)
     words, told = _correlation_words(store, cohort, joint)
     if words:
@@ -227,21 +240,24 @@ def _panel(ax: Any, lines: Sequence[Line], title: str) -> list[Curve]:
     """Draw one panel; one without lines says so."""
     ax.set_title(title, fontsize=7.5)
     ax.set_xlabel("iteration")
-    ax.tick_params(axis="x", labelsize=6)
+    ax.tick_params(labelsize=6)
     if not lines:
         ax.set(xticks=[], yticks=[])
         ax.text(0.5, 0.5, "not yet run", transform=ax.transAxes, ha="center", color=GREY)
         return []
     left, right = ([line for line in lines if line.right is side] for side in (False, True))
     _side(ax, left)
+    ax.set_ylabel("val dataset-mIoU (%)", fontsize=7, labelpad=2)
     ax.grid(axis="y")
     if right:
         other = ax.twinx()
         _side(other, right)
         other.spines["right"].set_visible(True)
-        other.tick_params(axis="y", labelcolor=right[0].colour)
+        other.tick_params(labelsize=6)
+        other.set_ylabel(f"val {right[0].label} (%)", fontsize=7, labelpad=2)
         _apart(ax, other)
-    legend_below(ax, [_handle(line) for line in lines])
+    banded = any(any(line.data["spread"]) for line in lines if not line.aside)
+    legend_below(ax, [*map(_handle, lines), *([band_sign()] if banded else [])])
     return [Curve(title, line.label, line.data, sources(line.runs)) for line in lines]
 
 
@@ -294,7 +310,10 @@ def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tu
     if found is None:
         return "", ""
     shown = number(found.every, 3)
-    told = f" Their correlation along a run is r = {shown}"
+    over = f"{found.points} validations"
+    if found.runs > 1:
+        over += f", mean of {found.runs} seeds"
+    told = f" Their correlation along a run is r = {shown} ({over})"
     if found.trained is not None:
         told += f", and {number(found.trained, 3)} without the validation before training"
-    return f"r = {shown}", f"{told}."
+    return f"r = {shown} ({over})", f"{told}."

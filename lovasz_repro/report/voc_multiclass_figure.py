@@ -127,6 +127,7 @@ def _drawing(
         for name, run, score in zip(names, pair.runs, example.scores, strict=True)
     ]
     rows = [_tiles(shown, pair.kind, example) for example in examples]
+    title += ". Images: those on which the two masks differ most"
     figure = picture_grid(title, rows, colours_in(examples), legend_columns=LEGEND_COLUMNS)
     return Drawing(figure, " ".join([caption, *notes]), tuple(curves))
 

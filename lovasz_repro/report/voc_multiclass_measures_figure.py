@@ -65,7 +65,7 @@ def _drawing(store: RunStore, cohort: Cohort, heading: str) -> Drawing:
     from matplotlib.figure import Figure
 
     size = studied_batch(cohort)
-    lines = textwrap.wrap(heading, 150)
+    lines = textwrap.wrap(f"{heading}. Bars: standard deviation over seeds.", 150)
     figure = Figure(figsize=(PAGE, HEIGHT + 0.12 * len(lines)), layout="constrained")
     figure.suptitle("\n".join(lines), fontsize=6.5, color=GREY, parse_math=False)
     axes = figure.subplots(1, 3, width_ratios=WIDTHS)
@@ -160,10 +160,12 @@ def _enlarge(ax: Any, close: Sequence[Curve]) -> None:
     colours = variant_colours(set(OVER_BATCHES))
     inset = ax.inset_axes(INSET)
     for name, curve in zip(CLOSE, close, strict=True):
-        inset.plot(curve.data["batch_size"], curve.data["mean"], "o-", color=colours[name], ms=2)
+        inset.plot(curve.data["batch_size"], curve.data["mean"], "o-", color=colours[name], ms=2,
+                   clip_on=False)  # fmt: skip
     inset.set_xscale("log")
     inset.minorticks_off()
     inset.set_xticks([])
+    inset.margins(x=0.06, y=0.15)
     inset.tick_params(labelsize=6)
     inset.grid(axis="y")
 
@@ -176,7 +178,7 @@ def _signs() -> list[Any]:
     return [
         Line2D([], [], label="random batches", **look),
         Line2D([], [], label="equibatch", mfc="white", **look),
-        Line2D([], [], label="before training", **BEFORE),
+        Line2D([], [], **BEFORE),
     ]
 
 

@@ -4,11 +4,13 @@ import csv
 import itertools
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lovasz_repro.errors import UserError
+from lovasz_repro.report import style
 from lovasz_repro.report.curves import band, camvid_classes, camvid_curves
 from lovasz_repro.report.drawing import Drawing, Missing
 from lovasz_repro.report.figures import FIGURES, write_figures
@@ -21,6 +23,7 @@ from lovasz_repro.report.surfaces import (
     loss_of_two_pixels,
 )
 from lovasz_repro.report.synthetic_figure import figure_3, relative
+from lovasz_repro.report.voc_multiclass_curves import MEASURES
 
 LOSSES = ("jaccard", "lovasz_hinge", "hinge", "cross_entropy", "soft_iou")
 
@@ -172,6 +175,51 @@ def test_classes_of_the_first_cohort(camvid):
     assert drawing.curves[2].data["mean"] == pytest.approx([23.2, 53.2, 83.2])
 
 
+def legend(drawing):
+    (found,) = drawing.figure.legends
+    return [text.get_text() for text in found.get_texts()]
+
+
+def test_the_legend_has_what_is_drawn(store, add_run):
+    add_run("lovasz-softmax", 0, 0.45)
+    add_run("sum", 0, 0.35)
+    assert legend(camvid_curves(store)) == ["Lovász-Softmax", "sum of both", "before training"]
+    add_run("lovasz-softmax", 1, 0.47)
+    assert any("standard deviation" in text for text in legend(camvid_curves(store)))
+
+
+def test_a_line_below_the_axis_is_a_note_and_not_in_the_legend(store):
+    curve = [(0, 0.1), (200, 0.60), (400, 0.61)]
+    store.add(history={"val/dataset_miou": curve}, metrics={"best/iteration": 400.0})
+    drawing = camvid_curves(store)
+    assert legend(drawing) == ["Lovász-Softmax"]
+    assert any("10.0" in text.get_text() for text in drawing.figure.axes[0].texts)
+
+
+# -- colours -----------------------------------------------------------------------------------
+
+
+def contrast_with_white(colour):
+    """WCAG 2.2, relative luminance of sRGB."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 1.05 / (0.05 + sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+
+
+def test_lines_and_grey_text_stand_out_from_white():
+    lines = {colour for _, colour in (*style.LOSSES.values(), *style.VARIANTS.values())}
+    for colour in (*lines, *style.SPARE, *(colour for _, colour in MEASURES.values())):
+        assert contrast_with_white(colour) >= 3, colour
+    assert contrast_with_white(style.GREY) >= 4.5
+
+
+def test_the_losses_of_figure_3_have_a_colour_each(circles):
+    colours = [colour for _, colour in style.LOSSES.values()]
+    assert len(set(colours)) == len(colours)
+    names = [name for name in vars(style) if vars(style)[name] in colours]
+    assert {"BLUE", "SKY"} - set(names)  # one blue
+
+
 # -- files -------------------------------------------------------------------------------------
 
 
@@ -189,7 +237,7 @@ def test_same_runs_same_bytes(camvid, circles, tmp_path):
     names = ["figure-1", "figure-3", "camvid-enet", "camvid-enet-classes"]
     first = write_figures(camvid, tmp_path / "a", names)
     second = write_figures(camvid, tmp_path / "b", names)
-    assert len(first) == 3 * len(names)
+    assert len(first) == 4 * len(names)
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
@@ -205,10 +253,19 @@ def test_sidecar_leads_to_the_runs(camvid, tmp_path):
         )
 
 
+def test_caption_stands_beside_the_figure_where_nothing_obeys_it(store, tmp_path, monkeypatch):
+    drawing = replace(figure_1(store), caption="of the runs\x1b[31m\n# forged.")
+    monkeypatch.setitem(FIGURES, "figure-1", lambda store: drawing)
+    write_figures(store, tmp_path, ["figure-1"])
+    (caption,) = (tmp_path / "figure-1.txt").read_text().splitlines()
+    assert caption.startswith("of the runs")
+    assert caption.isprintable()
+
+
 def test_png_has_the_size_of_the_page(store, tmp_path):
     from PIL import Image
 
-    _, png, _ = write_figures(store, tmp_path, ["figure-1"])
+    _, png, *_ = write_figures(store, tmp_path, ["figure-1"])
     with Image.open(png) as image:
         assert image.width == 1390  # 6.95 inches at 200 dpi
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)

@@ -31,7 +31,7 @@ def test_report_from_the_real_store(tmp_path):
     assert evidence.outcome.effects[0].mean == pytest.approx(10.0)
 
     assert len(write_tables(store, tmp_path / "report")) == 4 * len(TABLES)
-    assert len(write_figures(store, tmp_path / "report", ["camvid-enet"])) == 3
+    assert len(write_figures(store, tmp_path / "report", ["camvid-enet"])) == 4
 
 
 def test_an_empty_store_is_reported_without_making_one(tmp_path):

@@ -235,7 +235,7 @@ def test_features_are_called_features_and_come_after_photographs(store):
     for table in (voc_binary(store), voc_binary_classes(store)):
         assert [block.heading.split(":")[0] for block in table.blocks] == [
             "Pascal VOC 2012",
-            "Features drawn from the real masks (Pascal VOC 2012)",
+            "Evidence drawn from the real masks (Pascal VOC 2012)",
             "Drawn pictures in the layout of Pascal VOC",
         ]
         assert "features" in table.caption
@@ -341,7 +341,7 @@ def test_features_are_evidence_and_decide_nothing(store):
         assert item.verdict == "not yet run"
         (evidence,) = item.evidence
         assert (evidence.decides, evidence.outcome.verdict) == (False, "holds")
-        assert "features, no photographs" in evidence.heading
+        assert "no photographs" in evidence.heading
 
 
 # -- the real store ----------------------------------------------------------------------------

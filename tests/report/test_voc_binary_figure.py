@@ -119,7 +119,7 @@ def test_features_have_no_photograph_and_say_so(store):
     assert under(drawing)[0][0] == "bird, 2007_000000"
     title = " ".join(drawing.figure.texts[0].get_text().split())
     assert title.startswith("Not the paper's: no paper-scale runs on photographs have stored masks")
-    assert "Features drawn from the real masks" in title
+    assert "Evidence drawn from the real masks" in title
     for part in ("not the paper's Figure 4", "features: noise drawn from the masks",
                  "reduced scale", "not the best-looking"):  # fmt: skip
         assert part in drawing.caption

@@ -170,13 +170,13 @@ def test_every_set_under_its_heading(store):
     table = voc_multiclass(store)
     assert [block.heading.split(": ")[0] for block in table.blocks] == [
         "Pascal VOC 2012",
-        "Features drawn from the real masks (Pascal VOC 2012)",
-        "Features drawn from the real masks (Pascal VOC 2012)",
+        "Evidence drawn from the real masks (Pascal VOC 2012)",
+        "Evidence drawn from the real masks (Pascal VOC 2012)",
         "Drawn pictures in the layout of Pascal VOC",
     ]
     first, second, third, demo = (block.heading for block in table.blocks)
     assert "20000 and 30000 iterations, batch size 10" in first
-    assert "features, no photographs" in second
+    assert "no photographs" in second
     assert second.endswith("600 iterations, batch size 10")
     assert third.endswith("600 iterations, batch size 20")
     assert "200 and 300 iterations" in demo

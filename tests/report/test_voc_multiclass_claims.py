@@ -141,7 +141,7 @@ def test_features_decide_nothing(store):
         assert item.verdict == "not yet run"
         for evidence in item.evidence:
             assert not evidence.decides
-            assert "features, no photographs" in evidence.heading
+            assert "no photographs" in evidence.heading
 
 
 def test_variants_are_described_and_are_those_of_the_experiment():

@@ -62,6 +62,8 @@ def test_curves_are_drawn_with_their_data_and_told_apart(store):
     add_papers(store)
     axes = figure_6(store).figure.axes
     assert len(axes) == 5  # (b) and (c) have an axis at the right
+    measures = ["dataset", "dataset", "dataset", "batch", "image"]
+    assert all(f"{name}-mIoU" in ax.get_ylabel() for name, ax in zip(measures, axes, strict=True))
     drawn = {
         (line.get_color(), line.get_linestyle()): line.get_ydata()[-1] for line in axes[0].lines
     }
@@ -98,7 +100,7 @@ def test_a_paper_scale_run_alone_gives_way_to_a_set_with_curves(store):
     add_features(store)
     drawing = figure_6(store)
     assert title(drawing).startswith(
-        "Not the paper's: no paper-scale runs on photographs have such curves. Shown: Features "
+        "Not the paper's: no paper-scale runs on photographs have such curves. Shown: Evidence "
         "drawn from the real masks"
     )
     assert "batch size 10" in title(drawing)
@@ -155,7 +157,11 @@ def test_correlation_with_and_without_the_first_validation(store):
     assert found.trained == pytest.approx(np.mean(later))
     drawing = figure_6(store)
     legend = drawing.figure.axes[1].get_legend()
-    assert legend.get_title().get_text() == f"r = {found.every:.3f}"
+    assert (found.points, found.runs) == (4, 2)
+    words = legend.get_title().get_text()
+    assert words.startswith(f"r = {found.every:.3f}")
+    assert "4 validations" in words
+    assert "2 seeds" in words
     assert f"{found.trained:.3f} without the validation before training".replace(
         "-", "−"
     ) in drawing.caption  # fmt: skip

@@ -166,7 +166,7 @@ def test_features_have_no_photograph_and_say_so(store):
     drawing = figure_7(store)
     assert headings(drawing) == ["ground truth", "per batch", "per image"]
     assert under(drawing)[0][0] == "2007_000000, masks differ on 40.0%"
-    assert "Features drawn from the real masks" in title(drawing)
+    assert "Evidence drawn from the real masks" in title(drawing)
     assert "This is not the paper's Figure 7" in drawing.caption
     assert "features: noise drawn from the masks" in drawing.caption
 

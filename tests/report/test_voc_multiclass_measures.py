@@ -124,7 +124,7 @@ def test_the_axes(store):
     assert rows[0] == "cross-entropy"
     assert rows[-1] == "Lovász, image, all"
     assert "no figure of the paper" in drawing.caption
-    assert "Features drawn from the real masks" in drawing.figure.get_suptitle()
+    assert "Evidence drawn from the real masks" in drawing.figure.get_suptitle()
     assert "batch size 10" in left.get_title(loc="left")
 
 
