@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,12 +10,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from lovasz_repro.bench.samples import Size
 from lovasz_repro.bench.trainee import First, Timed, Trainee, Variant
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.processes import end_with_parent
-from lovasz_repro.training.distributed import join_team
+from lovasz_repro.training.distributed import join_team, keep_to_this_machine
 
 CPU = torch.device("cpu")
 GRACE = 0.5  # seconds that the other ranks have to tell their side of a failure
@@ -73,12 +73,14 @@ class Ranks:
         return Timed(step, loss), (rests[0] - rests[1]) / count
 
     def _start(self, count: int, size: Size) -> None:
-        context, port = get_context("spawn"), _free_port()
+        context = get_context("spawn")
+        self._meeting = os.fdopen(os.memfd_create("ranks"))  # where the ranks find each other
+        meeting = f"/proc/{os.getpid()}/fd/{self._meeting.fileno()}"
         try:
             with _deaf_children():
                 for rank in range(count):
                     ours, theirs = context.Pipe()
-                    arguments = (rank, count, port, self.threads, size, theirs)
+                    arguments = (rank, count, meeting, self.threads, size, theirs)
                     process = context.Process(target=_serve, args=arguments, daemon=True)
                     self._pipes.append(ours)
                     process.start()
@@ -127,16 +129,17 @@ class Ranks:
         for pipe in self._pipes:
             pipe.close()
         self._processes, self._pipes = [], []
+        self._meeting.close()
 
 
-def _serve(rank: int, ranks: int, port: int, threads: int, size: Size, pipe: Connection) -> None:
+def _serve(rank: int, ranks: int, meeting: str, threads: int, size: Size, pipe: Connection) -> None:
     """The life of a rank: requests in, answers out, until there are no more."""
     end_with_parent()  # also while it waits for ranks that were never started
     torch.set_num_threads(threads)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    keep_to_this_machine()
     variant = Variant(f"{ranks} processes", ranks)
     try:
-        with join_team(rank, ranks, CPU) as team:
+        with join_team(rank, ranks, CPU, FileStore(meeting, ranks)) as team:
             together = Trainee(variant, size, CPU, team)
             apart = Trainee(variant, size, CPU, team, apart=True)
             exact = replace(variant, precision="float64")
@@ -154,12 +157,6 @@ def _serve(rank: int, ranks: int, port: int, threads: int, size: Size, pipe: Con
             pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
         os._exit(1)
     os._exit(0)  # threads of gloo now and then abort a process that ends in order
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager

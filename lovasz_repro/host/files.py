@@ -1,12 +1,97 @@
-"""Files that after a crash are either whole or not there, and files that somebody else names."""
+"""Files that after a crash are whole or not there, what it left of others, and files to read."""
 
 import errno
 import os
+import re
+import secrets
+import shutil
+import socket
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 
 from lovasz_repro.errors import UserError
+
+_LEFT_OVER = re.compile(r"\.(.*)-(\d+)-[0-9a-f]{8}\.tmp(-\w+)?")  # -journal: SQLite's
+DAY = 24 * 3600  # seconds, after which what another machine left unchanged counts as left over
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that after a crash it is either whole or not there: tmp, fsync, rename."""
+    with unfinished(path) as place:
+        with open(place, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        rename_durably(place, path)
+
+
+def rename_durably(temporary: Path, path: Path) -> None:
+    """Give a file that is on the disk its name so that it survives a crash."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to make a file or folder that then takes its name.
+
+    What is still there in the end is removed, after a SIGKILL by the next process that writes into
+    the same folder.
+    """
+    _remove_left_over_once(path.parent)
+    place = path.with_name(f".{machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield place
+    finally:
+        _remove(place)
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove what processes left unfinished in a folder that are no longer there."""
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        match = _LEFT_OVER.fullmatch(name)
+        if match and is_gone(match[1], int(match[2]), folder / name):
+            _remove(folder / name)
+
+
+_remove_left_over_once = cache(remove_left_over)  # folders can hold thousands of files
+
+
+def machine() -> str:
+    """Name of this machine, as part of a file name."""
+    return socket.gethostname()[:64]
+
+
+def is_gone(host: str, process: int, file: Path) -> bool:
+    """Whether a process on a machine has ended that wrote a file."""
+    if host != machine():
+        with suppress(OSError):
+            return time.time() - file.stat().st_mtime > DAY
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # somebody else's
+        return False
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -38,26 +123,3 @@ def read_text(path: Path, most: int) -> str:
         raise UserError(f"{path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: no UTF-8 text ({error.reason}).") from None
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that after a crash it is either whole or not there: tmp, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        rename_durably(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def rename_durably(temporary: Path, path: Path) -> None:
-    """Give a file that is on the disk its name so that it survives a crash."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,10 +1,10 @@
 """Where a request runs: in this process, on ranks, side by side, or on a cluster."""
 
 import os
-import socket
 from dataclasses import dataclass, replace
 
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.files import machine
 from lovasz_repro.host.output import say
 from lovasz_repro.launch.rank import Rank, rank_from_environment
 from lovasz_repro.launch.request import Request
@@ -97,7 +97,7 @@ def _side_by_side(request: Request, way: Way) -> None:
 
 def _on_ranks(request: Request, way: Way) -> None:
     from lovasz_repro.launch.attempts import newest_checkpoints
-    from lovasz_repro.launch.elastic import Launch, check_devices, launch
+    from lovasz_repro.launch.launcher import Launch, check_devices, launch
     from lovasz_repro.launch.slurm_job import rendezvous
 
     if request.gpus:
@@ -112,9 +112,8 @@ def _on_ranks(request: Request, way: Way) -> None:
     work = request.results / "work"
     launch(
         plan,
-        work / "ranks" / f"{socket.gethostname()}-{os.getpid()}",
+        work / "ranks" / f"{machine()}-{os.getpid()}",
         lambda: newest_checkpoints((work / request.experiment.experiment).glob("*/*")),
-        lambda line: say(line, err=True),
     )
 
 

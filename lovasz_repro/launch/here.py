@@ -9,6 +9,7 @@ from lovasz_repro.host.cores import cores, decoding_workers, threads_of
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.terminal import Terminal
+from lovasz_repro.launch.meeting import meet
 from lovasz_repro.launch.plan import print_outcome
 from lovasz_repro.launch.rank import Rank
 from lovasz_repro.launch.request import Request
@@ -32,7 +33,11 @@ def run_here(request: Request, rank: Rank) -> None:
     store = Store(request.results, request.tracking_uri)
     leads = rank.rank == 0
     console = None if leads else Terminal(quiet=True)
-    with join_team(rank.rank, rank.world_size, place.device) as team, Progress(console) as progress:
+    meeting = meet(rank)
+    with (
+        join_team(rank.rank, rank.world_size, place.device, meeting) as team,
+        Progress(console) as progress,
+    ):
         outcome = run_experiment(request.experiment, request.cells, place, store, progress, team)
     if leads:
         print_outcome(request.experiment, outcome)

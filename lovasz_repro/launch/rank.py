@@ -1,7 +1,7 @@
 """A process that is one rank of several: how it knows, and how it tells what went wrong.
 
-Ranks are started by ``elastic.py``, by the user's own torchrun, or by Slurm's srun. All of them run
-the same command line, find their number in the environment and meet at MASTER_ADDR:MASTER_PORT.
+Ranks are started by ``launcher.py``, by the user's own torchrun, or by Slurm's srun. All run the
+same command line, find their number in the environment and meet where ``meeting.py`` says.
 Nothing here imports torch.
 """
 
@@ -16,8 +16,8 @@ from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.output import say
 from lovasz_repro.launch.slurm_job import first_host, port_of
 
-LAUNCHED = "LOVASZ_REPRO_LAUNCHED"  # set for ranks whose launcher prints their errors
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for a rank's error
+MEETING = "LOVASZ_REPRO_MEETING"  # where the ranks meet that our own launcher started
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a launcher, torch's too, looks for a rank's error
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Rank:
     """Number on this machine, and of the GPU."""
     local_world_size: int
     by_torch: bool = True
-    """Started by torch's launcher, not by srun."""
+    """Started by our launcher or torch's, not by srun."""
 
 
 def is_rank() -> bool:
@@ -62,11 +62,14 @@ def _slurm_rank() -> Rank:
     """A task of srun: numbers from Slurm, and an address that every task works out alike."""
     environment = os.environ
     size = int(environment["SLURM_STEP_NUM_TASKS"])
-    environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
-    environment.setdefault("MASTER_PORT", str(port_of(int(environment.get("SLURM_STEP_ID", 0)))))
     rank, local_rank = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
-    here = environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0]
-    return Rank(rank, size, local_rank, int(here), by_torch=False)
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", str(size))
+    here = int(tasks.split("(")[0].split(",")[0])
+    if "MASTER_ADDR" not in environment:
+        nodes = environment["SLURM_STEP_NODELIST"]
+        environment["MASTER_ADDR"] = "127.0.0.1" if here == size else first_host(nodes)
+    environment.setdefault("MASTER_PORT", str(port_of(int(environment.get("SLURM_STEP_ID", 0)))))
+    return Rank(rank, size, local_rank, here, by_torch=False)
 
 
 def tell(error: BaseException, line: str) -> None:
@@ -76,7 +79,7 @@ def tell(error: BaseException, line: str) -> None:
         told = {"kind": kind_of(error), "timestamp": str(int(time.time())), "py_callstack": line}
         message = {"message": line, "extraInfo": told}
         Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
-    if not (path and LAUNCHED in os.environ):
+    if not (path and MEETING in os.environ):
         say(line, err=True)
 
 

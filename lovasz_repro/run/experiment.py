@@ -80,11 +80,11 @@ def run_experiment(
             grid.advance()
         label = f"[{number}/{len(cells)}] {cell.name}"
         inputs = inputs_of_all(cell, place, team, progress)
-        done = team.on_leader(partial(store.finished, cell.experiment, inputs.identity))
+        done = team.on_leader(partial(done_before, cell, inputs, store))
         if done:
-            progress.line(f"{label}  done before (run {done.run_id})")
+            progress.line(f"{label}  done before (run {done[0]})")
             outcome.skipped.append(cell.name)
-            overview.done(cell, done.metrics)
+            overview.done(cell, done[1])
             continue
         check_extras(cell)
         overview.running(cell)
@@ -128,7 +128,8 @@ def run_cell(
     state = TrainingState(model, build_optimizer(model, config, cell.model.name))
     session.resume(state, place.device)
     spread_model(model, config, team)
-    counts = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
+    counted = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
+    counts = None if counted is None else counted.numpy()
     shares = None if counts is None else class_shares(counts, len(kind.table), kind.ignore_index)
     objective = build_objective(
         cell.loss, kind.ignore_index, shares, team.group, category_of(cell.data), network.to_size
@@ -188,6 +189,14 @@ def open_grid(
     ship_pending(store, sorted(place.results.glob("work/*/*/*/journal.jsonl")), progress.line)
     tags = {"profile": profile, "title": experiment.title}
     return store.open_parent(experiment.experiment, f"{experiment.experiment}-{profile}", tags)
+
+
+def done_before(
+    cell: CellConfig, inputs: Inputs, store: Store
+) -> tuple[str, dict[str, float]] | None:
+    """Id and scores of the stored run of a cell that is done."""
+    run = store.finished(cell.experiment, inputs.identity)
+    return (run.run_id, run.metrics) if run else None
 
 
 def open_run(

@@ -121,8 +121,8 @@ def inputs_of_all(cell: CellConfig, place: Place, team: Team, progress: Progress
     Raises:
         UserError: data or weights are not there, or another machine has others.
     """
-    inputs = team.on_leader(lambda: find_inputs(cell, place, progress))  # first: it fills the cache
-    if not team.leads:
-        inputs = find_inputs(cell, place)
+    found: list[Inputs] = []  # the leader's first: it fills the cache of fingerprints
+    team.on_leader(lambda: found.append(find_inputs(cell, place, progress)))
+    inputs = found[0] if found else find_inputs(cell, place)
     team.check_same(inputs.identity, "data or weights")
     return inputs

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -30,7 +29,7 @@ from lovasz_repro.run.shared_session import SharedSession
 
 def count_classes(
     cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: SharedSession
-) -> np.ndarray | None:
+) -> torch.Tensor | None:
     """Pixels of each label in each training image, (N, 256), where a cell needs them."""
     wanted = cell.loss.class_weights != "none" or cell.data.equibatch or cell.data.category
     if not wanted:
@@ -47,7 +46,8 @@ def count_classes(
             task.advance()
 
     try:
-        return class_counts(train_set, place.results / "work" / "class-counts" / name, follow)
+        cache = place.results / "work" / "class-counts" / name
+        return torch.from_numpy(class_counts(train_set, cache, follow))
     finally:
         task.close()
 

@@ -9,6 +9,9 @@ PyTorch's collectives are called here, in ``losses/ranks.py``, ``models/batch_no
 ``metrics.py``, nowhere else.
 """
 
+import io
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,21 +51,22 @@ class Team:
     def on_leader(self, action: Callable[[], T]) -> T:
         """Do something on the leader alone; every rank gets its result, or raises its error.
 
-        Results travel by pickle. What is neither a `UserError` nor a `RunFailed` is raised on the
-        leader only: it is no answer, and ends the team.
+        Results are numbers, text, tensors, and lists and dicts of them. What is neither a
+        `UserError` nor a `RunFailed` is raised on the leader only: it is no answer, and ends the
+        team.
         """
         if self.size == 1:
             return action()
-        answer: list[Any] = [None, None]
+        answer: tuple[Any, Any] = (None, None)
         if self.leads:
             try:
-                answer[0] = action()
+                answer = (action(), None)
             except (UserError, RunFailed) as error:
-                answer[1] = error
-        distributed.broadcast_object_list(answer, src=0, group=self.group)
-        if answer[1] is not None:
-            raise answer[1]
-        result: T = answer[0]
+                answer = (None, (type(error).__name__, str(error)))
+        result: T
+        result, failure = self._told_by(0, answer)
+        if failure is not None:
+            raise _error(*failure)
         return result
 
     def on_all(self, action: Callable[[], T]) -> T:
@@ -72,16 +76,14 @@ class Team:
         """
         if self.size == 1:
             return action()
-        error: UserError | RunFailed | None = None
+        own: tuple[str, str] | None = None
         try:
             result = action()
-        except (UserError, RunFailed) as own:
-            error = own
-        errors: list[Any] = [None] * self.size
-        distributed.all_gather_object(errors, error, self.group)
-        for error in errors:
-            if error is not None:
-                raise error
+        except (UserError, RunFailed) as error:
+            own = (type(error).__name__, str(error))
+        for failure in [self._told_by(rank, own) for rank in range(self.size)]:
+            if failure is not None:
+                raise _error(*failure)
         return result
 
     def largest(self, number: int) -> int:
@@ -100,11 +102,25 @@ class Team:
         """
         if self.size == 1:
             return
-        values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value, self.group)
+        values = [self._told_by(rank, value) for rank in range(self.size)]
         other = [rank for rank in range(self.size) if values[rank] != values[0]]
         if other:
             raise UserError(f"rank {other[0]} has {what} that differ from those of rank 0.")
+
+    def _told_by(self, source: int, value: Any) -> Any:
+        """What one rank brings, on every rank; read so that nothing in it is executed."""
+        buffer = io.BytesIO()
+        if self.rank == source:
+            torch.save(value, buffer)
+        length = torch.tensor(buffer.tell())
+        distributed.broadcast(length, src=source, group=self.group)
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == source:
+            content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+        distributed.broadcast(content, src=source, group=self.group)
+        if self.rank == source:
+            return value
+        return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank the leader's buffers (running statistics), in place."""
@@ -131,9 +147,23 @@ class Team:
 ALONE = Team()
 
 
+def _error(name: str, message: str) -> UserError | RunFailed:
+    """Another rank's error, of the class of that name."""
+    classes: list[type[UserError] | type[RunFailed]] = [UserError, RunFailed]
+    for known in classes:  # grows on the way
+        classes += known.__subclasses__()
+    return next(known for known in classes if known.__name__ == name)(message)
+
+
+def keep_to_this_machine() -> None:
+    """Have the ranks listen on the loopback interface alone."""
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+
+
 @contextmanager
-def join_team(rank: int, size: int, device: torch.device) -> Iterator[Team]:
-    """Join the other ranks through MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+def join_team(rank: int, size: int, device: torch.device, store: Any = None) -> Iterator[Team]:
+    """Join the other ranks in torch's ``store``, or as torchrun says: through MASTER_ADDR.
 
     GPUs talk over NCCL; gloo carries what is on the CPU (counts, checkpoints, requests to stop).
     An error leaves without a farewell, which could wait for ever for a rank that is gone.
@@ -144,7 +174,9 @@ def join_team(rank: int, size: int, device: torch.device) -> Iterator[Team]:
         yield ALONE
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENCE)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=PATIENCE
+    )
     yield Team(rank, size, distributed.group.WORLD)
     distributed.barrier()
     distributed.destroy_process_group()

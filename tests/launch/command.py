@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -178,14 +180,38 @@ class Process:
             found += new
         return found
 
+    def listening(self) -> set[str]:
+        """Where the command and all that come from it take connections."""
+        return listening([self.pid, *self.descendants()])
+
     def ranks(self) -> dict[int, int]:
-        """Rank -> process id of the descendants that torch's launcher started as ranks."""
+        """Rank -> process id of the descendants that its launcher started as ranks."""
         found = {}
         for pid in self.descendants():
             rank = environment_of(pid).get("RANK")
             if rank is not None:
                 found[int(rank)] = pid
         return found
+
+
+def listening(pids: Iterable[int]) -> set[str]:
+    """Where these processes take connections of TCP: "[127.0.0.1]:20001", "[::]:80"."""
+    inodes = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    inodes.add(os.readlink(entry.path))
+    found = set()
+    for family, file in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path("/proc/net", file).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in inodes:
+                number, port = local.split(":")
+                words = [int(number[i : i + 8], 16) for i in range(0, len(number), 8)]
+                address = socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words))
+                found.add(f"[{address}]:{int(port, 16)}")
+    return found
 
 
 def environment_of(pid: int) -> dict[str, str]:

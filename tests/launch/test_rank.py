@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,14 @@ from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.cores import cores, threads_of
 from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, newest_checkpoints
-from lovasz_repro.launch.elastic import first_cause
-from lovasz_repro.launch.machines import Machines
+from lovasz_repro.launch.launcher import Ended, first_cause
+from lovasz_repro.launch.meeting import open_store
 from lovasz_repro.launch.rank import Rank, is_rank, kind_of, rank_from_environment, tell
 
 VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID",
     "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "MASTER_ADDR",
-    "MASTER_PORT", "SLURM_STEP_TASKS_PER_NODE", "TORCHELASTIC_ERROR_FILE", "LOVASZ_REPRO_LAUNCHED",
+    "MASTER_PORT", "SLURM_STEP_TASKS_PER_NODE", "TORCHELASTIC_ERROR_FILE", "LOVASZ_REPRO_MEETING",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_an_error_reaches_the_launcher(
     tell(UserError("x"), "Error: x")
     assert capsys.readouterr().err == "Error: x\n"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    monkeypatch.setenv("LOVASZ_REPRO_LAUNCHED", "1")
+    monkeypatch.setenv("LOVASZ_REPRO_MEETING", "/proc/self/fd/9")
     tell(UserError("x"), "Error: x")
     assert capsys.readouterr().err == ""
     message = json.loads((tmp_path / "error.json").read_text())["message"]
@@ -89,34 +89,23 @@ def test_kinds_of_errors() -> None:
     assert kind_of(RuntimeError("CUDA error: an illegal memory access")) == "unexpected"
 
 
-@dataclass
-class Ended:
-    """What torch tells of a rank."""
-
-    message: object
-    exitcode: int = 1
-    timestamp: int = 100
-    error_file: str = "/logs/1/error.json"
-
-
-def told(text: str, kind: str, **more: int) -> Ended:
-    return Ended({"message": text, "extraInfo": {"kind": kind}}, **more)
+def told(rank: int, text: str, kind: str, exit_code: int = 1, moment: float = 100) -> Ended:
+    return Ended(rank, exit_code, moment, text, kind, Path(f"/logs/rank-{rank}.log"))
 
 
 def test_the_first_cause_is_found_among_what_follows_from_it() -> None:
-    lost = told("Connection closed by peer", "lost", timestamp=90)
-    stopped_by_launcher = Ended("Signal 15", exitcode=-15, timestamp=80)
+    lost = told(0, "Connection closed by peer", "lost", moment=90)
     cases = [
-        ({0: lost, 1: Ended("Signal 9", exitcode=-9)}, 1, "killed by SIGKILL"),
-        ({0: lost, 2: told("Error: no data", "user", exitcode=2)}, 2, "Error: no data"),
-        ({0: stopped_by_launcher, 1: Ended("Signal 11", exitcode=-11)}, 1, "killed by SIGSEGV"),
-        ({0: Ended("Signal 9", -9, 220), 1: told("CUDA", "unexpected")}, 1, "CUDA (see /logs"),
-        ({1: told("Stopped", "stopped", exitcode=143), 0: lost}, 1, "Stopped"),
-        ({0: lost, 1: lost}, 0, "Connection"),
-        ({0: Ended("see the docs", exitcode=3)}, 0, "ended with exit code 3"),
-    ]  # fmt: skip
-    for failures, rank, message in cases:
-        cause = first_cause(failures)
+        ([lost, Ended(1, -9, 100)], 1, "killed by SIGKILL"),
+        ([lost, told(2, "Error: no data", "user", exit_code=2)], 2, "Error: no data"),
+        ([Ended(0, -15, 80), Ended(1, -11, 100)], 1, "killed by SIGSEGV"),
+        ([Ended(0, -9, 220), told(1, "CUDA", "unexpected")], 1, "CUDA (see /logs/rank-1.log"),
+        ([told(1, "Stopped", "stopped", exit_code=143), lost], 1, "Stopped"),
+        ([lost, told(1, "Connection", "lost")], 0, "Connection"),
+        ([Ended(0, 3, 100)], 0, "ended with exit code 3"),
+    ]
+    for ended, rank, message in cases:
+        cause = first_cause(ended)
         assert cause.rank == rank, cause
         assert cause.message.startswith(message), cause
 
@@ -138,7 +127,7 @@ def test_attempts_end_when_nothing_comes_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["node0", "node0:", ":29500", "node0:port"])
 def test_addresses_are_checked(address: str) -> None:
     with pytest.raises(UserError, match="expected HOST:PORT"):
-        Machines(address, 1)
+        open_store(address, False, timedelta(seconds=1))
 
 
 def test_cores_are_what_slurm_allots(monkeypatch: pytest.MonkeyPatch) -> None:

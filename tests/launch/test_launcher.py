@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_a_killed_rank_costs_a_restart_and_no_bit(
     assert "rank 1: killed by SIGKILL; all ranks start again" in process.said()
     assert "goes on from iteration" in process.said()
     bench.assert_same("killed", whole_on_3)
+
+
+def test_nobody_else_can_reach_the_ranks(bench: Bench, started: list[Process]) -> None:
+    """Looked at all through a run: listens on the loopback address, if at all."""
+    process, seen, most = bench.start("sockets", "--procs", "2", *ONE), set[str](), 0
+    started.append(process)
+    while process.code() is None:
+        seen |= process.listening()
+        most = max(most, len(process.ranks()))
+        time.sleep(0.02)
+    assert process.wait() == 0, process.said()
+    assert most == 2
+    assert seen, "gloo's sockets"
+    assert {place.rpartition(":")[0] for place in seen} == {"[127.0.0.1]"}
 
 
 @pytest.mark.slow
