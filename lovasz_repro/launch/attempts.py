@@ -57,7 +57,7 @@ class Attempts:
         self._seen = seen
         if self._vain > self._limit:
             often = f"{self._vain} times in a row without a new checkpoint in between"
-            raise RankFailed(1, f"Error: rank {failure.rank}: {failure.message} ({often}).")
+            raise RankFailed(1, f"rank {failure.rank}: {failure.message} ({often}).")
         return BACKOFF * 2.0 ** (self._vain - 2) if self._vain > 1 else 0.0
 
 

@@ -188,7 +188,8 @@ def _ended(rank: int, exit_code: int, logs: Path) -> Ended:
         told = json.loads(_error_file(logs, rank).read_text())["message"]
         more = told["extraInfo"]
         moment, kind = float(more["timestamp"]), str(more["kind"])
-        return Ended(rank, exit_code, moment, str(told["message"]), kind, log)
+        message = str(told["message"]).removeprefix("Error: ")
+        return Ended(rank, exit_code, moment, message, kind, log)
     except (OSError, ValueError, KeyError, TypeError):  # it had no time to
         return Ended(rank, exit_code, time.time(), log=log)
 

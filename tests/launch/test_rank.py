@@ -118,7 +118,7 @@ def test_attempts_end_when_nothing_comes_of_them(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-00000002-0.pt").touch()
     assert attempts.next_wait(failure) == 0
     assert attempts.next_wait(failure) > 0
-    with pytest.raises(RankFailed, match=r"^Error: rank 1: killed by SIGKILL \(3 times in a row"):
+    with pytest.raises(RankFailed, match=r"^rank 1: killed by SIGKILL \(3 times in a row"):
         attempts.next_wait(failure)
     with pytest.raises(RankFailed):
         Attempts(0, lambda: 1).next_wait(failure)
