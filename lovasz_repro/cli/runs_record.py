@@ -23,7 +23,7 @@ def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> Given:
 
     Args:
         run: stored.
-        file: see ``server_file.py`` and ``voc_server_file.py``.
+        file: see ``server_file.py``.
         initial: they are of the network before training.
 
     Raises:
@@ -70,7 +70,7 @@ def check_voc_run(run: "StoredRun", title: str, *, initial: bool) -> None:
 def of_voc(file: Path) -> Given:
     """The mean over 21 classes, and the classes where they are known."""
     from lovasz_repro.data.palettes import VOC
-    from lovasz_repro.store.voc_server_file import implied_background, read_voc_server_scores
+    from lovasz_repro.store.server_file import implied_background, read_voc_server_scores
 
     scores = read_voc_server_scores(file, VOC.names)
     words = f"dataset-mIoU {100 * scores['dataset_miou']:.2f}"

@@ -194,7 +194,9 @@ def check_present(file: Path, digits: str) -> str:
 
 def other_ways(entry: "Released", target: Path) -> str:
     """What to do where an address does not give the file."""
-    also = f" Of the same weights: {entry.elsewhere}." if entry.elsewhere else ""
+    also = (
+        " `lovasz-repro weights list` names files of the same weights." if entry.elsewhere else ""
+    )
     return (
         f"Its authors' page is {entry.page}. Name another address with --url, or put the file at "
         f"{target}.{also}"

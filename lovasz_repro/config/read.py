@@ -101,7 +101,8 @@ def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Mode
     try:
         return model.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        problems = [_problem(model, detail) for detail in error.errors()]
+        details = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        problems = [_problem(model, detail) for detail in details]
         told = "; ".join(problems[:MOST_PROBLEMS])
         more = f"; and {len(problems) - MOST_PROBLEMS} more" if problems[MOST_PROBLEMS:] else ""
         raise UserError(f"{where}: {told}{more}.") from None
@@ -116,7 +117,8 @@ def _problem(model: type[BaseModel], detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     value = detail["input"]
     if isinstance(value, str) and _is_number(value):
-        message += f", not text; YAML reads {value} as text, write it like 1.0e-4"
+        text = one_line(repr(value), 60)
+        message += f", not the text {text}: write it without quotes, in YAML like 1.0e-4"
     elif not isinstance(value, dict | list) and detail["type"] != "missing":
         message += f", not {one_line(repr(value), 60)}"
     message = one_line(message, 200)
@@ -130,7 +132,7 @@ def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def known_name(name: str, known: Any, what: str, where: str) -> str:

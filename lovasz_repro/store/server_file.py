@@ -1,221 +1,265 @@
-"""Reads the scores of the Cityscapes server from a file that a person wrote or downloaded.
+"""Reads the scores of an evaluation server from a file that a person wrote or downloaded.
 
-The file is JSON, YAML, or CSV of ``key,value`` where a dot separates ``classes.road``. It has
+JSON or YAML, or a name and a number on each line (.csv, .txt), as on a server's page or in Table 3.
+Cityscapes has, with ``classes.road`` for a class on a line,
 
-* the keys of the official Cityscapes script's result file, whose scores are fractions; or
 * ``class_iou``, ``class_iiou``, ``category_iou``, ``category_iiou`` and, if known, ``classes``,
-  in percent, as the server shows them.
+  in percent, as the server shows them; or
+* the keys of the official Cityscapes script's result file, whose scores are fractions.
+
+Pascal VOC has, in percent, ``mean`` over 21 classes and, if known, ``classes`` in any spelling. Its
+server shows the 20 objects. The background is what the mean, which counts it, leaves for it.
 """
 
-import csv
 import json
-import math
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
-from lovasz_repro.config.read import near_match, read_yaml
-from lovasz_repro.errors import UserError
+from pydantic import AfterValidator, Field, field_validator
 
-MAX_FILE = 4_000_000  # bytes; the official script may add something per image
-ENDINGS = (".json", ".yaml", ".yml", ".csv")
+from lovasz_repro.config.read import Strict, known_name, near_match, read_yaml, validate
+from lovasz_repro.errors import UserError, one_line
+from lovasz_repro.host.files import read_text
+
+MOST_BYTES = 1_000_000  # the official script may add something per image
+MEAN, BACKGROUND = "mean", "background"
+MEANS = ("mean", "meaniou", "miou")
+"""Spellings of VOC's mean, without all but letters and digits."""
+SPELLINGS = {
+    "airplane": "aeroplane",
+    "cycle": "bicycle",
+    "dtable": "diningtable",
+    "mbike": "motorbike",
+    "plant": "pottedplant",
+    "tv": "tvmonitor",
+}
+"""Of Table 3, to those of the data set, without all but letters and digits."""
+TOLERANCE = 0.06
+"""Percentage points between the mean and that of the classes; a mean of one decimal is off by
+0.05."""
 
 
-class Form(NamedTuple):
-    """One way in which a file may name its scores."""
-
-    averages: Mapping[str, str]
-    """Key -> name of the score in the store; all are required."""
-    classes: str
-    """Key of the mapping from class to IoU; may be absent."""
-    passed_over: frozenset[str]
-    """Keys that may be there too."""
-    highest: float
-    """The scores are in [0, highest]: 1 for fractions, 100 for percent."""
+def _no_fraction(value: float) -> float:
+    if value <= 1:
+        raise ValueError("expected percent (is it a fraction?)")
+    return value
 
 
-OFFICIAL = Form(
-    {
-        "averageScoreClasses": "dataset_miou",
-        "averageScoreInstClasses": "class_iiou",
-        "averageScoreCategories": "category_iou",
-        "averageScoreInstCategories": "category_iiou",
-    },
-    "classScores",
-    frozenset(
-        {
-            "confMatrix",
-            "priors",
-            "labels",
-            "classInstScores",
-            "categoryScores",
-            "categoryInstScores",
-            "perImageScores",
-        }
-    ),
-    1.0,
-)
-PLAIN = Form(
-    {
-        "class_iou": "dataset_miou",
-        "class_iiou": "class_iiou",
-        "category_iou": "category_iou",
-        "category_iiou": "category_iiou",
-    },
-    "classes",
-    frozenset(),
-    100.0,
-)
+def _no_percentage(value: float) -> float:
+    if 1 < value <= 100:
+        raise ValueError("expected a fraction in 0-1 (is it in percent?)")
+    return value
+
+
+def _no_fractions(values: dict[str, float]) -> dict[str, float]:
+    if 0 < max(values.values(), default=0) <= 1:
+        raise ValueError("no class has more than 1 percent (are they fractions?)")
+    return values
+
+
+Percentage = Annotated[float, Field(ge=0, le=100)]
+Average = Annotated[Percentage, AfterValidator(_no_fraction)]
+Fraction = Annotated[float, AfterValidator(_no_percentage), Field(ge=0, le=1)]
+Percentages = Annotated[dict[str, Percentage], AfterValidator(_no_fractions)]
+
+
+class Cityscapes(Strict):
+    """Scores as the Cityscapes server shows them."""
+
+    dataset_miou: Average = Field(alias="class_iou")
+    class_iiou: Average
+    category_iou: Average
+    category_iiou: Average
+    classes: Percentages = Field(default={})
+
+
+class CityscapesScript(Strict):
+    """The result file of the official Cityscapes script."""
+
+    dataset_miou: Fraction = Field(alias="averageScoreClasses")
+    class_iiou: Fraction = Field(alias="averageScoreInstClasses")
+    category_iou: Fraction = Field(alias="averageScoreCategories")
+    category_iiou: Fraction = Field(alias="averageScoreInstCategories")
+    classes: dict[str, Fraction] = Field(default={}, alias="classScores")
+    confMatrix: Any = None
+    priors: Any = None
+    labels: Any = None
+    classInstScores: Any = None
+    categoryScores: Any = None
+    categoryInstScores: Any = None
+    perImageScores: Any = None
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _scored(cls, given: Any) -> Any:
+        """The script gives NaN to labels that it does not score."""
+        return {k: v for k, v in given.items() if v == v} if isinstance(given, dict) else given
+
+
+class Voc(Strict):
+    """Scores as Pascal VOC's server shows them, under the data set's names."""
+
+    mean: Average
+    classes: Percentages = Field(default={})
 
 
 def read_server_scores(file: Path, classes: Collection[str]) -> dict[str, float]:
-    """The scores in a file as fractions: ``dataset_miou``, ..., ``iou/<class>``.
+    """The scores of Cityscapes as fractions: ``dataset_miou``, ..., ``iou/<class>``.
 
     Args:
-        file: its ending says which of the three it is.
+        file: its ending says how it is read.
         classes: names of the classes that are scored.
 
     Raises:
         UserError: one line; unreadable, a key is missing or unknown, a value is no number, out of
             range, or in the other unit than its key says.
     """
-    content = read_content(file)
-    form = _form(file, content)
-    scores = {name: _fraction(file, key, content[key], form) for key, name in form.averages.items()}
-    return scores | _class_scores(file, content.get(form.classes), form, classes)
+    by_server, by_script = _keys(Cityscapes), _keys(CityscapesScript)
+    content = _content(file, lambda name: name.partition(".")[0] in by_server | by_script)
+    of_script = bool(by_script & content.keys()) and not by_server & content.keys()
+    model, unit = (CityscapesScript, 1) if of_script else (Cityscapes, 100)
+    found = validate(model, content, str(file)).model_dump()
+    for name in found["classes"]:
+        known_name(name, classes, "class", f"{file}:")
+    scores = {name: found[name] / unit for name in Cityscapes.model_fields if name != "classes"}
+    return scores | {f"iou/{name}": score / unit for name, score in found["classes"].items()}
 
 
-def read_content(file: Path) -> dict[str, Any]:
-    """The content of a file, a mapping; keys of a CSV with a dot in them are one level below.
+def read_voc_server_scores(file: Path, classes: Sequence[str]) -> dict[str, float]:
+    """The scores of VOC as fractions: ``dataset_miou`` and, where known, ``iou/<class>``.
 
-    Raises:
-        UserError: another ending, unreadable, too large, or no mapping.
-    """
-    if file.suffix.lower() in (".yaml", ".yml"):
-        check_size(file)
-        return read_yaml(file)
-    text = read_text(file, ENDINGS)
-    try:
-        return _from_csv(text) if file.suffix.lower() == ".csv" else _from_json(text)
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{file}: unreadable ({error}).") from None
-
-
-def read_text(file: Path, endings: Collection[str]) -> str:
-    """The text of a file of one of these endings.
+    Args:
+        file: its ending says how it is read.
+        classes: names of the 21 classes.
 
     Raises:
-        UserError: another ending, unreadable, or too large.
+        UserError: one line; unreadable, no mean, a name is unknown or there twice, only some of
+            the objects, a value is no percentage, or mean and classes contradict each other.
     """
-    if file.suffix.lower() not in endings:
-        raise UserError(f"{file}: expected one of {', '.join(endings)}.")
-    check_size(file)
+    content, named = _content(file, lambda name: _canonical(name, classes) is not None), {}
+    inner = content.pop("classes") if isinstance(content.get("classes"), dict) else {}
+    for given, value in [*content.items(), *inner.items()]:
+        name = _canonical(given, classes)
+        if name is None:
+            near = near_match(given.lower(), [*classes, MEAN])
+            raise UserError(f"{file}: unknown class {one_line(repr(given), 60)}{near}.")
+        if name in named:
+            raise UserError(f"{file}: {name} is there twice.")
+        named[name] = value
+    mean = {MEAN: named.pop(MEAN)} if MEAN in named else {}
+    found = validate(Voc, mean | {"classes": named}, str(file))
+    if found.classes:
+        _check(file, found, classes)
+    in_order = [name for name in classes if name in found.classes]
+    return {"dataset_miou": found.mean / 100} | {
+        f"iou/{name}": found.classes[name] / 100 for name in in_order
+    }
+
+
+def implied_background(scores: Mapping[str, float], classes: Collection[str]) -> float | None:
+    """The background's IoU that the mean leaves for it, as a fraction; None where it is not so.
+
+    Args:
+        scores: what ``read_voc_server_scores`` gives.
+        classes: names of the 21 classes.
+    """
+    objects = [value for name, value in scores.items() if name.startswith("iou/")]
+    if len(objects) != len(classes) - 1:
+        return None
+    return len(classes) * scores["dataset_miou"] - sum(objects)
+
+
+def _content(file: Path, known: Callable[[str], bool]) -> dict[str, Any]:
+    """The content of a file, a mapping.
+
+    Args:
+        file: JSON, YAML, or lines.
+        known: whether a line that has no number should have one; others are headings.
+    """
+    match file.suffix.lower():
+        case ".json":
+            return _read_json(file)
+        case ".yaml" | ".yml":
+            return read_yaml(file)
+        case ".csv" | ".txt":
+            return _read_lines(file, known)
+    raise UserError(f"{file}: expected one of .json, .yaml, .yml, .csv, .txt.")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A mapping in JSON, which knows NaN and 1e-05, unlike YAML."""
+    text = read_text(file, MOST_BYTES)
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}.") from None
-    except ValueError as error:
-        raise UserError(f"{file}: unreadable ({error}).") from None
-
-
-def check_size(file: Path) -> None:
-    """Raise UserError unless a file is there and small enough to be one of scores."""
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}.") from None
-    if size > MAX_FILE:
-        raise UserError(f"{file}: too large for a file of scores.")
-
-
-def _from_json(text: str) -> dict[str, Any]:
-    content = json.loads(text, object_pairs_hook=_once)
+        content = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: unreadable ({one_line(str(error), 120)}).") from None
     if not isinstance(content, dict):
-        raise ValueError("not a mapping of keys to scores")
+        raise UserError(f"{file}: expected keys and values, found {type(content).__name__}.")
     return content
-
-
-def _from_csv(text: str) -> dict[str, Any]:
-    rows = [row for row in csv.reader(text.splitlines(), strict=True) if row]
-    if rows and [cell.strip() for cell in rows[0]] == ["key", "value"]:
-        rows = rows[1:]
-    content: dict[str, Any] = {}
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
-            raise ValueError(f"row {number} has {len(row)} cells, not key,value")
-        group, _, name = row[0].strip().rpartition(".")
-        level = content.setdefault(group, {}) if group else content
-        if not isinstance(level, dict) or name in level:
-            raise ValueError(f"{row[0].strip()} is there twice")
-        level[name] = _number_or_text(row[1])
-    return content
-
-
-def _number_or_text(cell: str) -> float | str:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell.strip()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} is there twice")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"{key} is there twice")
+        content[key] = value
     return content
 
 
-def _form(file: Path, content: Mapping[str, Any]) -> Form:
-    """How a file names its scores; raises UserError unless it does so in one way, whole."""
-    found = [form for form in (OFFICIAL, PLAIN) if set(content) & set(form.averages)]
-    if len(found) != 1:
-        what = "keys of both kinds" if found else "no scores"
-        raise UserError(f"{file}: {what}; expected either {', '.join(PLAIN.averages)} (percent) "
-                        f"or {', '.join(OFFICIAL.averages)} (fractions).")  # fmt: skip
-    form = found[0]
-    known = {*form.averages, form.classes, *form.passed_over}
-    for key in content:
-        if key not in known:
-            near = near_match(str(key), list(known))
-            raise UserError(f"{file}: unknown key {str(key)[:60]!r}{near}.")
-    missing = [key for key in form.averages if key not in content]
-    if missing:
-        raise UserError(f"{file}: no {', '.join(missing)}.")
-    return form
-
-
-def _fraction(file: Path, key: str, value: Any, form: Form, *, average: bool = True) -> float:
-    """A score in [0, 1], whose file gives it in the unit of ``form``."""
-    shown = str(value)[:40]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        raise UserError(f"{file}: {key} is {shown!r}, not a number.")
-    unit = "fraction" if form is OFFICIAL else "percentage"
-    if not 0 <= value <= form.highest:
-        hint = " (is it in percent?)" if form is OFFICIAL and 1 < value <= 100 else ""
-        raise UserError(f"{file}: {key} is {shown}, not a {unit} in 0-{form.highest:g}{hint}.")
-    if average and form is PLAIN and value <= 1:
-        raise UserError(f"{file}: {key} is {shown}, expected percent (is it a fraction?).")
-    return value / form.highest
-
-
-def _class_scores(file: Path, given: Any, form: Form, classes: Collection[str]) -> dict[str, float]:
-    """IoU by ``iou/<class>``; the official script gives NaN to labels that it does not score."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise UserError(f"{file}: {form.classes} is no mapping of classes to scores.")
-    scores = {}
-    for name, value in given.items():
-        if form is OFFICIAL and isinstance(value, float) and math.isnan(value):
+def _read_lines(file: Path, known: Callable[[str], bool]) -> dict[str, Any]:
+    """A name and a number a line; ``classes.road`` is a name in a mapping."""
+    content: dict[str, Any] = {}
+    groups: dict[str, dict[str, float]] = {}
+    for line in read_text(file, MOST_BYTES).splitlines():
+        last = re.findall(r"[^\s,;:=|%]+", line)[-1:]
+        name = line[: line.rindex(last[0])].strip(" \t,;:=|\"'") if last else ""
+        try:
+            number = float(last[0])
+        except (IndexError, ValueError):
+            if known(line) or known(name):
+                problem = f"no number in the line {one_line(repr(line), 60)}"
+                raise UserError(f"{file}: {problem}.") from None
             continue
-        if name not in classes:
-            near = near_match(str(name), list(classes))
-            raise UserError(
-                f"{file}: {form.classes} has the unknown class {str(name)[:60]!r}{near}."
-            )
-        key = f"{form.classes}.{name}"
-        scores[f"iou/{name}"] = _fraction(file, key, value, form, average=False)
-    if form is PLAIN and scores and 0 < max(scores.values()) <= 0.01:
-        raise UserError(f"{file}: no class has more than 1 percent (are they fractions?).")
-    return scores
+        group, _, item = name.partition(".")
+        level = groups.setdefault(group, {}) if group in ("classes", "classScores") else content
+        name = item if level is not content else name
+        if name in level:
+            raise UserError(f"{file}: {one_line(name, 60)} is there twice.")
+        level[name] = number
+    return content | groups
+
+
+def _keys(model: type[Strict]) -> set[str]:
+    return {field.alias or name for name, field in model.model_fields.items()}
+
+
+def _canonical(given: str, classes: Collection[str]) -> str | None:
+    """The data set's name of a class, however it is written; ``MEAN`` for the mean."""
+    plain = re.sub("[^a-z0-9]", "", given.lower())
+    if plain in MEANS:
+        return MEAN
+    name = SPELLINGS.get(plain, plain)
+    return name if name in classes else None
+
+
+def _check(file: Path, found: Voc, classes: Sequence[str]) -> None:
+    """Raise UserError unless all objects are there and the mean is theirs."""
+    mean, total, count = found.mean, sum(found.classes.values()), len(classes)
+    missing = [name for name in classes if name not in found.classes and name != BACKGROUND]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"{file}: no {', '.join(missing[:3])}{more}. Give the IoU of all "
+                        f"{count - 1} objects, or the mean alone.")  # fmt: skip
+    if BACKGROUND in found.classes:
+        if abs(total / count - mean) > TOLERANCE:
+            raise UserError(f"{file}: {MEAN} is {mean:g}, that of the {count} classes is "
+                            f"{total / count:.2f}.")  # fmt: skip
+        return
+    background = count * mean - total
+    if not 0 <= background <= 100:
+        raise UserError(f"{file}: with a {MEAN} of {mean:g} over {count} classes the background "
+                        f"would have {background:.2f} percent. Is a number mistyped, or the "
+                        f"{MEAN} over the objects alone?")  # fmt: skip

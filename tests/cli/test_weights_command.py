@@ -219,7 +219,7 @@ def test_fetch_says_where_else_to_look() -> None:
     assert "HTTP 404" in message
     assert RELEASED["deeplab-coco"].page in message
     assert "--url" in message
-    assert "MS_DeepLab_resnet_pretrained_COCO_init.pth" in message
+    assert "`lovasz-repro weights list` names files of the same weights" in message
     assert "\n" not in message
 
 

@@ -16,7 +16,7 @@ from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
-from lovasz_repro.store.voc_server_file import implied_background, read_voc_server_scores
+from lovasz_repro.store.server_file import implied_background, read_voc_server_scores
 
 NAMES = VOC.names
 TABLE_3 = {  # the column "Lovász + equibatch, 30K", in the paper's words
@@ -103,8 +103,11 @@ def without(scores: dict[str, float], *names: str) -> dict[str, float]:
         ({"mean": 74.4, "classes": OBJECTS}, "would have -1.88 percent"),  # 1562.4 - 1564.28
         ({"mean": 79.3, "classes": OBJECTS}, "would have 101.02 percent"),  # 1665.3 - 1564.28
         ({"mean": 79.0, "classes": OBJECTS | {"boat": 6.841}}, "would have 156.29 percent"),
-        ({"classes": ALL}, "no mean (over 21 classes, in percent)"),
-        ({"mean": 0.79, "classes": OBJECTS}, "mean is 0.79, expected percent (is it a fraction?)"),
+        ({"classes": ALL}, "mean: field required"),
+        (
+            {"mean": 0.79, "classes": OBJECTS},
+            "mean: expected percent (is it a fraction?)",
+        ),
         ({"mean": 79.0, "classes": {k: v / 100 for k, v in ALL.items()}}, "are they fractions?"),
         ({"mean": 79.0, "classes": without(OBJECTS, "bus")}, "no bus. Give the IoU of all 20"),
         ({"mean": 79.0, "classes": {"bird": 87.9}}, "no aeroplane, bicycle, boat and 16 more."),
@@ -112,17 +115,20 @@ def without(scores: dict[str, float], *names: str) -> dict[str, float]:
         ({"mean": 79.0, "mIoU": 79.0}, "mean is there twice"),
         ({"mean": 79.0, "classes": {"aeroplan": 92.6}}, "class 'aeroplan' (did you mean aeropl"),
         ({"mean": 79.0, "unlabelled": 2.0}, "unknown class 'unlabelled'"),
-        ({"mean": 79.0, "classes": [1, 2]}, "classes is no mapping"),
-        ({"mean": "79.0"}, "mean is '79.0', not a number"),
-        ({"mean": True}, "not a number"),
-        ({"mean": None}, "not a number"),
-        ({"mean": math.nan}, "not a number"),
-        ({"mean": 179.0}, "mean is 179.0, not a percentage in 0-100"),
-        ({"mean": -1}, "not a percentage"),
+        ({"mean": 79.0, "classes": [1, 2]}, "'classes'"),
+        ({"mean": "79.0"}, "mean: input should be a valid number, not the text '79.0'"),
+        ({"mean": True}, "valid number"),
+        ({"mean": None}, "valid number"),
+        ({"mean": math.nan}, "finite number"),
+        ({"mean": 179.0}, "mean: input should be less than or equal to 100, not 179.0"),
+        ({"mean": -1}, "equal to 0, not -1"),
         ({"mean": 79.0, "classes": OBJECTS | {"tv": 168.6}}, "tvmonitor is there twice"),
-        ({"mean": 79.0, "classes": OBJECTS | {"dog": 189.0}}, "dog is 189.0, not a percentage"),
-        ({}, "no mean"),
-        ("[1]", "not a mapping"),
+        (
+            {"mean": 79.0, "classes": OBJECTS | {"dog": 189.0}},
+            "dog: input should be less",
+        ),
+        ({}, "mean: field required"),
+        ("[1]", "expected keys and values"),
         ("{", "unreadable"),
         (" " * 5_000_000, "too large"),
     ],
@@ -141,10 +147,10 @@ def test_a_file_that_cannot_be_meant(tmp_path: Path, content: Any, told: str) ->
     ("name", "content", "told"),
     [
         ("a.pdf", "mean 79", "expected one of .json, .yaml, .yml, .csv, .txt"),
-        ("a.txt", "", "no mean"),
+        ("a.txt", "", "mean: field required"),
         ("a.txt", "mean 79\nbird\n", "no number in the line 'bird'"),
         ("a.txt", "mean 79\nairplane -\n", "no number in the line 'airplane -'"),
-        ("a.txt", "mean nan\n", "not a number"),
+        ("a.txt", "mean nan\n", "finite number"),
         ("a.txt", "mean 79\nsubmitted on 12 Nov 2012\n", "unknown class 'submitted on 12 Nov'"),
         ("a.csv", "mean,79,00\n", "unknown class 'mean,79'"),
         ("a.csv", "mean,79\nmean,78\n", "mean is there twice"),
