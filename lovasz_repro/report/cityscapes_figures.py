@@ -41,6 +41,7 @@ from lovasz_repro.report.runs import (
     variant,
 )
 from lovasz_repro.report.style import (
+    DEMO,
     GREY,
     PAGE,
     shades,
@@ -232,6 +233,7 @@ def _drawing(
         lacking = f"no paper-scale run with batches of {PAPER_BATCH} has stored pictures"
         title = f"Not the paper's: {lacking}. Shown: {title}"
         note = f" This is not the paper's Figure 8: {lacking}."
+        note += DEMO if chosen.cohort.scale == "demo" else ""
     elif experiment == CAMVID:
         note = " The paper has no CamVid result."
     caption = (

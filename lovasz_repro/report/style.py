@@ -50,6 +50,12 @@ DASHES = {"equibatch": "--", "equibatch-30k": "-."}
 SPARE = (ORANGE, BLACK, GREY)
 """Colours of variants without one of their own."""
 
+DEMO = (
+    " A demo trains small networks from random weights for minutes on drawn pictures: which loss "
+    "comes out ahead in it says nothing of the paper."
+)
+"""What captions say of runs at demo scale."""
+
 LIGHTEST, DARKEST = 0.55, -0.6
 """Ends of a row of shades: shares of white and of black in them."""
 

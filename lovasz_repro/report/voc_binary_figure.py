@@ -7,7 +7,7 @@ import numpy as np
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
 from lovasz_repro.report.picture_grid import Tile, picture_grid
 from lovasz_repro.report.runs import Cohort, RunStore, command, natural, seed, sources
-from lovasz_repro.report.style import BLACK, ORANGE, SKY
+from lovasz_repro.report.style import BLACK, DEMO, ORANGE, SKY
 from lovasz_repro.report.voc_binary_examples import Example, choose_examples
 from lovasz_repro.report.voc_binary_pictures import VOID
 from lovasz_repro.report.voc_binary_runs import (
@@ -52,6 +52,8 @@ def _drawing(
         lacking = "no paper-scale runs on photographs have stored masks"
         title = f"Not the paper's: {lacking}. Shown: {heading}"
         note = f" This is not the paper's Figure 4: {lacking}."
+    if cohort.scale == "demo":
+        note += DEMO
     if on_features(cohort):
         note += (
             " The networks saw features: noise drawn from the masks in the place of photographs, "

@@ -18,6 +18,7 @@ from lovasz_repro.report.layout import number
 from lovasz_repro.report.runs import Cohort, Run, RunStore, command, sources
 from lovasz_repro.report.style import (
     BLACK,
+    DEMO,
     GREEN,
     GREY,
     ORANGE,
@@ -204,6 +205,8 @@ def _drawing(
         lacking = "no paper-scale runs on photographs have such curves"
         title = f"Not the paper's: {lacking}. Shown: {heading}"
         note = f" This is not the paper's Figure 6: {lacking}."
+    if cohort.scale == "demo":
+        note += DEMO
     if on_features(cohort):
         note += (
             " The networks saw features: noise drawn from the masks in the place of photographs, "

@@ -10,7 +10,7 @@ from lovasz_repro.data.palettes import VOC
 from lovasz_repro.report.drawing import Curve, Drawing, Missing
 from lovasz_repro.report.picture_grid import Tile, picture_grid
 from lovasz_repro.report.runs import RunStore, command, seed, sources, variant
-from lovasz_repro.report.style import variant_title
+from lovasz_repro.report.style import DEMO, variant_title
 from lovasz_repro.report.voc_binary_runs import is_papers, on_features
 from lovasz_repro.report.voc_multiclass_examples import (
     Example,
@@ -98,6 +98,8 @@ def _drawing(
     if lacking:
         title = f"Not the paper's: {lacking}. Shown: {title}"
         notes.append(f"This is not the paper's Figure {shown.number}: {lacking}.")
+    if pair.cohort.scale == "demo":
+        notes.append(DEMO.strip())
     if on_features(pair.cohort):
         notes.append("The networks saw features: noise drawn from the masks in the place of "
                      "photographs, as Sec. 4.1 does for circles.")  # fmt: skip

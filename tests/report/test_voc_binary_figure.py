@@ -135,6 +135,13 @@ def test_the_papers_runs_are_taken_where_they_are_stored(store):
     assert "Not the paper's" not in drawing.figure.texts[0].get_text()
 
 
+def test_a_demo_says_what_it_is_and_the_picture_says_what_it_shows(store):
+    add_all(store, "bird", (0.1, 0.2, 0.3, 0.9), scale="demo", folder="voc-demo")
+    drawing = figure_4(store)
+    assert "says nothing of the paper" in drawing.caption
+    assert "differ most" in " ".join(drawing.figure.texts[0].get_text().split())
+
+
 def test_runs_of_a_row_have_one_seed(store):
     add(store, "hinge", seed=0)
     add(store, "hinge", seed=2)
