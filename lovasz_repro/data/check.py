@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from lovasz_repro.data.images import opened
 from lovasz_repro.errors import UserError
 
 SHOWN = 5
@@ -89,12 +89,8 @@ def verify_png(file: Path) -> None:
     Raises:
         UserError: they differ.
     """
-    try:
-        with Image.open(file) as opened:
-            opened.verify()
-    except Exception as error:  # damaged files make decoders raise almost anything
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file}: damaged image ({problem})") from None
+    with opened(file) as image:
+        image.verify()
 
 
 def by(size: tuple[int, ...]) -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lovasz_repro.data.check import SHOWN, CheckReport, Job, Problem, Size, SplitReport, by
-from lovasz_repro.data.images import read_pixels
-from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.images import read_mask, read_photograph
+from lovasz_repro.data.palettes import CITYSCAPES_IDS, CITYSCAPES_INSTANCES, MaskIds
 from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.processes import mapped
@@ -23,16 +23,10 @@ from lovasz_repro.host.processes import mapped
 if TYPE_CHECKING:
     from lovasz_repro.data.cityscapes import Frame
 
-HIGHEST_ID = max(CITYSCAPES.label_ids)
 HOW_TO_GET_IT = (
     "Register at www.cityscapes-dataset.com, run `csDownload leftImg8bit_trainvaltest.zip "
     "gtFine_trainvaltest.zip` (of `pip install 'lovasz-repro[cityscapes]'`) and unpack both into"
 )
-FORMATS: dict[str, tuple[int, tuple[type, ...]]] = {
-    "label": (8, (np.uint8,)),
-    "instance": (16, (np.uint8, np.uint16, np.int32)),
-}
-"""Bits of each kind of id, and as what decoders hand it out."""
 
 
 @dataclass(frozen=True)
@@ -186,62 +180,36 @@ def _job(root: Path, split: str, frame: "Frame", size: Size) -> _Job:
 
 def check_files(job: _Job) -> list[Problem]:
     """What is wrong with one photograph and its annotations."""
-    photograph, problems = job.read(job.image, partial(read_pixels, mode="RGB"))
+    photograph, problems = job.read(job.image, read_photograph)
     size = job.size
     if photograph is not None and photograph.shape[:2] != size:
         size = photograph.shape[:2]
         problems += job.faults(job.image, [f"{by(size)}; all must be {by(job.size)}"])
-    label_ids, unreadable = _read_mask(job, job.label_ids, "label", size)
+    label_ids, unreadable = _read_mask(job, job.label_ids, CITYSCAPES_IDS, size)
     problems += unreadable
-    if label_ids is not None and job.label_ids:
-        problems += job.faults(job.label_ids, _unknown("label", label_ids, label_ids))
-    instances, unreadable = _read_mask(job, job.instance_ids, "instance", size)
+    instances, unreadable = _read_mask(job, job.instance_ids, CITYSCAPES_INSTANCES, size)
     problems += unreadable
-    if instances is not None and job.instance_ids:
-        instances = instances.astype(np.int32)
-        of_class = np.where(instances < 1000, instances, instances // 1000)
-        faults = [*_unknown("instance", instances, of_class)]
-        if label_ids is not None:
-            faults += _contradictions(label_ids, instances, of_class)
-        problems += job.faults(job.instance_ids, faults)
+    if label_ids is not None and instances is not None and job.instance_ids:
+        problems += job.faults(job.instance_ids, _contradictions(label_ids, instances))
     return problems
 
 
 def _read_mask(
-    job: _Job, file: Path | None, kind: str, size: Size
+    job: _Job, file: Path | None, ids: MaskIds, size: Size
 ) -> tuple[np.ndarray | None, list[Problem]]:
     """A mask (H, W) of the photograph's size, or what is wrong with its file."""
-    mask, problems = job.read(file, read_pixels) if file else (None, [])
-    if mask is None or file is None:
-        return None, problems
-    bits, types = FORMATS[kind]
-    if mask.ndim != 2 or mask.dtype not in types:
-        return None, job.faults(file, [f"not a mask of one {bits}-bit {kind} id per pixel"])
-    if mask.shape != size:
+    mask, problems = job.read(file, partial(read_mask, ids=ids)) if file else (None, [])
+    if mask is not None and file and mask.shape != size:
         return None, job.faults(file, [f"{by(mask.shape)}; its photograph is {by(size)}"])
-    return mask, []
+    return mask, problems
 
 
-def _unknown(kind: str, ids: np.ndarray, of_class: np.ndarray) -> Iterator[str]:
-    """Ids (H, W) whose class (H, W) does not exist."""
-    unknown = (of_class < 0) | (of_class > HIGHEST_ID)
-    if unknown.any():
-        yield f"unknown {kind} ids {_some(ids[unknown])}; Cityscapes has classes 0-{HIGHEST_ID}"
-
-
-def _contradictions(
-    label_ids: np.ndarray, instances: np.ndarray, of_class: np.ndarray
-) -> Iterator[str]:
-    """Instance ids (H, W) whose class (H, W), a known one, is not the label id (H, W) there."""
-    wrong = (of_class != label_ids) & (of_class <= HIGHEST_ID) & (label_ids <= HIGHEST_ID)
+def _contradictions(label_ids: np.ndarray, instances: np.ndarray) -> Iterator[str]:
+    """Instance ids (H, W) whose class is not the label id (H, W) there."""
+    wrong = np.where(instances < 1000, instances, instances // 1000) != label_ids
     if wrong.any():
         pairs = np.unique(np.stack([instances[wrong], label_ids[wrong]]), axis=1).T
         shown = ", ".join(f"{instance} on {label_id}" for instance, label_id in pairs[:SHOWN])
         more = f", and {len(pairs) - SHOWN} other pairs" if len(pairs) > SHOWN else ""
         yield (f"instance ids contradict label ids on {wrong.sum():,} pixels (instance id on "
                f"label id: {shown}{more})")  # fmt: skip
-
-
-def _some(ids: np.ndarray) -> str:
-    values = np.unique(ids).tolist()
-    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lovasz_repro.data.check import SHOWN, CheckReport, Job, Problem, SplitReport, by
 from lovasz_repro.data.check_voc_lists import Lists, read_lists, some
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.data.voc import (
     IMAGES,
@@ -18,7 +19,6 @@ from lovasz_repro.data.voc import (
     MERGED_MASKS,
     SPLIT_SIZES,
     check_train_aug,
-    read_image,
     read_labels,
     voc_folder,
 )
@@ -142,7 +142,7 @@ def check_pair(job: _Job) -> list[Problem]:
     shapes: list[tuple[int, ...]] = []
     problems: list[Problem] = []
     image = None if job.masks_only else job.image
-    for file, read in ((image, read_image), (job.mask, read_labels)):
+    for file, read in ((image, read_photograph), (job.mask, read_labels)):
         if file and file.is_file():
             pixels, faults = job.read(file, read)
             problems += faults

@@ -122,7 +122,7 @@ def masks_of(names: Iterable[str], folder: Path, ending: str) -> dict[str, Path]
 def unlisted(folder: Path, ending: str, names: Iterable[str]) -> list[Path]:
     """Masks in a folder that have none of the names, sorted."""
     listed = set(names)
-    return sorted(mask for mask in folder.glob(f"*.{ending}") if mask.stem not in listed)
+    return sorted(mask for mask in folder.glob(f"[!.]*.{ending}") if mask.stem not in listed)
 
 
 def some(names: Sequence[str]) -> str:

@@ -18,8 +18,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lovasz_repro.data.images import read_pixels
-from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.images import (
+    by_name,
+    check_same_size,
+    photograph_size,
+    read_mask,
+    read_photograph,
+)
+from lovasz_repro.data.palettes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.transforms import mirror, resize_image, resize_mask
 from lovasz_repro.errors import UserError
@@ -27,7 +33,6 @@ from lovasz_repro.errors import UserError
 CLASSES = CITYSCAPES.names
 IGNORE = 0
 """Class of pixels that are not scored, and that no network may answer."""
-HIGHEST_ID = 33
 SPLITS = ("train", "val", "test")
 SPLIT_SIZES: dict[str, int] = {"train": 2975, "val": 500, "test": 1525}
 FULL_SIZE = (1024, 2048)
@@ -35,7 +40,7 @@ IMAGES, MASKS = "leftImg8bit", "gtFine"
 
 TO_LABEL_ID = np.array(CITYSCAPES.label_ids, dtype=np.uint8)
 """Class 0..19 -> official label id, (20,)."""
-TO_CLASS = np.zeros(HIGHEST_ID + 1, dtype=np.uint8)
+TO_CLASS = np.zeros(CITYSCAPES_IDS.highest + 1, dtype=np.uint8)
 """Official label id 0..33 -> class 0..19, (34,)."""
 TO_CLASS[TO_LABEL_ID[1:]] = np.arange(1, len(CLASSES), dtype=np.uint8)
 
@@ -93,7 +98,7 @@ class Cityscapes(Dataset[Example]):
     def __getitem__(self, item: int | Draw) -> Example:
         draw = item if isinstance(item, Draw) else Draw(item, 0)
         frame = self.frames[draw.image]
-        photograph, ids = read_image(frame), read_label_ids(frame)
+        photograph, ids = read_photograph(frame.image), read_label_ids(frame)
         check_same_size(frame.label_ids, ids, photograph)
         image = resize_image(photograph, self.size)
         classes = resize_mask(TO_CLASS[ids], self.size)
@@ -126,7 +131,8 @@ class ScoredCityscapes(Dataset[ScoredExample]):
 
     def __getitem__(self, index: int) -> ScoredExample:
         frame = self.frames[index]
-        photograph, ids, instances = read_image(frame), read_label_ids(frame), read_instances(frame)
+        photograph = read_photograph(frame.image)
+        ids, instances = read_label_ids(frame), read_instances(frame)
         check_same_size(frame.label_ids, ids, photograph)
         check_same_size(frame.instance_ids, instances, photograph)
         if photograph.shape[:2] != self.full_size:
@@ -140,8 +146,7 @@ class ScoredCityscapes(Dataset[ScoredExample]):
     @cached_property
     def full_size(self) -> tuple[int, int]:
         """Height and width of the first photograph, pixels."""
-        height, width, _ = read_image(self.frames[0]).shape
-        return height, width
+        return photograph_size(self.frames[0].image)
 
     def name(self, index: int) -> str:
         """What the photograph is called."""
@@ -149,7 +154,7 @@ class ScoredCityscapes(Dataset[ScoredExample]):
 
     def photograph(self, index: int) -> np.ndarray:
         """RGB (H, W, 3) uint8, at its own size."""
-        return read_image(self.frames[index])
+        return read_photograph(self.frames[index].image)
 
     def label_ids(self, index: int) -> np.ndarray:
         """Official label ids (H, W) uint8."""
@@ -189,56 +194,29 @@ def list_frames(root: Path, split: str, *, labelled: bool = True) -> list[Frame]
     return sorted(frames, key=lambda frame: frame.name)
 
 
-def read_image(frame: Frame) -> np.ndarray:
-    """The photograph, (H, W, 3) uint8.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    return read_pixels(frame.image, "RGB")
-
-
 def read_label_ids(frame: Frame) -> np.ndarray:
     """Official label ids, (H, W) uint8 in 0..33.
 
     Raises:
-        UserError: unreadable, not 8 bits a pixel, or an unknown id.
+        UserError: as ``read_mask``.
     """
-    ids = read_pixels(frame.label_ids)
-    if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise UserError(f"{frame.label_ids}: not a mask of one 8-bit label id per pixel.")
-    if ids.max() > HIGHEST_ID:
-        raise UserError(f"{frame.label_ids}: label id {ids.max()}; Cityscapes has 0-{HIGHEST_ID}.")
-    return ids
+    return read_mask(frame.label_ids, CITYSCAPES_IDS)
 
 
 def read_instances(frame: Frame) -> np.ndarray:
     """Official instance ids, (H, W) int32: a label id, or label id * 1000 + number.
 
     Raises:
-        UserError: unreadable, not one number per pixel, or an unknown id.
+        UserError: as ``read_mask``.
     """
-    ids = read_pixels(frame.instance_ids)
-    if ids.ndim != 2 or ids.dtype not in (np.uint8, np.uint16, np.int32):
-        raise UserError(f"{frame.instance_ids}: not a mask of one 16-bit instance id per pixel.")
-    ids = ids.astype(np.int32)
-    if ids.min() < 0 or ids.max() >= 1000 * (HIGHEST_ID + 1):
-        raise UserError(f"{frame.instance_ids}: instance id {ids.max()} of an unknown class.")
-    return ids
-
-
-def check_same_size(file: Path, mask: np.ndarray, photograph: np.ndarray) -> None:
-    """Raise UserError unless a mask has the size of its photograph."""
-    if mask.shape != photograph.shape[:2]:
-        raise UserError(f"{file}: {mask.shape[0]}x{mask.shape[1]}, its photograph is "
-                        f"{photograph.shape[0]}x{photograph.shape[1]}.")  # fmt: skip
+    return read_mask(frame.instance_ids, CITYSCAPES_INSTANCES)
 
 
 def frames_of(root: Path, split: str) -> Iterator[Frame]:
     """The photographs of a split that there are, in no order."""
-    ending = f"_{IMAGES}.png"
-    for image in (root / IMAGES / split).glob(f"*/*{ending}"):
-        city, name = image.parent.name, image.name.removesuffix(ending)
+    images = (root / IMAGES / split).glob("[!.]*/*")
+    for name, image in by_name(images, (f"_{IMAGES}.png",)).items():
+        city = image.parent.name
         masks = root / MASKS / split / city / f"{name}_gtFine"
         yield Frame(
             name,

@@ -1,4 +1,4 @@
-"""Names, colours and ids of the classes of Cityscapes, CamVid and Pascal VOC.
+"""Names, colours and ids of the classes of Cityscapes, CamVid and Pascal VOC, and of their masks.
 
 Index order is the order of the network's outputs and of the label files that this project
 reads: CamVid 0-10 (SegNet layout), VOC 0-20, Cityscapes 0-19 in the 20-class convention of the
@@ -7,6 +7,7 @@ official trainId + 1.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -149,6 +150,83 @@ VOC = ClassTable(
 )
 
 CLASS_TABLES = {table.dataset: table for table in (CITYSCAPES, CAMVID, VOC)}
+
+
+@dataclass(frozen=True)
+class MaskIds:
+    """What the pixels of a data set's masks may be: ids from 0, and one for void.
+
+    Attributes:
+        dataset: for people.
+        kind: what an id is called.
+        highest: the last id.
+        colours: of the ids from 0; () where no palette is known.
+        void: another id, None without one, and its colour.
+        instances: whether id * 1000 + number stands for an object of that id, in 16 bits.
+    """
+
+    dataset: str
+    kind: str
+    highest: int
+    colours: tuple[RGB, ...] = ()
+    void: int | None = None
+    void_colour: RGB | None = None
+    instances: bool = False
+
+    @cached_property
+    def palette(self) -> bytes:
+        """The colours of the ids from 0, as a PNG stores them."""
+        return bytes(channel for colour in self.colours for channel in colour)
+
+    @cached_property
+    def of_colour(self) -> dict[tuple[int, ...], int]:
+        """Colour -> id, the lowest where several have the colour."""
+        found: dict[tuple[int, ...], int] = {}
+        for index, colour in enumerate(self.colours):
+            found.setdefault(colour, index)
+        if self.void is not None and self.void_colour is not None:
+            found[self.void_colour] = self.void
+        return found
+
+    def unknown(self, ids: np.ndarray) -> np.ndarray:
+        """Those of the ids (H, W) that there are not, (n,)."""
+        last = self.void if self.void == self.highest + 1 else self.highest
+        if ids.max(initial=0) <= last:  # most masks, without an array more
+            return ids[:0]
+        wrong = ids > self.highest
+        if self.void is not None:
+            wrong &= ids != self.void
+        if self.instances:
+            wrong &= (ids < 1000) | (ids >= 1000 * (self.highest + 1))
+        return ids[wrong]
+
+    def __str__(self) -> str:
+        void = "" if self.void is None else f" and {self.void} = void"
+        return f"{self.dataset} has {'classes ' if self.instances else ''}0-{self.highest}{void}"
+
+
+# colours of the label ids that are not scored: cityscapesScripts helpers/labels.py
+_CITYSCAPES_VOID: dict[int, RGB] = {
+    5: (111, 74, 0),
+    6: (81, 0, 81),
+    9: (250, 170, 160),
+    10: (230, 150, 140),
+    14: (180, 165, 180),
+    15: (150, 100, 100),
+    16: (150, 120, 90),
+    18: (153, 153, 153),
+    29: (0, 0, 90),
+    30: (0, 0, 110),
+}
+_BY_LABEL_ID = _CITYSCAPES_VOID | {label_id: colour for _, label_id, colour in _CITYSCAPES}
+
+VOC_IDS = MaskIds("VOC", "class id", 20, VOC.colours, 255, voc_colour(255))
+CAMVID_IDS = MaskIds("CamVid", "class id", 10, CAMVID.colours, 11, (0, 0, 0))
+CITYSCAPES_IDS = MaskIds(
+    "Cityscapes", "label id", 33, tuple(_BY_LABEL_ID.get(index, (0, 0, 0)) for index in range(34))
+)
+"""Five void ids are black and come back as 0; a group of poles has the colour of a pole."""
+CITYSCAPES_INSTANCES = MaskIds("Cityscapes", "instance id", 33, instances=True)
 
 
 def class_table(dataset: str, names: tuple[str, ...], count: int) -> ClassTable:

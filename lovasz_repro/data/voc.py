@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lovasz_repro.data.images import read_pixels
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.images import check_known, check_same_size, read_mask, read_photograph
+from lovasz_repro.data.palettes import VOC, VOC_IDS
 from lovasz_repro.errors import UserError
 
 CLASSES = VOC.names
@@ -108,31 +108,21 @@ def check_train_aug(names: Iterable[str]) -> None:
         )
 
 
-def read_image(image: Path) -> np.ndarray:
-    """A photograph, RGB (H, W, 3) uint8.
-
-    Raises:
-        UserError: missing or unreadable.
-    """
-    return read_pixels(image, "RGB")
-
-
 def read_labels(mask: Path) -> np.ndarray:
     """A mask, (H, W) uint8 with class ids 0..20 and 255 = void.
 
     Args:
-        mask: a palette or grey PNG whose 8-bit values are the ids, or a .mat of SBD.
+        mask: a PNG, see ``read_mask``, or a .mat of SBD.
 
     Raises:
         UserError: missing, unreadable, not one 8-bit id per pixel, or an unknown id.
     """
-    labels = read_sbd(mask) if mask.suffix == ".mat" else read_pixels(mask)
-    if labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
-        raise UserError(f"{mask}: not a mask of one 8-bit class id per pixel.")
-    unknown = labels[(labels >= len(CLASSES)) & (labels != VOID)]
-    if unknown.size:
-        raise UserError(f"{mask}: class id {unknown[0]}; VOC has 0-{len(CLASSES) - 1} "
-                        f"and {VOID} = void.")  # fmt: skip
+    if mask.suffix != ".mat":
+        return read_mask(mask, VOC_IDS)
+    labels = read_sbd(mask)
+    if labels.size == 0:
+        raise UserError(f"{mask}: a mask without pixels.")
+    check_known(mask, labels, VOC_IDS)
     return labels
 
 
@@ -140,12 +130,10 @@ def read_pair(image: VocImage) -> tuple[np.ndarray, np.ndarray]:
     """A photograph (H, W, 3) and its mask (H, W), both uint8.
 
     Raises:
-        UserError: as ``read_image`` and ``read_labels``, or sizes that differ.
+        UserError: as ``read_photograph`` and ``read_labels``, or sizes that differ.
     """
-    photograph, labels = read_image(image.image), read_labels(image.mask)
-    if labels.shape != photograph.shape[:2]:
-        raise UserError(f"{image.mask}: {labels.shape[0]}x{labels.shape[1]}, its photograph is "
-                        f"{photograph.shape[0]}x{photograph.shape[1]}.")  # fmt: skip
+    photograph, labels = read_photograph(image.image), read_labels(image.mask)
+    check_same_size(image.mask, labels, photograph)
     return photograph, labels
 
 

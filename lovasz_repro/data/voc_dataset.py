@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.voc import VOID, VocImage, read_image, read_labels, read_pair
+from lovasz_repro.data.voc import VOID, VocImage, read_labels, read_pair
 from lovasz_repro.data.voc_augmentation import augment
 
 Example = tuple[torch.Tensor, torch.Tensor]
@@ -109,7 +110,7 @@ class VocScored(Dataset[Example]):
 
     def photograph(self, index: int) -> np.ndarray:
         """RGB (H, W, 3) uint8."""
-        return read_image(self.images[index].image)
+        return read_photograph(self.images[index].image)
 
     def label_ids(self, index: int) -> np.ndarray:
         """Class ids (H, W) uint8, 255 = void, whatever the category."""

@@ -18,7 +18,7 @@ from types import ModuleType
 import numpy as np
 
 from lovasz_repro.config.schema import CrfConfig
-from lovasz_repro.data.images import read_pixels
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.probability_cache import (
     check_probabilities,
@@ -106,7 +106,7 @@ def _refine_file(parameters: CrfConfig, item: CrfInput, file: Path) -> None:
     fingerprint = _fingerprint(item, parameters)
     if _is_done(file, fingerprint):
         return
-    image = read_pixels(item.image, "RGB")
+    image = read_photograph(item.image)
     probabilities = read_probabilities(item.probabilities, item.name)
     if probabilities.shape[1:] != image.shape[:2]:
         found, expected = (f"{h}x{w}" for h, w in (probabilities.shape[1:], image.shape[:2]))

@@ -6,6 +6,7 @@ official label ids for a Cityscapes network and the class index for any other, a
 """
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.palettes import ClassTable, class_table, colourise
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.photo import read_photo
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.enet import STRIDE, ENet
 from lovasz_repro.models.weights import load_weights
 
 OPACITY = 0.55  # of the class colours over the photograph
+LONGEST_NAME = 255  # bytes, on nearly every file system
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def predict_images(
     """Label every image with the network in `weights` and write the results to `out`.
 
     Arguments:
-        images: photographs, see `read_photo`; no two with the same stem.
+        images: photographs, see `read_photograph`; no two with the same stem.
         weights: see `load_weights`.
         out: folder, made where it does not exist.
         size: (height, width) at which the network sees the images, multiples of 8. Images of
@@ -78,11 +80,12 @@ def predict_images(
     bad: list[str] = []
     for path in images:
         try:
-            photo = read_photo(path)
-            classes = label_photo(model, photo, size, allowed(table))
+            photo = Image.fromarray(read_photograph(path))
+            classes = label_photo(model, photo, size, allowed(table), path)
+        except UserError as error:
+            bad.append(str(error).rstrip("."))
+        else:
             done.append(write_prediction(path, photo, classes, table, out))
-        except ValueError as error:
-            bad.append(f"{path}: {error}")
         if progress is not None:
             progress(path)
     if bad:
@@ -130,8 +133,11 @@ def check_request(images: Sequence[Path], out: Path, size: tuple[int, int] | Non
                 "rename one or use two output folders"
             )
     inputs = {path.resolve() for path in images}
-    for stem in by_stem:
+    for stem, path in by_stem.items():
         for result in result_paths(stem, out):
+            if len(os.fsencode(result.name)) > LONGEST_NAME:
+                raise UserError(f"{path}: its name is too long for one of a result, which may have "
+                                f"{LONGEST_NAME} bytes: rename it")  # fmt: skip
             if result.resolve() in inputs:
                 raise UserError(f"result {result} would overwrite an input: choose another --out")
 
@@ -155,11 +161,15 @@ def allowed(table: ClassTable) -> list[int]:
 
 
 def label_photo(
-    model: ENet, photo: Image.Image, size: tuple[int, int] | None, classes: Sequence[int]
+    model: ENet,
+    photo: Image.Image,
+    size: tuple[int, int] | None,
+    classes: Sequence[int],
+    path: Path,
 ) -> np.ndarray:
     """Best of `classes` for every pixel of `photo`: (H, W) uint8 of output indices.
 
-    Raises ValueError where the image is too large for the device's memory.
+    Raises UserError, which names `path`, where the image is too large for the device's memory.
     """
     own = (photo.height, photo.width)
     seen = photo if size in (None, own) else photo.resize(size[::-1], Image.Resampling.BILINEAR)
@@ -173,7 +183,7 @@ def label_photo(
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
-        raise ValueError("is too large for the memory; give a smaller --size") from error
+        raise UserError(f"{path}: is too large for the memory; give a smaller --size") from error
 
 
 def pad_to_stride(images: Tensor) -> Tensor:

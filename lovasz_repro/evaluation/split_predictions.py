@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame, read_image
+from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.transforms import resize_image, to_unit_range
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import Upsample, predicted_classes
@@ -139,7 +140,7 @@ def _predict(
             advance(1)
 
     def read(pair: tuple[Frame, Path]) -> tuple[np.ndarray, tuple[int, int]]:
-        return read_photograph(pair[0], size)
+        return as_seen(pair[0], size)
 
     try:
         with warnings.catch_warnings():  # threads do not put back each other's filters in order
@@ -154,13 +155,13 @@ def _predict(
         writers.shutdown(cancel_futures=True)
 
 
-def read_photograph(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def as_seen(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """A photograph as the network sees it, RGB (3, h, w) uint8, and its own height and width.
 
     Raises:
         UserError: it cannot be read.
     """
-    photograph = read_image(frame)
+    photograph = read_photograph(frame.image)
     height, width, _ = photograph.shape
     return np.array(resize_image(photograph, size).transpose(2, 0, 1)), (height, width)
 

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame
-from lovasz_repro.data.images import read_pixels
+from lovasz_repro.data.images import GREY, opened, photograph_size, png_form
 from lovasz_repro.errors import UserError
 
 SUBMIT_AT = "https://www.cityscapes-dataset.com/submit"
@@ -126,14 +125,12 @@ def _frame_name(file: Path, names: Container[str]) -> str | None:
 def _problem(file: Path, frame: Frame) -> list[str]:
     """What is wrong with one prediction: one line or none."""
     try:
-        ids = read_pixels(file)
-        with Image.open(frame.image) as photograph:
-            width, height = photograph.size
+        with opened(file, ["PNG"]) as image:
+            form, ids = png_form(image), np.asarray(image)
+        height, width = photograph_size(frame.image)
     except UserError as error:
         return [str(error).rstrip(".")]
-    except OSError as error:
-        return [f"{frame.image}: unreadable image ({error})"]
-    if ids.ndim != 2 or ids.dtype != np.uint8:
+    if form != (8, GREY):  # the server would take a palette's indices for ids
         return [f"{file.name} is not of one 8-bit label id per pixel"]
     if ids.shape != (height, width):
         return [f"{file.name} is {ids.shape[0]}x{ids.shape[1]}, its photograph {height}x{width}"]

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lovasz_repro.config.schema import CrfConfig
-from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import VOC
-from lovasz_repro.data.voc import VOID, VocImage
+from lovasz_repro.data.voc import VOID, VocImage, read_labels
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.evaluation.voc_regimes import count, refine_photographs
 from lovasz_repro.host.processes import mapped
@@ -61,6 +60,6 @@ def compare_crfs(
         for crf in crfs:
             labels = refine_photographs(images, files, folder, crf, map_, refined)
             scoring = SegmentationScoring(VOC.names, VOID)
-            count(scoring, images, map(read_pixels, labels))
+            count(scoring, images, map(read_labels, labels))
             compared.append(Compared(crf, scoring))
     return sorted(compared, key=lambda one: one.dataset_miou, reverse=True)

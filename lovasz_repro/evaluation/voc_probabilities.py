@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lovasz_repro.config.schema import MultiScaleConfig
-from lovasz_repro.data.voc import VocImage, read_image
+from lovasz_repro.data.images import photograph_size, read_photograph
+from lovasz_repro.data.voc import VocImage
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare
 from lovasz_repro.evaluation.multiscale import fused_scores
@@ -153,7 +153,7 @@ def predict_probabilities(
     missing = [(image, file) for image, file in pairs if not is_there(image, file)]
     advance(len(images) - len(missing))
     predictions: Iterator[np.ndarray] = (
-        of_photograph(read_image(image.image), score, device) for image, _ in missing
+        of_photograph(read_photograph(image.image), score, device) for image, _ in missing
     )
     names = [image.name for image, _ in missing]
     for _ in map_(write_probabilities, [file for _, file in missing], names, predictions):
@@ -164,11 +164,9 @@ def predict_probabilities(
 def is_there(image: VocImage, file: Path) -> bool:
     """Whether a file is whole, and of a photograph of this name and size."""
     try:
-        with Image.open(image.image) as opened:  # its header alone
-            size = opened.height, opened.width
-    except Exception:  # whoever reads it says what is wrong with it
+        return holds_probabilities(file, image.name, photograph_size(image.image))
+    except UserError:  # whoever reads it says what is wrong with it
         return False
-    return holds_probabilities(file, image.name, size)
 
 
 def of_photograph(photograph: np.ndarray, score: Score, device: torch.device) -> np.ndarray:

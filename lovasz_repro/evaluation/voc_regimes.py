@@ -17,7 +17,6 @@ import torch
 from torch import distributed, nn
 
 from lovasz_repro.config.schema import CrfConfig, MultiScaleConfig
-from lovasz_repro.data.images import read_pixels
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import VOID, VocImage, read_labels
 from lovasz_repro.errors import UserError
@@ -128,7 +127,7 @@ def score_regimes(
         count(scorings["multi_scale"], some, labels)
         if crf:
             refined_files = refine_photographs(some, files, folder, crf, map_, refined)
-            count(scorings["crf"], some, map(read_pixels, refined_files))
+            count(scorings["crf"], some, map(read_labels, refined_files))
 
     with mapped(processes, "wrote and refined predictions") as map_:
         for chunk in chunks_of(len(images), processes) if chunks is None else chunks:

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lovasz_repro.config.schema import CrfConfig
-from lovasz_repro.data.images import read_pixels
-from lovasz_repro.data.voc import VocImage
+from lovasz_repro.data.voc import VocImage, read_labels
 from lovasz_repro.evaluation.probability_cache import read_classes
 from lovasz_repro.evaluation.voc_regimes import Network, chunks_of, refine_photographs
 from lovasz_repro.evaluation.voc_submission import write_prediction
@@ -49,7 +48,7 @@ def write_predictions(
             labels: Iterable[np.ndarray]
             if crf:
                 refined_files = refine_photographs(some, files, folder, crf, map_, refined)
-                labels = map(read_pixels, refined_files)
+                labels = map(read_labels, refined_files)
             else:
                 labels = map_(read_classes, files, names)
             for name, classes in zip(names, labels, strict=True):

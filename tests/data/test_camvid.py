@@ -71,7 +71,7 @@ def write_mask(root: Path, mask: np.ndarray) -> None:
         (break_photograph, r"train/1\.png: unreadable image"),
         (break_mask, r"trainannot/1\.png: unreadable image"),
         (remove_mask, r"trainannot: no mask for 1\.png"),
-        (lambda r: write_mask(r, np.zeros((5, 6), np.uint8)), "mask is 6x5, its photograph 24x16"),
+        (lambda r: write_mask(r, np.zeros((5, 6), np.uint8)), "5x6, its photograph is 16x24"),
         (lambda r: write_mask(r, np.full((16, 24), 12, np.uint8)), "class id 12"),
         (lambda r: write_mask(r, np.zeros((16, 24, 3), np.uint8)), "not a mask"),
     ],
@@ -81,6 +81,21 @@ def test_damage_is_named_in_one_line(tiny: Path, damage, word: str) -> None:  # 
     with pytest.raises(UserError, match=word) as caught:
         CamVid(tiny, "train", (16, 24))[1]
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_mac_leaves_is_no_image_and_capitals_are_no_other(tiny: Path) -> None:
+    before = [CamVid(tiny, "train", (16, 24))[index] for index in range(3)]
+    (tiny / "train" / "1.png").rename(tiny / "train" / "1.PNG")
+    for folder in (tiny / "train", tiny / "trainannot"):
+        (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+        (folder / "._0.png").write_bytes(b"\0\5\x16\7")
+    dataset = CamVid(tiny, "train", (16, 24))
+    assert [dataset.name(index) for index in range(len(dataset))] == ["0", "1", "2"]
+    for index, (image, _) in enumerate(before):
+        assert torch.equal(dataset[index][0], image)
+    Image.new("RGB", (24, 16)).save(tiny / "train" / "2.jpg")
+    with pytest.raises(UserError, match=r"train/2\.png: .*train/2\.jpg has the same name"):
+        CamVid(tiny, "train", (16, 24))
 
 
 def test_missing_folders_say_what_to_do(tmp_path: Path) -> None:

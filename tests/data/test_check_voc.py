@@ -186,7 +186,7 @@ def break_everything(root: Path) -> list[str]:
         f"{LISTS}/val.txt: also in train.txt: {N[2]}",
         f"{LISTS}: val has 2 images, not 3",
         f"{voc}/SegmentationClass/{N[8]}.png: not a mask of one 8-bit class id per pixel",
-        f"{voc}/SegmentationClass/{N[10]}.png: damaged image",
+        f"{voc}/SegmentationClass/{N[10]}.png: unreadable image",
         f"{voc}/JPEGImages/{N[13]}.jpg: missing",
         f"{voc}/JPEGImages/{N[12]}.jpg: unreadable image",
     ]

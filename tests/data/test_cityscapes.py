@@ -140,6 +140,19 @@ def test_frames_are_sorted_by_name_over_all_cities(tree: Path) -> None:
     assert ScoredCityscapes(tree, "train", (8, 16)).name(2) == "bb_000001_000019"
 
 
+def test_what_a_mac_leaves_is_no_frame_and_capitals_are_no_other(tree: Path) -> None:
+    names = [frame.name for frame in list_frames(tree, "train")]
+    image = file(tree, "leftImg8bit")
+    image.with_name(f"._{image.name}").write_bytes(b"\0\5\x16\7")
+    (image.parent.parent / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    image.rename(image.with_suffix(".PNG"))
+    assert [frame.name for frame in list_frames(tree, "train")] == names
+    assert Cityscapes(tree, "train", (8, 16))[names.index("bb_000001_000019")][0].shape
+    image.write_bytes(image.with_suffix(".PNG").read_bytes())
+    with pytest.raises(UserError, match=r"_leftImg8bit\.png: .* has the same name"):
+        list_frames(tree, "train")
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 
@@ -179,7 +192,7 @@ def test_damaged_items_are_named(tree: Path, damage: Callable[[Path], None], wor
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (np.uint16(FULL + 34000), "instance id 34007 of an unknown class"),
+        (np.uint16(FULL + 34000), "instance id 34007; Cityscapes has classes 0-33"),
         (np.uint16(FULL[:, 1:]), "16x31, its photograph is 16x32"),
         (np.zeros((HEIGHT, WIDTH, 3), np.uint8), "not a mask of one 16-bit"),
     ],
@@ -220,7 +233,7 @@ def test_masks_may_be_stored_with_fewer_bits_or_a_palette(tree: Path) -> None:
     """What programs that save small numbers may do; the values are the same."""
     frame = list_frames(tree, "train")[2]
     coloured = Image.fromarray(np.uint8(FULL))
-    coloured.putpalette(list(range(256)) * 3)
+    coloured.putpalette([value for value in range(256) for _ in "RGB"])
     coloured.save(frame.label_ids)
     put(frame.instance_ids, np.uint8(FULL))
     assert np.array_equal(read_label_ids(frame), FULL)

@@ -15,11 +15,11 @@ from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import (
     ScoredCityscapes,
     list_frames,
-    read_image,
     read_instances,
     read_label_ids,
 )
 from lovasz_repro.data.convert_camvid import SMALLEST, convert_camvid, convert_labels
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
 from tests.tiny_camvid import write_camvid
@@ -101,7 +101,7 @@ def test_a_whole_tree(tmp_path: Path) -> None:
         assert [frame.name for frame in frames] == [f"camvid_000000_{n:06d}" for n in range(5)]
         for (photograph, mask), frame in zip(camvid.list_files(source, split), frames, strict=True):
             image, labels = camvid.read_pair(photograph, mask)
-            assert np.array_equal(read_image(frame), image)
+            assert np.array_equal(read_photograph(frame.image), image)
             assert np.array_equal(read_label_ids(frame), np.array(IDS)[labels])
     with (tmp_path / "out" / "camvid-names.csv").open() as table:
         rows = list(csv.DictReader(table))
@@ -151,7 +151,7 @@ def test_real_images_keep_every_pixel_of_every_class(camvid_root: Path, tmp_path
             camvid.list_files(source, split), list_frames(root, split), strict=True
         ):
             image, labels = camvid.read_pair(photograph, mask)
-            assert np.array_equal(read_image(frame), image)
+            assert np.array_equal(read_photograph(frame.image), image)
             before.update(IDS[label] for label in labels.ravel().tolist())
             after.update(read_label_ids(frame).ravel().tolist())
             objects += len(np.unique(read_instances(frame)[read_instances(frame) >= 1000]))

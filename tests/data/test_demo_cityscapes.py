@@ -15,11 +15,11 @@ from lovasz_repro.data.cityscapes import (
     IGNORE,
     TO_CLASS,
     list_frames,
-    read_image,
     read_instances,
     read_label_ids,
 )
 from lovasz_repro.data.demo_cityscapes import COUNTS, SIZE, draw, write_demo
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.palettes import CITYSCAPES, colourise
 from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
@@ -124,18 +124,20 @@ def test_colour_alone_tells_something_and_not_all(tree: Path) -> None:
     pixels, classes = (
         np.concatenate([kind(frame) for frame in list_frames(tree, "train")])
         for kind in (
-            lambda frame: read_image(frame).reshape(-1, 3).astype(float),
+            lambda frame: read_photograph(frame.image).reshape(-1, 3).astype(float),
             lambda frame: TO_CLASS[read_label_ids(frame)].ravel(),
         )
     )
     means = np.stack([pixels[classes == index].mean(axis=0) for index in range(1, 20)])
     frames = list_frames(tree, "val")
-    seen = np.concatenate([read_image(frame).reshape(-1, 3) for frame in frames]).astype(float)
+    seen = np.concatenate([read_photograph(frame.image).reshape(-1, 3) for frame in frames]).astype(
+        float
+    )
     truth = np.concatenate([TO_CLASS[read_label_ids(frame)].ravel() for frame in frames])
     guess = 1 + ((seen[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
     right = [np.mean(guess[truth == index] == index) for index in range(1, 20)]
     assert 1.5 / 19 < np.mean(right) < 0.5
-    spread = np.std([read_image(frame).mean() for frame in frames])
+    spread = np.std([read_photograph(frame.image).mean() for frame in frames])
     assert spread > 5  # the light changes
 
 

@@ -240,7 +240,7 @@ def test_bad_images_are_listed_after_the_good_ones_are_done(camvid, tmp_path: Pa
     heard: list[Path] = []
     paths = [good[0], truncated, absent, good[1]]
     message = refusal(paths, camvid[1], out, progress=heard.append)
-    assert f"{truncated}: cannot be read" in message
+    assert f"{truncated}: unreadable image" in message
     assert f"{absent}: no such file" in message
     assert f"The other 2 are in {out}" in message
     assert heard == paths
@@ -254,6 +254,17 @@ def test_same_stem_is_refused_before_anything_is_written(camvid, tmp_path: Path)
     assert str(first) in message
     assert str(second) in message
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_leave_no_room_for_results_are_refused_before(camvid, tmp_path: Path) -> None:
+    fine, long = (
+        photo(tmp_path / "in", 8, 8, f"{'é' * n}.png") for n in (121, 122)
+    )  # of two bytes
+    (done,) = predict_images([fine], camvid[1], tmp_path / "out")
+    assert done.label_ids.is_file()
+    message = refusal([fine, long], camvid[1], tmp_path / "none")
+    assert message.startswith(f"{long}: its name is too long")
+    assert not (tmp_path / "none").exists()
 
 
 def test_input_is_never_overwritten(camvid, tmp_path: Path) -> None:

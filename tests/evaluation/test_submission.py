@@ -60,7 +60,10 @@ def spoil(file: Path, way: str) -> None:
         ids[0, :3] = (0, 1, 255)
     elif way == "colours":
         ids = np.stack([ids] * 3, axis=-1)
-    Image.fromarray(ids).save(file)
+    picture = Image.fromarray(ids)
+    if way == "palette":
+        picture.putpalette([value for value in range(256) for _ in "RGB"])
+    picture.save(file)
     if way == "truncated":
         file.write_bytes(file.read_bytes()[:-60])
 
@@ -71,6 +74,7 @@ def spoil(file: Path, way: str) -> None:
         ("small", "_labelIds.png is 24x32, its photograph 48x64"),
         ("train ids", "_labelIds.png holds 0, 1, 255, no label id of the 19 scored classes"),
         ("colours", "_labelIds.png is not of one 8-bit label id per pixel"),
+        ("palette", "_labelIds.png is not of one 8-bit label id per pixel"),
         ("truncated", "unreadable image"),
     ],
 )

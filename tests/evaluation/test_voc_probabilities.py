@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lovasz_repro.config.schema import MultiScaleConfig
-from lovasz_repro.data.voc import VocImage, list_images, read_image
+from lovasz_repro.data.images import read_photograph
+from lovasz_repro.data.voc import VocImage, list_images
 from lovasz_repro.data.voc_augmentation import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.probability_cache import (
@@ -107,7 +108,7 @@ def test_files_hold_what_a_plain_loop_over_scales_gives(
     assert [file.name for file in files] == [f"{image.name}.png" for image in images]
     shown = set()
     for image, file in zip(images, files, strict=True):
-        expected = plain_probabilities(model, read_image(image.image), fusion)
+        expected = plain_probabilities(model, read_photograph(image.image), fusion)
         found = read_probabilities(file, image.name)
         difference = np.abs(np.log(found) - np.log(np.clip(expected, 1e-5, 1)))
         assert (difference <= 1.5 * STEP + 1e-4).all()

@@ -15,7 +15,8 @@ from torch import distributed
 from torch.nn import functional as F
 
 from lovasz_repro.config.schema import CrfConfig, MultiScaleConfig
-from lovasz_repro.data.voc import VocImage, list_images, read_image, read_labels
+from lovasz_repro.data.images import read_photograph
+from lovasz_repro.data.voc import VocImage, list_images, read_labels
 from lovasz_repro.data.voc_augmentation import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation import voc_regimes
@@ -73,7 +74,7 @@ def confusion_by_hand(
 
 def classes_by_hand(model: torch.nn.Module, image: VocImage) -> np.ndarray:
     """Arg max of the mean over three scales of the softmax, image by image."""
-    photograph = read_image(image.image)
+    photograph = read_photograph(image.image)
     height, width, _ = photograph.shape
     caffe = to_caffe(torch.from_numpy(photograph.transpose(2, 0, 1).copy())[None])
     padded = F.pad(caffe, (0, 65 - width, 0, 65 - height))
@@ -110,7 +111,7 @@ def test_scores_are_those_of_a_plain_loop(
 
     def refined(image: VocImage) -> np.ndarray:
         probabilities = read_probabilities(folder / f"{image.name}.png", image.name)
-        return refine(read_image(image.image), probabilities, CRF)
+        return refine(read_photograph(image.image), probabilities, CRF)
 
     expected["crf"] = confusion_by_hand(images, refined)
     assert (expected["crf"] != expected["multi_scale"]).any()

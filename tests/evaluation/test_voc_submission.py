@@ -173,7 +173,9 @@ def spoil(file: Path, way: str) -> None:
     elif way == "empty":
         file.write_bytes(b"")
     elif way == "huge":  # a header of 50000x50000 pixels: nothing may be allocated for it
-        file.write_bytes(content[:16] + struct.pack(">II", 50000, 50000) + content[24:])
+        header = content[12:16] + struct.pack(">II", 50000, 50000) + content[24:29]
+        checksum = struct.pack(">I", zlib.crc32(header))
+        file.write_bytes(content[:12] + header + checksum + content[33:])
     elif way == "flipped":
         middle = content.index(b"IDAT") + 40
         file.write_bytes(content[:middle] + b"\0\xff\0\xff" + content[middle + 4 :])
@@ -195,11 +197,11 @@ def spoil(file: Path, way: str) -> None:
         ("void", "2008_000003.png holds 255, no class id 0-20"),
         ("many", "2008_000003.png holds 21, 30, 40, ..., no class id 0-20"),
         ("palette", "2008_000003.png has another palette than VOC's"),
-        ("jpeg", "2008_000003.png is no PNG"),
-        ("empty", "2008_000003.png is no PNG"),
+        ("jpeg", "2008_000003.png: unreadable image (it is no PNG)"),
+        ("empty", "2008_000003.png: unreadable image (it is no PNG)"),
         ("truncated", "2008_000003.png: unreadable image ("),
         ("flipped", "2008_000003.png: unreadable image ("),
-        ("huge", "2008_000003.png is 50000x50000, its photograph 33x40"),
+        ("huge", "2008_000003.png: unreadable image (it has too many pixels)"),
         ("long", "2008_000003.png has more than 1,048,576 bytes"),
         ("folder", "2008_000003.png is no file"),
     ],
@@ -245,8 +247,8 @@ def test_no_folder_and_no_photograph(out: Path, images: list[VocImage], tmp_path
     other[2] = VocImage(images[2].name, gone, images[2].mask)
     problems = find_problems(out, other, count=5)
     assert len(problems) == 2
-    assert problems[0].startswith(f"{broken}: unreadable photograph (")
-    assert problems[1].startswith(f"{gone}: unreadable photograph (")
+    assert problems[0].startswith(f"{broken}: unreadable image (")
+    assert problems[1].startswith(f"{gone}: no such file")
 
 
 def test_the_archive_unpacks_to_what_the_server_reads(
