@@ -33,7 +33,7 @@ class ConfusionMatrix:
         _check_num_classes(num_classes)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device="cpu")
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add the pixels of predictions and labels, both (...) of one shape."""
@@ -82,7 +82,7 @@ class ImageIoU:
         _check_num_classes(num_classes)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.sums = torch.zeros(num_classes, dtype=torch.float64)
+        self.sums = torch.zeros(num_classes, dtype=torch.float64, device="cpu")
         self.images = 0
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
@@ -116,7 +116,7 @@ class ImageIoU:
         """
         _check_same_options(self, group)
         total = type(self)(self.num_classes, self.ignore_index)
-        images = torch.tensor([self.images], dtype=torch.float64)
+        images = torch.tensor([self.images], dtype=torch.float64, device="cpu")
         sums = sum_over_ranks(torch.cat([self.sums, images]), group)
         total.sums, total.images = sums[:-1], int(sums[-1])
         return total
@@ -158,7 +158,8 @@ class BatchIoU:
         if not self.parts:
             return torch.nan
         count = len(self.parts)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator("cpu").manual_seed(0)
+        order = torch.randperm(count, generator=generator, device="cpu")
         size = min(batch_size, count)
         batches = order[: count // size * size].view(-1, size)
         labels, predictions, both = torch.stack(self.parts)[batches].sum(dim=1).unbind(dim=1)
@@ -175,12 +176,13 @@ class BatchIoU:
             ValueError: on every rank, if the options differ between ranks.
         """
         _check_same_options(self, group)
-        own = torch.stack(self.parts) if self.parts else torch.zeros(0, 3, self.num_classes).long()
-        counts = torch.zeros(group.size(), dtype=torch.int64)
+        none = torch.zeros(0, 3, self.num_classes, dtype=torch.int64, device="cpu")
+        own = torch.stack(self.parts) if self.parts else none
+        counts = torch.zeros(group.size(), dtype=torch.int64, device="cpu")
         counts[group.rank()] = len(own)
         counts = sum_over_ranks(counts, group)
         first = int(counts[: group.rank()].sum())
-        everything = torch.zeros(int(counts.sum()), 3, self.num_classes, dtype=torch.int64)
+        everything = none.new_zeros(int(counts.sum()), 3, self.num_classes)
         everything[first : first + len(own)] = own
         total = type(self)(self.num_classes, self.ignore_index)
         total.parts = list(sum_over_ranks(everything, group))
@@ -374,7 +376,9 @@ def _check_same_options(
     for name in ("num_classes", "ignore_index"):
         value = getattr(metric, name)
         number = torch.iinfo(torch.int64).min if value is None else value
-        ends = _on_device_of(torch.tensor([number, -number - 1]), group)  # largest, smallest
+        ends = _on_device_of(
+            torch.tensor([number, -number - 1], device="cpu"), group
+        )  # largest, smallest
         distributed.all_reduce(ends, distributed.ReduceOp.MAX, group)
         largest, smallest = int(ends[0]), -int(ends[1]) - 1
         if largest != smallest:

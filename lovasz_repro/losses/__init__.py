@@ -12,16 +12,16 @@ derived in ``histogram.py``, from counts in the bins of ``error_bins.py``. ``sof
 logits, which ``plain_passes.py`` and ``triton_passes.py`` write out. ``ranks.py`` joins processes.
 """
 
-from lovasz_repro.losses.baselines import (
+from .baselines import (
     binary_cross_entropy,
     cross_entropy,
     hinge,
     soft_iou,
     weighted_sum,
 )
-from lovasz_repro.losses.extension import lovasz_extension
-from lovasz_repro.losses.lovasz import lovasz_hinge, lovasz_softmax
-from lovasz_repro.losses.modules import (
+from .extension import lovasz_extension
+from .lovasz import lovasz_hinge, lovasz_softmax
+from .modules import (
     BinaryCrossEntropy,
     CrossEntropy,
     Hinge,
@@ -30,7 +30,7 @@ from lovasz_repro.losses.modules import (
     SoftIoU,
     WeightedSum,
 )
-from lovasz_repro.losses.set_functions import (
+from .set_functions import (
     CountFunction,
     Counts,
     HammingLoss,
@@ -38,8 +38,8 @@ from lovasz_repro.losses.set_functions import (
     SetFunction,
     TverskyLoss,
 )
-from lovasz_repro.losses.submodular import check_submodular
-from lovasz_repro.losses.window import AccumulationWindow
+from .submodular import check_submodular
+from .window import AccumulationWindow
 
 __all__ = [
     "AccumulationWindow",

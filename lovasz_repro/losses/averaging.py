@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.inputs import MulticlassPixels, PixelWeights, class_weight_vector
-from lovasz_repro.losses.ranks import Ranks
-from lovasz_repro.losses.set_functions import SetFunction
-from lovasz_repro.losses.sorting import marginal_gains
+from .inputs import MulticlassPixels, PixelWeights, class_weight_vector
+from .ranks import Ranks
+from .set_functions import SetFunction
+from .sorting import marginal_gains
 
 
 class Measure(NamedTuple):
@@ -48,7 +48,7 @@ def rows_of(
     num_classes = counts.shape[1]
     weights = class_weight_vector(class_weights, num_classes)
     if weights is None:
-        weights = torch.ones(num_classes, dtype=torch.float64)
+        weights = torch.ones(num_classes, dtype=torch.float64, device="cpu")
     weights = weights * _averaged(counts, classes)
     divisor = weights.sum(1, keepdim=True) * (pixels.total_images if per_image else 1)
     return Rows(counts, torch.where(divisor > 0, weights / divisor, 0.0))
@@ -70,7 +70,7 @@ def _averaged(counts: Tensor, classes: str | Sequence[int]) -> Tensor:
             raise ValueError(f"class {item} in classes is out of range for {num_classes} classes")
     if not ids or len(set(ids)) < len(ids):
         raise ValueError(f"classes is {ids}, must name at least one class, and each once")
-    listed = torch.zeros(num_classes, dtype=torch.bool)
+    listed = torch.zeros(num_classes, dtype=torch.bool, device="cpu")
     listed[ids] = True
     return listed & not_empty
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.inputs import (
+from .eager import eager
+from .inputs import (
     BinaryPixels,
     binary_pixels,
     class_weight_vector,
     multiclass_pixels,
 )
-from lovasz_repro.losses.ranks import Ranks
+from .ranks import Ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits and labels to a 0-dim loss."""
@@ -61,6 +61,8 @@ def cross_entropy(
     targets = pixels.labels
     if pixels.valid is not None:
         targets = targets.masked_fill(~pixels.valid, -100)
+        # The gradient of a NaN that does not count would be NaN all the same.
+        scores = scores.masked_fill(~pixels.valid[:, None], 0.0)
     summed = functional.cross_entropy(
         scores,
         targets,
@@ -181,7 +183,7 @@ def weighted_sum(
         for loss, weight in zip(losses, weights, strict=True)
         if weight != 0
     ]
-    return torch.stack(terms).sum() if terms else logits.sum() * 0.0
+    return torch.stack(terms).sum() if terms else logits[:0].sum()
 
 
 def check_sum(terms: int, weights: Sequence[float] | None) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.ranks import Ranks
+from .ranks import Ranks
 
 # Errors well below this are told apart linearly, those above by their ratio. The margin of the
 # hinge is 1.

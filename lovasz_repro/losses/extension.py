@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.histogram import Method
-from lovasz_repro.losses.inputs import checked_weights
-from lovasz_repro.losses.ranks import Ranks
-from lovasz_repro.losses.row_gains import row_gains
-from lovasz_repro.losses.set_functions import SetFunction
-from lovasz_repro.losses.sorting import gain_error_products
-from lovasz_repro.losses.submodular import checked
+from .eager import eager
+from .histogram import Method
+from .inputs import checked_weights
+from .ranks import Ranks
+from .row_gains import row_gains
+from .set_functions import SetFunction
+from .sorting import gain_error_products
+from .submodular import checked
 
 
 @eager

@@ -53,7 +53,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.set_functions import Counts, SetFunction
+from .set_functions import Counts, SetFunction
 
 # Bins, and for rows of many pixels, where they cost nothing in comparison, twice as many.
 FEW_BINS, MANY_BINS, MANY_PIXELS = 2**14, 2**15, 2**19

@@ -5,13 +5,17 @@ Labels are counted per image and class once, on the device; the counts reach the
 range.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.ranks import ONE_PROCESS, Ranks
+from .ranks import ONE_PROCESS, Ranks
+
+_looked = False
+"""Whether the logits of a first call were looked at, by :func:`_warn_of_probabilities`."""
 
 
 class MulticlassPixels(NamedTuple):
@@ -76,10 +80,15 @@ def multiclass_pixels(
     batch, classes = logits.shape[:2]
     if classes == 0:
         raise ValueError(f"logits of shape {tuple(logits.shape)} have no class")
+    if classes == 1:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} have one class, whose probability is always 1; "
+            "for one logit a pixel use lovasz_hinge or binary_cross_entropy, with labels 0 and 1"
+        )
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} need "
-            f"{tuple(logits.shape[:1] + logits.shape[2:])}"
+            f"{tuple(logits.shape[:1] + logits.shape[2:])}{_shape_hint(logits, labels)}"
         )
     space = logits.shape[2:].numel()
     flat = labels.reshape(batch, space).long().contiguous()
@@ -98,6 +107,7 @@ def multiclass_pixels(
         valid = bins != classes
         flat = flat.masked_fill(~valid, 0)
     flat_logits = logits.reshape(batch, classes, space)
+    _warn_of_probabilities(flat_logits)
     return MulticlassPixels(flat_logits, flat, valid, counts[:, :classes], total[:classes], images)
 
 
@@ -124,6 +134,7 @@ def binary_pixels(
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} need "
             "the same shape, or theirs without a channel dimension of size 1"
+            f"{_binary_shape_hint(logits, labels)}"
         )
     batch, space = logits.shape[0], logits.shape[1:].numel()
     flat_labels = labels.reshape(batch, space).long()  # 255 == -1 in uint8
@@ -152,7 +163,7 @@ def class_weight_vector(
     """
     if class_weights is None:
         return None
-    weights = torch.as_tensor(class_weights).detach().to("cpu", torch.float64)
+    weights = torch.as_tensor(class_weights, dtype=torch.float64, device="cpu").detach()
     if weights.shape != (num_classes,):
         raise ValueError(
             f"class_weights have shape {tuple(weights.shape)}, {num_classes} classes need "
@@ -207,9 +218,45 @@ def _check_dtypes(logits: Tensor, labels: Tensor) -> None:
     if not logits.is_floating_point():
         raise TypeError(f"logits must be a floating tensor, got {logits.dtype}")
     if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be an integer or bool tensor, got {labels.dtype}")
+        raise TypeError(
+            f"labels must be an integer or bool tensor, got {labels.dtype}; masks of 0.0, 1.0, ... "
+            "become class ids by labels.long()"
+        )
     if labels.device != logits.device:
         raise ValueError(f"labels are on {labels.device}, logits are on {logits.device}")
+
+
+def _shape_hint(logits: Tensor, labels: Tensor) -> str:
+    if labels.dim() == logits.dim() and labels.shape[1] == 1:
+        return "; labels.squeeze(1) takes the channel away"
+    if labels.shape == logits.shape:
+        return "; labels.argmax(1) makes class ids of one-hot masks"
+    return ""
+
+
+def _binary_shape_hint(logits: Tensor, labels: Tensor) -> str:
+    if labels.dim() == logits.dim() + 1 and labels.shape[1] == 1:
+        return "; labels.squeeze(1) takes the channel away"
+    if logits.dim() == labels.dim() + 1 and logits.shape[1] == 2:
+        return "; two logits a pixel are for lovasz_softmax and cross_entropy"
+    return ""
+
+
+def _warn_of_probabilities(logits: Tensor) -> None:
+    """Warn of logits (B, C, P) that are probabilities; looks at 64 pixels of the first call."""
+    global _looked
+    if _looked or logits.numel() == 0:
+        return
+    _looked = True
+    some = logits.detach()[:8, :, :: 1 + (logits.shape[2] - 1) // 8].double().cpu()
+    rounding = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    sums = some.sum(1)
+    if sums.numel() > 3 and ((some >= 0).all() and ((sums - 1).abs() < rounding).all()):
+        warnings.warn(
+            "the logits look like probabilities: at least 0, with sum 1 over the classes. The "
+            "losses take the softmax themselves, so pass what comes before yours",
+            stacklevel=6,
+        )
 
 
 def _count(bins: Tensor, size: int, ranks: Ranks) -> tuple[Tensor, Tensor, int]:
@@ -236,6 +283,8 @@ def _count(bins: Tensor, size: int, ranks: Ranks) -> tuple[Tensor, Tensor, int]:
 def _raise_out_of_range(label: int | None, classes: int, ignore_index: int | None) -> None:
     """Complain of a label; None is one that another rank has."""
     hint = "no ignore_index is set" if ignore_index is None else f"ignore_index is {ignore_index}"
+    if label == 255 and ignore_index is None:
+        hint += ", and void pixels often have this label: ignore_index=255"
     if classes == 2 and label == -1:
         hint += "; background is 0 here, not -1"
     what = "a label of another rank" if label is None else f"label {label}"

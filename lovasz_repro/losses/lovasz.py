@@ -9,25 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from lovasz_repro.losses.averaging import Measure, rows_of
-from lovasz_repro.losses.eager import eager
-from lovasz_repro.losses.error_bins import ProbabilityBins
-from lovasz_repro.losses.histogram import FEW_BINS, Method
-from lovasz_repro.losses.inputs import (
+from .averaging import Measure, rows_of
+from .eager import eager
+from .error_bins import ProbabilityBins
+from .histogram import FEW_BINS, Method
+from .inputs import (
     BinaryPixels,
     PixelWeights,
     binary_pixels,
     multiclass_pixels,
     pixel_weights,
 )
-from lovasz_repro.losses.ranks import ONE_PROCESS, Ranks
-from lovasz_repro.losses.row_gains import row_gains
-from lovasz_repro.losses.set_functions import JaccardLoss, SetFunction
-from lovasz_repro.losses.softmax_histogram import CountedLovaszSoftmax
-from lovasz_repro.losses.softmax_sort import SortedLovaszSoftmax
-from lovasz_repro.losses.sorting import gain_error_products
-from lovasz_repro.losses.submodular import checked
-from lovasz_repro.losses.window import AccumulationWindow
+from .ranks import ONE_PROCESS, Ranks
+from .row_gains import row_gains
+from .set_functions import JaccardLoss, SetFunction
+from .softmax_histogram import CountedLovaszSoftmax
+from .softmax_sort import SortedLovaszSoftmax
+from .sorting import gain_error_products
+from .submodular import checked
+from .window import AccumulationWindow
 
 JACCARD = JaccardLoss()
 
@@ -93,16 +93,16 @@ def lovasz_softmax(
 
     Returns:
         0-dim tensor in [0, 1], float64 for float64 logits, else float32. No valid pixel gives 0
-        with a zero gradient. A single class (C = 1) gives 0 with a zero gradient: its
-        probability is always one; use :func:`lovasz_hinge` for one logit a pixel. NaN in the
-        logits of a valid pixel gives NaN.
+        with a zero gradient. NaN in the logits of a valid pixel gives NaN.
 
     Raises:
         TypeError: logits not floating, or labels neither integer nor bool.
-        ValueError: shapes that do not fit, a label out of range (of any rank), a class id out of
-            range or twice in ``classes``, class weights that are not C finite non-negative
-            numbers, an option out of range, a set function that is not submodular, or a window
-            with ``per_image`` or "sort".
+        ValueError: shapes that do not fit, a single class (use :func:`lovasz_hinge` for one logit
+            a pixel), a label out of range (of any rank), a class id out of range or twice in
+            ``classes``, class weights that are not C finite non-negative numbers, an option out
+            of range, a set function that is not submodular, or a window with ``per_image`` or
+            "sort".
+        RuntimeError: in ``torch.jit.trace`` or a transform of ``torch.func``.
 
     The gradient has the dtype of the logits. Where errors tie it is a subgradient, the same one at
     every call. The loss can be differentiated once: a backward pass with ``create_graph=True``
@@ -121,7 +121,7 @@ def lovasz_softmax(
     if weights is not None and pixels.valid is not None:
         weights = PixelWeights(*(weight * pixels.valid for weight in weights))
     if window is not None:
-        pixels = pixels._replace(total_counts=window.include_labels(pixels.total_counts))
+        pixels = pixels._replace(total_counts=window.with_labels(pixels.total_counts))
     rows = rows_of(pixels, classes, per_image, class_weights)
     measure = Measure(checked(set_function), weights, ONE_PROCESS if per_image else ranks)
     if _sorts(how, rows.most_pixels, logits.dtype, weights is not None):

@@ -1,14 +1,14 @@
 """Module forms of the losses: options in the constructor, logits and labels in ``forward``."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, distributed, nn
 
-from lovasz_repro.losses import baselines, lovasz
-from lovasz_repro.losses.set_functions import SetFunction
+from . import baselines, lovasz
+from .eager import refuse_unknown
+from .set_functions import SetFunction
 
 
 class BinaryOptions(TypedDict, total=False):
@@ -53,13 +53,11 @@ class _Bound(nn.Module):
 
     def __init__(self, options: Any) -> None:
         super().__init__()
-        unknown = sorted(set(options) - set(inspect.signature(type(self).function).parameters))
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no option {', '.join(unknown)}")
+        refuse_unknown(type(self).function, options)
         weights = options.get("class_weights")
         if weights is not None:
             # On the CPU whatever the device of the module: the losses read them on the host.
-            weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
+            weights = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
             options = {**options, "class_weights": weights}
         self.options = dict(options)
 

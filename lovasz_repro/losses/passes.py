@@ -13,11 +13,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses import plain_passes as plain
-from lovasz_repro.losses.error_bins import ProbabilityBins
-from lovasz_repro.losses.inputs import PixelWeights
-from lovasz_repro.losses.plain_passes import Softmax, Tally
-from lovasz_repro.losses.slots import Slots
+from . import plain_passes as plain
+from .error_bins import ProbabilityBins
+from .inputs import PixelWeights
+from .plain_passes import Softmax, Tally
+from .slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def kernels_for(logits: Tensor) -> ModuleType | None:
 def _tried_kernels(device: torch.device) -> ModuleType | None:
     """The kernels, after they have done a small problem as the plain passes do."""
     try:
-        from lovasz_repro.losses import triton_passes
+        from . import triton_passes
     except ImportError:
         logger.warning("Lovász-Softmax: no Triton, so plain PyTorch computes it, more slowly.")
         return None
@@ -98,10 +98,14 @@ def _tried_kernels(device: torch.device) -> ModuleType | None:
 
 def disagreement(kernels: ModuleType, device: torch.device) -> float:
     """Largest difference of kernels and plain passes on a small problem, of sums and gradient."""
-    generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(2, 5, 300, generator=generator)).to(device)
-    labels = torch.randint(0, 5, (2, 300), generator=generator).to(device)
-    valid = (torch.rand(2, 300, generator=generator) < 0.9).to(device)
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device="cpu").to(device)
+
+    logits = 12 * random(2, 5, 300) - 6
+    labels = (5 * random(2, 300)).long()
+    valid = random(2, 300) < 0.9
     labels = labels.masked_fill(~valid, 0)
     bins, worst = ProbabilityBins(64), 0.0
     for rows in (1, 2):
@@ -109,8 +113,8 @@ def disagreement(kernels: ModuleType, device: torch.device) -> float:
         found, kept = _count(kernels, logits, labels, valid, bins, rows)
         counts, others = ((sums.sums // bins.one_pixel).double() for sums in (tally, found))
         worst = max(worst, ((counts - others).abs().sum() / counts.sum() / 100).item())
-        tables = torch.rand(2, 5, rows, 65, generator=generator).to(device)
-        exact = {3: torch.rand(2, 300, generator=generator).to(device)}
+        tables = random(2, 5, rows, 65)
+        exact = {3: random(2, 300)}
         expected = plain.gradient(logits, labels, softmax, tables, exact, None, 64)
         result = kernels.gradient(logits, labels, softmax[:4], tables, exact)
         worst = max(worst, ((result - expected).norm() / expected.norm()).item())

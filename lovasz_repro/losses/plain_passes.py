@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.blocks import Block, Blocks
-from lovasz_repro.losses.error_bins import ProbabilityBins
-from lovasz_repro.losses.inputs import PixelWeights
-from lovasz_repro.losses.slots import Slots, places_of
+from .blocks import Block, Blocks
+from .error_bins import ProbabilityBins
+from .inputs import PixelWeights
+from .slots import Slots, places_of
 
 HALF_LOG2_E = 0.5 * math.log2(math.e)
 # Root of a probability from which on the gradient of a wrong class loses digits.

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.error_bins import RowBins, row_bins
-from lovasz_repro.losses.histogram import (
+from .error_bins import RowBins, row_bins
+from .histogram import (
     BinGains,
     Bins,
     Method,
@@ -12,9 +12,9 @@ from lovasz_repro.losses.histogram import (
     edges_of,
     error_bounds,
 )
-from lovasz_repro.losses.ranks import ONE_PROCESS, Ranks
-from lovasz_repro.losses.set_functions import SetFunction
-from lovasz_repro.losses.sorting import decreasing_keys, marginal_gains
+from .ranks import ONE_PROCESS, Ranks
+from .set_functions import SetFunction
+from .sorting import decreasing_keys, marginal_gains
 
 # Rows are counted in groups of about this many bins and pixels.
 NUMBERS_AT_ONCE = 2**22

@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.averaging import Measure, Rows, class_gains
-from lovasz_repro.losses.error_bins import ProbabilityBins
-from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds
-from lovasz_repro.losses.inputs import MulticlassPixels
-from lovasz_repro.losses.passes import count, gradient, slots_for
-from lovasz_repro.losses.plain_passes import Softmax, class_errors
-from lovasz_repro.losses.softmax_sort import ONCE
-from lovasz_repro.losses.sorting import EXACT_FLOAT32_COUNT, decreasing_keys
-from lovasz_repro.losses.window import AccumulationWindow
+from .averaging import Measure, Rows, class_gains
+from .error_bins import ProbabilityBins
+from .histogram import Bins, Method, bin_gains, edges_of, error_bounds
+from .inputs import MulticlassPixels, PixelWeights
+from .passes import count, gradient, slots_for
+from .plain_passes import Softmax, class_errors
+from .slots import Slots
+from .softmax_sort import ONCE
+from .sorting import EXACT_FLOAT32_COUNT, decreasing_keys
+from .window import AccumulationWindow
 
 # Bins that are read at once: on a CPU some arrays of this many numbers fit the caches.
 BINS_AT_ONCE = {"cpu": 2**16, "other": 2**24}
@@ -70,7 +71,7 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         )
         flat = measure.row_ranks.sum_(tally.flat)
         if window is not None:
-            flat = window.include(flat)
+            flat = window.with_counts(flat)
         readings = _read(flat[:-1].view(tally.sums.shape), problem, softmax.top.dtype)
         loss = readings.values.sum()
         exact: dict[int, Tensor] = {}
@@ -80,27 +81,32 @@ class CountedLovaszSoftmax(torch.autograd.Function):
                 rest = [place for place, item in enumerate(counted) if item not in exact]
                 loss = readings.values[rest].sum() + measure.row_ranks.sum_(part)
         loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
-        ctx.exact, ctx.softmax, ctx.pixels = exact, softmax, pixels
-        ctx.weights, ctx.bins, ctx.slots = measure.weights, bins.bins, slots
-        ctx.save_for_backward(logits, readings.tables)
+        if window is not None:
+            window.include(pixels.total_counts, flat)
+        # Saved, not kept on ctx: autograd then notices what is changed in place before the
+        # backward pass, and lets go of everything behind it.
+        weights = measure.weights or (None, None)
+        places = slots or (None, None)
+        kept = (pixels.labels, *softmax[:4], *weights, *places, *exact.values())
+        ctx.save_for_backward(logits, readings.tables, *kept)
+        ctx.exact, ctx.clean, ctx.bins = list(exact), softmax.clean, bins.bins
         return loss.to(softmax.top.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         if torch.is_grad_enabled():
             raise RuntimeError(ONCE)
-        logits, tables = ctx.saved_tensors
-        exact = {item: gains * grad_loss for item, gains in ctx.exact.items()}
-        tables = tables * grad_loss
+        logits, tables, labels, top, scale, probability, error, *kept = ctx.saved_tensors
+        weights, places, gains = kept[:2], kept[2:4], kept[4:]
         result = gradient(
             logits,
-            ctx.pixels.labels,
-            ctx.softmax,
-            tables,
-            exact,
-            ctx.weights,
+            labels,
+            Softmax(top, scale, probability, error, ctx.clean),
+            tables * grad_loss,
+            {item: each * grad_loss for item, each in zip(ctx.exact, gains, strict=True)},
+            None if weights[0] is None else PixelWeights(*weights),
             ctx.bins,
-            ctx.slots,
+            None if places[0] is None else Slots(*places),
         )
         return result, None, None, None, None, None
 
@@ -113,7 +119,8 @@ def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
     wide = torch.float64 if weighted or large else dtype
     sums = sums.flatten(-3, -2)  # (..., 2, S R, K + 1)
     tables = torch.zeros(2, *sums.shape[-2:], dtype=dtype, device=device)
-    weights = torch.zeros(shape[1:3], dtype=torch.float64)  # 0 in a place for other classes
+    # 0 in a place for other classes
+    weights = torch.zeros(shape[1:3], dtype=torch.float64, device="cpu")
     weights[: len(problem.counted)] = problem.rows.weights.T[problem.counted]
     filled = len(problem.counted) * shape[2]
     weights = weights.flatten().to(device)

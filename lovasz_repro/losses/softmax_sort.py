@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.averaging import Measure, Rows, class_gains
-from lovasz_repro.losses.inputs import MulticlassPixels
-from lovasz_repro.losses.softmax import log_error_keys, softmax_of, through_softmax_
+from .averaging import Measure, Rows, class_gains
+from .inputs import MulticlassPixels
+from .softmax import log_error_keys, softmax_of, through_softmax_
 
 ONCE = "lovasz_softmax can be differentiated once: no backward with create_graph=True"
 

@@ -7,8 +7,8 @@ N times the memory and of sorting everything on every rank. ``histogram.py`` nee
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.ranks import ONE_PROCESS, Ranks
-from lovasz_repro.losses.set_functions import Counts, SetFunction
+from .ranks import ONE_PROCESS, Ranks
+from .set_functions import Counts, SetFunction
 
 # Rows are worked on in groups of about this many pixels, so that the memory for permutations and
 # counts (some 50 bytes a pixel) does not grow with the number of rows.

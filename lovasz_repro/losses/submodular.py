@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lovasz_repro.losses.set_functions import CountFunction, Counts, SetFunction
+from .set_functions import CountFunction, Counts, SetFunction
 
 # Rounding of four float64 values of order one.
 TOLERANCE = 1e-12
@@ -77,7 +77,7 @@ _checked_once = functools.lru_cache(maxsize=64)(_checked)
 def _all_counts(foreground: int, background: int) -> Counts:
     """Counts over (G, B, fn, fp): every ground truth of G and B pixels and every misprediction."""
     sizes = [foreground + 1, background + 1, foreground + 1, background + 1]
-    axes = [torch.arange(size, dtype=torch.float64) for size in sizes]
+    axes = [torch.arange(size, dtype=torch.float64, device="cpu") for size in sizes]
     size, rest, fn, fp = torch.meshgrid(*axes, indexing="ij")
     return Counts(fn, fp, size, size + rest)
 

@@ -52,27 +52,30 @@ class AccumulationWindow:
             raise ValueError("no micro-batch was counted before freeze()")
         self.frozen = True
 
-    def include_labels(self, counts: Tensor) -> Tensor:
+    def with_labels(self, counts: Tensor) -> Tensor:
         """Pixels (C,) of each class in the window, with those of this micro-batch."""
-        if not self.frozen:
-            self._label_counts = _sum(self._label_counts, counts)
-        return self._known(self._label_counts)
+        return self._with(self._label_counts, counts)
 
-    def include(self, flat: Tensor) -> Tensor:
+    def with_counts(self, flat: Tensor) -> Tensor:
         """All that is counted in the window, with what is counted in this micro-batch."""
+        return self._with(self._flat, flat)
+
+    def include(self, labels: Tensor, flat: Tensor) -> None:
+        """Take in a micro-batch, once its loss is there: the sums that the two above gave."""
         if not self.frozen:
-            self._flat = _sum(self._flat, flat)
+            self._label_counts, self._flat = labels, flat
             self.micro_batches += 1
-        return self._known(self._flat)
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss, with its gradient times the number of micro-batches."""
         scaled: Tensor = _ScaledGradient.apply(loss, self.micro_batches)
         return scaled
 
-    def _known(self, counts: Tensor | None) -> Tensor:
-        assert counts is not None, "frozen windows have counts"
-        return counts
+    def _with(self, before: Tensor | None, counts: Tensor) -> Tensor:
+        if not self.frozen:
+            return _sum(before, counts)
+        assert before is not None, "frozen windows have counts"
+        return before
 
 
 def _sum(before: Tensor | None, counts: Tensor) -> Tensor:

@@ -183,12 +183,6 @@ def test_absent_class_costs_its_largest_probability() -> None:
     assert not gradient[0, :, 0, 0].any()
 
 
-def test_single_class_has_nothing_to_decide() -> None:
-    value, gradient = gradient_of(torch.randn(2, 1, 4, 4), torch.zeros(2, 4, 4).long())
-    assert value == 0
-    assert not gradient.any()
-
-
 @pytest.mark.parametrize(
     ("label", "options", "match"),
     [
