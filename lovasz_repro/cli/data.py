@@ -30,6 +30,7 @@ MOST_SEED = 2**63 - 1
 class Checked(StrEnum):
     """Layouts that ``data check`` knows."""
 
+    camvid = "camvid"
     cityscapes = "cityscapes"
     voc = "voc"
 
@@ -147,6 +148,7 @@ def convert(
 
 def check_layout(name: Checked, folder: Path, masks_only: bool, processes: int) -> "CheckReport":
     """Check a tree, with a progress bar."""
+    from lovasz_repro.data.check_camvid import check_camvid, count_pairs
     from lovasz_repro.data.check_cityscapes import check_cityscapes, count_photographs
     from lovasz_repro.data.check_voc import check_voc, count_images
     from lovasz_repro.host.progress import Progress
@@ -155,6 +157,8 @@ def check_layout(name: Checked, folder: Path, masks_only: bool, processes: int) 
     if name is Checked.voc:
         images = count_images(folder, masks_only=masks_only)
         check_tree = partial(check_voc, masks_only=masks_only)
+    elif name is Checked.camvid:
+        images, check_tree = count_pairs(folder), check_camvid
     else:
         images, check_tree = count_photographs(folder), check_cityscapes
     with Progress() as progress:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from lovasz_repro.data.check_camvid import SPLIT_SIZES as SPLIT_SIZES
 from lovasz_repro.data.images import by_name, check_same_size, read_mask, read_photograph
 from lovasz_repro.data.palettes import CAMVID, CAMVID_IDS
 from lovasz_repro.data.sampling import Draw, mix
@@ -19,7 +20,6 @@ from lovasz_repro.errors import UserError
 
 CLASSES = CAMVID.names
 VOID = 11
-SPLIT_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
 
 Example = tuple[torch.Tensor, torch.Tensor]
 

@@ -22,11 +22,13 @@ PACKAGES = (
     "pillow",
     "pydantic",
     "pyyaml",
+    "requests",
     "rich",
     "safetensors",
     "scipy",
     "torch",
     "typer",
+    "urllib3",
 )
 
 
@@ -45,11 +47,13 @@ def git_commit(package: Path = Path(__file__).parents[1]) -> str:
     return commit + ("-dirty" if changes else "")
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(package: Path, *arguments: str) -> str:
+    """What git says; also in a tree that belongs to another user, whose code is run here anyway."""
+    safe = f"safe.directory={package.parent.resolve()}"
     try:
         answer = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
+            ["git", "-c", safe, "-c", "core.fsmonitor=false", *arguments],
+            cwd=package,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
             text=True,

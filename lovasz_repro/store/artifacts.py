@@ -31,6 +31,7 @@ def put(root: Path, source: Path, folder: str | None) -> None:
 
 
 def names(root: Path) -> list[str]:
-    """Relative paths of the regular files below ``root``, sorted; links are passed over."""
+    """Relative paths of the regular files below ``root``, sorted: no links, no notes of macOS."""
     files = [p for p in root.rglob("*") if p.is_file() and not p.is_symlink()]
+    files = [p for p in files if p.name != ".DS_Store" and not p.name.startswith("._")]
     return sorted(p.relative_to(root).as_posix() for p in files if p.suffix != _UNFINISHED)

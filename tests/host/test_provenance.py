@@ -70,6 +70,21 @@ def test_a_new_source_file_is_dirty_and_a_changed_readme_is_not(package: Path) -
     assert git_commit(package).endswith("-dirty")
 
 
+def test_the_source_may_belong_to_another_user(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = git(package, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own tests have it
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    with pytest.raises(subprocess.CalledProcessError):
+        git(package, "rev-parse", "HEAD")
+    assert git_commit(package) == head
+    nested = package / "inner" / "lovasz_repro"  # lies in a repository that is not its own
+    nested.mkdir(parents=True)
+    (nested / "__init__.py").write_text("")
+    assert provenance._git(nested, "rev-parse", "HEAD") == ""
+
+
 def test_unknown_outside_git_and_inside_somebody_elses_repository(
     package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

