@@ -27,6 +27,7 @@ def test_the_wheel_carries_the_experiments_and_no_tests(wheel: Path) -> None:
     here = {f"lovasz_repro/experiments/{path.name}" for path in (ROOT / "experiments").iterdir()}
     assert shipped == here
     assert not [name for name in names if name.startswith(("tests/", "results/"))]
+    assert "lovasz_repro/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -54,6 +55,62 @@ def test_an_unpacked_wheel_runs_anywhere(wheel: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert where.stdout.startswith(str(tmp_path / "site"))
+
+
+@pytest.mark.slow
+def test_the_losses_alone_need_torch_alone(tmp_path: Path) -> None:
+    """As lovasz_losses, from a wheel, where no lovasz_repro can be imported."""
+    folder = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+    subprocess.run([*pip, str(ROOT / "lovasz_repro" / "losses")], check=True)
+    assert (folder / "lovasz_losses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    program = """if True:
+        import sys
+        sys.modules["lovasz_repro"] = None  # importing it fails
+        sys.path.insert(0, sys.argv[1])
+        import torch
+        from lovasz_losses import lovasz_softmax, metrics
+        logits, labels = torch.tensor([[[0.0, 9.0], [0.0, -9.0]]]), torch.tensor([[0, 0]])
+        logits.requires_grad_()
+        loss = lovasz_softmax(logits, labels)  # errors 1/2 and nearly 0, gains 1/2 each
+        loss.backward()
+        assert abs(loss.item() - 0.25) < 1e-4, loss
+        assert logits.grad.any()
+        assert metrics.batch_miou(labels, labels, 2) == 1
+        print(metrics.__file__)
+    """
+    run = [sys.executable, "-P", "-c", program, str(folder)]
+    done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(str(folder))
+
+    user = tmp_path / "user.py"
+    user.write_text(
+        "from lovasz_losses import lovasz_softmax\n"
+        "reveal_type(lovasz_softmax)\n"
+        'lovasz_softmax("logits", "labels", per_image=1.5)\n'
+    )
+    checked = subprocess.run(
+        [sys.executable, "-P", "-m", "mypy", "--follow-imports=silent", str(user)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "logits: torch" in checked.stdout, checked.stdout
+    assert checked.stdout.count("[arg-type]") == 3, checked.stdout
+
+
+def test_both_distributions_have_one_version() -> None:
+    """And torch in the same range, which is all that the losses need."""
+    import tomllib
+
+    whole, losses = (
+        tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+        for folder in (".", "lovasz_repro/losses")
+    )
+    assert whole["version"] == losses["version"]
+    assert losses["dependencies"] == [one for one in whole["dependencies"] if "torch" in one]
 
 
 def test_constraints_pin_what_is_declared() -> None:
