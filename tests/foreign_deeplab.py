@@ -105,14 +105,22 @@ def kazuto(
     return names
 
 
-def torchvision(model: DeepLab, blocks: Sequence[int] = BLOCKS) -> dict[str, Tensor]:
-    """State dict of torchvision's ResNet, for images of ImageNet."""
+def torchvision(
+    model: DeepLab, blocks: Sequence[int] = BLOCKS, deviation: float = 1.0
+) -> dict[str, Tensor]:
+    """State dict of torchvision's ResNet, for images of ImageNet.
+
+    The first statistics are those of white noise of this standard deviation, give or take half.
+    """
     state = model.state_dict()
     names = {}
     for unit in units(blocks):
         names[f"{unit.conv}.weight"] = state[f"{unit.conv}.weight"]
         for key in (*BN_FIELDS, "num_batches_tracked"):
             names[f"{unit.norm}.{key}"] = state[f"{unit.norm}.{key}"]
+    names["bn1.running_var"] = (
+        deviation**2 * names["conv1.weight"].square().sum((1, 2, 3)) * names["bn1.running_var"]
+    )
     features = state["aspp.0.weight"].shape[1]
     return names | {"fc.weight": torch.ones(1000, features), "fc.bias": torch.ones(1000)}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from textwrap import wrap
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -107,12 +107,16 @@ def convert(
         bool | None,
         typer.Option(help="Keep DeepLab's classifier. Default: one that is known to be trained."),
     ] = None,
+    images: Annotated[
+        Literal["rgb", "bgr"] | None,
+        typer.Option(help="What a network under torchvision's names saw. Default: by its numbers."),
+    ] = None,
 ) -> None:
     """Write weights of DeepLab that others released in our own format."""
     from lovasz_repro.data.locate import DEEPLAB_COCO, data_folder
     from lovasz_repro.models.convert_deeplab import convert as convert_deeplab
 
-    done = convert_deeplab(source, target, classifier=classifier)
+    done = convert_deeplab(source, target, classifier=classifier, images=images)
     say(f"read: {source} ({done.layout})", f"SHA-256: {done.sha256}")
     say(f"classifier: {done.classifier}")
     for note in done.notes:

@@ -16,7 +16,7 @@ from lovasz_repro.data.palettes import VOC
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import open_regular, write_durably
 from lovasz_repro.models.caffemodel import read_caffemodel
-from lovasz_repro.models.deeplab_layouts import Layout, caffe_tensors, recognise, translate
+from lovasz_repro.models.deeplab_layouts import Images, Layout, caffe_tensors, recognise, translate
 from lovasz_repro.models.deeplab_tensors import check_values, fitting_network, without_classifier
 from lovasz_repro.models.deeplab_weights import ARCHITECTURE, encoded
 from lovasz_repro.models.pytorch_file import read_pytorch
@@ -48,7 +48,12 @@ class Conversion:
 
 
 def convert(
-    source: Path, target: Path, *, classifier: bool | None = None, overwrite: bool = False
+    source: Path,
+    target: Path,
+    *,
+    classifier: bool | None = None,
+    images: Images | None = None,
+    overwrite: bool = False,
 ) -> Conversion:
     """Write the weights of `source` to `target`, under our names.
 
@@ -57,6 +62,7 @@ def convert(
         target: ends in .safetensors; its folder is made if missing.
         classifier: whether to keep DeepLab-v2's classifier; None keeps one that is known to be
             trained.
+        images: see `recognise`.
         overwrite: whether `target` may hold something else already.
 
     Raises UserError where `source` is missing, damaged or no ResNet DeepLab, where it lacks a
@@ -68,7 +74,7 @@ def convert(
     try:
         with open_regular(source) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        tensors, other_outputs, layout = read_foreign(source)
+        tensors, other_outputs, layout = read_foreign(source, images)
         fitting_network(tensors)
         check_values(tensors)
     except OSError as error:
@@ -97,13 +103,15 @@ def convert(
     return Conversion(layout.name, outcome, outputs, len(tensors), sha256, layout.notes)
 
 
-def read_foreign(source: Path) -> tuple[dict[str, Tensor], int, Layout]:
+def read_foreign(
+    source: Path, images: Images | None = None
+) -> tuple[dict[str, Tensor], int, Layout]:
     """Tensors under our names, outputs of another classifier that is left out (or 0), layout.
 
     Raises OSError and ValueError as the readers do.
     """
     tensors = read_any(source)
-    layout = recognise(tensors)
+    layout = recognise(tensors, images)
     return *translate(tensors, layout), layout
 
 

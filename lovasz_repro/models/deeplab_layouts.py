@@ -7,12 +7,14 @@
     torchvision   conv1, layer1.0.conv1, layer1.0.bn1, fc
     here          conv1, layer1.0.conv1, layer1.0.bn1, aspp.0
 
-A layout is told by the name of its first convolution, which no other layout has.
+A layout is told by the name of its first convolution. Under torchvision's names there are also the
+arrays of Caffe's networks, which see BGR in 0..255: these are told by their numbers.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from torch import Tensor
 from lovasz_repro.models.caffemodel import CaffeLayer
 
 OTHER_CLASSIFIER = "classifier of another form"  # a name for tensors that no DeepLab-v2 has
+Images = Literal["rgb", "bgr"]
+"""What networks are trained on: RGB in 0..1 over its deviations, or BGR in 0..255."""
 COUNTER = "num_batches_tracked"
 RGB_STD = (0.229, 0.224, 0.225)  # torchvision divides images in 0..1 by them
 
@@ -46,12 +50,43 @@ class Layout:
     rgb: bool = False
 
 
-def recognise(names: Mapping[str, Tensor]) -> Layout:
-    """The layout of a file; raises ValueError naming the first few names of an unknown one."""
+def recognise(tensors: Mapping[str, Tensor], images: Images | None = None) -> Layout:
+    """The layout of a file.
+
+    Arguments:
+        tensors: under their own names.
+        images: what a network under torchvision's names was trained on; None: by its numbers.
+
+    Raises ValueError naming the first few names of an unknown one, or where numbers do not tell.
+    """
     for layout in LAYOUTS:
-        if layout.first in names:
+        if layout.first in tensors:
             return layout
-    raise ValueError(f"no known layout of a ResNet DeepLab: it holds {some(list(names))}")
+    if "conv1.weight" not in tensors:
+        raise ValueError(f"no known layout of a ResNet DeepLab: it holds {some(list(tensors))}")
+    return UNDER_PLAIN_NAMES[images or images_of(tensors)]
+
+
+def images_of(tensors: Mapping[str, Tensor]) -> Images:
+    """What the first convolution of a network was trained on, by the variance of what it gave.
+
+    Its outputs vary as its inputs do, times the norm of its weights: by some 1 to 3 for images
+    over their deviations, by 40 to 150 for those in 0..255 (on photographs, for filters of many
+    kinds). Raises ValueError for numbers between, or where there is no such variance, as where it
+    was folded into other arrays.
+    """
+    weight, variance = tensors["conv1.weight"], tensors.get("bn1.running_var")
+    if weight.ndim == 4 and variance is not None and variance.shape == weight.shape[:1]:
+        spread = (variance.double() / weight.double().square().sum((1, 2, 3))).sqrt()
+        typical = float(spread[spread.isfinite()].median()) if spread.isfinite().any() else 0.0
+        measured = float(variance.max()) > float(variance.min())  # those that are folded are all 1
+        if measured and 0 < typical < 6:
+            return "rgb"
+        if measured and typical > 18:
+            return "bgr"
+    raise ValueError("its numbers do not say what its first convolution was trained on: name it "
+                     "with --images rgb (0..1 over torchvision's deviations) or --images bgr "
+                     "(0..255, as Caffe)")  # fmt: skip
 
 
 def translate(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], int]:
@@ -205,5 +240,10 @@ LAYOUTS = (
     Layout("isht7/pytorch-deeplab-resnet", "Scale.conv1.weight", isht7_name, keep_classifier=False),
     Layout("kazuto1011/deeplab-pytorch, DeepLab-v2", "base.layer1.conv1.conv.weight", kazuto_name),
     Layout("kazuto1011/deeplab-pytorch, DeepLab-v1", "layer1.conv1.conv.weight", kazuto_name),
-    Layout("torchvision", "conv1.weight", torchvision_name, notes=TORCHVISION_NOTES, rgb=True),
 )
+UNDER_PLAIN_NAMES: dict[Images, Layout] = {
+    "rgb": Layout(
+        "torchvision", "conv1.weight", torchvision_name, notes=TORCHVISION_NOTES, rgb=True
+    ),
+    "bgr": Layout("Caffe, under torchvision's names", "conv1.weight", torchvision_name),
+}

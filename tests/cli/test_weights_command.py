@@ -270,7 +270,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path, bool 
     """Calls of a conversion that only says what one would say."""
     calls: list[tuple[Path, Path, bool | None]] = []
 
-    def convert(source: Path, target: Path, *, classifier: bool | None = None) -> SimpleNamespace:
+    def convert(
+        source: Path, target: Path, *, classifier: bool | None = None, images: str | None = None
+    ) -> SimpleNamespace:
         calls.append((source, target, classifier))
         return SimpleNamespace(
             layout="Caffe", classifier="left out (as asked)" if not classifier else "kept",

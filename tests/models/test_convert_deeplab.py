@@ -205,6 +205,45 @@ def test_first_convolution_of_torchvision_sees_the_same_image(model, tmp_path: P
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_arrays_of_caffe_under_torchvisions_names_stay_as_they_are(model, tmp_path: Path) -> None:
+    source, target = tmp_path / "resnet101_caffe.pth", tmp_path / "a.safetensors"
+    torch.save(foreign.torchvision(model, deviation=60), source)
+    result = convert(source, target)
+    assert "Caffe" in result.layout
+    assert result.notes == ()
+    assert torch.equal(load_deeplab_weights(target).tensors["conv1.weight"], model.conv1.weight)
+
+
+@pytest.mark.parametrize("images", ["rgb", "bgr"])
+def test_the_images_of_a_first_convolution_show_in_its_statistics(images: str) -> None:
+    """Filters of many kinds; pictures whose neighbouring pixels are alike, as in photographs."""
+    torch.manual_seed(0)
+    filters = F.avg_pool2d(torch.randn(48, 3, 9, 9), 3, 1)
+    filters = torch.cat([filters, torch.randn(16, 3, 7, 7), filters - filters.mean((2, 3), True)])
+    coarse = torch.cat([F.interpolate(torch.rand(8, 3, n, n), 96) for n in (3, 12, 48)])
+    seen = (coarse - 0.5) / 0.226 if images == "rgb" else 255 * (coarse - 0.5)
+    variance = F.conv2d(seen, filters, stride=2).var((0, 2, 3))
+    tensors = {"conv1.weight": filters, "bn1.running_var": variance}
+    assert layouts.images_of(tensors) == images
+
+
+@pytest.mark.parametrize("deviation", [10, 0, float("inf"), None])
+def test_statistics_that_do_not_tell_are_asked_about(model, tmp_path: Path, deviation) -> None:
+    tensors = foreign.torchvision(model, deviation=deviation or 0)
+    if deviation is None:  # folded into weight and bias
+        tensors["bn1.running_var"] = torch.ones(64)
+    with pytest.raises(ValueError, match=r"--images rgb .* or --images bgr"):
+        layouts.recognise(tensors)
+    source = tmp_path / "net.pth"
+    torch.save(foreign.torchvision(model, deviation=10), source)
+    ways: tuple[tuple[layouts.Images, bool], ...] = (("rgb", True), ("bgr", False))
+    for images, rescaled in ways:
+        target = tmp_path / f"{images}.safetensors"
+        convert(source, target, images=images)
+        own = load_deeplab_weights(target).tensors["conv1.weight"]
+        assert torch.equal(own, model.conv1.weight) != rescaled
+
+
 # The full network: names only
 
 
