@@ -1,6 +1,6 @@
 """What is drawn on a terminal: tables of which nothing is cut, at any width."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -72,7 +72,9 @@ def print_sections(
 
     What does not fit beside each other continues below, under the first column again.
     """
-    widths = _fitted(_widths(heads, sections), words, console.width)
+    widths = _widths(heads, sections, str.splitlines)
+    if _total(widths) > console.width:  # then heads wrap, and after them columns of words
+        widths = _fitted(_widths(heads, sections, str.split), words, console.width)
     listed = len(words) == len(heads) and _total(widths) > console.width
     for heading, rows in sections:
         if heading:
@@ -87,8 +89,8 @@ def print_sections(
 
 
 def has_room(console: Console, heads: Sequence[str], sections: Sequence[tuple[str, Rows]]) -> bool:
-    """Whether all columns stand beside each other without wrapping."""
-    return _total(_widths(heads, sections)) <= console.width
+    """Whether all columns stand beside each other, where no more than heads wrap."""
+    return _total(_widths(heads, sections, str.split)) <= console.width
 
 
 def _print_columns(
@@ -144,9 +146,13 @@ def _text(cell: Cell) -> Text:
     return cell if cell.plain.isprintable() else Text(visible(cell.plain), cell.style)
 
 
-def _widths(heads: Sequence[str], sections: Iterable[tuple[str, Rows]]) -> list[int]:
-    """Characters that each column needs; heads may wrap between words."""
-    widths = [max(map(cell_len, head.split()), default=0) for head in heads]
+def _widths(
+    heads: Sequence[str],
+    sections: Iterable[tuple[str, Rows]],
+    parts_of: Callable[[str], list[str]],
+) -> list[int]:
+    """Characters that each column needs; a head as much as the longest of its parts."""
+    widths = [max(map(cell_len, parts_of(head)), default=0) for head in heads]
     for row in (row for _, rows in sections for row in rows):
         for column, cell in enumerate(map(_text, row)):
             widths[column] = max(widths[column], cell_len(cell.plain))

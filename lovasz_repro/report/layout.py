@@ -71,6 +71,25 @@ def layout(table: Table) -> Grid:
     )
 
 
+def stacked(grid: Grid) -> Grid:
+    """The grid with a line per side (paper, here, difference) instead of a column per side."""
+    sections = tuple(
+        Section(
+            section.heading,
+            tuple(
+                Line(
+                    f"{line.label}: {side}" if i == 0 else f"  {side}",
+                    line.cells[i :: len(grid.sides)],
+                )
+                for line in section.lines
+                for i, side in enumerate(grid.sides)
+            ),
+        )
+        for section in grid.sections
+    )
+    return Grid(grid.row_title, grid.heads, (), sections, grid.notes)
+
+
 def flat_heads(grid: Grid) -> list[str]:
     """One head per column of the grid: "val (%): paper", "here", "difference", and so on."""
     if not grid.sides:

@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.layout import Grid, Line, Text, flat_heads, layout
+from lovasz_repro.report.latex import to_latex
+from lovasz_repro.report.layout import Text, flat_heads, layout
 from lovasz_repro.report.model import Cell, Column, Table
 from lovasz_repro.report.runs import RunStore
 from lovasz_repro.report.tables import TABLES
 from lovasz_repro.report.terminal import print_table
 
 __all__ = ["RENDERERS", "print_table", "write_tables"]
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "−": r"$-$", "–": "--", "×": r"$\times$", "→": r"$\rightarrow$",
-    "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-"""Characters that LaTeX reads otherwise, or that its standard fonts lack."""
 
 
 def write_tables(
@@ -90,34 +83,6 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    """A booktabs float; wide tables span both columns of a two-column paper."""
-    grid = layout(table)
-    environment = "table*" if grid.width > 5 else "table"
-    lines = [
-        f"% {table.name}, by `lovasz-repro report tables`; needs \\usepackage{{booktabs}}",
-        f"\\begin{{{environment}}}[t]",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
-        f"\\caption{{{latex_text(f'{table.title}. {table.caption}')}}}",
-        f"\\label{{tab:{table.name}}}",
-        f"\\begin{{tabular}}{{l{'r' * grid.width}}}",
-        r"\toprule",
-        *_latex_heads(grid),
-    ]
-    for section in grid.sections:
-        lines.append(r"\midrule")
-        if section.heading:
-            heading = latex_text(section.heading)
-            lines.append(f"\\multicolumn{{{grid.width + 1}}}{{l}}{{\\emph{{{heading}}}}} \\\\")
-        lines += [_latex_line(line) for line in section.lines]
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    if grid.notes:
-        notes = r" \\ ".join(latex_text(note) for note in grid.notes)
-        lines += ["", r"\smallskip", f"\\parbox{{\\linewidth}}{{\\footnotesize {notes}}}"]
-    lines.append(f"\\end{{{environment}}}")
-    return "\n".join(lines) + "\n"
-
-
 def to_csv(table: Table) -> str:
     """One line per cell: for spreadsheets and data frames. Missing numbers are empty fields."""
     fields = ("block", "row", "column", "unit", "value", "spread", "n", "published", "difference",
@@ -157,20 +122,6 @@ def md_escape(text: str) -> str:
     return re.sub(r"([\\|*_<>\[\]#~])", r"\\\1", text)
 
 
-def latex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def latex_text(text: str) -> str:
-    """Escaped text with `commands` in typewriter."""
-    parts = text.split("`")
-    return "".join(
-        f"\\texttt{{{latex_escape(part).replace('--', '-{}-')}}}" if i % 2 else latex_escape(part)
-        for i, part in enumerate(parts)
-    )
-
-
 def _md_line(cells: Sequence[str], *, raw: bool = False) -> str:
     return "| " + " | ".join(cells if raw else [md_escape(cell) for cell in cells]) + " |"
 
@@ -182,26 +133,6 @@ def _md_cell(cell: Text) -> str:
 
 def _separated(notes: Sequence[str]) -> list[str]:
     return "\n\n".join(notes).split("\n")
-
-
-def _latex_heads(grid: Grid) -> list[str]:
-    if not grid.sides:
-        return [" & ".join(latex_text(t) for t in (grid.row_title, *grid.heads)) + r" \\"]
-    span = len(grid.sides)
-    spanning = [f"\\multicolumn{{{span}}}{{c}}{{{latex_text(head)}}}" for head in grid.heads]
-    starts = range(2, 2 + grid.width, span)
-    rules = "".join(f"\\cmidrule(lr){{{start}-{start + span - 1}}}" for start in starts)
-    second = [latex_text(grid.row_title), *list(grid.sides) * len(grid.heads)]
-    return [" & ".join(["", *spanning]) + r" \\", rules, " & ".join(second) + r" \\"]
-
-
-def _latex_line(line: Line) -> str:
-    cells = []
-    for cell in line.cells:
-        text = latex_text(cell.text)
-        mark = f"\\textsuperscript{{{cell.mark}}}" if cell.mark else ""
-        cells.append(f"\\textbf{{{text}}}" if cell.bold else text + mark)
-    return " & ".join([latex_text(line.label), *cells]) + r" \\"
 
 
 def _cells(table: Table) -> Iterable[dict[str, Any]]:
