@@ -42,9 +42,9 @@ class Terminal(Console):
                 yield Segment(text, segment.style)
 
 
-def print_note(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence beside a table, a little indented where it wraps too."""
-    console.print(Padding(Text(text, style), (0, 0, 0, 1), expand=False))
+def print_note(console: Console, text: str, style: str = "", indent: int = 1) -> None:
+    """Print a sentence beside a table, indented where it wraps too."""
+    console.print(Padding(Text(visible(text), style), (0, 0, 0, indent), expand=False))
 
 
 def print_table(
@@ -74,7 +74,7 @@ def print_sections(
     """
     widths = _widths(heads, sections, str.splitlines)
     if _total(widths) > console.width:  # then heads wrap, and after them columns of words
-        widths = _fitted(_widths(heads, sections, str.split), words, console.width)
+        widths = _fitted(_widths(heads, sections, str.split), words, sections, console.width)
     listed = len(words) == len(heads) and _total(widths) > console.width
     for heading, rows in sections:
         if heading:
@@ -159,14 +159,25 @@ def _widths(
     return widths
 
 
-def _fitted(widths: Sequence[int], words: Sequence[int], space: int) -> list[int]:
-    """Widths where columns of words, the widest first, make room for the others."""
+def _fitted(
+    widths: Sequence[int],
+    words: Sequence[int],
+    sections: Iterable[tuple[str, Rows]],
+    space: int,
+) -> list[int]:
+    """Widths where columns of words, the widest first, make room for the others: they wrap between
+    words, and where that is not enough within them."""
     fitted = list(widths)
-    while _total(fitted) > space:
-        widest = max(words, key=lambda column: fitted[column])
-        if fitted[widest] <= LEAST:
-            break
-        fitted[widest] -= 1
+    longest = [LEAST] * len(widths)
+    for row in (row for _, rows in sections for row in rows):
+        for column, cell in enumerate(row):
+            longest[column] = max(longest[column], *map(cell_len, _text(cell).plain.split()), 0)
+    for least in (longest, [LEAST] * len(widths)):
+        while _total(fitted) > space:
+            wider = [column for column in words if fitted[column] > least[column]]
+            if not wider:
+                break
+            fitted[max(wider, key=fitted.__getitem__)] -= 1
     return fitted if _total(fitted) <= space else list(widths)
 
 

@@ -121,13 +121,7 @@ def _head(column: Column) -> str:
 
 def _missing_commands(table: Table) -> dict[str, str]:
     """Command -> letter of its note; no letter where one command fills every dash."""
-    missing = [
-        cell.command
-        for block in table.blocks
-        for row in block.rows
-        for cell in row.cells
-        if cell is not None and cell.value is None
-    ]
+    missing = [cell.command for cell in table.cells if cell.value is None]
     unique = list(dict.fromkeys(missing))
     letters = [""] if len(unique) == 1 else [chr(ord("a") + i) for i in range(len(unique))]
     return dict(zip(unique, letters, strict=True))
