@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from lovasz_repro.data.cityscapes import Frame
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predict import make_folder
-from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.files import remove_left_over, write_durably
 
 ENDING = "_labelIds.png"
 MANIFEST = "predictions.json"
@@ -79,8 +79,7 @@ def claimed(out: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
                 if before.get("bytes", {}).get(name) != length:  # another photograph
                     (out / f"{name}{ENDING}").unlink(missing_ok=True)
             write_file(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        for rest in out.glob(f".*{ENDING}.*.tmp"):  # of a process that was killed
-            rest.unlink(missing_ok=True)
+        remove_left_over(out)
         yield
     finally:
         lock.release()

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from lovasz_repro.config.names import below, check_name
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import remove_left_over, unfinished
 from lovasz_repro.store import artifacts, queries
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.shipping import MAX_BATCH, to_stderr
@@ -388,6 +389,8 @@ class Store:
         if self._client_or_none is None:
             if self._absent():
                 _make_database(self._database)
+            if self._own:
+                remove_left_over(self.results)
             if self._database:
                 check_database(self._database)
                 self._made = _inode(self._database)
@@ -509,16 +512,14 @@ def _make_database(path: Path | None) -> None:
     """Create an empty MLflow database aside and link it into place, whole or not at all."""
     assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    _mlflow().MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
-    try:
-        os.link(fresh, path)
-    except FileExistsError:  # another process was quicker
-        pass
-    except OSError:  # a file system without links; `Store._lock` keeps others away
-        os.replace(fresh, path)
-    with contextlib.suppress(OSError):
-        fresh.unlink()
+    with unfinished(path) as fresh:
+        _mlflow().MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
+        try:
+            os.link(fresh, path)
+        except FileExistsError:  # another process was quicker
+            pass
+        except OSError:  # a file system without links; `Store._lock` keeps others away
+            os.replace(fresh, path)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

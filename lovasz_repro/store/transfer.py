@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from lovasz_repro.config.names import as_name, below
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import unfinished
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.store import Store
 from lovasz_repro.store.exported import (
@@ -119,29 +120,28 @@ def _export(
         say(f"run {run.run_id} is left out: {first_problem(error)}")
         return False
     folder = out / content.experiment / f"{as_name(content.name)}-{content.identity[:8]}"
-    fresh = folder.with_name(f".{folder.name}.new")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        (fresh / ARTIFACTS).mkdir(parents=True)
-        sizes, left = {}, set[str]()
-        for name in store.artifact_names(run.run_id):
-            source = store.artifact(run.run_id, name)
-            if any(fnmatch(name, pattern) for pattern in without):
-                left.add(name)
-            elif source.stat().st_size > max_artifact:
-                say(f"{content.title}: {name} is larger than {max_artifact} bytes, left out")
-                left.add(name)
-            else:
-                copy = below(fresh / ARTIFACTS, name)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, copy)
-                sizes[name] = copy.stat().st_size
-        left_out = sorted((set(content.left_out) - set(sizes)) | unwanted | left)
-        content = content.model_copy(update={"left_out": left_out, "files": sizes})
-        (fresh / RUN).write_bytes(to_json(content))
-        (fresh / METRICS).write_bytes(to_csv(points))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(fresh, folder)
+        with unfinished(folder) as fresh:
+            (fresh / ARTIFACTS).mkdir(parents=True)
+            sizes, left = {}, set[str]()
+            for name in store.artifact_names(run.run_id):
+                source = store.artifact(run.run_id, name)
+                if any(fnmatch(name, pattern) for pattern in without):
+                    left.add(name)
+                elif source.stat().st_size > max_artifact:
+                    say(f"{content.title}: {name} is larger than {max_artifact} bytes, left out")
+                    left.add(name)
+                else:
+                    copy = below(fresh / ARTIFACTS, name)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, copy)
+                    sizes[name] = copy.stat().st_size
+            left_out = sorted((set(content.left_out) - set(sizes)) | unwanted | left)
+            content = content.model_copy(update={"left_out": left_out, "files": sizes})
+            (fresh / RUN).write_bytes(to_json(content))
+            (fresh / METRICS).write_bytes(to_csv(points))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(fresh, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
     return True
