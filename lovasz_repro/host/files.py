@@ -47,7 +47,7 @@ def unfinished(path: Path) -> Iterator[Path]:
     What is still there in the end is removed, after a SIGKILL by the next process that writes into
     the same folder.
     """
-    remove_left_over(path.parent)
+    _remove_left_over_once(path.parent)
     place = path.with_name(f".{machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield place
@@ -55,13 +55,15 @@ def unfinished(path: Path) -> Iterator[Path]:
         _remove(place)
 
 
-@cache  # once in a process will do: folders can hold thousands of files
 def remove_left_over(folder: Path) -> None:
     """Remove what processes left unfinished in a folder that are no longer there."""
     for name in os.listdir(folder) if folder.is_dir() else ():
         match = _UNFINISHED.fullmatch(name)
         if match and is_gone(match[1], int(match[2]), folder / name):
             _remove(folder / name)
+
+
+_remove_left_over_once = cache(remove_left_over)  # folders can hold thousands of files
 
 
 def machine() -> str:
