@@ -89,9 +89,9 @@ def record(
     server_scores: Annotated[
         Path,
         typer.Option(
-            help="Cityscapes: JSON, YAML or CSV (key,value) with class_iou, class_iiou, "
-            "category_iou and category_iiou in percent, or the official script's JSON. VOC: JSON "
-            "or YAML with mean and classes, or a name and a number a line (.csv, .txt), in percent."
+            help="JSON, YAML, or a name and a number a line (.csv, .txt), in percent. Cityscapes: "
+            "class_iou, class_iiou, category_iou, category_iiou and classes, or the official "
+            "script's JSON. VOC: mean and classes."
         ),
     ],
     initial: Annotated[

@@ -83,5 +83,5 @@ def read_note(root: Path) -> TreeNote | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a note of this tool ({error}).") from None

@@ -101,7 +101,7 @@ def _read_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{out} holds PNG files and no {MANIFEST}: they are not of this "
                             "command. Choose another --out.") from None  # fmt: skip
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: unreadable ({error}). Choose another --out.") from None
     if changed:
         raise UserError(f"{out} holds predictions of {', '.join(changed)} ({MANIFEST} says which). "

@@ -176,7 +176,7 @@ def _read_cache(cache: Path | None) -> dict[str, list[Any]]:
     try:
         known = json.loads(cache.read_text()) if cache else {}
         return {k: v for k, v in known.items() if isinstance(v, list) and len(v) == 3}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -193,7 +193,7 @@ def test_neither_are_those_of_other_weights(
         predict_split(other, frames[:1], tmp_path / "out", split="val", size=SIZE)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weights": 1, "bytes": 3}'])
+@pytest.mark.parametrize("content", ["[" * 100_000, "", "[]", "{}", '{"weights": 1, "bytes": 3}'])
 def test_a_folder_that_is_not_ours(
     weights: Path, frames: list[Frame], tmp_path: Path, content: str
 ) -> None:
