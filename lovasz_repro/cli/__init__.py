@@ -6,12 +6,14 @@ shell completion answer at once.
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn, TypeGuard
 
 import typer
@@ -20,20 +22,11 @@ from lovasz_repro import __version__
 from lovasz_repro.cli.bench import bench_app
 from lovasz_repro.cli.data import data_app
 from lovasz_repro.cli.evaluate import evaluate
-from lovasz_repro.cli.options import (
-    RESULTS,
-    AsJson,
-    Data,
-    Device,
-    DryRun,
-    Results,
-    Set,
-    TrackingUri,
-    to_yaml,
-)
+from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, TrackingUri
 from lovasz_repro.cli.report import report_app
 from lovasz_repro.cli.run import run
 from lovasz_repro.cli.runs import runs_app
+from lovasz_repro.cli.synthetic import synthetic
 from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.errors import RunFailed, UserError, one_line
 from lovasz_repro.host.orphan import stop_when_orphaned
@@ -78,41 +71,7 @@ def common(
     """Options of every command; ``main`` has read ``--debug`` already."""
 
 
-@app.command()
-def synthetic(
-    seeds: Annotated[int | None, typer.Option(min=1, help="Draws of the ten images.")] = None,
-    set_: Set = None,
-    results: Results = RESULTS,
-    tracking_uri: TrackingUri = None,
-    device: Device = "cpu",
-    dry_run: DryRun = False,
-) -> None:
-    """Sec. 4.1, Fig. 3: which loss finds the bias that minimises the Jaccard loss?"""
-    from lovasz_repro.config.read import parse_overrides
-    from lovasz_repro.config.synthetic import load_synthetic
-
-    changes = parse_overrides(set_ or []) | ({"seeds": seeds} if seeds else {})
-    config = load_synthetic(overrides=changes)
-    if dry_run:
-        say(*to_yaml(config).rstrip("\n").split("\n"))
-        return
-    from lovasz_repro.host.device import choose_device
-    from lovasz_repro.host.progress import Progress
-    from lovasz_repro.host.terminal import Terminal
-    from lovasz_repro.report.tables import TABLES
-    from lovasz_repro.report.terminal import print_table
-    from lovasz_repro.store import Store
-    from lovasz_repro.synthetic.experiment import run_synthetic
-
-    store = Store(results, tracking_uri)
-    with Progress() as progress:
-        task = progress.task("synthetic", config.seeds)
-        done = run_synthetic(config, store, choose_device(device), task.reach)
-    print_table(TABLES["synthetic"](store), Terminal())
-    note = "stored before" if done.reused else "stored"
-    say(f"{note} as run {done.run.run_id}. Next: lovasz-repro report figures figure-3")
-
-
+app.command()(synthetic)
 app.command()(run)
 app.command()(evaluate)
 
@@ -186,8 +145,34 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     stop_when_orphaned()
     never_fail_to_encode()
-    with one_line_errors(bool(os.environ.get(DEBUG))):
+    with one_line_errors(bool(os.environ.get(DEBUG))), stopped_by_ctrl_c():
         leave(app(standalone_mode=False))
+
+
+@contextmanager
+def stopped_by_ctrl_c() -> Iterator[None]:
+    """Let every Ctrl-C end the process, unless the shell has it ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop_here)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stop_here(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt; but while a module is imported the end of the process.
+
+    Extension modules (PyTorch's, NumPy's) take an exception in an import for a missing module, and
+    the command would go on.
+    """
+    while frame:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            tell(KeyboardInterrupt(), describe(KeyboardInterrupt()))
+            os._exit(exit_code(KeyboardInterrupt()))
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -196,6 +181,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
+        if end.code == exit_code(KeyboardInterrupt()):  # the parser has made this of Ctrl-C
+            tell(KeyboardInterrupt(), describe(KeyboardInterrupt()))
         leave(end.code)
     except (Exception, KeyboardInterrupt) as error:
         if debug and not is_rank():

@@ -1,12 +1,11 @@
 """Options that several commands take."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+from lovasz_repro.host.output import say
 
 Results = Annotated[
     Path,
@@ -33,12 +32,16 @@ Set = Annotated[
     typer.Option("--set", help="Change the recipe: --set training.lr=1.0e-4; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print config and plan; run nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run; run nothing.")]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print the experiment as a YAML file that `run` takes."),
+]
 RESULTS = Path("results")
 
 
-def to_yaml(config: "BaseModel") -> str:
-    """A resolved config as the YAML that says the same."""
+def say_yaml(content: dict[str, object]) -> None:
+    """Print a config as YAML, its keys in their order."""
     import yaml
 
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    say(*yaml.safe_dump(content, sort_keys=False).rstrip("\n").split("\n"))

@@ -6,10 +6,26 @@ from typing import Annotated
 
 import typer
 
-from lovasz_repro.cli.options import RESULTS, Data, Device, DryRun, Results, Set, TrackingUri
+from lovasz_repro.cli.options import (
+    RESULTS,
+    Data,
+    Device,
+    DryRun,
+    PrintConfig,
+    Results,
+    Set,
+    TrackingUri,
+    say_yaml,
+)
+from lovasz_repro.cli.synthetic import run_search
+from lovasz_repro.errors import UserError
 
 DEVICES = "Several devices"  # panels of `run --help`
 GRIDS = "Many runs at once"
+OF_SEARCHES = {
+    "experiment", "set_", "results", "tracking_uri", "device", "dry_run", "print_config",
+}  # fmt: skip
+"""What `run synthetic` takes, as `synthetic` does."""
 BINARY = "One class against the rest (voc-binary)"
 
 
@@ -21,13 +37,17 @@ def complete_experiment(incomplete: str) -> Iterator[str]:
 
 
 def run(
+    context: typer.Context,
     experiment: Annotated[
         str,
         typer.Argument(
             help="Name of an experiment, or a YAML file.", autocompletion=complete_experiment
         ),
     ],
-    profile: Annotated[str, typer.Option(help="Size of the experiment.")] = "paper",
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Size of the experiment; default: paper, or the only one of the file."),
+    ] = None,
     variant: Annotated[
         list[str] | None, typer.Option(help="Only this variant; repeatable.")
     ] = None,
@@ -70,6 +90,7 @@ def run(
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
     dry_run: DryRun = False,
+    print_config: PrintConfig = False,
     gpus: Annotated[
         int | None,
         typer.Option(min=0, help="Train each run on this many GPUs.", rich_help_panel=DEVICES),
@@ -148,23 +169,32 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment: skips what is done, goes on with what was stopped, starts the rest."""
+    from lovasz_repro.config.grid import experiment_of
     from lovasz_repro.config.read import parse_overrides
     from lovasz_repro.config.schema import load_experiment
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.launch.dispatch import Way, dispatch, plan
+    from lovasz_repro.launch.dispatch import Way, dispatch
     from lovasz_repro.launch.options import check_options, slurm_options
     from lovasz_repro.launch.request import Request
 
+    if is_search(experiment):
+        refuse_others(context)
+        on = "cpu" if device == "auto" else device
+        run_search(experiment, set_ or [], results, tracking_uri, on, dry_run, print_config)
+        return
     loaded = load_experiment(experiment)
     cells = loaded.cells(
-        profile,
+        profile or ("paper" if len(loaded.profiles) > 1 else next(iter(loaded.profiles))),
         variants=(variant or []) + names(losses) or None,
         categories=names(classes) or None,
         seeds=seed,
         batch_sizes=batch_size,
         overrides=parse_overrides(set_ or []),
-        with_basis=basis is None,
+        with_basis=basis is None or print_config,
     )
+    if print_config:
+        say_yaml(experiment_of(loaded, cells))
+        return
     request = Request(
         source=experiment,
         experiment=loaded,
@@ -185,9 +215,31 @@ def run(
     check_options(request, slurm, cluster)
     options = slurm_options(request, partition, time, cpus, jobs, sbatch) if slurm else None
     if dry_run:
-        plan(request)
+        from lovasz_repro.launch.plan import print_plan
+
+        print_plan(request, options)
     else:
         dispatch(request, Way(jobs or 1, options, node_rank, rdzv, max_restarts))
+
+
+def is_search(experiment: str) -> bool:
+    """Whether an experiment, given by name or file, is a bias search, which trains nothing."""
+    from lovasz_repro.config.read import read_yaml
+    from lovasz_repro.config.schema import experiment_file
+
+    return read_yaml(experiment_file(experiment)).get("kind") == "synthetic"
+
+
+def refuse_others(context: typer.Context) -> None:
+    """Refuse options that a bias search has no use for.
+
+    Raises:
+        UserError: one was given.
+    """
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source and source.name == "COMMANDLINE" and option.name not in OF_SEARCHES:
+            raise UserError(f"{option.opts[0]} is not for a bias search, which trains no network.")
 
 
 def names(text: str | None) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lovasz_repro.config.names import Name, Relative
 from lovasz_repro.config.read import (
     Strict,
     dotted,
@@ -48,7 +47,7 @@ class DataConfig(Strict):
 
     name: Literal["camvid", "cityscapes", "voc"]
     """Layout of the files and what is scored."""
-    folder: Relative | None = None
+    folder: Annotated[str, Field(min_length=1)] | None = None
     """Folder below the data folder; null: the name."""
     size: tuple[Positive, Positive]
     """Height and width of the network's input in training, pixels; images are resized to it, or
@@ -256,10 +255,10 @@ class EvaluationConfig(Strict):
 class CellConfig(Strict):
     """One run, resolved: everything that decides its result except the data's content."""
 
-    experiment: Name
-    profile: Name
+    experiment: str
+    profile: str
     scale: Scale
-    variant: Name
+    variant: str
     seed: Seed
     data: DataConfig
     model: ModelConfig
@@ -280,6 +279,9 @@ class CellConfig(Strict):
             raise ValueError("data.images=features and model.name=evidence-net go together")
         if self.data.name == "voc" and self.model.name == "enet":
             raise ValueError("enet does not train on voc")
+        if self.model.name == "enet" and any(side % 8 for side in self.data.size):
+            raise ValueError("the sides of data.size must be multiples of 8 for enet, not "
+                             "{}x{}".format(*self.data.size))  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -332,17 +334,17 @@ class Profile(Strict):
     seeds: list[Seed] | None = None
     batch_sizes: list[Positive] | None = None
     categories: list[VocCategory] | None = None
-    only: list[Name] | None = None
+    only: list[str] | None = None
     """Variants that it runs unless some are asked for; null: all."""
     recipe: dict[str, Any] = Field(default_factory=dict)
-    variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Overrides of single variants, over those of the recipe."""
 
 
 class ExperimentConfig(Strict):
     """An experiment file of kind ``training``."""
 
-    experiment: Name
+    experiment: str
     kind: Literal["training"]
     title: str
     section: str
@@ -356,8 +358,8 @@ class ExperimentConfig(Strict):
     categories: list[VocCategory] = Field(default_factory=list)
     """The grid's classes that are told from the rest, one run each; empty: no such axis."""
     recipe: dict[str, Any]
-    variants: dict[Name, Variant] = Field(min_length=1)
-    profiles: dict[Name, Profile] = Field(min_length=1)
+    variants: dict[str, Variant] = Field(min_length=1)
+    profiles: dict[str, Profile] = Field(min_length=1)
 
     def cells(
         self,

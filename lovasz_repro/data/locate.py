@@ -60,9 +60,10 @@ def dataset_folder(data: Path, name: str) -> Path:
     if folder is None and name in MADE_BY:
         raise UserError(f"{name} not found at {data / name}. Run: {MADE_BY[name]}")
     if folder is None:
+        says = f"data check {name}" if f"{name}-demo" in MADE_BY else "doctor"
         raise UserError(
             f"{name} not found at {data / name}. Name the folder that holds {name}/ with "
-            "--data or LOVASZ_REPRO_DATA; `lovasz-repro doctor` says where each set comes from."
+            f"--data or LOVASZ_REPRO_DATA; `lovasz-repro {says}` says where it comes from."
         )
     return folder
 

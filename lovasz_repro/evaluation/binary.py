@@ -18,6 +18,16 @@ LOSSES = {
     "soft_iou": soft_iou,
 }
 
+TITLES = {
+    "cross_entropy": "cross-entropy",
+    "hinge": "hinge",
+    "lovasz_hinge": "Lovász hinge",
+    "soft_iou": "soft IoU",
+    "image_iou": "image-IoU",
+    "image_iou_with_category": "of images with the class",
+    "image_iou_without": "without it",
+}
+
 
 class CategoryScoring:
     """Means over images, streaming; a subclass names them and gives the values of a batch.
@@ -59,9 +69,9 @@ class CategoryScoring:
         return {f"{split}/{name}": mean for name, mean in zip(self.names, means, strict=True)}
 
     def summary(self) -> str:
-        """The scores in a few words."""
+        """The scores in a few words: in per cent, under the names that they have in the tables."""
         scores = self.as_metrics("val")
-        return ", ".join(f"{name.partition('/')[2]} {v:.4f}" for name, v in scores.items())
+        return ", ".join(f"{TITLES[name]} {scores[f'val/{name}']:.2%}" for name in self.names)
 
 
 class BinaryScoring(CategoryScoring):

@@ -1,6 +1,9 @@
 """Stop requests: a signal asks, the training loop answers after its next checkpoint."""
 
+import os
 import signal
+import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,11 +23,15 @@ class StopRequest:
     """Context in which SIGTERM, SIGINT and SIGUSR2 are noted instead of ending the process.
 
     A second SIGINT (Ctrl-C again) raises KeyboardInterrupt at once.
+
+    Args:
+        say: called at the first request, to tell the user that it was heard.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[], None] = lambda: None) -> None:
         self.number: int | None = None
         """The signal that asked, or None."""
+        self._say, self._process = say, os.getpid()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,4 +46,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        asked_before, self.number = self.number, number
+        if not asked_before and os.getpid() == self._process:  # not in a forked reader of images
+            threading.Thread(target=self._say).start()  # this one may be amid a line of its own

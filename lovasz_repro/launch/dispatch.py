@@ -1,16 +1,18 @@
 """Where a request runs: in this process, on ranks, side by side, or on a cluster."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import machine
 from lovasz_repro.host.output import say
-from lovasz_repro.launch.rank import Rank, in_typed_shell, rank_from_environment, tasks_of_step
+from lovasz_repro.launch.rank import ALONE, Rank, rank_from_environment
 from lovasz_repro.launch.request import Request
 from lovasz_repro.launch.slurm import SlurmOptions
 
-ALONE = Rank(0, 1, 0, 1)
+if TYPE_CHECKING:
+    from lovasz_repro.run.inputs import Place
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,11 @@ def dispatch(request: Request, way: Way) -> None:
         check_world(request, rank)
         check_batches(request, rank.world_size)
         run_here(request, rank)
-        return
-    if way.jobs == 1 and not (way.slurm or request.procs or request.gpus):
-        check_shell()
-    if way.slurm:
+    elif way.slurm:
         _submit(request, way.slurm)
-    elif way.jobs > 1:
+        return
+    check_device(request)
+    if way.jobs > 1:
         _side_by_side(request, way)
     elif request.per_node * request.nodes > 1:
         _on_ranks(request, way)
@@ -54,15 +55,18 @@ def dispatch(request: Request, way: Way) -> None:
         run_here(request, ALONE)
 
 
-def plan(request: Request) -> None:
-    """Print what a request would run; nothing is written."""
-    from lovasz_repro.launch.here import place_of
-    from lovasz_repro.launch.plan import print_plan
-    from lovasz_repro.store import Store
+def check_device(request: Request) -> None:
+    """Make sure that this machine has the devices; where it has not, say what else is missing.
 
-    store = Store(request.results, request.tracking_uri)
-    ranks = request.per_node * request.nodes
-    print_plan(request.cells, place_of(request, ALONE), store, ranks)
+    Raises:
+        UserError: all of it.
+    """
+    from lovasz_repro.launch.here import place_and_problem
+    from lovasz_repro.run.preflight import what_lacks
+
+    place, problem = place_and_problem(request)
+    if problem:
+        raise UserError(" ".join([problem, *what_lacks(request.cells, place)]))
 
 
 def check_world(request: Request, rank: Rank) -> None:
@@ -76,36 +80,38 @@ def check_world(request: Request, rank: Rank) -> None:
         raise UserError(f"asked for {asked} processes, but started as {rank.world_size}.")
 
 
-def check_shell() -> None:
-    """Make sure that nobody takes a shell of srun for all of its tasks.
-
-    Raises:
-        UserError: how to run on several processes.
-    """
-    if in_typed_shell() and tasks_of_step() != "1":
-        raise UserError(
-            f"this shell is one of the {tasks_of_step()} tasks of its srun, and nobody types into"
-            " the others. Give --procs N (or --gpus N) for processes on this machine, or leave it"
-            " and put srun before the command."
-        )
-
-
 def _submit(request: Request, options: SlurmOptions) -> None:
     from lovasz_repro.launch.cluster import submit_grid
-    from lovasz_repro.launch.here import place_of
+    from lovasz_repro.launch.here import place_and_problem
 
-    here = replace(request, device="cpu", gpus=None)  # where one submits there may be no GPU
-    say(submit_grid(request, options, place_of(here, ALONE)))
+    place, _ = place_and_problem(request)  # where one submits there may be no GPU
+    check_before(request, place)
+    say(submit_grid(request, options, place))
+
+
+def check_before(request: Request, place: "Place") -> None:
+    """Find here, once, what would end each process of a grid.
+
+    Raises:
+        UserError: what is missing or wrong.
+    """
+    from lovasz_repro.host.progress import Progress
+    from lovasz_repro.run.preflight import check_grid
+    from lovasz_repro.store import Store
+
+    with Progress() as progress:
+        store = Store(request.results, request.tracking_uri)
+        check_grid(request.cells, place, store, progress)
 
 
 def _side_by_side(request: Request, way: Way) -> None:
     from lovasz_repro.host.progress import Progress
-    from lovasz_repro.launch.here import place_of
+    from lovasz_repro.launch.here import place_of, print_outcome
     from lovasz_repro.launch.jobs import SideBySide
-    from lovasz_repro.launch.plan import print_outcome
 
+    place = place_of(request, ALONE)
+    check_before(request, place)
     with Progress() as progress:
-        place = place_of(request, ALONE)
         outcome = SideBySide(request, place, way.jobs, way.max_restarts, progress).run()
     print_outcome(request.experiment, outcome)
     if outcome.failed:
@@ -114,11 +120,9 @@ def _side_by_side(request: Request, way: Way) -> None:
 
 def _on_ranks(request: Request, way: Way) -> None:
     from lovasz_repro.launch.attempts import newest_checkpoints
-    from lovasz_repro.launch.launcher import Launch, check_devices, launch
+    from lovasz_repro.launch.launcher import Launch, launch
     from lovasz_repro.launch.slurm_job import rendezvous
 
-    if request.gpus:
-        check_devices(request.gpus)
     meeting = {} if way.rendezvous else rendezvous()  # of a job of Slurm
     address = way.rendezvous or meeting.get("LOVASZ_REPRO_RDZV", "")
     number = int(meeting.get("LOVASZ_REPRO_NODE_RANK", way.node_rank))

@@ -1,19 +1,22 @@
 """Runs a grid in this process: alone, or as one rank of a team."""
 
 import os
+from dataclasses import replace
 
 import torch
 
-from lovasz_repro.errors import RunFailed
+from lovasz_repro.config.schema import ExperimentConfig
+from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.cores import cores, decoding_workers, threads_of
 from lovasz_repro.host.device import choose_device
+from lovasz_repro.host.output import say
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.terminal import Terminal
+from lovasz_repro.launch.launcher import check_devices
 from lovasz_repro.launch.meeting import meet
-from lovasz_repro.launch.plan import print_outcome
-from lovasz_repro.launch.rank import Rank
+from lovasz_repro.launch.rank import ALONE, Rank
 from lovasz_repro.launch.request import Request
-from lovasz_repro.run.experiment import run_experiment
+from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import join_team
@@ -70,3 +73,40 @@ def place_of(request: Request, rank: Rank) -> Place:
     return Place(
         request.results, request.data, request.weights, device, workers, processes, request.basis
     )
+
+
+def place_and_problem(request: Request) -> tuple[Place, str]:
+    """Where a request would run, and why it cannot on this machine, or "".
+
+    Without the device that it asks for, the place is that of a CPU, which finds the same files.
+
+    Raises:
+        UserError: a device that no machine has.
+    """
+    try:
+        if request.gpus:
+            check_devices(request.gpus)
+        return place_of(request, ALONE), ""
+    except UserError as error:
+        if not request.gpus and not request.device.startswith("cuda"):
+            raise
+        return place_of(replace(request, device="cpu", gpus=None), ALONE), str(error)
+
+
+def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
+    """Say what ran and what to do next."""
+    counts = [
+        f"{len(names)} {word}"
+        for names, word in (
+            (outcome.finished, "finished"),
+            (outcome.skipped, "done before"),
+            (outcome.failed, "failed"),
+            (outcome.elsewhere, "in work in another process"),
+        )
+        if names
+    ]
+    say(f"{experiment.experiment}: {', '.join(counts)}.")
+    if outcome.failed:
+        say("Next: mend what failed and give the same command again; it goes on there.")
+    elif not outcome.elsewhere:
+        say("Next: lovasz-repro report tables; lovasz-repro report figures")

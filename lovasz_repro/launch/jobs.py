@@ -93,7 +93,7 @@ class SideBySide:
             len(self._request.cells),
             completed=len(self.outcome.skipped),
         )
-        with StopRequest() as stop:
+        with StopRequest(self._say_stopping) as stop:
             try:
                 while waiting or self._running:
                     while self._free and (ready := self._next(waiting)):
@@ -109,6 +109,9 @@ class SideBySide:
                 total.close()
                 overview.close()
         return self.outcome
+
+    def _say_stopping(self) -> None:
+        self._progress.line(f"stopping {len(self._running)} runs, each after its step")
 
     def _undone(self) -> deque[tuple[CellConfig, Path]]:
         """The cells that are not done, and the folders of their runs."""

@@ -1,16 +1,17 @@
-"""What ``run`` would do before it does it, and what it says when it is done."""
+"""What ``run --dry-run`` says: what would run, what is missing, how long it takes."""
 
+import shlex
 from collections.abc import Sequence
 
-import yaml
-
-from lovasz_repro.config.schema import CellConfig, ExperimentConfig
+from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say
 from lovasz_repro.host.provenance import device_name
 from lovasz_repro.host.terminal import Terminal, print_table
-from lovasz_repro.run.experiment import Outcome
-from lovasz_repro.run.inputs import Place, check_extras, find_inputs, run_folder
+from lovasz_repro.launch.here import place_and_problem
+from lovasz_repro.launch.request import Request
+from lovasz_repro.launch.slurm import SlurmOptions
+from lovasz_repro.run.inputs import Known, Place, check_extras, find_inputs, run_folder
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.speed import SPEED
@@ -21,43 +22,61 @@ SPEED_DEPENDS_ON = (
 )  # fmt: skip
 
 
-def print_plan(cells: list[CellConfig], place: Place, store: Store, ranks: int = 1) -> None:
-    """Print the resolved config of the first cell, how the others differ, and the state of each.
+def print_plan(request: Request, slurm: SlurmOptions | None = None) -> None:
+    """Print what a request would run: the state of each run, what is missing, how long it takes.
 
-    Nothing is written and nothing runs; missing data is told, not raised.
+    Nothing is written and nothing runs. What is missing, data or devices, is told, not raised: one
+    plans where one can, and trains elsewhere.
     """
-    config = yaml.safe_dump(cells[0].model_dump(mode="json"), sort_keys=False)
-    say(*config.rstrip("\n").split("\n"))
+    place, problem = place_and_problem(request)
+    store = Store(request.results, request.tracking_uri)
+    missing = dict.fromkeys([problem] if problem and not slurm else [])
+    known, left, firsts = Known(), list[tuple[CellConfig, int]](), dict[str, CellConfig]()
     rows: list[tuple[str, str, str]] = []
-    missing: set[str] = set()
-    left: list[tuple[CellConfig, int]] = []
-    firsts: dict[str, CellConfig] = {}
-    for cell in cells:
+    for cell in request.cells:
         first = firsts.setdefault(cell.variant, cell)
         try:
-            state, iterations = state_of(cell, place, store)
+            state, iterations = state_of(cell, place, store, known)
         except UserError as error:
-            missing.add(str(error))
-            state, iterations = "lacks data", cell.training.iterations
+            missing[str(error)] = None
+            state, iterations = "not ready", cell.training.iterations
         left.append((cell, iterations))
-        rows.append((cell.name, differences(cells[0] if first is cell else first, cell), state))
-    say("", "The first run of each variant against the config above, the others against that:")
-    print_table(Terminal(), ["run", "differs in", "state"], rows, words=range(3))
-    for line in sorted(missing):
+        base = request.cells[0] if first is cell else first
+        rows.append((cell.name, state, differences(base, cell)))
+    say(f"{request.experiment.experiment}: {request.experiment.title}")
+    if request.overrides:
+        say(f"with --set {shlex.join(request.overrides)}")
+    say("")
+    print_table(Terminal(), ["run", "state", "differs in"], rows, words=range(3))
+    if len(request.cells) > 1:
+        say("Each variant differs from the first run, its other runs from its own first.")
+    for line in missing:
         say("", f"missing: {line}")
-    where = f"{ranks} processes on {place.device.type}" if ranks > 1 else f"{place.device}"
+    where = where_it_runs(request, slurm, place)
     say("", f"Runs on {where}; results go to {place.results} and {store.uri}.")
-    device = device_name(place.device)
-    say(estimate(left, store.runs(), device, ranks))
+    device = device_name(place.device) if not problem else "GPU"
+    say(estimate(left, store.runs(), device, request.per_node * request.nodes))
+    say("--print-config prints all settings, as a file that `run` takes.")
 
 
-def state_of(cell: CellConfig, place: Place, store: Store) -> tuple[str, int]:
+def where_it_runs(request: Request, slurm: SlurmOptions | None, place: Place) -> str:
+    """Devices and machines in words."""
+    ranks = request.per_node * request.nodes
+    kind = "GPU" if request.gpus else str(place.device)
+    devices = f"{ranks} processes, each on a {kind}" if ranks > 1 else kind
+    if slurm is None:
+        return devices
+    partition = f" in partition {slurm.partition}" if slurm.partition else ""
+    return f"Slurm{partition}, {devices}, for at most {slurm.time_minutes} minutes a job"
+
+
+def state_of(cell: CellConfig, place: Place, store: Store, known: Known) -> tuple[str, int]:
     """ "done", "goes on from iteration k of n" or "new", and the iterations that are left.
 
     Raises:
-        UserError: data or weights are missing.
+        UserError: data, weights or a package are missing.
     """
-    inputs = find_inputs(cell, place)
+    inputs = find_inputs(cell, place, known=known)
     stored = store.finished(cell.experiment, inputs.identity)
     if stored:
         return f"done (run {stored.run_id})", 0
@@ -117,19 +136,3 @@ def differences(base: CellConfig, cell: CellConfig) -> str:
     theirs, ours = base.params, cell.params
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     return ", ".join(f"{key}={ours.get(key, 'none')}" for key in keys if key != "variant") or "-"
-
-
-def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
-    """Say what ran and what to do next."""
-    counts = [
-        f"{len(names)} {word}"
-        for names, word in (
-            (outcome.finished, "finished"),
-            (outcome.skipped, "done before"),
-            (outcome.failed, "failed"),
-            (outcome.elsewhere, "in work in another process"),
-        )
-        if names
-    ]
-    say(f"{experiment.experiment}: {', '.join(counts)}.")
-    say("Next: lovasz-repro report tables; lovasz-repro report figures")

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -31,9 +32,10 @@ from lovasz_repro.run.build import (
     training_batches,
 )
 from lovasz_repro.run.datasets import DATASETS, category_of
-from lovasz_repro.run.inputs import START, Inputs, Place, check_extras, inputs_of_all, run_folder
+from lovasz_repro.run.inputs import START, Inputs, Place, inputs_of_all, run_folder
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.overview import Overview
+from lovasz_repro.run.preflight import check_grid
 from lovasz_repro.run.regimes import score_regimes_of_run
 from lovasz_repro.run.session import RunSession
 from lovasz_repro.run.shared_session import SharedSession
@@ -72,6 +74,7 @@ def run_experiment(
         UserError: data or weights are missing or wrong.
         Interrupted: a signal asked to stop; the running cell is saved.
     """
+    team.on_leader(lambda: check_grid(cells, place, store, progress))
     parent = team.on_leader(lambda: open_grid(experiment, cells[0].profile, place, store, progress))
     outcome, overview = Outcome(), Overview(cells, progress)
     grid = progress.task(f"{experiment.experiment}: runs", len(cells)) if len(cells) > 1 else None
@@ -86,7 +89,6 @@ def run_experiment(
             outcome.skipped.append(cell.name)
             overview.done(cell, done[1])
             continue
-        check_extras(cell)
         overview.running(cell)
         team.on_leader(partial(fetch_start, cell, inputs, store))
         run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
@@ -98,11 +100,13 @@ def run_experiment(
             outcome.finished.append(cell.name)
             overview.done(cell, scores)
         except InUse as error:
-            progress.line(f"{label}  {error}")
+            if grid:  # of a run alone the command's last line says it
+                progress.line(f"{label}  {error}")
             outcome.elsewhere.append(cell.name)
             overview.elsewhere(cell)
         except RunFailed as error:
-            progress.line(f"{label}  failed: {error}")
+            if grid:
+                progress.line(f"{label}  failed: {error}")
             outcome.failed[cell.name] = str(error)
             overview.failed(cell)
     overview.close()
@@ -138,10 +142,10 @@ def run_cell(
     last: dict[str, float] = {}
     seen = "seen/" if cell.data.train_split == "trainval_aug" else ""  # val was trained on
 
-    def score(split: str, snapshot: int, prefix: str = "") -> dict[str, float]:
+    def score(split: str, snapshot: int, prefix: str = "", **how: Any) -> dict[str, float]:
         if config.batch_norm == "per-rank":
             team.share_buffers(model)
-        scores = score_on(model, scored[split], split, cell, place, session)
+        scores = score_on(model, scored[split], split, cell, place, session, **how)
         session.line(f"iteration {snapshot:5d}  {prefix}{split} {scores.summary()}")
         last.update(scores.as_metrics(prefix + split))
         return scores.as_metrics(prefix + split)
@@ -149,8 +153,9 @@ def run_cell(
     tested = [split for split in scored if split != "val"]
     choose = "val/dataset_miou" if cell.evaluation.snapshot == "best" else None
     if state.iteration == 0:
+        # First: a released network that scores next to nothing shows that data or weights are wrong
         for split in tested:
-            session.log(0, score(split, snapshot=0, prefix="initial/"))
+            session.log(0, score(split, 0, "initial/", when="before training"))
         if cell.data.category:
             session.log(0, score_basis(model, scored["val"], cell, place, session))
     train(
@@ -162,14 +167,14 @@ def run_cell(
         network=team.wrap(model),
         prepare=network.prepare,
         choose=choose,
-        validate=lambda: score("val", snapshot=state.iteration, prefix=seen),
+        validate=lambda: score("val", state.iteration, seen, unsaved=state.iteration > 0),
         log=session.log,
         save=session.save,
         stop_asked=session.stop_asked,
     )
     state.load_best()
     for split in tested:
-        session.log(config.iterations, score(split, snapshot=state.best_iteration))
+        session.log(config.iterations, score(split, state.best_iteration))
     session.log(config.iterations, {"best/iteration": float(state.best_iteration)})
     if cell.evaluation.multi_scale:
         score_regimes_of_run(model, cell, inputs, place, session, split=f"{seen}val")

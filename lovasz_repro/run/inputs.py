@@ -5,8 +5,13 @@ from pathlib import Path
 
 import torch
 
-from lovasz_repro.config.schema import CellConfig
-from lovasz_repro.data.locate import dataset_folder, deeplab_weights_file, enet_weights_file
+from lovasz_repro.config.schema import CellConfig, DataConfig, experiment_names
+from lovasz_repro.data.locate import (
+    MADE_BY,
+    dataset_folder,
+    deeplab_weights_file,
+    enet_weights_file,
+)
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.host.progress import Progress
@@ -48,27 +53,37 @@ class Inputs:
     """Hash of config and inputs: the same run has the same one everywhere."""
 
 
-def find_inputs(cell: CellConfig, place: Place, progress: Progress | None = None) -> Inputs:
+class Known(dict[tuple[str, DataConfig], str]):
+    """Fingerprints of the data of a grid, which most of its cells have in common.
+
+    By scale and data without the category; kept for a moment only, since files change.
+    """
+
+
+def find_inputs(
+    cell: CellConfig,
+    place: Place,
+    progress: Progress | None = None,
+    known: Known | None = None,
+) -> Inputs:
     """Find what a cell reads and take its fingerprint, which reads all of it the first time.
+
+    Args:
+        cell, place: the run.
+        progress: shows how far the reading is.
+        known: fingerprints of the data of other cells, found a moment ago; added to.
 
     Raises:
         UserError: data or weights are not there, or a paper-scale run would read other data.
     """
-    kind = DATASETS[cell.data.name]
-    data = dataset_folder(place.data, cell.data.folder or cell.data.name)
-    start = find_inputs(cell.start, place, progress) if cell.start else None
+    data, cache = folder_of(cell, place), place.results / "work" / "fingerprints.json"
+    start = find_inputs(cell.start, place, progress, known) if cell.start else None
     weights = None if start else released_weights(cell, place)
-    files = kind.files(data, cell.data)
-    if cell.scale == "paper":
-        kind.check_papers(data, cell.data)
-    cache = place.results / "work" / "fingerprints.json"
-    task = progress.task("  reading data", len(files)) if progress else None
-    advance = task.advance if task else lambda files: None
-    try:
-        tags = {"data_fingerprint": fingerprint_files(files, data, cache, advance)}
-    finally:
-        if task:
-            task.close()
+    known = Known() if known is None else known
+    what = cell.scale, cell.data.model_copy(update={"category": None})
+    if what not in known:
+        known[what] = data_fingerprint(cell, data, cache, progress)
+    tags = {"data_fingerprint": known[what]}
     if cell.start and start:
         weights = run_folder(place.results, cell.start, start.identity) / WEIGHTS
         tags["weights_fingerprint"] = START + start.identity
@@ -79,6 +94,40 @@ def find_inputs(cell: CellConfig, place: Place, progress: Progress | None = None
         hashed, tags["data_fingerprint"], weights=tags.get("weights_fingerprint", "none")
     )
     return Inputs(data, weights, tags, identity)
+
+
+def folder_of(cell: CellConfig, place: Place) -> Path:
+    """The folder of a cell's data set.
+
+    Raises:
+        UserError: it is not there.
+    """
+    try:
+        return dataset_folder(place.data, cell.data.folder or cell.data.name)
+    except UserError as error:
+        drawn = f"{cell.data.folder or cell.data.name}-demo"
+        if drawn not in MADE_BY or cell.experiment not in experiment_names():
+            raise
+        instead = f"Drawn images instead: `{MADE_BY[drawn]}`, then --profile demo."
+        raise UserError(f"{error} {instead}") from None
+
+
+def data_fingerprint(cell: CellConfig, data: Path, cache: Path, progress: Progress | None) -> str:
+    """Of all files that a cell may read.
+
+    Raises:
+        UserError: some are missing, or a paper-scale run would read other data.
+    """
+    kind = DATASETS[cell.data.name]
+    files = kind.files(data, cell.data)
+    if cell.scale == "paper":
+        kind.check_papers(data, cell.data)
+    task = progress.task("  reading data", len(files)) if progress else None
+    try:
+        return fingerprint_files(files, data, cache, task.advance if task else lambda files: None)
+    finally:
+        if task:
+            task.close()
 
 
 def released_weights(cell: CellConfig, place: Place) -> Path | None:

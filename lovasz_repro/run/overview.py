@@ -65,20 +65,13 @@ class Overview:
         lines = [[row, *(states.get(v, "") for v in variants)] for row, states in rows.items()]
         height = MOST_LINES if len(variants) <= 4 else max(len(lines), 1)
         blocks = [lines[start : start + height] for start in range(0, len(lines), height)]
-        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for _ in blocks:
             table.add_column("image-IoU")
             for variant in variants:
-                table.add_column(SHORT.get(variant, variant), justify="right")
+                table.add_column(Text(variant.replace("-", "-\n")), justify="right")
         empty = [""] * (1 + len(variants))
         for number in range(max(map(len, blocks), default=0)):
             parts = [block[number] if number < len(block) else empty for block in blocks]
             table.add_row(*(text for part in parts for text in part))
         return table
-
-
-SHORT = {
-    "cross-entropy": "x-entr",
-    "lovasz-hinge": "Lovász",
-    "soft-iou": "soft",
-}

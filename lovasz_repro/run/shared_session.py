@@ -12,11 +12,12 @@ import torch
 
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.host.stopping import StopRequest
+from lovasz_repro.host.stopping import Interrupted, StopRequest
 from lovasz_repro.run.session import RunSession
 from lovasz_repro.training.distributed import Team
 from lovasz_repro.training.loop import TrainingState
 
+STOPPING = "stopping after this step; Ctrl-C again stops at once, back to the last checkpoint"
 FAILED = 1000  # what a rank brings to `stop_asked` when its log failed; above any signal
 
 
@@ -36,7 +37,7 @@ class SharedSession:
     def __init__(self, team: Team, session: RunSession | None, progress: Progress) -> None:
         self.team, self.progress = team, progress
         self._session = session
-        self._stop = StopRequest()
+        self._stop = StopRequest(lambda: self.line(STOPPING))
         self._failure: RunFailed | None = None
 
     def __enter__(self) -> "SharedSession":
@@ -70,14 +71,7 @@ class SharedSession:
         """Bring ``state`` to the last checkpoint, if there is one, on every rank."""
         checkpoint = self.team.on_leader(lambda: self._leader().last_checkpoint())
         if checkpoint:
-            try:
-                state.restore(checkpoint)
-            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                where = self._session.folder if self._session else "the run's folder"
-                raise RunFailed(
-                    f"the last checkpoint in {where} is not of this run's network; move it away "
-                    "and run again"
-                ) from error
+            state.restore(checkpoint)
         self.team.on_leader(lambda: self._leader().go_on_from(state.iteration))
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
@@ -102,6 +96,17 @@ class SharedSession:
         if number == FAILED:
             self.team.on_leader(self._leader)
         return number
+
+    def stop_if_asked(self) -> None:
+        """End a stretch without checkpoints at once, where no other rank would wait.
+
+        Raises:
+            Interrupted: a signal asked to stop.
+        """
+        if self._stop.number and self.team.size == 1:
+            raise Interrupted(
+                self._stop.number, "Stopped while scoring. Run the same command to go on."
+            )
 
     def keep_weights(self, write: Callable[[Path], None]) -> None:
         """Write the run's weights file and give it, and the config, to the stored run.

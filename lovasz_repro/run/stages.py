@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from lovasz_repro.config.schema import CellConfig
-from lovasz_repro.data.statistics import class_counts
+from lovasz_repro.data.statistics import Labelled, class_counts
 from lovasz_repro.evaluation.binary import BasisScoring
 from lovasz_repro.evaluation.evaluate import category_logits, predicted_classes
 from lovasz_repro.evaluation.examples import (
@@ -19,6 +20,7 @@ from lovasz_repro.evaluation.examples import (
 )
 from lovasz_repro.evaluation.masks import Answers, find_mask, write_masks
 from lovasz_repro.evaluation.scoring import Scoring
+from lovasz_repro.host.progress import Progress
 from lovasz_repro.run.build import build_model, evaluator, scored_batches
 from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of
 from lovasz_repro.run.inputs import Inputs, Place
@@ -34,11 +36,24 @@ def count_classes(
     wanted = cell.loss.class_weights != "none" or cell.data.equibatch or cell.data.category
     if not wanted:
         return None
+    split = cell.data.train_split
+    counts = count_labels(train_set, split, cell, inputs, place, session.progress)
+    return torch.from_numpy(counts)
+
+
+def count_labels(
+    images: Labelled, split: str, cell: CellConfig, inputs: Inputs, place: Place, progress: Progress
+) -> np.ndarray:
+    """Pixels of each label in each image of a split, (N, 256); read once and kept.
+
+    Raises:
+        UserError: a mask cannot be read, or holds an unknown id.
+    """
     sizes_differ = DATASETS[cell.data.name].sizes_differ  # then labels come at their own
     size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
-    split = "-trainval" if cell.data.train_split == "trainval_aug" else ""  # of the same files
-    name = f"{inputs.fingerprints['data_fingerprint']}-{size}{split}.npy"
-    task = session.progress.task("  counting classes", len(train_set))
+    part = {"train_aug": "", "trainval_aug": "-trainval"}.get(split, f"-{split}")
+    name = f"{inputs.fingerprints['data_fingerprint']}-{size}{part}.npy"
+    task = progress.task("  reading masks", len(images))
 
     def follow(indices: Iterable[int]) -> Iterator[int]:
         for index in indices:
@@ -47,7 +62,7 @@ def count_classes(
 
     try:
         cache = place.results / "work" / "class-counts" / name
-        return torch.from_numpy(class_counts(train_set, cache, follow))
+        return class_counts(images, cache, follow)
     finally:
         task.close()
 
@@ -60,14 +75,27 @@ def score_on(
     place: Place,
     session: SharedSession,
     scoring: Scoring | None = None,
+    *,
+    when: str = "",
+    unsaved: bool = False,
 ) -> Scoring:
     """Score a model on a whole split, shared among the ranks.
 
-    ``scoring`` is that of the data set by default.
+    Args:
+        model, images, split, cell, place, session: what is scored and where.
+        scoring: by default that of the data set.
+        when: "before training" and the like, for the bar.
+        unsaved: whether steps were taken that no checkpoint has; a request to stop waits then.
     """
     team = session.team
     scoring = scoring or DATASETS[cell.data.name].scoring(cell.data, cell.training.batch_size)
-    task = session.progress.task(f"  scoring on {split}", len(images))
+    task = session.progress.task(f"  scoring {split} {when}".rstrip(), len(images))
+
+    def advance(count: int) -> None:
+        task.advance(count * team.size)
+        if not unsaved:
+            session.stop_if_asked()
+
     try:
         return evaluator(cell, scoring)(
             model,
@@ -75,7 +103,7 @@ def score_on(
             scoring,
             place.device,
             group=team.group,
-            advance=lambda count: task.advance(count * team.size),
+            advance=advance,
         )
     finally:
         task.close()

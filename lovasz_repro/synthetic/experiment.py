@@ -211,7 +211,7 @@ def run_synthetic(
         StoreError: the store cannot be read or written.
     """
     data = fingerprint(config)
-    identity = run_identity(config_hash(config.recipe()), data)
+    identity = identity_of(config, data)
     stored = store.finished(config.experiment, identity)
     if stored and not force:
         return SyntheticRun(stored, stored_result(store, stored), reused=True)
@@ -226,6 +226,16 @@ def run_synthetic(
     finished = store.find(config.experiment, identity)
     assert finished is not None
     return SyntheticRun(finished, result, reused=False)
+
+
+def identity_of(config: SyntheticConfig, data: str) -> str:
+    """What the stored run of a config and a fingerprint is found by."""
+    return run_identity(config_hash(config.recipe()), data)
+
+
+def stored_search(config: SyntheticConfig, store: Store) -> StoredRun | None:
+    """The finished run of a config, if there is one."""
+    return store.finished(config.experiment, identity_of(config, fingerprint(config)))
 
 
 def stored_result(store: Store, run: StoredRun) -> SyntheticResult:

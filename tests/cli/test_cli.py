@@ -1,7 +1,9 @@
 """The command line's manners: help, errors in one line, exit codes, dry runs, JSON."""
 
+import importlib.metadata
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,9 @@ import pytest
 from lovasz_repro import __version__, cli
 from lovasz_repro.cli import describe
 from lovasz_repro.cli.run import complete_experiment
+from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.store import StoredRun
 from tests.tiny_camvid import write_camvid, write_experiment
 
 Command = Callable[..., tuple[int, str, str]]
@@ -142,6 +146,134 @@ def test_usage_errors_exit_with_2_too(
     assert "\x1b" not in err
 
 
+def test_a_run_that_fails_is_told_once_and_no_report_is_offered(
+    lovasz_repro: Command, tiny: Path
+) -> None:
+    endless = ["--variant", "lovasz-softmax", "--set", "training.lr=1.0e+30"]
+    code, out, err = lovasz_repro("run", str(tiny), *endless)
+    assert code == 1
+    assert (out + err).count("The loss is nan") == 1
+    assert "1 failed" in out
+    assert "report" not in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data.size=[25,32]"], ["data.size", "multiples of 8", "25x32"]),
+        (["data.size=[24,31]", "model.name=enet"], ["multiples of 8"]),
+    ],
+)
+def test_a_size_that_enet_cannot_halve_is_refused_and_nothing_is_stored(
+    lovasz_repro: Command, tiny: Path, changes: list[str], words: list[str]
+) -> None:
+    given = [argument for change in changes for argument in ("--set", change)]
+    code, out, err = lovasz_repro("run", str(tiny), *given)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert all(word in err for word in words)
+    assert json.loads(lovasz_repro("runs", "--json")[1]) == []
+
+
+def test_a_printed_config_is_a_file_of_the_same_runs(
+    lovasz_repro: Command, tiny: Path, tmp_path: Path
+) -> None:
+    given = ["--profile", "demo", "--set", "training.lr=0.25", "--seed", "3"]
+    code, out, _ = lovasz_repro("run", str(tiny), *given, "--print-config")
+    assert code == 0
+    (tmp_path / "mine.yaml").write_text(out)
+    expected = load_experiment(str(tiny)).cells("demo", overrides={"training.lr": 0.25}, seeds=[3])
+    assert load_experiment(str(tmp_path / "mine.yaml")).cells("demo") == expected
+    code, out, _ = lovasz_repro("run", "mine.yaml", "--dry-run")  # its only profile
+    assert code == 0
+    assert out.count("new, 4 iterations") == 2
+
+
+def test_gpus_are_planned_for_where_there_are_none(
+    lovasz_repro: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, _ = lovasz_repro("run", str(tiny), "--gpus", "2", "--dry-run")
+    assert code == 0
+    assert out.count("new, 12 iterations") == 2
+    assert "missing: --gpus 2: this machine has 0" in out
+    code, out, _ = lovasz_repro("run", str(tiny), "--gpus", "2", "--slurm", "--dry-run")
+    assert code == 0
+    assert "missing" not in out
+    assert "Slurm" in out
+    code, _, err = lovasz_repro("run", "voc-multiclass", "--gpus", "4")
+    assert code == 2
+    words = ["has 0", "--procs 4", "voc not found", "data check voc", "--profile demo"]
+    assert [word for word in words if word not in err] == []
+
+
+def test_extras_keep_their_brackets(
+    lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    _, out, _ = lovasz_repro("doctor")
+    text = " ".join(out.split())
+    for extra in ("crf", "cityscapes", "slurm"):
+        assert f"'lovasz-repro[{extra}]'" in text
+
+
+def test_run_synthetic_is_synthetic(lovasz_repro: Command) -> None:
+    small = ["--set", "seeds=2", "--set", "circles.images=3"]
+    code, out, _ = lovasz_repro("run", "synthetic", *small, "--dry-run")
+    assert code == 0
+    assert "2 seeds, new" in out
+    code, out, err = lovasz_repro("run", "synthetic", *small)
+    assert code == 0, err
+    assert "Lovász hinge" in out
+    code, out, _ = lovasz_repro("synthetic", *small)
+    assert code == 0
+    assert "stored before" in out
+    code, _, err = lovasz_repro("run", "synthetic", "--profile", "demo")
+    assert code == 2
+    assert "--profile is not for a bias search" in err
+
+
+def test_numbers_that_json_has_not_are_null(
+    lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = StoredRun("a1", "x", "n", "FINISHED", None, 0.0, 1.0, {}, {}, {"nan": float("nan")})
+    monkeypatch.setattr("lovasz_repro.store.Store.runs", lambda self, experiment: [run])
+    _, out, _ = lovasz_repro("runs", "--json")
+    (found,) = json.loads(out, parse_constant=pytest.fail)
+    assert found["metrics"] == {"nan": None}
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(
+    lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("lovasz_repro.synthetic.experiment.search", press)
+    code, out, err = lovasz_repro("synthetic", "--set", "seeds=2")
+    assert (code, out, err) == (130, "", "Stopped.\n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_in_an_import_is_not_taken_for_a_missing_module(tmp_path: Path) -> None:
+    """As an extension module does that imports NumPy if it is there."""
+    (tmp_path / "slow.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    code = (
+        "from lovasz_repro.cli import stopped_by_ctrl_c\n"
+        "with stopped_by_ctrl_c():\n"
+        "    try:\n        import slow\n    except BaseException: print('swallowed')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
+
+
 def test_debug_lets_the_traceback_through(
     lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,8 +301,9 @@ def test_dry_run_tells_and_runs_nothing(lovasz_repro: Command, tiny: Path, tmp_p
     before = {path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name}
     code, out, err = lovasz_repro("run", str(tiny), "--dry-run", "--set", "training.lr=0.5")
     assert code == 0, err
-    assert "lr: 0.5" in out
+    assert "training.lr=0.5" in out
     assert out.count("new, 12 iterations") == 2
+    assert "training:" not in out  # the plan alone; the YAML is asked for
     after = {path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name}
     cache = tmp_path / "results" / "work" / "fingerprints.json"  # of the data's content
     assert after - before <= {cache.parent, cache}
@@ -181,7 +314,7 @@ def test_dry_run_says_what_is_missing(lovasz_repro: Command, tiny: Path, tmp_pat
     shutil.rmtree(tmp_path / "data" / "camvid" / "testannot")
     code, out, _ = lovasz_repro("run", str(tiny), "--dry-run")
     assert code == 0
-    assert "lacks data" in out
+    assert "not ready" in out
     assert "missing: CamVid not found: no folder data/camvid/testannot" in out
 
 
@@ -228,10 +361,10 @@ def test_reports_without_runs_say_what_would_fill_them(lovasz_repro: Command) ->
     code, out, _ = lovasz_repro("report", "tables", "synthetic", "--format", "md")
     assert code == 0
     assert "lovasz-repro synthetic" in out
-    code, out, _ = lovasz_repro("report", "figures", "figure-3")
-    assert code == 0
-    assert "figure-3: not drawn" in out
-    assert "lovasz-repro synthetic" in out
+    code, out, err = lovasz_repro("report", "figures", "figure-3")
+    assert (code, out) == (1, "")
+    assert "figure-3: not drawn" in err
+    assert "lovasz-repro synthetic" in err
 
 
 def test_doctor_finds_and_says_what_is_missing(lovasz_repro: Command, tiny: Path) -> None:
@@ -258,49 +391,3 @@ def test_module_and_completion_start_without_torch(tmp_path: Path) -> None:
     assert not imported & {"torch", "mlflow", "pandas", "matplotlib", "numpy"}
     assert list(complete_experiment("cam")) == ["camvid-as-cityscapes", "camvid-enet"]
     assert list(complete_experiment("city")) == ["cityscapes-enet"]
-
-
-def test_an_empty_store_is_a_screen_of_commands_and_no_file(
-    lovasz_repro: Command, tmp_path: Path
-) -> None:
-    for report in ("tables", "claims"):
-        code, out, err = lovasz_repro("report", report)
-        assert (code, err) == (0, "")
-        assert out.count("\n") < (30 if report == "tables" else 200)
-    assert "lovasz-repro run voc-binary" in out
-    assert not (tmp_path / "results" / "report" / "tables").exists()
-    code, out, err = lovasz_repro("report", "tables", "table-1")
-    assert "80.50" in out
-    assert len(list((tmp_path / "results" / "report" / "tables").iterdir())) == 4
-
-
-@pytest.mark.parametrize("report", ["tables", "claims", "figures"])
-def test_a_report_into_a_folder_that_refuses_is_one_line(
-    lovasz_repro: Command, tmp_path: Path, report: str
-) -> None:
-    (tmp_path / "file").write_text("")
-    name = {"tables": ["table-1"], "figures": ["figure-1"]}.get(report, [])
-    code, _, err = lovasz_repro("report", report, *name, "--out", "file/report")
-    assert code == 2
-    assert err.startswith("Error: cannot write into file/report: ")
-    assert err.count("\n") == 1
-
-
-def test_what_is_new_is_shown_on_a_terminal(
-    lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lovasz_repro.host import terminal
-
-    class Screen(terminal.Terminal):
-        is_terminal = property(lambda self: True)
-
-    monkeypatch.setattr(terminal, "Terminal", lambda: Screen(width=100))
-    code, _, err = lovasz_repro("synthetic", "--seeds", "1")
-    assert code == 0, err
-    for report, new in (("tables", "above the minimum"), ("claims", "asked above")):
-        out = lovasz_repro("report", report)[1]
-        assert new in out
-        assert out.count("\n") < 60
-        out = lovasz_repro("report", report)[1]
-        assert new not in out
-        assert "new" not in out.split()

@@ -26,7 +26,8 @@ def test_what_became_of_each_run_stands_in_its_place() -> None:
     overview.elsewhere(of["soft-iou-person"])
     overview.running(of["basis"])  # not one of the cells that are shown
     assert drawn(overview) == [
-        ["image-IoU", "x-entr", "hinge", "Lovász", "soft"],
+        ["cross-", "lovasz-", "soft-"],
+        ["image-IoU", "entropy", "hinge", "hinge", "iou"],
         ["cat", "45.7%", "·", "▸", "·"],
         ["person", "·", "failed", "·", "elsewhere"],
     ]
@@ -35,10 +36,10 @@ def test_what_became_of_each_run_stands_in_its_place() -> None:
 def test_twenty_classes_fit_on_a_screen_and_seeds_are_told_apart() -> None:
     loaded = load_experiment("voc-binary")
     lines = drawn(Overview(loaded.cells("paper"), Progress()))
-    assert len(lines) == 11
-    assert (lines[1][0], lines[1][5]) == ("aeroplane", "diningtable")
+    assert len(lines) == 12
+    assert (lines[2][0], lines[2][5]) == ("aeroplane", "diningtable")
     two = loaded.cells("demo", categories=["cat"], seeds=[0, 1])
-    assert [line[:3] for line in drawn(Overview(two, Progress()))[1:]] == [
+    assert [line[:3] for line in drawn(Overview(two, Progress()))[2:]] == [
         ["cat", "b10", "s0"],
         ["cat", "b10", "s1"],
     ]

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.launch.plan import print_plan
+from lovasz_repro.launch.request import Request
 from lovasz_repro.run import regimes
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Inputs, Place
@@ -172,13 +174,12 @@ def test_a_missing_crf_is_told_before_training(
     with pytest.raises(UserError, match=ways_out):
         run()
     assert not list((tmp_path / "results" / "work").rglob("journal.jsonl"))
-    cells = load_experiment(str(tmp_path / "voc-multiclass.yaml")).cells("demo")
-    print_plan(cells, Place(store.results, tmp_path / "data", None, CPU), store)
+    loaded = load_experiment(str(tmp_path / "voc-multiclass.yaml"))
+    request = Request("", loaded, loaded.cells("demo"), [], store.results, tmp_path / "data")
+    print_plan(request)
     assert "missing: the dense CRF needs pydensecrf2" in capsys.readouterr().out
-    without = load_experiment(str(tmp_path / "voc-multiclass.yaml")).cells(
-        "demo", variants=["x-loss"], overrides={"evaluation.crf": None}
-    )
-    print_plan(without, Place(store.results, tmp_path / "data", None, CPU), store)
+    without = loaded.cells("demo", variants=["x-loss"], overrides={"evaluation.crf": None})
+    print_plan(replace(request, cells=without))
     assert "missing:" not in capsys.readouterr().out
 
 

@@ -1,0 +1,103 @@
+"""What can be known before a run is stored or a step is trained, and is said then.
+
+A run may train for days before it meets what it lacks. So before the first run of a grid data and
+packages are looked for, the starting weights are loaded and every mask is read: once, its counts
+are kept (see ``count_labels``).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.cityscapes import ScoredCityscapes, read_instances
+from lovasz_repro.errors import UserError
+from lovasz_repro.host.progress import Progress
+from lovasz_repro.run.batch_scores import batches_of_run
+from lovasz_repro.run.build import build_model, draw_batches, open_data
+from lovasz_repro.run.inputs import Inputs, Known, Place, check_extras, find_inputs
+from lovasz_repro.run.stages import count_labels
+from lovasz_repro.store import Store
+
+
+def check_grid(cells: Sequence[CellConfig], place: Place, store: Store, progress: Progress) -> None:
+    """Make sure that the runs of a grid that are not done can be trained and scored.
+
+    Raises:
+        UserError: what is missing or wrong.
+    """
+    left = list(unfinished(cells, place, store, progress))
+    for cell, _ in left:
+        check_extras(cell)
+    loaded = set[object]()
+    for cell, inputs in left:
+        what = cell.model, cell.data.name, inputs.weights
+        if inputs.weights and not cell.start and what not in loaded:
+            build_model(cell, inputs, torch.device("cpu"))
+            loaded.add(what)
+    for cell, inputs in left:
+        check_masks(cell, inputs, place, progress)
+
+
+def unfinished(
+    cells: Sequence[CellConfig], place: Place, store: Store, progress: Progress | None = None
+) -> Iterator[tuple[CellConfig, Inputs]]:
+    """The cells that are not done, with what they read.
+
+    Raises:
+        UserError: as ``find_inputs``.
+    """
+    known = Known()
+    for cell in cells:
+        inputs = find_inputs(cell, place, progress, known)
+        if not store.finished(cell.experiment, inputs.identity):
+            yield cell, inputs
+
+
+def check_masks(cell: CellConfig, inputs: Inputs, place: Place, progress: Progress) -> None:
+    """Make sure that every mask can be read and that they show what a cell trains and scores on.
+
+    Raises:
+        UserError: which mask cannot, or which class no image shows.
+    """
+    whole = cell.model_copy(update={"data": cell.data.model_copy(update={"category": None})})
+    train_set, scored = open_data(whole, inputs)  # evidence is drawn from all masks, read here
+    counts = count_labels(train_set, cell.data.train_split, cell, inputs, place, progress)
+    if cell.data.images == "photographs":
+        for split, images in scored.items():
+            count_labels(Masks(images), split, cell, inputs, place, progress)
+    draw_batches(cell, len(train_set), counts, start=0)
+    batches_of_run(cell, inputs.data)
+    if cell.data.category:
+        open_data(cell, inputs)
+
+
+class Masks:
+    """The masks of a scored set, at their own size."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels(self, index: int) -> np.ndarray:
+        """Labels (H, W) uint8; the official scores of Cityscapes need its instances too."""
+        if isinstance(self.images, ScoredCityscapes):
+            read_instances(self.images.frames[index])
+        labels: np.ndarray = self.images.label_ids(index)
+        return labels
+
+
+def what_lacks(cells: Sequence[CellConfig], place: Place) -> list[str]:
+    """What cells need and this machine has not, one line each: data, weights, packages."""
+    known, lacking = Known(), dict[str, None]()
+    for cell in cells:
+        for check in (lambda cell: find_inputs(cell, place, None, known), check_extras):
+            try:
+                check(cell)
+            except UserError as error:
+                lacking[str(error)] = None
+    return list(lacking)
