@@ -64,12 +64,14 @@ def read_photograph(file: Path) -> np.ndarray:
     converted, transparency is laid over white.
 
     Raises:
-        UserError: as ``opened``, or pixels of 32 bits, whose range is not known.
+        UserError: as ``opened``, or pixels whose range is not known, as of 32 bits.
     """
     with opened(file) as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F"):
-            raise UserError(f"{file}: pixels of 32 bits; convert it to 8 or 16 bits.")
+            raise UserError(
+                f"{file}: no known range of its pixels; save it as PNG of 8 or 16 bits."
+            )
         return np.asarray(to_rgb(image))
 
 
@@ -148,14 +150,22 @@ def by_palette(indices: np.ndarray, palette: bytes, ids: MaskIds) -> list[np.nda
 
     Nothing where two indices have one colour: then the picture does not show what they say.
     """
-    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256)).tolist()
+    content, used = indices.tobytes(), []
+    rest = content
+    while rest:  # several times as fast as to count them
+        used.append(rest[0])
+        rest = rest.translate(None, rest[:1])
     colours: list[tuple[int, ...]] = [tuple(palette[3 * i : 3 * i + 3]) for i in used]
     if len({*colours}) < len(colours):
         return []
-    table = np.full((2, 256), NO_ID, np.uint8)
-    table[0, used] = [ids.of_colour.get(colour, NO_ID) for colour in colours]
-    table[1, used] = [GREY_VALUES.get(colour, NO_ID) for colour in colours]
-    return [table[0][indices], table[1][indices]]
+    readings = []
+    for known in (ids.of_colour, GREY_VALUES):
+        meant = np.full(256, NO_ID, np.uint8)
+        meant[used] = [known.get(colour, NO_ID) for colour in colours]
+        if not ids.unknown(meant[used]).size:
+            read = np.frombuffer(content.translate(meant.tobytes()), np.uint8)
+            readings.append(read.reshape(indices.shape))
+    return readings
 
 
 def png_form(image: ImageFile) -> tuple[int, int]:
