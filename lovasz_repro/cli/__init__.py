@@ -17,12 +17,21 @@ from types import FrameType
 from typing import Annotated, NoReturn, TypeGuard
 
 import typer
+from typer.main import get_command
 
 from lovasz_repro import __version__
 from lovasz_repro.cli.bench import bench_app
 from lovasz_repro.cli.data import data_app
 from lovasz_repro.cli.evaluate import evaluate
-from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, TrackingUri
+from lovasz_repro.cli.options import (
+    RESULTS,
+    AsJson,
+    Data,
+    Device,
+    Results,
+    TrackingUri,
+    without_types_of_flags,
+)
 from lovasz_repro.cli.report import report_app
 from lovasz_repro.cli.run import run
 from lovasz_repro.cli.runs import runs_app
@@ -146,7 +155,7 @@ def main() -> None:
     stop_when_orphaned()
     never_fail_to_encode()
     with one_line_errors(bool(os.environ.get(DEBUG))), stopped_by_ctrl_c():
-        leave(app(standalone_mode=False))
+        leave(without_types_of_flags(get_command(app))(standalone_mode=False))
 
 
 @contextmanager

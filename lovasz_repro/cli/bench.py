@@ -148,7 +148,10 @@ def bench_loading(
     rounds: Annotated[int, typer.Option(min=1, help="Of loader and training step in turn.")] = 3,
     set_: Set = None,
     data: Data = None,
-    weights: Annotated[Path | None, typer.Option(help="Released weights to start from.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Released weights to start from; default: those found below --data."),
+    ] = None,
     device: Device = "auto",
     results: Results = RESULTS,
     as_markdown: AsMarkdown = False,

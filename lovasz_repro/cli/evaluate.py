@@ -117,7 +117,9 @@ def evaluate(
     images: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Only the first so many, to choose settings on.", rich_help_panel=VOC_PANEL
+            min=1,
+            help="Only the first so many, to choose settings on; default: all.",
+            rich_help_panel=VOC_PANEL,
         ),
     ] = None,
     size: Annotated[

@@ -1,7 +1,7 @@
 """Options that several commands take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,10 @@ Data = Annotated[
     typer.Option(help="Folder of data sets and weights; default: LOVASZ_REPRO_DATA, else ./data."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Default: <results>/report.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder to write to. Default: report/ in the results folder."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change the recipe: --set training.lr=1.0e-4; repeatable."),
@@ -45,3 +48,14 @@ def say_yaml(content: dict[str, object]) -> None:
     import yaml
 
     say(*yaml.safe_dump(content, sort_keys=False).rstrip("\n").split("\n"))
+
+
+def without_types_of_flags(command: Any, parent: typer.Context | None = None) -> Any:
+    """The same command, of whose options and subcommands no flag shows ``<bool>`` in its help."""
+    context = typer.Context(command, parent, **command.context_settings)
+    for option in (*command.params, command.get_help_option(context)):
+        if option.param_type_name == "option" and option.is_flag:
+            option.metavar = ""
+    for subcommand in getattr(command, "commands", {}).values():
+        without_types_of_flags(subcommand, context)
+    return command

@@ -49,36 +49,43 @@ def run(
         typer.Option(help="Size of the experiment; default: paper, or the only one of the file."),
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="Only this variant; repeatable.")
+        list[str] | None, typer.Option(help="Only this variant; repeatable; default: all.")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="This seed instead; repeatable.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="This seed; repeatable; default: the profile's.")
+    ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="This batch size instead; repeatable.")
+        list[int] | None, typer.Option(help="This batch size; repeatable; default: the profile's.")
     ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="Only these, such as bicycle,cat.", rich_help_panel=BINARY
+            metavar="NAME,...",
+            help="Only these, such as bicycle,cat; default: the profile's.",
+            rich_help_panel=BINARY,
         ),
     ] = None,
     losses: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Only these variants, and the basis network that they start from.",
+            help="Only these variants, and the basis network that they start from; default: all.",
             rich_help_panel=BINARY,
         ),
     ] = None,
     basis: Annotated[
         Path | None,
         typer.Option(
-            help="Weights of a 21-class network, in place of a trained basis.",
+            help="Weights of a 21-class network. Default: such a network is trained first.",
             rich_help_panel=BINARY,
         ),
     ] = None,
     set_: Set = None,
     data: Data = None,
-    weights: Annotated[Path | None, typer.Option(help="Released weights to start from.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Released weights to start from; default: those found below --data."),
+    ] = None,
     device: Device = "auto",
     workers: Annotated[
         int | None,
@@ -93,11 +100,17 @@ def run(
     print_config: PrintConfig = False,
     gpus: Annotated[
         int | None,
-        typer.Option(min=0, help="Train each run on this many GPUs.", rich_help_panel=DEVICES),
+        typer.Option(
+            min=0,
+            help="Train each run on this many GPUs; default: on the one --device.",
+            rich_help_panel=DEVICES,
+        ),
     ] = None,
     procs: Annotated[
         int | None,
-        typer.Option(min=1, help="The same on CPUs: processes.", rich_help_panel=DEVICES),
+        typer.Option(
+            min=1, help="The same on CPUs: processes; default: 1.", rich_help_panel=DEVICES
+        ),
     ] = None,
     nodes: Annotated[
         int,
@@ -120,7 +133,7 @@ def run(
         str,
         typer.Option(
             envvar="LOVASZ_REPRO_RDZV",
-            help="HOST:PORT of machine 0, where they meet.",
+            help="HOST:PORT of machine 0, where they meet; needed with --nodes.",
             rich_help_panel=DEVICES,
         ),
     ] = "",
@@ -136,7 +149,7 @@ def run(
         int | None,
         typer.Option(
             min=1,
-            help="Runs side by side on this machine; with --slurm, on the cluster.",
+            help="Runs at a time here, default: 1; with --slurm on the cluster, default: all.",
             rich_help_panel=GRIDS,
         ),
     ] = None,
@@ -145,7 +158,8 @@ def run(
         typer.Option("--slurm", help="Submit the grid to Slurm.", rich_help_panel=GRIDS),
     ] = False,
     partition: Annotated[
-        str | None, typer.Option(help="Slurm partition.", rich_help_panel=GRIDS)
+        str | None,
+        typer.Option(help="Slurm partition; default: the cluster's.", rich_help_panel=GRIDS),
     ] = None,
     time: Annotated[
         str | None,
@@ -157,7 +171,11 @@ def run(
     ] = None,
     cpus: Annotated[
         int | None,
-        typer.Option(min=1, help="Slurm: CPU cores of each machine.", rich_help_panel=GRIDS),
+        typer.Option(
+            min=1,
+            help="Slurm: CPU cores of each machine; default: --procs, else the cluster's.",
+            rich_help_panel=GRIDS,
+        ),
     ] = None,
     sbatch: Annotated[
         list[str] | None,

@@ -19,7 +19,9 @@ from lovasz_repro.host.output import say
 
 
 def synthetic(
-    seeds: Annotated[int | None, typer.Option(min=1, help="Draws of the ten images.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Draws of the ten images; default: 100.")
+    ] = None,
     set_: Set = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
