@@ -1,5 +1,6 @@
 """``evaluate`` of an ENet: its predictions of Cityscapes, their scores, a submission."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def evaluate_cityscapes(
         show(scores, theirs)
     say(f"{len(frames)} predictions in {out}")
     if submission:
-        steps = next_steps(submission, network.short_id)
+        steps = next_steps(submission, shlex.quote(network.short_id))
         say(f"submission in {submission}", *steps.split("\n"))
     elif not scores:
         say(

@@ -1,5 +1,6 @@
 """How ``evaluate`` shows what came out on VOC: tables on the terminal, and JSON."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +65,8 @@ def show_search(job: "Job", without: "SegmentationScoring", compared: "Sequence[
                       if name not in varied)  # fmt: skip
     say(f"In all of them: {fixed}")
     say(f"Without the CRF: {without.summary()} ({images_of(job)})")
-    best = " ".join(f"--crf-set {name}={value_of(settings[0], name)}" for name in varied)
-    say(f"The best: {best}")
+    best = [("--crf-set", f"{name}={value_of(settings[0], name)}") for name in varied]
+    say(f"The best: {shlex.join(word for words in best for word in words)}")
     show_folder(job)
 
 
@@ -73,7 +74,7 @@ def show_test(job: "Job", out: Path) -> None:
     """Where the label files are, and what to do with them."""
     from lovasz_repro.evaluation.voc_submission import RESULTS, how_to_submit
 
-    submission, run_id = job.request.submission, job.request.network.short_id
+    submission, run_id = job.request.submission, shlex.quote(job.request.network.short_id)
     if job.request.as_json:
         print_json(job, scores=None, out=str(out), submission=submission and str(submission))
         return

@@ -22,7 +22,7 @@ AWAY = {"queued": "QUEUED", "running": "STARTING", "gone": "LOST"}
 def print_runs(
     runs: Sequence[StoredRun], as_json: bool, tasks: Mapping[str, TaskState] | None = None
 ) -> None:
-    """Newest first: status, experiment, profile, run, best score, age, run id.
+    """Newest first: status, experiment/profile/run, best score, age, run id.
 
     Args:
         runs: stored runs, newest first.
@@ -49,16 +49,14 @@ def print_runs(
     rows += [
         [
             status[run.run_id],
-            run.experiment,
-            run.tags.get("profile", ""),
-            run.name,
+            "/".join([run.experiment, run.tags.get("profile", ""), run.name]),
             score(run),
             age(time.time() - run.started),
             run.run_id[:12],
         ]
         for run in runs
     ]
-    heads = ["status", "experiment", "profile", "run", "score", "age", "run id"]
+    heads = ["status", "run", "score", "age", "run id"]
     print_table(Terminal(), heads, rows, words=range(len(heads)))
 
 
@@ -86,7 +84,6 @@ def age(seconds: float) -> str:
 
 
 def _task_row(task: TaskState) -> list[str]:
-    experiment, profile, name = task.name.split("/")
     lost = task.state == "gone" and task.log
     where = f"see {task.log}" if lost else f"Slurm {task.job_id}"
-    return [AWAY[task.state], experiment, profile, name, "", "", where]
+    return [AWAY[task.state], task.name, "", "", where]

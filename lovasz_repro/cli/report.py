@@ -1,17 +1,23 @@
 """``report``: tables, figures and claims from stored runs."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lovasz_repro.cli.options import RESULTS, Out, Results, TrackingUri
-from lovasz_repro.host.output import say
+from lovasz_repro.host.output import say, write_files
 
 if TYPE_CHECKING:
     from lovasz_repro.report.drawing import Missing
 
 report_app = typer.Typer(help="Rebuild tables, figures and claims from stored runs.")
+
+MOST_SHOWN = 3
+"""Of what is new, in full on a terminal that did not ask for it by name."""
+ONE_BY_NAME = "in full by name: lovasz-repro report {} NAME"
 
 
 class TableFormat(StrEnum):
@@ -35,18 +41,31 @@ def tables(
 ) -> None:
     """The paper's tables, published and reproduced numbers side by side."""
     from lovasz_repro.host.terminal import Terminal
-    from lovasz_repro.report.render import write_tables
-    from lovasz_repro.report.tables import TABLES
-    from lovasz_repro.report.terminal import print_table
+    from lovasz_repro.report.render import build_tables, rendered
+    from lovasz_repro.report.terminal import print_overview, print_table
     from lovasz_repro.store import Store
 
-    store = Store(results, tracking_uri)
-    folder = out or results / "report" / "tables"
-    chosen = [form.value for form in formats or TableFormat]
-    files = write_tables(store, folder, names, chosen)
-    for name in names or TABLES:
-        print_table(TABLES[name](store), Terminal())
-    say(f"{len(files)} files in {folder}")
+    folder, console = out or results / "report" / "tables", Terminal()
+    built = build_tables(Store(results, tracking_uri), names)
+    forms = [form.value for form in formats or TableFormat]
+    files = {table.name: rendered(table, forms) for table in built}
+    news = {name for name, texts in files.items() if differ(folder, texts)}
+    kept = [
+        table
+        for table in built
+        if names or table.filled or any((folder / file).exists() for file in files[table.name])
+    ]
+    count = sum(len(write_files(folder, files[table.name])) for table in kept)
+    shown = [table for table in kept if names or (table.filled and table.name in news)]
+    if not names:
+        print_overview(built, news, console)
+        if not console.is_terminal:
+            shown = [table for table in kept if table.filled]
+        elif len(shown) > MOST_SHOWN:
+            shown = []
+    for table in shown:
+        print_table(table, console)
+    say(f"{count} files in {folder}" + ("" if names else f"; {ONE_BY_NAME.format('tables')}"))
 
 
 @report_app.command()
@@ -76,6 +95,7 @@ def figures(
 
 @report_app.command()
 def claims(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all.")] = None,
     out: Out = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
@@ -83,10 +103,39 @@ def claims(
     """What the paper claims, and whether the stored runs bear it out."""
     from lovasz_repro.host.terminal import Terminal
     from lovasz_repro.report.claims import evaluate_claims
-    from lovasz_repro.report.claims_render import print_claims, write_claims
+    from lovasz_repro.report.claims_render import (
+        HOW_TO_READ,
+        changed,
+        claims_files,
+        print_claim,
+        print_overview,
+    )
+    from lovasz_repro.report.render import chosen
     from lovasz_repro.store import Store
 
+    folder, console = out or results / "report", Terminal()
     verdicts = evaluate_claims(Store(results, tracking_uri))
-    files = write_claims(verdicts, out or results / "report")
-    print_claims(verdicts, Terminal())
-    say(*files)
+    known = {item.claim.id: item for item in verdicts}
+    shown = [known[chosen(name, known, "claim")] for name in names or ()]
+    news = changed(verdicts, folder / "claims.json")
+    files = write_files(folder, claims_files(verdicts))
+    if not names:
+        print_overview(verdicts, news, console)
+        shown = [item for item in verdicts if item.claim.id in news]
+        if not console.is_terminal:
+            shown = verdicts
+        elif len(shown) > MOST_SHOWN:
+            shown = []
+    if shown:
+        console.print()
+    for item in shown:
+        print_claim(item, console)
+    say(HOW_TO_READ, ONE_BY_NAME.format("claims"), *files)
+
+
+def differ(folder: Path, texts: Mapping[str, str]) -> bool:
+    """Whether a folder has not these files, or others of their names."""
+    try:
+        return any((folder / name).read_bytes() != text.encode() for name, text in texts.items())
+    except OSError:
+        return True

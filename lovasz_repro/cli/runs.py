@@ -70,10 +70,12 @@ def import_(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Bring exported runs into the store; those it has already are left alone."""
+    from lovasz_repro.host.progress import Progress
     from lovasz_repro.store import Store
     from lovasz_repro.store.transfer import import_runs
 
-    report = import_runs(Store(results, tracking_uri), source)
+    with Progress() as progress:
+        report = import_runs(Store(results, tracking_uri), source, progress)
     scored = f", {len(report.scored)} with new scores of a server" if report.scored else ""
     say(
         f"{len(report.added)} added, {len(report.updated)} updated{scored}, "
@@ -87,9 +89,9 @@ def record(
     server_scores: Annotated[
         Path,
         typer.Option(
-            help="Cityscapes: JSON, YAML or CSV (key,value) with class_iou, class_iiou, "
-            "category_iou and category_iiou in percent, or the official script's JSON. VOC: JSON "
-            "or YAML with mean and classes, or a name and a number a line (.csv, .txt), in percent."
+            help="JSON, YAML, or a name and a number a line (.csv, .txt), in percent. Cityscapes: "
+            "class_iou, class_iiou, category_iou, category_iiou and classes, or the official "
+            "script's JSON. VOC: mean and classes."
         ),
     ],
     initial: Annotated[

@@ -119,7 +119,7 @@ def _problem(model: type[BaseModel], detail: Any) -> str:
     if isinstance(value, str) and _is_number(value):
         text = one_line(repr(value), 60)
         message += f", not the text {text}: write it without quotes, in YAML like 1.0e-4"
-    elif not isinstance(value, dict | list) and detail["type"] != "missing":
+    elif not isinstance(value, dict | list) and detail["type"] not in ("missing", "json_invalid"):
         message += f", not {one_line(repr(value), 60)}"
     message = one_line(message, 200)
     return f"{key}: {message[0].lower()}{message[1:]}" if key else message

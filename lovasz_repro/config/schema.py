@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lovasz_repro.config.names import Name, Relative
 from lovasz_repro.config.read import (
     Strict,
     dotted,
@@ -47,7 +48,7 @@ class DataConfig(Strict):
 
     name: Literal["camvid", "cityscapes", "voc"]
     """Layout of the files and what is scored."""
-    folder: Annotated[str, Field(min_length=1)] | None = None
+    folder: Relative | None = None
     """Folder below the data folder; null: the name."""
     size: tuple[Positive, Positive]
     """Height and width of the network's input in training, pixels; images are resized to it, or
@@ -255,10 +256,10 @@ class EvaluationConfig(Strict):
 class CellConfig(Strict):
     """One run, resolved: everything that decides its result except the data's content."""
 
-    experiment: str
-    profile: str
+    experiment: Name
+    profile: Name
     scale: Scale
-    variant: str
+    variant: Name
     seed: Seed
     data: DataConfig
     model: ModelConfig
@@ -334,17 +335,17 @@ class Profile(Strict):
     seeds: list[Seed] | None = None
     batch_sizes: list[Positive] | None = None
     categories: list[VocCategory] | None = None
-    only: list[str] | None = None
+    only: list[Name] | None = None
     """Variants that it runs unless some are asked for; null: all."""
     recipe: dict[str, Any] = Field(default_factory=dict)
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     """Overrides of single variants, over those of the recipe."""
 
 
 class ExperimentConfig(Strict):
     """An experiment file of kind ``training``."""
 
-    experiment: str
+    experiment: Name
     kind: Literal["training"]
     title: str
     section: str
@@ -358,8 +359,8 @@ class ExperimentConfig(Strict):
     categories: list[VocCategory] = Field(default_factory=list)
     """The grid's classes that are told from the rest, one run each; empty: no such axis."""
     recipe: dict[str, Any]
-    variants: dict[str, Variant] = Field(min_length=1)
-    profiles: dict[str, Profile] = Field(min_length=1)
+    variants: dict[Name, Variant] = Field(min_length=1)
+    profiles: dict[Name, Profile] = Field(min_length=1)
 
     def cells(
         self,

@@ -5,13 +5,15 @@ class. Counting a whole data set means decoding every mask, so the counts are ke
 """
 
 import contextlib
-import os
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+
+from lovasz_repro.host.files import write_durably
 
 VALUES = 256
 """Values that a label of 8 bits may have."""
@@ -73,9 +75,8 @@ def _read(cache: Path, images: int) -> np.ndarray | None:
 
 def _write(cache: Path, counts: np.ndarray) -> None:
     """A cache that cannot be written costs time, not the run."""
-    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.new")
+    content = io.BytesIO()
+    np.save(content, counts)
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("wb") as file:
-            np.save(file, counts)
-        os.replace(fresh, cache)
+        write_durably(cache, content.getbuffer())

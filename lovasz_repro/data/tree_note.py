@@ -6,12 +6,12 @@ note says so, and how large it is meant to be; an official download has none.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import unfinished
 
 NAME = "lovasz-repro.json"
 
@@ -50,35 +50,15 @@ def new_tree(root: Path, note: TreeNote, write: Callable[[Path], None]) -> bool:
             return False
         what = f"what `{found.made_by}` wrote" if found else "something else"
         raise UserError(f"{root}: there is {what}. Remove it, or choose another --out.")
-    _remove_leftovers(root)
-    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.mkdir(parents=True)
-        write(unfinished)
-        write_note(unfinished, note)
-        os.replace(unfinished, root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(root) as place:
+            place.mkdir()
+            write(place)
+            write_note(place, note)
+            os.replace(place, root)
     except OSError as error:
         raise UserError(f"{root}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return True
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove what processes left that were killed while they wrote this tree."""
-    for leftover in root.parent.glob(f".{root.name}.*.unfinished"):
-        number = leftover.name.split(".")[-2]
-        if number.isdigit() and not _runs(int(number)):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
     return True
 
 
@@ -103,5 +83,5 @@ def read_note(root: Path) -> TreeNote | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a note of this tool ({error}).") from None

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from lovasz_repro.data.cityscapes import Frame
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predict import make_folder
-from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.files import remove_left_over, write_durably
 
 ENDING = "_labelIds.png"
 MANIFEST = "predictions.json"
@@ -79,8 +79,7 @@ def claimed(out: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
                 if before.get("bytes", {}).get(name) != length:  # another photograph
                     (out / f"{name}{ENDING}").unlink(missing_ok=True)
             write_file(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        for rest in out.glob(f".*{ENDING}.*.tmp"):  # of a process that was killed
-            rest.unlink(missing_ok=True)
+        remove_left_over(out)
         yield
     finally:
         lock.release()
@@ -102,7 +101,7 @@ def _read_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{out} holds PNG files and no {MANIFEST}: they are not of this "
                             "command. Choose another --out.") from None  # fmt: skip
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: unreadable ({error}). Choose another --out.") from None
     if changed:
         raise UserError(f"{out} holds predictions of {', '.join(changed)} ({MANIFEST} says which). "

@@ -16,6 +16,7 @@ import numpy as np
 from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame
 from lovasz_repro.data.images import GREY, opened, photograph_size, png_form
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import rename_durably, unfinished
 
 SUBMIT_AT = "https://www.cityscapes-dataset.com/submit"
 SCORED = np.zeros(256, dtype=bool)
@@ -86,11 +87,10 @@ def write_submission(files: Sequence[Path], out_zip: Path) -> None:
     Raises:
         UserError: a file cannot be read or the zip not written; then it is not there.
     """
-    temporary = out_zip.with_name(f".{out_zip.name}.{os.getpid()}.tmp")
     try:
         out_zip.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as opened:
+        with unfinished(out_zip) as place:
+            with open(place, "wb") as opened:
                 with zipfile.ZipFile(opened, "w", zipfile.ZIP_STORED) as archive:
                     for file in sorted(files, key=lambda file: file.name):
                         entry = zipfile.ZipInfo(file.name, EPOCH)
@@ -98,9 +98,7 @@ def write_submission(files: Sequence[Path], out_zip: Path) -> None:
                         archive.writestr(entry, file.read_bytes())
                 opened.flush()
                 os.fsync(opened.fileno())
-            os.replace(temporary, out_zip)
-        finally:
-            temporary.unlink(missing_ok=True)
+            rename_durably(place, out_zip)
     except OSError as error:
         raise UserError(f"cannot write {out_zip}: {error.strerror or error}") from error
 

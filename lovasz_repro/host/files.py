@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lovasz_repro.errors import UserError
 
-_LEFT_OVER = re.compile(r"\.(.*)-(\d+)-[0-9a-f]{8}\.tmp(-\w+)?")  # -journal: SQLite's
+_UNFINISHED = re.compile(r"\.(.*)-(\d+)-[0-9a-f]{8}\.tmp(-\w+)?")  # -journal: SQLite's
 DAY = 24 * 3600  # seconds, after which what another machine left unchanged counts as left over
 
 
@@ -58,7 +58,7 @@ def unfinished(path: Path) -> Iterator[Path]:
 def remove_left_over(folder: Path) -> None:
     """Remove what processes left unfinished in a folder that are no longer there."""
     for name in os.listdir(folder) if folder.is_dir() else ():
-        match = _LEFT_OVER.fullmatch(name)
+        match = _UNFINISHED.fullmatch(name)
         if match and is_gone(match[1], int(match[2]), folder / name):
             _remove(folder / name)
 

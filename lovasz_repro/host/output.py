@@ -65,7 +65,9 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
+            data = (
+                content.encode(errors="backslashreplace") if isinstance(content, str) else content
+            )
             write_durably(folder / name, data)
             written.append(folder / name)
     except OSError as error:

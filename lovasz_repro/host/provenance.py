@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lovasz_repro.host.files import write_durably
+
 PACKAGES = (
     "filelock",
     "matplotlib",
@@ -174,14 +176,12 @@ def _read_cache(cache: Path | None) -> dict[str, list[Any]]:
     try:
         known = json.loads(cache.read_text()) if cache else {}
         return {k: v for k, v in known.items() if isinstance(v, list) and len(v) == 3}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 
 def _write_cache(cache: Path, entries: Mapping[str, list[Any]]) -> None:
     """A cache that cannot be written costs time, not the run."""
-    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.new")
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(entries))
-        os.replace(fresh, cache)
+        write_durably(cache, json.dumps(entries).encode())

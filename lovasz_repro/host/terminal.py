@@ -1,6 +1,6 @@
 """What is drawn on a terminal: tables of which nothing is cut, at any width."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -42,9 +42,9 @@ class Terminal(Console):
                 yield Segment(text, segment.style)
 
 
-def print_note(console: Console, text: str, style: str = "") -> None:
-    """Print a sentence beside a table, a little indented where it wraps too."""
-    console.print(Padding(Text(text, style), (0, 0, 0, 1), expand=False))
+def print_note(console: Console, text: str, style: str = "", indent: int = 1) -> None:
+    """Print a sentence beside a table, indented where it wraps too."""
+    console.print(Padding(Text(visible(text), style), (0, 0, 0, indent), expand=False))
 
 
 def print_table(
@@ -72,7 +72,9 @@ def print_sections(
 
     What does not fit beside each other continues below, under the first column again.
     """
-    widths = _fitted(_widths(heads, sections), words, console.width)
+    widths = _widths(heads, sections, str.splitlines)
+    if _total(widths) > console.width:  # then heads wrap, and after them columns of words
+        widths = _fitted(_widths(heads, sections, str.split), words, sections, console.width)
     listed = len(words) == len(heads) and _total(widths) > console.width
     for heading, rows in sections:
         if heading:
@@ -87,8 +89,8 @@ def print_sections(
 
 
 def has_room(console: Console, heads: Sequence[str], sections: Sequence[tuple[str, Rows]]) -> bool:
-    """Whether all columns stand beside each other without wrapping."""
-    return _total(_widths(heads, sections)) <= console.width
+    """Whether all columns stand beside each other, where no more than heads wrap."""
+    return _total(_widths(heads, sections, str.split)) <= console.width
 
 
 def _print_columns(
@@ -144,23 +146,38 @@ def _text(cell: Cell) -> Text:
     return cell if cell.plain.isprintable() else Text(visible(cell.plain), cell.style)
 
 
-def _widths(heads: Sequence[str], sections: Iterable[tuple[str, Rows]]) -> list[int]:
-    """Characters that each column needs; heads may wrap between words."""
-    widths = [max(map(cell_len, head.split()), default=0) for head in heads]
+def _widths(
+    heads: Sequence[str],
+    sections: Iterable[tuple[str, Rows]],
+    parts_of: Callable[[str], list[str]],
+) -> list[int]:
+    """Characters that each column needs; a head as much as the longest of its parts."""
+    widths = [max(map(cell_len, parts_of(head)), default=0) for head in heads]
     for row in (row for _, rows in sections for row in rows):
         for column, cell in enumerate(map(_text, row)):
             widths[column] = max(widths[column], cell_len(cell.plain))
     return widths
 
 
-def _fitted(widths: Sequence[int], words: Sequence[int], space: int) -> list[int]:
-    """Widths where columns of words, the widest first, make room for the others."""
+def _fitted(
+    widths: Sequence[int],
+    words: Sequence[int],
+    sections: Iterable[tuple[str, Rows]],
+    space: int,
+) -> list[int]:
+    """Widths where columns of words, the widest first, make room for the others: they wrap between
+    words, and where that is not enough within them."""
     fitted = list(widths)
-    while _total(fitted) > space:
-        widest = max(words, key=lambda column: fitted[column])
-        if fitted[widest] <= LEAST:
-            break
-        fitted[widest] -= 1
+    longest = [LEAST] * len(widths)
+    for row in (row for _, rows in sections for row in rows):
+        for column, cell in enumerate(row):
+            longest[column] = max(longest[column], *map(cell_len, _text(cell).plain.split()), 0)
+    for least in (longest, [LEAST] * len(widths)):
+        while _total(fitted) > space:
+            wider = [column for column in words if fitted[column] > least[column]]
+            if not wider:
+                break
+            fitted[max(wider, key=fitted.__getitem__)] -= 1
     return fitted if _total(fitted) <= space else list(widths)
 
 

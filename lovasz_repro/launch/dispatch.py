@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import machine
 from lovasz_repro.host.output import say
-from lovasz_repro.launch.rank import ALONE, Rank, rank_from_environment
+from lovasz_repro.launch.rank import (
+    ALONE,
+    Rank,
+    in_typed_shell,
+    rank_from_environment,
+    tasks_of_step,
+)
 from lovasz_repro.launch.request import Request
 from lovasz_repro.launch.slurm import SlurmOptions
 
@@ -43,7 +49,10 @@ def dispatch(request: Request, way: Way) -> None:
         check_world(request, rank)
         check_batches(request, rank.world_size)
         run_here(request, rank)
-    elif way.slurm:
+        return
+    if way.jobs == 1 and not (way.slurm or request.procs or request.gpus):
+        check_shell()
+    if way.slurm:
         _submit(request, way.slurm)
         return
     check_device(request)
@@ -78,6 +87,20 @@ def check_world(request: Request, rank: Rank) -> None:
     asked = (request.procs or request.gpus or 0) * request.nodes
     if asked > 1 and asked != rank.world_size:
         raise UserError(f"asked for {asked} processes, but started as {rank.world_size}.")
+
+
+def check_shell() -> None:
+    """Make sure that nobody takes a shell of srun for all of its tasks.
+
+    Raises:
+        UserError: how to run on several processes.
+    """
+    if in_typed_shell() and tasks_of_step() != "1":
+        raise UserError(
+            f"this shell is one of the {tasks_of_step()} tasks of its srun, and nobody types into"
+            " the others. Give --procs N (or --gpus N) for processes on this machine, or leave it"
+            " and put srun before the command."
+        )
 
 
 def _submit(request: Request, options: SlurmOptions) -> None:

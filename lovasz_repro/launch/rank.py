@@ -38,8 +38,27 @@ ALONE = Rank(0, 1, 0, 1)
 
 def is_rank() -> bool:
     """Whether this process was started as one of several."""
-    step = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    return "RANK" in os.environ or step != "1"
+    return "RANK" in os.environ or (tasks_of_step() != "1" and not in_typed_shell())
+
+
+def tasks_of_step() -> str:
+    """How many tasks srun started, this process or the one that it comes from among them."""
+    return os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+
+
+def in_typed_shell() -> bool:
+    """Whether somebody types into a shell that is a task of ``srun --pty``.
+
+    Such a shell puts every command into a process group of its own. Nobody types into the shells
+    of the other tasks, so a command in this one has no others to wait for.
+    """
+    task = os.environ.get("SLURM_TASK_PID", "")
+    if "SLURM_PTY_PORT" not in os.environ or not task.isdigit():
+        return False
+    try:
+        return os.getpgid(int(task)) != os.getpgrp()
+    except OSError:  # started by a shell that is gone
+        return False
 
 
 def rank_from_environment() -> Rank | None:
@@ -54,7 +73,7 @@ def rank_from_environment() -> Rank | None:
             rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
             local_rank = int(environment.get("LOCAL_RANK", rank))
             return Rank(rank, size, local_rank, int(environment.get("LOCAL_WORLD_SIZE", size)))
-        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        if int(tasks_of_step()) > 1 and not in_typed_shell():
             return _slurm_rank()
     except (ValueError, KeyError, OSError, SubprocessError) as error:
         raise UserError(f"the environment names no rank: {error}.") from None

@@ -2,20 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
+from lovasz_repro.host.terminal import print_note, print_table
 from lovasz_repro.report.claims import ClaimVerdict, Evidence
 from lovasz_repro.report.layout import MINUS, number
-from lovasz_repro.report.render import md_escape
+from lovasz_repro.report.render import md_escape, md_line, md_text
 from lovasz_repro.report.rules import Effect, Interval, Verdict
 
 COLOURS: dict[Verdict, str] = {
@@ -35,31 +33,61 @@ HOW_TO_READ = (
 )
 
 
-def print_claims(verdicts: Sequence[ClaimVerdict], console: Console) -> None:
-    """Show every claim with its verdict at paper scale, and the evidence of other runs."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
-    shown.add_column("claim", ratio=2)
-    shown.add_column("at paper scale", no_wrap=True)
-    shown.add_column("stored runs", ratio=3)
-    for item in verdicts:
-        claim = Group(Text(item.claim.statement), Text(published_text(item), style="dim"))
-        verdict = Text(item.verdict, style=COLOURS[item.verdict])
-        lines = [_hanging(line) for line in evidence_lines(item.evidence)]
-        if item.command:
-            lines.append(_hanging(f"decided by {item.command}", "dim"))
-        shown.add_row(claim, verdict, Group(*lines))
-    console.print(shown)
-    console.print(HOW_TO_READ, style="dim")
-    console.print(summary(verdicts))
+def print_claim(item: ClaimVerdict, console: Console) -> None:
+    """Show a claim, its verdict at paper scale, and the evidence of other runs."""
+    verdict = Text(item.verdict, style=COLOURS[item.verdict])
+    console.print(Text.assemble((item.claim.id, "bold"), ": ", verdict, " at paper scale"))
+    print_note(console, item.claim.statement)
+    print_note(console, published_text(item), "dim")
+    for line in evidence_lines(item.evidence):
+        text = line.lstrip(" ")
+        print_note(console, text, indent=1 + len(line) - len(text))
+    if item.command:
+        print_note(console, f"decided by {item.command}", "dim")
+    console.print()
 
 
-def write_claims(verdicts: Sequence[ClaimVerdict], out: Path) -> list[Path]:
-    """Write ``claims.md`` and ``claims.json``; returns the files."""
-    out.mkdir(parents=True, exist_ok=True)
-    files = [out / "claims.md", out / "claims.json"]
-    for file, text in zip(files, (to_markdown(verdicts), to_json(verdicts)), strict=True):
-        file.write_bytes(text.encode())
-    return files
+def print_overview(
+    verdicts: Sequence[ClaimVerdict], news: Collection[str], console: Console
+) -> None:
+    """How many claims hold, and a line for each of them.
+
+    Args:
+        verdicts: all of them.
+        news: ids of those that are new, or not what they were in the report before.
+        console: where.
+    """
+    console.print(f"{summary(verdicts)}.")
+    rows = [
+        [
+            item.claim.id,
+            Text(item.verdict, COLOURS[item.verdict]),
+            _counted(
+                [evidence.outcome.verdict for evidence in item.evidence if not evidence.decides]
+            ),
+            "new" if item.claim.id in news else "",
+        ]
+        for item in verdicts
+    ]
+    print_table(console, ["claim", "at paper scale", "other runs", ""], rows, words=range(4))
+
+
+def claims_files(verdicts: Sequence[ClaimVerdict]) -> dict[str, str]:
+    """The files of the claims: name and text."""
+    return {"claims.md": to_markdown(verdicts), "claims.json": to_json(verdicts)}
+
+
+def changed(verdicts: Sequence[ClaimVerdict], before: Path) -> set[str]:
+    """Ids of the claims with runs that are not what an earlier ``claims.json`` says of them."""
+    try:
+        told = {item["id"]: item for item in json.loads(before.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, KeyError):
+        told = {}
+    return {
+        item["id"]
+        for item in json.loads(to_json(verdicts))
+        if item["evidence"] and item != told.get(item["id"])
+    }
 
 
 def summary(verdicts: Sequence[ClaimVerdict]) -> str:
@@ -68,11 +96,16 @@ def summary(verdicts: Sequence[ClaimVerdict]) -> str:
     return "At paper scale: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS)
 
 
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS if counts[verdict])
+
+
 def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
     """A table: claims, the paper's numbers, verdicts and evidence."""
     lines = ["### Claims of the paper", "", f"{summary(verdicts)}. {HOW_TO_READ}", ""]
     lines += [
-        _md_row(["claim", "in the paper", "at paper scale", "stored runs"]),
+        md_line(["claim", "in the paper", "at paper scale", "stored runs"]),
         "|---|---|---|---|",
     ]
     for item in verdicts:
@@ -80,9 +113,9 @@ def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
             md_escape(line).replace(INDENT, "&emsp;") for line in evidence_lines(item.evidence)
         ]
         if item.command:
-            evidence.append(f"decided by `{item.command}`")
+            evidence.append(md_text(f"decided by `{item.command}`"))
         words = [md_escape(item.claim.statement), md_escape(published_text(item))]
-        lines.append(_md_row([*words, f"**{item.verdict}**", "<br>".join(evidence)]))
+        lines.append(md_line([*words, f"**{item.verdict}**", "<br>".join(evidence)]))
     return "\n".join(lines) + "\n"
 
 
@@ -149,16 +182,6 @@ def _effect_lines(effects: Sequence[Effect]) -> list[str]:
     agree = sum(effect.verdict == "holds" for effect in effects)
     weakest = min(effects, key=lambda e: (ORDER.index(e.verdict), e.asked.slack(e.mean)))
     return [f"{agree} of {len(effects)} hold; the weakest:", effect_text(weakest)]
-
-
-def _md_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _hanging(line: str, style: str = "") -> Padding:
-    """A line that keeps its indent where it wraps."""
-    text = line.lstrip(" ")
-    return Padding(Text(text, style), (0, 0, 0, len(line) - len(text)))
 
 
 def _precise(value: Any) -> Any:

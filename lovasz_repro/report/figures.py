@@ -5,6 +5,7 @@ the runs behind it. The same runs give the same bytes. Nothing here touches ``ma
 its state.
 """
 
+import io
 import json
 import textwrap
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lovasz_repro.host.output import visible
+from lovasz_repro.host.output import visible, write_files
 from lovasz_repro.report.cityscapes_figures import (
     camvid_as_cityscapes_curves,
     camvid_as_cityscapes_examples,
@@ -70,7 +71,6 @@ def write_figures(
     import matplotlib
 
     names = [chosen(name, FIGURES, "figure") for name in names or FIGURES]
-    out.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     for name in names:
         with matplotlib.rc_context(RC):
@@ -86,13 +86,17 @@ def _save(drawing: Drawing, out: Path, name: str) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(drawing.figure)
-    pdf, png, words, sidecar = (out / f"{name}.{end}" for end in ("pdf", "png", "txt", "json"))
+    pdf, png = io.BytesIO(), io.BytesIO()
     drawing.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     drawing.figure.savefig(png, format="png", metadata={"Software": None})
     lines = textwrap.wrap(visible(drawing.caption), 100, break_on_hyphens=False)
-    words.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    sidecar.write_text(_sidecar(drawing, name), encoding="utf-8")
-    return [pdf, png, words, sidecar]
+    files: dict[str, str | bytes] = {
+        f"{name}.pdf": pdf.getvalue(),
+        f"{name}.png": png.getvalue(),
+        f"{name}.txt": "\n".join([*lines, ""]),
+        f"{name}.json": _sidecar(drawing, name),
+    }
+    return write_files(out, files)
 
 
 def _sidecar(drawing: Drawing, name: str) -> str:

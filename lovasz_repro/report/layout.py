@@ -71,6 +71,25 @@ def layout(table: Table) -> Grid:
     )
 
 
+def stacked(grid: Grid) -> Grid:
+    """The grid with a line per side (paper, here, difference) instead of a column per side."""
+    sections = tuple(
+        Section(
+            section.heading,
+            tuple(
+                Line(
+                    f"{line.label}: {side}" if i == 0 else f"  {side}",
+                    line.cells[i :: len(grid.sides)],
+                )
+                for line in section.lines
+                for i, side in enumerate(grid.sides)
+            ),
+        )
+        for section in grid.sections
+    )
+    return Grid(grid.row_title, grid.heads, (), sections, grid.notes)
+
+
 def flat_heads(grid: Grid) -> list[str]:
     """One head per column of the grid: "val (%): paper", "here", "difference", and so on."""
     if not grid.sides:
@@ -102,13 +121,7 @@ def _head(column: Column) -> str:
 
 def _missing_commands(table: Table) -> dict[str, str]:
     """Command -> letter of its note; no letter where one command fills every dash."""
-    missing = [
-        cell.command
-        for block in table.blocks
-        for row in block.rows
-        for cell in row.cells
-        if cell is not None and cell.value is None
-    ]
+    missing = [cell.command for cell in table.cells if cell.value is None]
     unique = list(dict.fromkeys(missing))
     letters = [""] if len(unique) == 1 else [chr(ord("a") + i) for i in range(len(unique))]
     return dict(zip(unique, letters, strict=True))

@@ -78,10 +78,20 @@ class Table:
     notes: tuple[str, ...] = ()
 
     @property
+    def cells(self) -> list[Cell]:
+        """Every cell that applies."""
+        rows = (row for block in self.blocks for row in block.rows)
+        return [cell for row in rows for cell in row.cells if cell is not None]
+
+    @property
     def compares(self) -> bool:
         """Whether published numbers stand beside ours."""
-        rows = (row for block in self.blocks for row in block.rows)
-        return any(cell and cell.published is not None for row in rows for cell in row.cells)
+        return any(cell.published is not None for cell in self.cells)
+
+    @property
+    def filled(self) -> int:
+        """How many cells have a number of ours."""
+        return sum(cell.value is not None for cell in self.cells)
 
 
 def measured(

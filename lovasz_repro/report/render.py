@@ -11,28 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.layout import Grid, Line, Text, flat_heads, layout
+from lovasz_repro.host.output import visible, write_files
+from lovasz_repro.report.latex import to_latex
+from lovasz_repro.report.layout import Text, flat_heads, layout
 from lovasz_repro.report.model import Cell, Column, Table
 from lovasz_repro.report.runs import RunStore
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.terminal import print_table
 
-__all__ = ["RENDERERS", "print_table", "write_tables"]
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "−": r"$-$", "–": "--", "×": r"$\times$", "→": r"$\rightarrow$",
-    "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-"""Characters that LaTeX reads otherwise, or that its standard fonts lack."""
+FORMATS = ("md", "tex", "csv", "json")
 
 
 def write_tables(
     store: RunStore,
     out: Path,
     names: Sequence[str] | None = None,
-    formats: Sequence[str] = ("md", "tex", "csv", "json"),
+    formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Write tables as ``<out>/<name>.<format>``; returns the files in that order.
 
@@ -43,18 +36,30 @@ def write_tables(
         formats: any of "md", "tex", "csv", "json".
 
     Raises:
-        UserError: an unknown table or format; says which there are.
+        UserError: an unknown table or format; says which there are. Or the folder refuses.
+    """
+    tables = build_tables(store, names)
+    return [file for table in tables for file in write_files(out, rendered(table, formats))]
+
+
+def build_tables(store: RunStore, names: Sequence[str] | None = None) -> list[Table]:
+    """Tables by name, or all.
+
+    Raises:
+        UserError: an unknown table; says which there are.
     """
     names = [chosen(name, TABLES, "table") for name in names or TABLES]
+    return [TABLES[name](store) for name in names]
+
+
+def rendered(table: Table, formats: Sequence[str]) -> dict[str, str]:
+    """The files of a table: name and text.
+
+    Raises:
+        UserError: an unknown format; says which there are.
+    """
     formats = [chosen(form, RENDERERS, "format") for form in formats]
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name in names:
-        table = TABLES[name](store)
-        for form in formats:
-            files.append(out / f"{name}.{form}")
-            files[-1].write_bytes(RENDERERS[form](table).encode())
-    return files
+    return {f"{table.name}.{form}": RENDERERS[form](table) for form in formats}
 
 
 def chosen(name: str, known: Iterable[str], what: str) -> str:
@@ -75,51 +80,25 @@ def to_markdown(table: Table) -> str:
     """GitHub's Markdown: title, caption, table, notes."""
     grid = layout(table)
     heads = [grid.row_title, *flat_heads(grid)]
-    lines = [f"### {table.title}", "", table.caption, "", _md_line(heads)]
+    lines = [f"### {md_text(table.title)}", "", md_text(table.caption), ""]
+    lines.append(md_line(md_escape(head) for head in heads))
     lines.append("|---|" + "---:|" * grid.width)
     for section in grid.sections:
         if section.heading:
-            lines.append(
-                _md_line([f"**{md_escape(section.heading)}**", *[""] * grid.width], raw=True)
-            )
+            heading = f"**{md_escape(section.heading)}**"
+            lines.append(md_line([heading, *[""] * grid.width]))
         for line in section.lines:
-            cells = [_md_cell(cell) for cell in line.cells]
-            lines.append(_md_line([md_escape(line.label), *cells], raw=True))
-    if grid.notes:
-        lines += ["", *_separated(grid.notes)]
-    return "\n".join(lines) + "\n"
-
-
-def to_latex(table: Table) -> str:
-    """A booktabs float; wide tables span both columns of a two-column paper."""
-    grid = layout(table)
-    environment = "table*" if grid.width > 5 else "table"
-    lines = [
-        f"% {table.name}, by `lovasz-repro report tables`; needs \\usepackage{{booktabs}}",
-        f"\\begin{{{environment}}}[t]",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
-        f"\\caption{{{latex_text(f'{table.title}. {table.caption}')}}}",
-        f"\\label{{tab:{table.name}}}",
-        f"\\begin{{tabular}}{{l{'r' * grid.width}}}",
-        r"\toprule",
-        *_latex_heads(grid),
-    ]
-    for section in grid.sections:
-        lines.append(r"\midrule")
-        if section.heading:
-            heading = latex_text(section.heading)
-            lines.append(f"\\multicolumn{{{grid.width + 1}}}{{l}}{{\\emph{{{heading}}}}} \\\\")
-        lines += [_latex_line(line) for line in section.lines]
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    if grid.notes:
-        notes = r" \\ ".join(latex_text(note) for note in grid.notes)
-        lines += ["", r"\smallskip", f"\\parbox{{\\linewidth}}{{\\footnotesize {notes}}}"]
-    lines.append(f"\\end{{{environment}}}")
+            lines.append(md_line([md_escape(line.label), *map(_md_cell, line.cells)]))
+    for note in grid.notes:
+        lines += ["", md_text(note)]
     return "\n".join(lines) + "\n"
 
 
 def to_csv(table: Table) -> str:
-    """One line per cell: for spreadsheets and data frames. Missing numbers are empty fields."""
+    """One line per cell: for spreadsheets and data frames. Missing numbers are empty fields.
+
+    Text that a spreadsheet would take for a formula has an apostrophe in front.
+    """
     fields = ("block", "row", "column", "unit", "value", "spread", "n", "published", "difference",
               "runs", "command")  # fmt: skip
     out = io.StringIO()
@@ -127,7 +106,8 @@ def to_csv(table: Table) -> str:
     writer.writeheader()
     for cell in _cells(table):
         runs = " ".join(source["run_id"] for source in cell.pop("sources"))
-        writer.writerow({key: cell.get(key) for key in fields} | {"runs": runs})
+        values = {key: cell.get(key) for key in fields} | {"runs": runs}
+        writer.writerow({key: _no_formula(value) for key, value in values.items()})
     return out.getvalue()
 
 
@@ -154,25 +134,20 @@ RENDERERS: dict[str, Callable[[Table], str]] = {
 
 def md_escape(text: str) -> str:
     """Text that a Markdown table shows as it is."""
-    return re.sub(r"([\\|*_<>\[\]#~])", r"\\\1", text)
+    return re.sub(r"([\\`|*_<>\[\]#~])", r"\\\1", visible(text))
 
 
-def latex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(LATEX.get(character, character) for character in text)
+def md_text(text: str) -> str:
+    """Escaped text with `commands` as they are."""
+    parts = visible(text).split("`")
+    if len(parts) % 2 == 0 or "" in parts[1:-1]:  # somebody's name has a backtick
+        return md_escape(text)
+    return "`".join(part if i % 2 else md_escape(part) for i, part in enumerate(parts))
 
 
-def latex_text(text: str) -> str:
-    """Escaped text with `commands` in typewriter."""
-    parts = text.split("`")
-    return "".join(
-        f"\\texttt{{{latex_escape(part).replace('--', '-{}-')}}}" if i % 2 else latex_escape(part)
-        for i, part in enumerate(parts)
-    )
-
-
-def _md_line(cells: Sequence[str], *, raw: bool = False) -> str:
-    return "| " + " | ".join(cells if raw else [md_escape(cell) for cell in cells]) + " |"
+def md_line(cells: Iterable[str]) -> str:
+    """A row of a table, of escaped cells."""
+    return f"| {' | '.join(cells)} |"
 
 
 def _md_cell(cell: Text) -> str:
@@ -180,28 +155,11 @@ def _md_cell(cell: Text) -> str:
     return f"**{cell.text}**" if cell.bold else cell.text + mark
 
 
-def _separated(notes: Sequence[str]) -> list[str]:
-    return "\n\n".join(notes).split("\n")
-
-
-def _latex_heads(grid: Grid) -> list[str]:
-    if not grid.sides:
-        return [" & ".join(latex_text(t) for t in (grid.row_title, *grid.heads)) + r" \\"]
-    span = len(grid.sides)
-    spanning = [f"\\multicolumn{{{span}}}{{c}}{{{latex_text(head)}}}" for head in grid.heads]
-    starts = range(2, 2 + grid.width, span)
-    rules = "".join(f"\\cmidrule(lr){{{start}-{start + span - 1}}}" for start in starts)
-    second = [latex_text(grid.row_title), *list(grid.sides) * len(grid.heads)]
-    return [" & ".join(["", *spanning]) + r" \\", rules, " & ".join(second) + r" \\"]
-
-
-def _latex_line(line: Line) -> str:
-    cells = []
-    for cell in line.cells:
-        text = latex_text(cell.text)
-        mark = f"\\textsuperscript{{{cell.mark}}}" if cell.mark else ""
-        cells.append(f"\\textbf{{{text}}}" if cell.bold else text + mark)
-    return " & ".join([latex_text(line.label), *cells]) + r" \\"
+def _no_formula(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _cells(table: Table) -> Iterable[dict[str, Any]]:

@@ -7,6 +7,7 @@ another cohort: the report shows them apart and never averages over them.
 
 import math
 import re
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -188,7 +189,7 @@ def command(experiment: str, profile: str = "paper") -> str:
     """The command that runs an experiment."""
     if experiment == "synthetic":
         return "lovasz-repro synthetic"
-    suffix = "" if profile == "paper" else f" --profile {profile}"
+    suffix = "" if profile == "paper" else f" --profile {shlex.quote(profile)}"
     return f"lovasz-repro run {experiment}{suffix}"
 
 

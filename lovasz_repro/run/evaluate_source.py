@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lovasz_repro.config.names import as_name
 from lovasz_repro.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def find_source(source: str, results: Path, tracking_uri: str | None) -> Source:
                         "the 20 for Cityscapes.")  # fmt: skip
     set_folder = params.get("data.folder", "None")
     return Source(
-        name=f"{run.name}-{run.run_id[:8]}",
+        name=f"{as_name(run.name)}-{run.run_id[:8]}",
         weights=weights_of(run, title, store),
         run_id=run.run_id,
         folder=FOLDER if set_folder == "None" else set_folder,
@@ -109,7 +110,7 @@ def of_voc_run(run: "StoredRun", title: str, store: "Store") -> Source:
         raise UserError(f"{title} has seen no photograph, only features drawn from masks.")
     folder = run.params.get("data.folder", "None")
     return Source(
-        name=f"{run.name}-{run.run_id[:8]}",
+        name=f"{as_name(run.name)}-{run.run_id[:8]}",
         weights=weights_of(run, title, store),
         run_id=run.run_id,
         folder="voc" if folder == "None" else folder,

@@ -71,7 +71,14 @@ class SharedSession:
         """Bring ``state`` to the last checkpoint, if there is one, on every rank."""
         checkpoint = self.team.on_leader(lambda: self._leader().last_checkpoint())
         if checkpoint:
-            state.restore(checkpoint)
+            try:
+                state.restore(checkpoint)
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                where = self._session.folder if self._session else "the run's folder"
+                raise RunFailed(
+                    f"the last checkpoint in {where} is not of this run's network; move it away "
+                    "and run again"
+                ) from error
         self.team.on_leader(lambda: self._leader().go_on_from(state.iteration))
 
     def log(self, iteration: int, values: dict[str, float]) -> None:

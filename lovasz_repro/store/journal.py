@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from lovasz_repro.config.names import check_relative
 from lovasz_repro.errors import RunFailed, UserError
 
 Record = dict[str, Any]
@@ -213,9 +214,13 @@ def read_records(
         UserError: a line inside the file is not a journal line.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file: move it away to start this run anew")
         file = path.open("rb")
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     with file:
         file.seek(start)
         offset = start
@@ -224,22 +229,40 @@ def read_records(
                 return
             offset += len(line)
             try:
-                record = dict(json.loads(line))
-                points_of(record)
-                _step_of(record, 0)
-            except (ValueError, TypeError, KeyError, AttributeError):
+                record = _checked(json.loads(line))
+            except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
                 raise UserError(
                     f"{path} is damaged before byte {offset}: move it away to start this run anew"
                 ) from None
             yield record, offset
 
 
+def _checked(record: Any) -> Record:
+    """A record whose values have their types, or one of the usual errors."""
+    if not isinstance(record, dict):
+        raise TypeError
+    if "values" in record:
+        points_of(record)
+    numbers = [record[key] for key in ("step", "commit", "finished", "time") if key in record]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise ValueError
+    texts = [record.get("artifact", ""), record.get("folder") or ""]
+    texts += [part for pair in dict(record.get("tags", {})).items() for part in pair]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError
+    if "artifact" in record:
+        check_relative(record["artifact"])
+    if record.get("folder"):
+        check_relative(record["folder"])
+    return record
+
+
 def points_of(record: Record) -> list[Point]:
     """The points of one record, in the order they were logged; none for other records."""
     if "values" not in record:
         return []
-    step, moment = int(record["step"]), int(record["time"])
-    return [Point(key, float(value), step, moment) for key, value in record["values"].items()]
+    step, moment = record["step"], record["time"]
+    return [Point(key, float(value), step, moment) for key, value in dict(record["values"]).items()]
 
 
 def last_step(path: Path) -> int:
@@ -247,6 +270,8 @@ def last_step(path: Path) -> int:
 
     Other processes may ask while the run is at work.
     """
+    if not path.is_file():
+        return 0
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL, 0))
@@ -256,13 +281,14 @@ def last_step(path: Path) -> int:
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
             continue  # a commit, or a line that is cut or being written
     return 0
 
 
 def _step_of(record: Record, default: int) -> int:
-    return int(record["step"] if "step" in record else record.get("commit", default))
+    step: int = record["step"] if "step" in record else record.get("commit", default)
+    return step
 
 
 def is_commit(record: Record) -> bool:
@@ -280,7 +306,7 @@ def shipped_offsets(path: Path) -> dict[str, int]:
     try:
         offsets = json.loads(_shipped_file(path).read_text())
         return {str(run_id): int(offset) for run_id, offset in offsets.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return {}  # unknown: everything is sent again, which the store does not hold twice
 
 

@@ -9,22 +9,35 @@ the first write; until then it reads as empty.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import ValidationError
 
+from lovasz_repro.config.names import below, check_name
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import remove_left_over, unfinished
 from lovasz_repro.store import artifacts, queries
 from lovasz_repro.store.journal import Point
-from lovasz_repro.store.shipping import MAX_BATCH
-from lovasz_repro.store.stored import HEARTBEAT, PARENT, StoredRun, from_mlflow
+from lovasz_repro.store.shipping import MAX_BATCH, to_stderr
+from lovasz_repro.store.stored import (
+    HEARTBEAT,
+    IDENTITY,
+    IMPORTED,
+    PARENT,
+    ROLE,
+    StoredRun,
+    first_problem,
+    from_mlflow,
+    number,
+)
 from lovasz_repro.store.tracking import (
     StoreError,
     check_database,
@@ -46,11 +59,19 @@ class Store:
     beside it, for a server through the lock of a common results folder. Processes on machines
     that share only a server wait a second after they created a run, then settle on the oldest.
 
+    A run whose values are not what the reports take them for is passed over by every method, and
+    ``say`` gets one line about it.
+
     Raises (from every method):
         StoreError: one line; the store is absent, locked, read-only, broken, not reachable.
     """
 
-    def __init__(self, results: Path, tracking_uri: str | None = None):
+    def __init__(
+        self,
+        results: Path,
+        tracking_uri: str | None = None,
+        say: Callable[[str], None] = to_stderr,
+    ):
         self.results = Path(results).absolute()
         self.uri = choose_uri(self.results, tracking_uri)
         self._database = database_of(self.uri)
@@ -59,22 +80,27 @@ class Store:
         self._made: tuple[int, int] | None = None  # device and inode of the database
         self._experiments: dict[str, str] = {}  # name -> id
         self._client_or_none: Any = None
+        self._say, self._told = say, set[str]()
         if self.uri.startswith("http"):
             check_server(self.uri)
 
     # -- runs: write -----------------------------------------------------------------------
 
     def open_parent(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        """Find or create the run that groups an experiment's children; returns its id."""
+        """Find or create the run that groups an experiment's children; returns its id.
+
+        One that is found keeps the tags that it has.
+        """
         where = f"tags.role = 'parent' AND attributes.run_name = '{queries.quotable(name)}'"
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
             found = queries.ranked(self._client, experiment_id, where)
             if found:
-                run_id = found[0].info.run_id
-                self._set_tags(run_id, tags)
+                run_id: str = found[0].info.run_id
+                had = found[0].data.tags
+                self._set_tags(run_id, {k: v for k, v in tags.items() if k not in had})
                 return run_id
-            fixed = {"role": "parent"}
+            fixed = {ROLE: "parent"}
             run = self._create(where, experiment_id, name, {**_strings(tags), **fixed})
             self._client.set_terminated(run.info.run_id)  # it only groups; children have states
             return run.info.run_id
@@ -99,15 +125,76 @@ class Store:
         """
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
-            run = queries.of_identity(self._client, experiment_id, identity)
+            run = self._of_identity(experiment_id, experiment, identity)
             if run is None:
-                fixed = {"identity": identity} | ({PARENT: parent_id} if parent_id else {})
+                fixed = {IDENTITY: identity} | ({PARENT: parent_id} if parent_id else {})
                 where = f"tags.identity = '{identity}'"
                 run = self._create(where, experiment_id, name, {**_strings(tags), **fixed}, started)
             alive = {HEARTBEAT: str(int(time.time()))} if started is None else {}
             self._go_on(run, _strings(params), _strings(tags))
             self._set_tags(run.info.run_id, alive)
-            return run.info.run_id
+            return str(run.info.run_id)
+
+    def bring_in(
+        self,
+        run: StoredRun,
+        points: Sequence[Point],
+        files: Mapping[str, Path],
+        replaces: str | None = None,
+    ) -> str | None:
+        """Add a run that was made elsewhere, whole or not at all.
+
+        Args:
+            run: its ``run_id`` and ``metrics`` do not count.
+            points: its metrics.
+            files: its artifacts by relative path.
+            replaces: id of the run of the same identity that gives way to it.
+
+        Returns:
+            Its id here, or None where another process has brought it in meanwhile.
+        """
+        with self._asking(), self._lock():
+            experiment_id = self._experiment_id(run.experiment, create=True)
+            old = self._of_identity(experiment_id, run.experiment, run.identity)
+            if old and old.info.run_id != replaces:
+                return None
+            parent = {PARENT: run.parent_id} if run.parent_id else {}
+            tags = run.tags | parent | {IMPORTED: "incomplete"}
+            moment = round(run.started * 1000)
+            made = self._client.create_run(experiment_id, moment, tags, run.name)
+        run_id = str(made.info.run_id)
+        try:
+            for name, file in files.items():
+                self._put(self._folder(run.experiment, run_id), run_id, file, name)
+            with self._asking():
+                if self._database:
+                    queries.fill(self._database, run_id, run, points)
+                else:
+                    self._fill(run_id, run, points)
+                if old:
+                    self._client.delete_run(old.info.run_id)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._client.delete_run(run_id)
+            raise
+        return run_id
+
+    def _fill(self, run_id: str, run: StoredRun, points: Sequence[Point]) -> None:
+        """Parameters, metrics and end of a run that was just made, in as few calls as may be."""
+        entities = _mlflow().entities
+        params = [entities.Param(k, v) for k, v in run.params.items()]
+        metrics = [entities.Metric(p.key, p.value, p.timestamp, p.step) for p in points]
+        calls = max(1, math.ceil(len(metrics) / MAX_BATCH), math.ceil(len(params) / 99))
+        for i in range(calls):
+            self._client.log_batch(
+                run_id,
+                metrics[i * MAX_BATCH : (i + 1) * MAX_BATCH],
+                params[i * 99 : (i + 1) * 99],
+                [entities.RunTag(IMPORTED, "complete")] if i == calls - 1 else [],
+            )
+        if run.status != "RUNNING":
+            ended = None if run.ended is None else round(run.ended * 1000)
+            self._client.set_terminated(run_id, run.status, ended)
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
         """Add points to a run; a point that it has already is not added again.
@@ -156,7 +243,8 @@ class Store:
                 raise
             if run.info.lifecycle_stage != "active":
                 return None
-            return from_mlflow(run, self._client.get_experiment(run.info.experiment_id).name)
+            experiment = self._client.get_experiment(run.info.experiment_id).name
+            return self._typed(run, experiment)
 
     def runs(self, experiment: str | None = None) -> list[StoredRun]:
         """The child runs of one experiment, or of all, newest first."""
@@ -166,8 +254,8 @@ class Store:
             names = queries.experiment_names(self._client)
             wanted = [i for i, name in names.items() if experiment in (None, name)]
             found = queries.search(self._client, wanted, "tags.identity LIKE '%'")
-            runs = [from_mlflow(run, names[run.info.experiment_id]) for run in found]
-        return sorted(runs, key=lambda run: (-run.started, run.run_id))
+            runs = [self._typed(run, names[run.info.experiment_id]) for run in found]
+        return sorted(filter(None, runs), key=lambda run: (-run.started, run.run_id))
 
     def by_id(self, start: str) -> StoredRun:
         """The child run whose id begins with ``start``, here or where it was made.
@@ -193,12 +281,10 @@ class Store:
             return None
         with self._asking():
             experiment_id = self._experiment_id(experiment, create=False)
-            run = (
-                queries.of_identity(self._client, experiment_id, identity)
-                if experiment_id
-                else None
-            )
-            return None if run is None else from_mlflow(run, experiment)
+            if not experiment_id:
+                return None
+            run = self._of_identity(experiment_id, experiment, identity)
+            return None if run is None else self._typed(run, experiment)
 
     def finished(self, experiment: str, identity: str) -> StoredRun | None:
         """The finished run of ``identity``, or None: it has not run, or not to its end."""
@@ -223,17 +309,32 @@ class Store:
         with self._asking():
             history = self._client.get_metric_history(run_id, key)
         history.sort(key=lambda metric: metric.timestamp)
-        return {metric.step: (metric.value, metric.timestamp) for metric in history}
+        return {m.step: (number(m.value), m.timestamp) for m in history}
+
+    def _typed(self, run: Any, experiment: str) -> StoredRun | None:
+        """MLflow's run as ours, or None and one line where its values are odd."""
+        try:
+            return from_mlflow(run, experiment)
+        except ValidationError as error:
+            run_id = str(run.info.run_id)
+            if run_id not in self._told:
+                self._told.add(run_id)
+                self._say(f"run {run_id[:32]!r} is passed over: {first_problem(error)}")
+            return None
+
+    def _of_identity(self, experiment_id: str, experiment: str, identity: str) -> Any:
+        """MLflow's run that stands for ``identity``, or None; one that is odd does not count."""
+        where = f"tags.identity = '{queries.quotable(identity)}'"
+        found = queries.ranked(self._client, experiment_id, where)
+        return next((run for run in found if self._typed(run, experiment)), None)
 
     # -- artifacts -------------------------------------------------------------------------
 
     def add_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copy a file into a run, under ``folder``; an older one of the same name is replaced."""
         with self._asking():
-            if self._own:
-                artifacts.put(self._artifacts(run_id), path, folder)
-            else:
-                self._client.log_artifact(run_id, str(path), folder)
+            root = self._artifacts(run_id)
+        self._put(root, run_id, path, f"{folder}/{path.name}" if folder else path.name)
 
     def artifact(self, run_id: str, relative_path: str) -> Path:
         """Local path of a file of a run; fetched first where another store holds it.
@@ -243,15 +344,15 @@ class Store:
         Raises:
             StoreError: the run has no such file.
         """
-        relative = artifacts.inside(relative_path)
         with self._asking():
             root = self._artifacts(run_id)
-            if (root / relative).is_file() and not self._remote:
-                return root / relative
+            file = below(root, relative_path)
+            if file.is_file() and not self._remote:
+                return file
             if not self._own:
                 root.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(self._mlflow_error(), OSError):
-                    found = self._client.download_artifacts(run_id, str(relative), str(root))
+                    found = self._client.download_artifacts(run_id, relative_path, str(root))
                     return Path(found)
         raise StoreError(f"run {run_id} has no artifact {relative_path} (looked in {root})")
 
@@ -265,8 +366,20 @@ class Store:
     def _artifacts(self, run_id: str) -> Path:
         """Where the files of a run lie (or are fetched to) below the results folder."""
         experiment_id = self._client.get_run(run_id).info.experiment_id
-        experiment = self._client.get_experiment(experiment_id).name
-        return self.results / "artifacts" / experiment / run_id / "artifacts"
+        return self._folder(self._client.get_experiment(experiment_id).name, run_id)
+
+    def _folder(self, experiment: str, run_id: str) -> Path:
+        return below(self.results / "artifacts", f"{experiment}/{run_id}/artifacts")
+
+    def _put(self, root: Path, run_id: str, file: Path, relative: str) -> None:
+        """Copy a file into a run, to ``relative`` among its artifacts in ``root``."""
+        target = below(root, relative)
+        with self._asking():
+            if self._own:
+                artifacts.put(target, file)
+            else:
+                folder = target.parent.relative_to(root).as_posix()
+                self._client.log_artifact(run_id, str(file), None if folder == "." else folder)
 
     # -- MLflow ----------------------------------------------------------------------------
 
@@ -276,6 +389,8 @@ class Store:
         if self._client_or_none is None:
             if self._absent():
                 _make_database(self._database)
+            if self._own:
+                remove_left_over(self.results)
             if self._database:
                 check_database(self._database)
                 self._made = _inode(self._database)
@@ -310,8 +425,10 @@ class Store:
             found = self._client.get_experiment_by_name(name)
             if found is None and not create:
                 return ""
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", name):  # it names a folder too
-                raise StoreError(f"{name!r} cannot name an experiment: use letters, digits, . _ -")
+            try:
+                check_name(name)  # it names a folder too
+            except ValueError as error:
+                raise StoreError(f"{name[:60]!r} cannot name an experiment: {error}") from None
             if found is not None and found.lifecycle_stage != "active":
                 raise StoreError(
                     f"experiment {name} was deleted in MLflow; bring it back with"
@@ -340,7 +457,7 @@ class Store:
         made = self._client.create_run(experiment_id, moment, tags, name)
         if self._database is None and started is None:  # no lock keeps two machines apart
             time.sleep(SETTLE)
-        return queries.settle(self._client, where, made)
+        return queries.settle(self._client, where, made, lambda run: self._typed(run, "any"))
 
     def _go_on(self, run: Any, params: dict[str, str], tags: dict[str, str]) -> None:
         """Bring a run that was found, or just made, up to what is known now."""
@@ -372,6 +489,7 @@ class Store:
         return _mlflow().exceptions.MlflowException
 
 
+@functools.cache
 def _mlflow() -> Any:
     """Import MLflow, quiet: no telemetry, no migration log, no progress bars, no URLs."""
     for name, value in {
@@ -394,16 +512,14 @@ def _make_database(path: Path | None) -> None:
     """Create an empty MLflow database aside and link it into place, whole or not at all."""
     assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    _mlflow().MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
-    try:
-        os.link(fresh, path)
-    except FileExistsError:  # another process was quicker
-        pass
-    except OSError:  # a file system without links; `Store._lock` keeps others away
-        os.replace(fresh, path)
-    with contextlib.suppress(OSError):
-        fresh.unlink()
+    with unfinished(path) as fresh:
+        _mlflow().MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
+        try:
+            os.link(fresh, path)
+        except FileExistsError:  # another process was quicker
+            pass
+        except OSError:  # a file system without links; `Store._lock` keeps others away
+            os.replace(fresh, path)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from lovasz_repro.config.names import below
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.output import say
 from lovasz_repro.store.journal import (
@@ -189,9 +190,9 @@ def _ship_other(
     if "tags" in record:
         store.set_tags(run_id, record["tags"])
     elif "artifact" in record:
-        path = journal.parent / record["artifact"]
-        if path.is_file():
-            store.add_artifact(run_id, path, record["folder"])
+        path = below(journal.parent, record["artifact"])
+        if path.is_file() and not path.is_symlink():
+            store.add_artifact(run_id, path, record.get("folder"))
         else:
             say(f"{path} is gone before it reached the store; run {run_id} lacks it")
     elif "finished" in record:
@@ -218,4 +219,6 @@ def ship_pending(
             continue
         except UserError as error:
             say(str(error))
+        except OSError as error:
+            say(f"{journal} cannot be sent: {error.strerror or error}")
     return sent

@@ -1,40 +1,160 @@
-"""What the store tells of one run."""
+"""What the store tells of one run, typed here once for every reader.
 
+A store may hold runs of older versions, of other tools and of exports that a stranger made: a run
+whose values are not what the reports take them for is no `StoredRun`, and is passed over.
+"""
+
+import json
+import math
+import re
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from lovasz_repro.config.names import Name, check_name, check_relative
 
 PARENT = "mlflow.parentRunId"
 HEARTBEAT = "heartbeat"  # tag: epoch seconds at which the training process was last alive
 STALE_AFTER = 180.0  # seconds without a heartbeat; the shipper renews it every 30
+ROLE, IDENTITY = "role", "identity"
+LEFT_OUT, ORIGIN, IMPORTED = "left_out", "origin_run_id", "imported"
+LARGEST = 1e100  # of a metric: its square and its sums are finite too
+FAR = 32503680000  # epoch seconds of the year 3000
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+def iso(seconds: float) -> str:
+    """Epoch seconds as UTC with milliseconds, "2026-11-23T07:45:12.123Z"."""
+    milliseconds = round(seconds * 1000)
+    day = datetime.fromtimestamp(milliseconds // 1000, UTC)
+    return f"{day:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
+
+
+def seconds_of(moment: str) -> float:
+    """Epoch seconds of what `iso` wrote; raises ValueError where it did not."""
+    if not re.fullmatch(r"(19[7-9]\d|2\d{3})(-\d\d){2}T\d\d(:\d\d){2}\.\d{3}Z", moment, re.ASCII):
+        raise ValueError("not a moment like 2026-11-23T07:45:12.123Z")
+    return datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
+
+
+def _list_of_text(text: str) -> None:
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        content = None
+    if not isinstance(content, list) or not all(isinstance(part, str) for part in content):
+        raise ValueError("not a JSON list of text")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+def _matches(pattern: str, what: str) -> Callable[[str], None]:
+    def check(text: str) -> None:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"not {what}")
+
+    return check
+
+
+_WHOLE = _matches("[0-9]{1,9}", "a whole number")
+_PARAMS = {
+    "training.batch_size": _WHOLE,
+    "training.iterations": _WHOLE,
+    "seeds": _WHOLE,
+    "data.size": _matches(r"[\[(][0-9]{1,6}, ?[0-9]{1,6}[\])]", "height and width"),
+    "data.folder": check_relative,
+}
+_TAGS = {
+    "seed": _matches("[0-9]{1,10}(-[0-9]{1,10})?", "a seed"),
+    "ranks": _WHOLE,
+    "variant": check_name,
+    "profile": check_name,
+    "scale": check_name,
+    "device": _printable,
+    "git_commit": _printable,
+    "config_hash": _printable,
+    "data_fingerprint": _printable,
+    HEARTBEAT: _matches("[0-9]{1,11}([.][0-9]{1,9})?", "epoch seconds"),
+    ORIGIN: check_name,
+    LEFT_OUT: _list_of_text,
+    "server/recorded": seconds_of,
+    "initial/server/recorded": seconds_of,
+}
+
+
+def _known(checks: Mapping[str, Callable[[str], object]]) -> AfterValidator:
+    """Holds the values that the tool reads to what it takes them for; others are text."""
+
+    def check(values: dict[str, str]) -> dict[str, str]:
+        for key in checks.keys() & values.keys():
+            try:
+                checks[key](values[key])
+            except ValueError as error:
+                raise ValueError(f"{key} {values[key][:40]!r}: {error}") from None
+        return values
+
+    return AfterValidator(check)
+
+
+def check_metric(key: str, value: float) -> None:
+    """Raises ValueError where a metric that the tool reads as a whole number is none."""
+    if key == "best/iteration" and not (0 <= value < 1e9 and value == int(value)):
+        raise ValueError(f"{key} {value}: not a whole number")
+
+
+def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+    for key, value in metrics.items():
+        check_metric(key, value)
+    return {key: number(value) for key, value in metrics.items()}
+
+
+def number(value: float) -> float:
+    """A value of a metric; NaN for what is infinite or nearly so, as MLflow's databases have it."""
+    return value if abs(value) <= LARGEST else math.nan
+
+
+Moment = Annotated[str, AfterValidator(lambda text: iso(seconds_of(text)))]
+Title = Annotated[str, Field(min_length=1, max_length=250), AfterValidator(_printable)]
+KNOWN_PARAMS, KNOWN_TAGS = _known(_PARAMS), _known(_TAGS)
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run as the store knows it; times in seconds since the epoch, scores in [0, 1]."""
+    """One run as the store knows it; times in seconds since the epoch, scores in [0, 1].
 
-    run_id: str
-    experiment: str
-    name: str
-    status: str
-    """RUNNING, FINISHED, FAILED or KILLED."""
+    Raises:
+        ValidationError: a value is not what it is taken for.
+    """
+
+    run_id: Name
+    experiment: Name
+    name: Title
+    status: Status
     parent_id: str | None
-    started: float
-    ended: float | None
+    started: Annotated[float, Field(ge=0, lt=FAR)]
+    ended: Annotated[float, Field(ge=0, lt=FAR)] | None
     """None while RUNNING."""
-    params: dict[str, str]
-    tags: dict[str, str]
-    metrics: dict[str, float]
+    params: Annotated[dict[str, str], KNOWN_PARAMS]
+    tags: Annotated[dict[str, str], KNOWN_TAGS]
+    metrics: Annotated[dict[str, float], AfterValidator(_numbers)]
     """The value at the last step of each metric."""
 
     @property
     def identity(self) -> str:
         """Hash of the resolved config and the data fingerprint."""
-        return self.tags.get("identity", "")
+        return self.tags.get(IDENTITY, "")
 
 
 def from_mlflow(run: Any, experiment: str) -> StoredRun:
-    """A ``StoredRun`` from MLflow's ``Run``."""
+    """A ``StoredRun`` from MLflow's ``Run``; raises ValidationError where it is none."""
     info, running = run.info, run.info.status == "RUNNING"
     return StoredRun(
         run_id=info.run_id,
@@ -42,12 +162,20 @@ def from_mlflow(run: Any, experiment: str) -> StoredRun:
         name=info.run_name,
         status=info.status,
         parent_id=run.data.tags.get(PARENT),
-        started=info.start_time / 1000,
+        started=(info.start_time or 0) / 1000,
         ended=None if running or info.end_time is None else info.end_time / 1000,
         params=dict(run.data.params),
         tags=dict(run.data.tags),
         metrics=dict(run.data.metrics),
     )
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong, in one line: where, and why."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return repr(f"{place[:80]}: {text}" if place else text)[1:-1][:300]
 
 
 def is_stale(run: StoredRun, now: float | None = None) -> bool:

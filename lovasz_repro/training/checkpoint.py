@@ -55,15 +55,18 @@ class Checkpoints:
         return path
 
     def load_latest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """Content of the newest undamaged checkpoint, or None where there is none."""
+        """Content of the newest undamaged checkpoint, or None where there is none.
+
+        Raises:
+            RunFailed: it cannot be read, or is whole and no checkpoint of its iteration.
+        """
         for digest, path in self._files():
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest()[:16] != digest:
-                continue
-            content: dict[str, Any] = torch.load(
-                io.BytesIO(data), map_location=device, weights_only=True
-            )
-            return content
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise RunFailed(f"{path} cannot be read: {error.strerror}.") from None
+            if hashlib.sha256(data).hexdigest()[:16] == digest:
+                return _load(path, data, device)
         return None
 
     def latest_iteration(self) -> int | None:
@@ -74,6 +77,17 @@ class Checkpoints:
     def _files(self) -> list[tuple[str, Path]]:
         """(digest, path) of every checkpoint, newest first."""
         matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
-        files = [(int(m[1]), m[2], path) for m, path in matches if m]
+        files = [(int(m[1]), m[2], path) for m, path in matches if m and path.is_file()]
         files.sort(key=lambda file: (file[0], file[2].stat().st_mtime_ns), reverse=True)
         return [(digest, path) for _, digest, path in files]
+
+
+def _load(path: Path, data: bytes, device: torch.device | str) -> dict[str, Any]:
+    """The content of a file that is as it was written, whoever wrote it."""
+    try:
+        content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        if content["iteration"] == int(path.name.split("-")[1]):
+            return dict(content)
+    except Exception:  # the reader of foreign bytes raises whatever it meets
+        pass
+    raise RunFailed(f"{path} is no checkpoint of this run; move it away and run again.")

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from lovasz_repro.bench.samples import (
     parse_size,
 )
 from lovasz_repro.errors import UserError
+from lovasz_repro.host import terminal
 
 CPU = torch.device("cpu")
 NAMES = [row.name for row in (*multiclass_rows(), *binary_rows())]
@@ -122,7 +124,8 @@ def test_help(bench: Command) -> None:
     assert "--size" in out
 
 
-def test_table_has_every_row_and_fits(bench: Command) -> None:
+def test_table_has_every_row_and_fits(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "Terminal", partial(terminal.Terminal, width=120))
     code, out, err = bench(*TINY, "--size", "1x2x5x7", "--threads", "1")
     assert code == 0, err
     assert err == ""

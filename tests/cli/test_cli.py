@@ -391,3 +391,49 @@ def test_module_and_completion_start_without_torch(tmp_path: Path) -> None:
     assert not imported & {"torch", "mlflow", "pandas", "matplotlib", "numpy"}
     assert list(complete_experiment("cam")) == ["camvid-as-cityscapes", "camvid-enet"]
     assert list(complete_experiment("city")) == ["cityscapes-enet"]
+
+
+def test_an_empty_store_is_a_screen_of_commands_and_no_file(
+    lovasz_repro: Command, tmp_path: Path
+) -> None:
+    for report in ("tables", "claims"):
+        code, out, err = lovasz_repro("report", report)
+        assert (code, err) == (0, "")
+        assert out.count("\n") < (30 if report == "tables" else 200)
+    assert "lovasz-repro run voc-binary" in out
+    assert not (tmp_path / "results" / "report" / "tables").exists()
+    code, out, err = lovasz_repro("report", "tables", "table-1")
+    assert "80.50" in out
+    assert len(list((tmp_path / "results" / "report" / "tables").iterdir())) == 4
+
+
+@pytest.mark.parametrize("report", ["tables", "claims", "figures"])
+def test_a_report_into_a_folder_that_refuses_is_one_line(
+    lovasz_repro: Command, tmp_path: Path, report: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    name = {"tables": ["table-1"], "figures": ["figure-1"]}.get(report, [])
+    code, _, err = lovasz_repro("report", report, *name, "--out", "file/report")
+    assert code == 2
+    assert err.startswith("Error: cannot write into file/report: ")
+    assert err.count("\n") == 1
+
+
+def test_what_is_new_is_shown_on_a_terminal(
+    lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lovasz_repro.host import terminal
+
+    class Screen(terminal.Terminal):
+        is_terminal = property(lambda self: True)
+
+    monkeypatch.setattr(terminal, "Terminal", lambda: Screen(width=100))
+    code, _, err = lovasz_repro("synthetic", "--seeds", "1")
+    assert code == 0, err
+    for report, new in (("tables", "above the minimum"), ("claims", "asked above")):
+        out = lovasz_repro("report", report)[1]
+        assert new in out
+        assert out.count("\n") < 60
+        out = lovasz_repro("report", report)[1]
+        assert new not in out
+        assert "new" not in out.split()

@@ -37,7 +37,7 @@ def test_tasks_that_never_reached_the_store_are_listed(
     print_runs([stored("a", "FINISHED")], as_json=False, tasks=tasks)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[0] for row in rows] == ["QUEUED", "STARTING", "LOST", "FINISHED"]
-    assert rows[0][1:] == ["tiny", "demo", "b", "Slurm", "12_3"]
+    assert rows[0][1:] == ["tiny/demo/b", "Slurm", "12_3"]
     assert rows[2][-1] == "logs/12.out"
     print_runs([stored("a", "FINISHED")], as_json=True, tasks=tasks)
     content = json.loads(capsys.readouterr().out)

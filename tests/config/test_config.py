@@ -304,3 +304,15 @@ def read_yaml_text(text: str, folder: Path) -> dict[str, object]:
     path = folder / "text.yaml"
     path.write_text(text)
     return read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("  a: {loss", "  /abs/x: {loss"), ("  a: {loss", "  ../x: {loss"), ("  demo:", "  '[/red]':"),
+     ("experiment: small", "experiment: ../../x"), ("name: camvid,", "name: camvid, folder: /etc,"),
+     ("name: camvid,", "name: camvid, folder: ../../etc,")],
+)  # fmt: skip
+def test_names_that_become_folders_are_refused_where_the_file_is_read(
+    tmp_path: Path, change: tuple[str, str]
+) -> None:
+    assert "use at most" in (told := refusal(SMALL.replace(*change), tmp_path)) or "path" in told

@@ -202,8 +202,9 @@ def test_a_missing_tree_says_where_it_comes_from(tmp_path: Path) -> None:
         count_photographs(tmp_path)
 
 
-def test_a_broken_note_is_named(tree: Path) -> None:
-    (tree / "lovasz-repro.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", "[" * 100_000])
+def test_a_broken_note_is_named(tree: Path, content: str) -> None:
+    (tree / "lovasz-repro.json").write_text(content)
     with pytest.raises(UserError, match=r"lovasz-repro\.json: not a note of this tool"):
         check_cityscapes(tree)
 

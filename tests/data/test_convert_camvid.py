@@ -1,6 +1,7 @@
 """CamVid in the layout of Cityscapes: no pixel lost, and instances that are connected regions."""
 
 import csv
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from lovasz_repro.data.convert_camvid import SMALLEST, convert_camvid, convert_l
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
+from tests.left_overs import left_over
 from tests.tiny_camvid import write_camvid
 
 OFFICIAL = {"sky": 23, "building": 11, "pole": 17, "road": 7, "pavement": 8, "tree": 21,
@@ -162,13 +164,7 @@ def test_real_images_keep_every_pixel_of_every_class(camvid_root: Path, tmp_path
 
 
 def test_what_a_killed_command_left_is_removed(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    alive = tmp_path / ".tree.1.unfinished"  # of a process that runs
-    leftover = tmp_path / f".tree.{gone.pid}.unfinished"
+    alive, leftover = left_over(tmp_path, os.getpid()), left_over(tmp_path)
     for folder in (alive, leftover):
         (folder / "leftImg8bit").mkdir(parents=True)
     convert_camvid(write_camvid(tmp_path / "source", images=1) / "camvid", tmp_path / "tree")

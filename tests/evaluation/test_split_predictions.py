@@ -18,6 +18,7 @@ from lovasz_repro.evaluation.prediction_folder import is_complete
 from lovasz_repro.evaluation.split_predictions import ahead, predict_split
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.weights import load_enet, save_weights
+from tests.left_overs import left_over
 from tests.tiny_cityscapes import write_cityscapes
 
 SIZE = (24, 32)
@@ -117,7 +118,7 @@ def test_what_was_cut_short_is_gone_on_with(
     (cut / names[0]).unlink()
     (cut / names[1]).write_bytes((whole / names[1]).read_bytes()[:-20])
     (cut / names[2]).write_bytes(b"")
-    (cut / f".{names[3]}.4242.tmp").write_bytes(b"\x89PNG")
+    left_over(cut).write_bytes(b"\x89PNG")
     before = (cut / names[4]).stat().st_mtime_ns
     seen: list[int] = []
     assert predict_split(weights, frames, cut, split="val", size=SIZE, advance=seen.append) == [
@@ -192,7 +193,7 @@ def test_neither_are_those_of_other_weights(
         predict_split(other, frames[:1], tmp_path / "out", split="val", size=SIZE)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weights": 1, "bytes": 3}'])
+@pytest.mark.parametrize("content", ["[" * 100_000, "", "[]", "{}", '{"weights": 1, "bytes": 3}'])
 def test_a_folder_that_is_not_ours(
     weights: Path, frames: list[Frame], tmp_path: Path, content: str
 ) -> None:

@@ -261,7 +261,7 @@ def test_unchanged_files_are_read_once(
     assert read == ["a.png"] * 2  # written a moment ago: may change again within one tick
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"x": 3}', "nonsense"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "", "[]", '{"x": 3}', "nonsense"])
 def test_a_broken_cache_is_only_slow(data: Path, tmp_path: Path, content: str) -> None:
     cache = tmp_path / "cache.json"
     cache.write_text(content)

@@ -1,6 +1,11 @@
 """``--slurm`` as a user runs it, against a real Slurm: submit, look, pre-empt, submit again."""
 
+import contextlib
 import json
+import os
+import pty
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +13,7 @@ import pytest
 
 from lovasz_repro.launch.options import minutes, slurm_options
 from lovasz_repro.store import Store
-from tests.launch.command import Bench, wait_until
+from tests.launch.command import PATIENCE, Bench, wait_until
 from tests.slurm_cluster import SlurmCluster
 
 SHORT = ("--profile", "demo")
@@ -66,6 +71,29 @@ def test_tasks_of_srun_are_ranks(bench: Bench, slurm: SlurmCluster) -> None:
     bench.run("alone", *SHORT)
     bench.assert_same("srun", "alone", tolerance=1e-9)
     assert {run.tags["ranks"] for run in Store(bench.results("srun")).runs("tiny")} == {"2"}
+
+
+@pytest.mark.slow
+def test_a_command_in_a_shell_of_srun_waits_for_nobody(bench: Bench, slurm: SlurmCluster) -> None:
+    terminal, other_end = pty.openpty()
+    shell = subprocess.Popen(
+        ["srun", "--pty", "--ntasks=4", "bash", "--norc", "-i"],
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        start_new_session=True,
+    )
+    os.close(other_end)
+    command = shlex.join([sys.executable, "-m", "lovasz_repro.cli", *bench.arguments("a", *SHORT)])
+    os.write(terminal, f"cd {Path.cwd()}; {command}; echo code=$?; exit\n".encode())
+    said = ""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while piece := os.read(terminal, 4096):
+            said += piece.decode(errors="replace")
+    shell.wait(PATIENCE)
+    os.close(terminal)
+    assert "this shell is one of the 4 tasks of its srun" in said, said
+    assert "code=2" in said
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,14 +12,18 @@ from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.cores import cores, threads_of
 from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, newest_checkpoints
+from lovasz_repro.launch.dispatch import check_shell
 from lovasz_repro.launch.launcher import Ended, first_cause
-from lovasz_repro.launch.meeting import open_store
+from lovasz_repro.launch.meeting import meet, open_store
 from lovasz_repro.launch.rank import Rank, is_rank, kind_of, rank_from_environment, tell
+from tests.launch.command import listening
+from tests.slurm_cluster import free_ports
 
 VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID",
     "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "MASTER_ADDR",
-    "MASTER_PORT", "SLURM_STEP_TASKS_PER_NODE", "TORCHELASTIC_ERROR_FILE", "LOVASZ_REPRO_MEETING",
+    "MASTER_PORT", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PTY_PORT", "SLURM_TASK_PID",
+    "TORCHELASTIC_ERROR_FILE", "LOVASZ_REPRO_MEETING",
 )  # fmt: skip
 
 
@@ -62,6 +67,53 @@ def test_a_task_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert os.environ["MASTER_ADDR"] == "first of gpu[1-2]"
     assert os.environ["MASTER_PORT"] == "20124"
+
+
+def test_a_shell_of_srun_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Job control gives what is typed a process group of its own; a rank has its task's."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PTY_PORT", "40000")
+    monkeypatch.setenv("SLURM_TASK_PID", str(os.getpid()))
+    assert is_rank()
+    check_shell()
+    monkeypatch.setattr(os, "getpgid", lambda pid: os.getpgrp() + 1)
+    assert rank_from_environment() is None
+    assert not is_rank()
+    with pytest.raises(UserError, match=r"one of the 4 tasks.*--procs"):
+        check_shell()
+
+
+def test_rank_0_says_whom_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", address.rpartition(":")[2])
+    monkeypatch.setattr("lovasz_repro.launch.meeting.SILENCE", 0.0)
+    monkeypatch.setattr("lovasz_repro.training.distributed.PATIENCE", timedelta(seconds=1))
+    with pytest.raises(RunFailed, match=rf"2 of 3 ranks \(1, 2\) did not come to {address}"):
+        meet(Rank(0, 3, 0, 1, by_torch=False))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"waiting at {address} for 2 of 3 ranks (1, 2)" in line
+
+
+def test_a_store_listens_at_its_address_alone() -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    before = listening([os.getpid()])
+    store = open_store(address, True, timedelta(seconds=5))
+    assert listening([os.getpid()]) - before == {f"[127.0.0.1]:{address.rpartition(':')[2]}"}
+    other = open_store(address, False, timedelta(seconds=5))
+    store.set("key", "value")
+    assert other.get("key") == b"value"
+    with pytest.raises(UserError, match=r"not an address to listen at"):
+        open_store(address, True, timedelta(seconds=5))
+
+
+def test_a_name_that_only_this_machine_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 29500))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **more: [place])
+    with pytest.raises(UserError, match=r"node0 is 127\.0\.1\.1 on this machine"):
+        open_store("node0:29500", True, timedelta(seconds=1))
 
 
 def test_an_error_reaches_the_launcher(

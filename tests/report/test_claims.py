@@ -13,7 +13,14 @@ from rich.console import Console
 from lovasz_repro.config.read import read_yaml
 from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.report.claims import evaluate_claims
-from lovasz_repro.report.claims_render import print_claims, published_text, to_json, to_markdown
+from lovasz_repro.report.claims_render import (
+    changed,
+    print_claim,
+    print_overview,
+    published_text,
+    to_json,
+    to_markdown,
+)
 from lovasz_repro.report.claims_schema import ClaimsFile, load_claims
 from lovasz_repro.report.rules import Interval, decide, judge
 from lovasz_repro.report.runs import cohorts
@@ -497,7 +504,9 @@ def test_terminal_and_markdown_show_verdicts_effects_and_commands(store):
     cityscapes(store, "paper", 0.58, 0.63)
     verdicts = evaluate_claims(store)
     console = Console(width=160, record=True, file=io.StringIO())
-    print_claims(verdicts, console)
+    print_overview(verdicts, (), console)
+    for item in verdicts:
+        print_claim(item, console)
     for text in (console.export_text(), to_markdown(verdicts)):
         flat = " ".join(text.split())
         assert "+5.10 ± 0.10 points, n = 3, asked above 0" in flat
@@ -514,6 +523,20 @@ def test_json_leads_to_the_runs(store):
     assert effect["mean"] == pytest.approx(5.1)
     assert [s["seed"] for s in effect["sources"]] == ["0", "1", "2"]
     assert item["claim"]["published"]["Class IoU after"] == 63.06
+
+
+def test_news_are_claims_whose_runs_say_something_else(store, tmp_path):
+    before = tmp_path / "claims.json"
+    assert changed(evaluate_claims(store), before) == set()  # without runs nothing is new
+    cityscapes(store, "paper", 0.58, 0.63)
+    verdicts = evaluate_claims(store)
+    news = changed(verdicts, before)
+    assert "enet-gains-class-and-category-iou" in news
+    assert "own-loss-wins" not in news
+    before.write_text(to_json(verdicts))
+    assert changed(verdicts, before) == set()
+    before.write_text('[{"no": 1}]')
+    assert changed(verdicts, before) == news
 
 
 def test_same_runs_same_bytes(camvid):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,17 @@ def test_a_torn_last_line_is_cut_off(path: Path) -> None:
         '{"step": 1}x',
         '{"values": {"a": 1}}',
         '{"values": 3, "step": 1}',
+        '{"step": 1e999, "time": 1, "values": {}}',
+        '{"step": 1.5, "time": 1, "values": {}}',
+        '{"commit": 1e999}',
+        '{"finished": "soon"}',
+        '{"tags": {"a": 1}}',
+        '{"artifact": "../../../etc/passwd", "folder": null}',
+        '{"artifact": "/etc/passwd", "folder": null}',
+        '{"artifact": "a.csv", "folder": "../up"}',
+        '{"artifact": 1}',
+        "[" * 100_000,
+        '{"step": 1, "time": 1, "values": {"a": ' + "[" * 100_000 + "}}",
     ],
 )
 def test_a_damaged_line_is_one_clear_line(path: Path, line: str) -> None:
@@ -326,3 +338,15 @@ def test_the_last_step_is_read_while_the_run_is_at_work(tmp_path: Path) -> None:
         with path.open("ab") as torn:
             torn.write(b'{"step": 1500, "time": 17')
         assert last_step(path) == 1499
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_the_place_of_a_journal_is_one_clear_line(
+    path: Path, make: Callable[[Path], None]
+) -> None:
+    path.parent.mkdir()
+    make(path)
+    with pytest.raises(UserError, match="journal") as caught:
+        Journal(path)
+    assert "\n" not in str(caught.value)
+    assert last_step(path) == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ def without(content: dict[str, Any], key: str) -> dict[str, Any]:
         ("{", "unreadable"),
         ('{"class_iou": 1, "class_iou": 2}', "class_iou is there twice"),
         ("[" * 100_000, "unreadable"),
+        (f'{{"class_iou": {"[" * 500}{"]" * 500}}}', "recursion"),
+        (f'{{"class_iou": {"7" * 5_000}}}', "unreadable"),
         (" " * 5_000_000, "too large"),
     ],
 )
@@ -178,6 +181,11 @@ def test_a_yaml_or_csv_that_cannot_be_meant(
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="Not a regular file"):
+        read_server_scores(tmp_path / "pipe.csv", CLASSES)
+    with pytest.raises(UserError, match="name too long"):
+        read_server_scores(tmp_path / f"{'x' * 300}.csv", CLASSES)
     with pytest.raises(UserError, match="No such file"):
         read_server_scores(tmp_path / "gone.json", CLASSES)
     for name in ("a.json", "a.csv", "a.yaml"):

@@ -227,12 +227,13 @@ def test_the_heartbeat_beats_without_metrics(journal: Journal) -> None:
     shipper.close()
 
 
-def test_tags_and_files_travel_too_in_order(journal: Journal, tmp_path: Path) -> None:
+def test_tags_and_files_travel_too_in_order(journal: Journal) -> None:
     memory, said = Memory(), list[str]()
+    folder = journal.path.parent
     for name in ("kept.csv", "gone.csv"):
-        (tmp_path / name).write_text(name)
-        journal.artifact(tmp_path / name, "plots")
-    (tmp_path / "gone.csv").unlink()
+        (folder / name).write_text(name)
+        journal.artifact(folder / name, "plots")
+    (folder / "gone.csv").unlink()
     journal.tag({"best": "1"})
     journal.tag({"best": "2"})
     journal.commit(0)

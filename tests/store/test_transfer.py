@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.store import Store, StoredRun
+from lovasz_repro.store import Store, StoredRun, queries
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.server_scores import record_server_scores
-from lovasz_repro.store.transfer import _by_id, _iso, _seconds, export_runs, import_runs
+from lovasz_repro.store.stored import iso, seconds_of
+from lovasz_repro.store.transfer import _by_id, export_runs, import_runs
 
 MakeStore = Callable[..., Store]
 STARTED, ENDED = 1_763_884_800.123, 1_763_888_400.456
@@ -147,7 +148,13 @@ def test_an_import_that_was_cut_short_is_completed(
     fill(here, tmp_path)
     export_runs(here, tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(there, "add_artifact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(there, "_put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_runs(there, tmp_path / "out")
+    assert there.runs() == []  # whole or not at all
+    with monkeypatch.context() as patch:
+        patch.setattr(queries, "fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(there._client, "delete_run", lambda *_: None)  # killed, not interrupted
         with pytest.raises(KeyboardInterrupt):
             import_runs(there, tmp_path / "out")
     assert [run.status for run in there.runs()] == ["RUNNING"]  # not taken for finished
@@ -325,11 +332,11 @@ def test_an_import_of_scores_that_was_cut_short_is_completed(
 
 @given(milliseconds=st.integers(0, 4_000_000_000_000))
 def test_times_keep_their_millisecond(milliseconds: int) -> None:
-    assert round(_seconds(_iso(milliseconds / 1000)) * 1000) == milliseconds
+    assert round(seconds_of(iso(milliseconds / 1000)) * 1000) == milliseconds
 
 
 def test_the_time_format_is_plain_utc() -> None:
-    assert _iso(1_763_884_800.007) == "2025-11-23T08:00:00.007Z"
+    assert iso(1_763_884_800.007) == "2025-11-23T08:00:00.007Z"
 
 
 # -- hostile and broken files --------------------------------------------------------------------
@@ -360,9 +367,10 @@ def refused(store: Store, source: Path) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("experiment", "../../outside", "experiment: String should match pattern"),
+        ("experiment", "../../outside", "experiment: use at most"),
         ("experiment", "a/b", "experiment"),
-        ("name", "..", "name: String should match"),
+        ("name", "two\nlines", "name"),
+        ("name", "", "name"),
         ("identity", "x' OR 1=1 --", "identity"),
         ("identity", "id\n", "identity"),
         ("status", "DONE", "status"),
@@ -405,7 +413,8 @@ def test_a_run_file_that_is_no_object(store: Store, exported: Path, content: byt
         (b"key,step,value,timestamp\nloss,1\n", "line 2"),
         (b'key,step,value,timestamp\n"loss,1\n', "line 2"),
         (b"key,step,value,timestamp\n\xff,1,1,1\n", "metrics.csv"),
-        (b"key,step,value,timestamp\n" + b"x" * 200_000, "line 2"),
+        (b"key,step,value,timestamp\n" + b"x" * 200_000 + b"\n", "line 2"),
+        (b"key,step,value,timestamp\nloss,1,0.5,1", "cut off"),
     ],
 )
 def test_a_metrics_file_that_is_not_ours(
@@ -419,7 +428,7 @@ def test_a_missing_metrics_file_and_an_empty_folder(
     store: Store, exported: Path, tmp_path: Path
 ) -> None:
     (exported / "metrics.csv").unlink()
-    assert "cannot read" in refused(store, exported)
+    assert "metrics.csv" in refused(store, exported)
     shutil.rmtree(exported)
     assert "no exported runs below" in refused(store, tmp_path / "out")
     assert "no exported runs below" in refused(store, tmp_path / "missing")
@@ -437,3 +446,142 @@ def test_a_broken_run_among_good_ones_stops_the_import_before_it_begins(
     shutil.copytree(exported, exported.with_name("zzz"))
     (exported.with_name("zzz") / "run.json").write_text("{}")
     assert "zzz" in refused(store, exported.parent)
+
+
+def test_a_copy_that_was_cut_is_refused(store: Store, exported: Path) -> None:
+    """Whole lines are missing, or a file is: nothing else would tell."""
+    whole = (exported / "metrics.csv").read_bytes()
+    (exported / "metrics.csv").write_bytes(whole.splitlines(keepends=True)[0])
+    assert "0 of the 1 values" in refused(store, exported)
+    (exported / "metrics.csv").write_bytes(whole)
+    (exported / "artifacts" / "a.txt").write_bytes(b"")
+    assert "a.txt has 0 of the 1 bytes" in refused(store, exported)
+    (exported / "artifacts" / "a.txt").unlink()
+    assert "a.txt has none of the 1 bytes" in refused(store, exported)
+
+
+def test_an_export_of_an_earlier_version_has_no_counts(store: Store, exported: Path) -> None:
+    content = json.loads((exported / "run.json").read_text())
+    del content["points"], content["files"]
+    (exported / "run.json").write_text(json.dumps(content))
+    (exported / "artifacts" / "._a.txt").write_text("of a Mac")
+    (exported / "artifacts" / ".DS_Store").write_text("of a Mac")
+    assert import_runs(store, exported).added == ["e/run"]
+    (run,) = store.runs()
+    assert store.artifact_names(run.run_id) == ["a.txt"]
+    assert run.metrics == {"loss": 0.5}
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.csv", "artifacts/pipe"])
+def test_a_pipe_is_not_waited_for(store: Store, exported: Path, name: str) -> None:
+    (exported / name).unlink(missing_ok=True)
+    os.mkfifo(exported / name)
+    assert name.rpartition("/")[2] in refused(store, exported)
+
+
+ODD = [
+    ("tags", "identity", "other"),
+    ("tags", "role", "parent"),
+    ("tags", "heartbeat", "99999999999"),
+    ("tags", "imported", "complete"),
+    ("tags", "origin_run_id", "other"),
+    ("tags", "mlflow.parentRunId", "other"),
+    ("tags", "seed", "²"),
+    ("tags", "profile", "[/red]"),
+    ("tags", "variant", "../x"),
+    ("tags", "device", "\x1b[31m"),
+    ("tags", "a//b", "x"),
+    ("tags", "k" * 251, "x"),
+    ("tags", "note", "x\0"),
+    ("params", "training.batch_size", "x"),
+    ("params", "training.batch_size", "9" * 5000),
+    ("params", "data.size", "²"),
+    ("params", "data.folder", "/etc"),
+    ("started", None, "9999-12-31T23:59:59.999Z"),
+    ("parent", None, {"name": "p", "tags": {"identity": "x"}}),
+    ("parent", None, {"name": "p", "tags": {"role": "child"}}),
+]
+
+
+@pytest.mark.parametrize(("part", "key", "value"), ODD)
+def test_values_that_would_break_a_reader_are_refused(
+    store: Store, exported: Path, part: str, key: str | None, value: Any
+) -> None:
+    content = json.loads((exported / "run.json").read_text())
+    content[part] = value if key is None else content[part] | {key: value}
+    (exported / "run.json").write_text(json.dumps(content))
+    assert len(refused(store, exported)) < 600
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["best/iteration,1,inf,1", "best/iteration,1,0.5,1", "x,1,1e200,1", "x,-1,1,1", "../x,1,1,1",
+     "x,1,1,99999999999999", "\x1b[31m,1,1,1"],
+)  # fmt: skip
+def test_metrics_that_would_break_a_reader_are_refused(
+    store: Store, exported: Path, row: str
+) -> None:
+    with (exported / "metrics.csv").open("a") as file:
+        file.write(row + "\n")
+    assert "line 3" in refused(store, exported)
+
+
+def test_a_run_renamed_in_mlflows_pages_is_exported_all_the_same(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    here, there = make_store("here"), make_store("there")
+    names = ("my best [/red] run", "../../up", "plain")
+    for number, name in enumerate(names):
+        run_id = here.open_child("e", None, "run", f"id{number}", {}, {})
+        here._client.update_run(run_id, name=name)
+    assert export_runs(here, tmp_path / "out") == 3
+    assert {path.parent for path in tmp_path.glob("out/*/*")} == {tmp_path / "out" / "e"}
+    import_runs(there, tmp_path / "out")
+    assert {run.name for run in there.runs()} == set(names)
+
+
+def test_runs_that_are_odd_all_the_same_are_passed_over_with_one_line(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """Such a run may come from an older version, or from another tool in the same store."""
+    store, said = make_store("here"), list[str]()
+    store.open_child("e", None, "good", "good", {}, {})
+    odd = store.open_child("e", None, "odd", "odd", {"training.batch_size": "x"}, {})
+    assert store._client.create_experiment("../../out")
+    outside = store._client.get_experiment_by_name("../../out").experiment_id
+    foreign = store._client.create_run(outside, tags={"identity": "i"}, run_name="foreign")
+    reader = Store(store.results, say=said.append)
+    assert [run.name for run in reader.runs()] == ["good"]
+    assert [run.name for run in reader.runs("e")] == ["good"]
+    assert reader.find("e", "odd") is None
+    assert export_runs(reader, tmp_path / "out") == 1
+    assert len(said) == 2  # once a run
+    assert any(odd in line and "training.batch_size" in line for line in said)
+    with pytest.raises(UserError, match="no path inside"):
+        reader.add_artifact(foreign.info.run_id, Path(__file__))
+    assert reader.open_child("e", None, "odd", "odd", {}, {}) != odd
+
+
+def test_an_import_does_not_change_the_parent_that_is_here(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    here, there = make_store("here"), make_store("there")
+    parent = here.open_parent("e", "p", {"title": "theirs"})
+    here.open_child("e", parent, "run", "id", {}, {})
+    export_runs(here, tmp_path / "out")
+    ours = there.open_parent("e", "p", {"title": "ours"})
+    import_runs(there, tmp_path / "out")
+    kept = there.get(ours)
+    assert kept is not None
+    assert kept.tags["title"] == "ours"
+
+
+def test_an_artifact_may_end_in_new(make_store: MakeStore, tmp_path: Path) -> None:
+    here, there = make_store("here"), make_store("there")
+    run_id = here.open_child("e", None, "run", "id", {}, {})
+    (tmp_path / "weights.new").write_text("x")
+    here.add_artifact(run_id, tmp_path / "weights.new")
+    export_runs(here, tmp_path / "out")
+    import_runs(there, tmp_path / "out")
+    (run,) = there.runs()
+    assert there.artifact_names(run.run_id) == ["weights.new"]

@@ -1,8 +1,9 @@
 """Checkpoints: whole or not there, the newest undamaged one wins, nothing in them is executed."""
 
 import errno
+import hashlib
+import io
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.training.checkpoint import Checkpoints
+from tests.left_overs import left_over
 
 
 def content(iteration: int) -> dict[str, object]:
@@ -43,13 +45,12 @@ def test_a_damaged_file_gives_way_to_the_one_before(tmp_path: Path, damage: str)
     assert loaded["iteration"] == 1
 
 
-def test_leftovers_of_a_crash_are_passed_over(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_passed_over_and_removed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, content(1))
-    (tmp_path / ".checkpoint-00000002-0123456789abcdef.pt.77.tmp").write_bytes(b"half")
-    loaded = checkpoints.load_latest()
-    assert loaded is not None
-    assert loaded["iteration"] == 1
+    left_over(tmp_path).write_bytes(b"half")
+    assert checkpoints.load_latest() is None
+    path = checkpoints.save(1, content(1))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_keeps_what_there_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,14 +78,32 @@ class Hostile:
 def test_a_hostile_checkpoint_is_not_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hashlib
-    import io
-
     monkeypatch.chdir(tmp_path)
     buffer = io.BytesIO()
     torch.save({"iteration": Hostile()}, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
     (tmp_path / f"checkpoint-00000001-{digest}.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(RunFailed, match="no checkpoint of this run"):
         Checkpoints(tmp_path).load_latest()
     assert not (tmp_path / "hostile-was-here").exists()
+
+
+@pytest.mark.parametrize("written", [[1], "text", {"model": {}}, {"iteration": 2}, None])
+def test_a_whole_file_of_another_content_is_one_line(tmp_path: Path, written: object) -> None:
+    buffer = io.BytesIO()
+    torch.save(written, buffer)
+    data = b"nonsense" if written is None else buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    (tmp_path / f"checkpoint-00000001-{digest}.pt").write_bytes(data)
+    with pytest.raises(RunFailed, match="move it away") as caught:
+        Checkpoints(tmp_path).load_latest()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    (tmp_path / f"checkpoint-00000009-{'0' * 16}.pt").mkdir()
+    checkpoints.save(1, content(1))
+    loaded = checkpoints.load_latest()
+    assert loaded is not None
+    assert loaded["iteration"] == 1
