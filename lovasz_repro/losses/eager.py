@@ -33,7 +33,7 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not known.issuperset(kwargs):
-            refuse_unknown(function, kwargs)
+            refuse_unknown(function.__name__, function, kwargs)
         if torch.jit.is_tracing():  # type: ignore[attr-defined]
             raise RuntimeError(f"{function.__name__} cannot be traced: {HOST}; trace the network")
         try:
@@ -67,8 +67,8 @@ def _not_in_a_fullgraph(function: Callable[P, R]) -> Callable[P, R]:
         return torch.compiler.disable(function)
 
 
-def refuse_unknown(function: Callable[..., object], options: Iterable[str]) -> None:
-    """Refuse options that a loss does not have.
+def refuse_unknown(called: str, function: Callable[..., object], options: Iterable[str]) -> None:
+    """Refuse options that a loss, or its module, does not have.
 
     Raises:
         TypeError: naming the option, and the one of that meaning or all there are.
@@ -80,4 +80,4 @@ def refuse_unknown(function: Callable[..., object], options: Iterable[str]) -> N
             hint = f"it has {', '.join(there)}"
             if ELSEWHERE.get(name) in known:
                 hint = f"here it is {ELSEWHERE[name]}"
-            raise TypeError(f"{function.__name__} has no option {name}; {hint}")
+            raise TypeError(f"{called} has no option {name}; {hint}")

@@ -53,7 +53,7 @@ class _Bound(nn.Module):
 
     def __init__(self, options: Any) -> None:
         super().__init__()
-        refuse_unknown(type(self).function, options)
+        refuse_unknown(type(self).__name__, type(self).function, options)
         weights = options.get("class_weights")
         if weights is not None:
             # On the CPU whatever the device of the module: the losses read them on the host.
