@@ -19,6 +19,7 @@ PACKAGES = (
     "filelock",
     "matplotlib",
     "mlflow",
+    "numba",
     "numpy",
     "pandas",
     "pillow",

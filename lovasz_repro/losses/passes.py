@@ -1,13 +1,16 @@
-"""The two passes of counted Lovász-Softmax: one kernel each where a GPU has Triton, else plain.
+"""Who does the two passes of counted Lovász-Softmax: Numba, Triton or plain PyTorch.
 
-Nothing needs a compiler to be right. When a CUDA device is met first, both ways run on a small
-problem; should the kernels fail to compile or disagree, the plain ones do the work, and a warning
-says why. ``LOVASZ_REPRO_KERNELS=0`` in the environment keeps to the plain ones.
+Nothing needs a compiler to be right. On a CPU, Numba compiles the kernels on the first call on a
+machine, which takes some seconds, and keeps them on disk; where it is missing or refuses, plain
+PyTorch computes the same. When a CUDA device is met first, both ways run on a small problem; should
+the kernels fail to compile or disagree, the plain ones do the work. A warning says why.
+``LOVASZ_REPRO_KERNELS=0`` in the environment keeps to the plain ones.
 """
 
 import functools
 import logging
 import os
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -17,7 +20,6 @@ from . import plain_passes as plain
 from .error_bins import ProbabilityBins
 from .inputs import PixelWeights
 from .plain_passes import Softmax, Tally
-from .slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +28,20 @@ def count(
     logits: Tensor,
     labels: Tensor,
     valid: Tensor | None,
-    bins: ProbabilityBins,
+    counted: Tensor,
     rows: int,
+    bins: ProbabilityBins,
     weights: PixelWeights | None,
-    slots: Slots | None,
 ) -> tuple[Tally, Softmax]:
-    """The first pass; as :func:`lovasz_repro.losses.plain_passes.count`."""
-    kernels = kernels_for(logits) if weights is None and slots is None else None
-    if kernels is None:
-        return plain.count(logits, labels, valid, bins, rows, weights, slots)
-    return _count(kernels, logits, labels, valid, bins, rows)
+    """The first pass; as :func:`.plain_passes.count`."""
+    compiled = cpu_kernels(logits) if weights is None else None
+    if compiled is not None:
+        fast: tuple[Tally, Softmax] = compiled.count(logits, labels, valid, counted, rows, bins)
+        return fast
+    kernels = kernels_for(logits) if weights is None else None
+    if kernels is not None:
+        return _count(kernels, logits, labels, valid, bins, rows)
+    return plain.count(logits, labels, valid, counted, rows, bins, weights)
 
 
 def gradient(
@@ -44,26 +50,43 @@ def gradient(
     softmax: Softmax,
     tables: Tensor,
     exact: dict[int, Tensor],
+    counted: Tensor,
+    bins: ProbabilityBins,
     weights: PixelWeights | None,
-    bins: int,
-    slots: Slots | None,
+    grad_loss: Tensor,
 ) -> Tensor:
-    """The second pass; as :func:`lovasz_repro.losses.plain_passes.gradient`."""
-    kernels = kernels_for(logits) if weights is None and slots is None else None
+    """The second pass; as :func:`.plain_passes.gradient`."""
+    args = (logits, labels, softmax, tables, exact, counted, bins, weights, grad_loss)
+    compiled = cpu_kernels(logits) if weights is None else None
+    if compiled is not None:
+        fast: Tensor = compiled.gradient(*args)
+        return fast
+    kernels = kernels_for(logits) if weights is None else None
     if kernels is None:
-        return plain.gradient(logits, labels, softmax, tables, exact, weights, bins, slots)
-    result: Tensor = kernels.gradient(logits, labels, softmax[:4], tables, exact)
+        return plain.gradient(*args)
+    exact = {item: gains * grad_loss for item, gains in exact.items()}
+    result: Tensor = kernels.gradient(logits, labels, softmax, tables * grad_loss, exact)
     return result
 
 
-def slots_for(logits: Tensor, counted: list[int]) -> Slots | None:
-    """Places for the classes that are counted, if leaving the others out saves time.
-
-    A kernel has all classes of a pixel at hand, and the lowest bins cost it nothing.
-    """
-    if kernels_for(logits) is not None:
+def cpu_kernels(numbers: Tensor) -> ModuleType | None:
+    """``compiled.py``, if it can do this tensor on this machine."""
+    if numbers.device.type != "cpu" or numbers.dtype == torch.float64:
         return None
-    return Slots.of(counted, logits.shape[1], logits.device)
+    return None if os.environ.get("LOVASZ_REPRO_KERNELS") == "0" else _compiled()
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    try:
+        from . import compiled, kernels
+    except Exception as error:  # Numba refuses what it does not know in several ways
+        logger.warning("Lovász losses: plain PyTorch computes them, more slowly: %s", error)
+        return None
+    kept = Path(kernels.count.stats.cache_path)
+    if not kept.is_dir() or not any(kept.glob("kernels.*.nbi")):
+        logger.warning("Lovász losses: compiling their kernels for this machine, once (seconds)")
+    return compiled
 
 
 def kernels_for(logits: Tensor) -> ModuleType | None:
@@ -109,16 +132,19 @@ def disagreement(kernels: ModuleType, device: torch.device) -> float:
     labels = labels.masked_fill(~valid, 0)
     bins, worst = ProbabilityBins(64), 0.0
     for rows in (1, 2):
-        tally, softmax = plain.count(logits, labels, valid, bins, rows, None)
+        counted = torch.ones(5, dtype=torch.bool, device="cpu")
+        tally, softmax = plain.count(logits, labels, valid, counted, rows, bins)
         found, kept = _count(kernels, logits, labels, valid, bins, rows)
         counts, others = ((sums.sums // bins.one_pixel).double() for sums in (tally, found))
         worst = max(worst, ((counts - others).abs().sum() / counts.sum() / 100).item())
         tables = random(2, 5, rows, 65)
         exact = {3: random(2, 300)}
-        expected = plain.gradient(logits, labels, softmax, tables, exact, None, 64)
-        result = kernels.gradient(logits, labels, softmax[:4], tables, exact)
+        once = torch.ones((), device=device)
+        args = (logits, labels, softmax, tables, exact)
+        expected = plain.gradient(*args, counted, bins, None, once)
+        result = kernels.gradient(*args)
         worst = max(worst, ((result - expected).norm() / expected.norm()).item())
-        for one, other in zip(softmax[:4], kept[:4], strict=True):
+        for one, other in zip(softmax, kept, strict=True):
             worst = max(worst, ((one - other).norm() / one.norm()).item())
     return worst
 
@@ -136,4 +162,4 @@ def _count(
         logits, labels, valid, tally.sums, bins.fraction_bits, bins.one_pixel
     )
     tally.flat[-1] = error.isnan().sum()
-    return tally, Softmax(top, scale, probability, error, clean=False)
+    return tally, Softmax(top, scale, probability, error)

@@ -1,17 +1,17 @@
-"""Lovász-Softmax from counts of its errors: two passes over the logits, no sort (Eq. 11-13).
+"""Lovász-Softmax from counts of its errors, in two passes over the logits (Eq. 11-13).
 
-The first pass takes the softmax of a block of pixels and counts the errors of each class in bins
-(``error_bins.py``); the counts give the loss and a table of gains (``histogram.py``). The second
-pass, in the backward, takes the softmax again and reads the gain g of each error off the table.
-With f the probabilities of a pixel, y its label and m_y = 1 - f_y its error, the gradient for its
-logits F is (``softmax.py``)
+This is the plain form that ``compiled.py`` and ``triton_passes.py`` are measured against, for
+every device and dtype. The first pass takes the softmax and counts the errors of each class in
+bins (``error_bins.py``); the counts give the loss and a table of gains (``histogram.py``). The
+second pass, in the backward, takes the softmax again and reads the gain g of each error off the
+table. With f the probabilities of a pixel, y its label and m_y = 1 - f_y its error, the gradient
+for its logits F is (``softmax.py``)
 
     S = sum of g_c f_c over c != y,
     dF_y = -f_y (S + g_y m_y),    dF_c = f_c (g_c - S + g_y f_y) for c != y.
 
-Between the passes four numbers a pixel are kept, and beyond the inputs nothing of the size of the
-logits but the gradient itself. The exponentials are powers of two of half the logits: their
-squares are the probabilities, and they are themselves the roots that the bins are made in.
+The exponentials are powers of two of half the logits: their squares are the probabilities, and
+they are themselves the roots that the bins are made in.
 """
 
 import math
@@ -20,14 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import Block, Blocks
 from .error_bins import ProbabilityBins
 from .inputs import PixelWeights
-from .slots import Slots, places_of
 
 HALF_LOG2_E = 0.5 * math.log2(math.e)
-# Root of a probability from which on the gradient of a wrong class loses digits.
-SURE = 0.9
 
 
 class Softmax(NamedTuple):
@@ -41,8 +37,6 @@ class Softmax(NamedTuple):
     """f_y; 0 on ignored pixels."""
     label_error: Tensor
     """m_y, the sum of the other probabilities; 0 on ignored pixels."""
-    clean: bool
-    """Whether no logit gave NaN. On other devices than the CPU false, so as not to ask them."""
 
 
 class Tally(NamedTuple):
@@ -51,19 +45,19 @@ class Tally(NamedTuple):
     flat: Tensor
     """All numbers in one, to add up over ranks; the last is the number of NaN pixels."""
     sums: Tensor
-    """(2, S, R, K + 1) over background [0] and foreground [1]: int64 counts and positions in one.
-    With weights (2, 2, S, R, K + 1) float64: sums of the weights, and of weight times position.
-    S is C, or the number of slots. A view of ``flat``."""
+    """(2, C, R, K + 1) over background [0] and foreground [1]: int64 counts and positions in one.
+    With weights (2, 2, C, R, K + 1) float64: sums of the weights, and of weight times position.
+    A view of ``flat``."""
 
 
 def count(
     logits: Tensor,
     labels: Tensor,
     valid: Tensor | None,
-    bins: ProbabilityBins,
+    counted: Tensor,
     rows: int,
-    weights: PixelWeights | None,
-    slots: Slots | None = None,
+    bins: ProbabilityBins,
+    weights: PixelWeights | None = None,
 ) -> tuple[Tally, Softmax]:
     """The first pass.
 
@@ -71,43 +65,36 @@ def count(
         logits: (B, C, P).
         labels: (B, P) int64 class ids, 0 on ignored pixels.
         valid: (B, P) bool or None.
-        bins: the bins.
+        counted: (C,) bool on the CPU: classes whose sums are wanted; those of others are undefined.
         rows: B for one Jaccard index an image, 1 for one of the batch.
+        bins: the bins.
         weights: of the pixels, or None.
-        slots: of the classes that are counted, or None for all.
 
     Returns:
         The counts, and what is kept of the softmax.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    places = logits.shape[1] if slots is None else slots.places()
-    tally = empty_tally((2, places, rows, bins.bins + 1), weights, logits.device)
-    top, scale, own, others = (
-        torch.empty(labels.numel(), dtype=dtype, device=logits.device) for _ in range(4)
-    )
-    background = None if weights is None else weights.background
-    clean = True
-    for block in Blocks(logits, dtype):
-        numbers = block.numbers_of(labels, top, scale, own, others, valid, background)
-        label, top_, scale_, own_, others_, valid_, weight = numbers
-        top_.copy_(block.logits.amax(0).view(-1))
-        roots = _exponentials(block, top_)
-        at = block.elements_of(label)
-        torch.index_select(roots.view(-1), 0, at, out=own_)
-        roots.view(-1).index_fill_(0, at, 0.0)
-        torch.sum(torch.mul(roots, roots, out=block.second), 0, out=others_)
-        torch.rsqrt(torch.addcmul(others_, own_, own_), out=scale_)
-        if logits.device.type != "cpu" or math.isnan(scale_.sum()):
-            clean = False
-            roots.masked_fill_(scale_.isnan(), 0.0)
-            scale_.nan_to_num_(nan=0.0)
-        if valid_ is not None:
-            scale_.masked_fill_(~valid_, 0.0)
-        block.whole.copy_(roots.mul_(scale_ * bins.scale))
-        _add_background(tally.sums, block, weight, bins, slots)
-    softmax = _kept(top, scale, own.square_(), others, valid, clean)
-    _add_labels(tally, softmax, places_of(labels, slots), valid, weights, bins)
-    return tally, softmax
+    top = logits.amax(1).to(dtype)
+    roots = _exponentials(logits, top)
+    own = roots.gather(1, labels[:, None])[:, 0].square()
+    others = roots.scatter_(1, labels[:, None], 0.0).square().sum(1)
+    total = own + others
+    scale, probability, error = total.rsqrt(), own / total, (others / total).clamp_(max=1.0)
+    if valid is not None:
+        for number in (scale, probability, error):
+            number.masked_fill_(~valid, 0.0)
+    nan, scale = error.isnan(), scale.nan_to_num_(nan=0.0)
+    background = _clean(roots.mul_((scale * bins.scale)[:, None])).long()
+    foreground = (_clean(error).sqrt() * bins.scale).long()
+    tally = empty_tally((2, logits.shape[1], rows, bins.bins + 1), weights, logits.device)
+    counts = (torch.ones_like(labels) if valid is None else valid).to(tally.flat.dtype)
+    each = (counts, counts) if weights is None else tuple(weights)
+    not_label = torch.ones_like(roots, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    _add(tally.sums, 0, background, each[0][:, None] * not_label, bins)
+    by_class = torch.zeros_like(background).scatter_(1, labels[:, None], foreground[:, None])
+    _add(tally.sums, 1, by_class, each[1][:, None] * ~not_label, bins)
+    tally.flat[-1] = nan.sum()
+    return tally, Softmax(*(one.reshape(-1) for one in (top, scale, probability, error)))
 
 
 def gradient(
@@ -116,213 +103,85 @@ def gradient(
     softmax: Softmax,
     tables: Tensor,
     exact: dict[int, Tensor],
+    counted: Tensor,
+    bins: ProbabilityBins,
     weights: PixelWeights | None,
-    bins: int,
-    slots: Slots | None = None,
+    grad_loss: Tensor,
 ) -> Tensor:
     """The second pass: gradient (B, C, P), of the dtype of the logits.
 
     Args:
-        logits, labels, softmax: as of the first pass.
-        tables: (2, S, R, K + 1) gains of background [0] and foreground [1], times what the loss
-            multiplies them by.
+        logits, labels, counted, bins, weights: as of the first pass.
+        softmax: what it kept.
+        tables: (2, C, R, K + 1) gains of background [0] and foreground [1].
         exact: of some classes, the gains (B, P) themselves, to use instead.
-        weights: of the pixels, or None.
-        bins: K.
-        slots: of the classes that have gains, or None for all; as of the first pass.
+        grad_loss: what the gradient is multiplied by.
     """
-    result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    gain = _label_gains(softmax, labels, tables, exact, weights, bins, slots)
-    shift = gain * softmax.label_probability  # g_y f_y
-    cost = gain.mul_(softmax.label_error)  # g_y m_y
-    own = softmax.label_probability.neg()
-    background = None if weights is None else weights.background.to(tables.dtype)
-    for block in Blocks(logits, tables.dtype):
-        label, top, scale, shift_, cost_, own_, weight = block.numbers_of(
-            labels, softmax.top, softmax.scale, shift, cost, own, background
-        )
-        roots = _exponentials(block, top).mul_(scale)
-        if not softmax.clean:
-            roots.masked_fill_(scale == 0, 0.0)
-        roots.view(-1).index_fill_(0, block.elements_of(label), 0.0)
-        block.whole.copy_(torch.mul(roots, float(bins), out=block.second))
-        gains = _look_up(tables[0], block, slots)
-        if weight is not None:
-            gains *= weight
-        for item, values in exact.items():
-            gains[item] = block.numbers_of(values)[0]
-        wrong = roots.square_()
-        wrong_sum = torch.mul(gains, wrong, out=block.scratch()).sum(0)  # S
-        gains.add_(shift_.sub_(wrong_sum))
-        target = block.part_of(result)
-        torch.mul(gains.view(block.shape), wrong.view(block.shape), out=target)
-        label_gradient = cost_.add_(wrong_sum).mul_(own_)
-        at = block.elements_in(result, label)
-        result.view(-1).index_copy_(0, at, label_gradient.to(result.dtype))
-        sure = ((scale > SURE) & (own_ > -0.5)).nonzero()[:, 0]
-        if len(sure) > 0:
-            _give_back_rounding(result, block, gains, wrong, label_gradient, sure)
-    return result
-
-
-def _give_back_rounding(
-    result: Tensor, block: Block, gains: Tensor, wrong: Tensor, label_gradient: Tensor, sure: Tensor
-) -> None:
-    """Mend the gradient of pixels that are sure of a wrong class.
-
-    There g_c - S subtracts near equals. But the gradient of a pixel sums to zero over the classes,
-    so the class of largest probability can give the rounding error back.
-    """
-    probabilities = wrong[:, sure]
-    rest = (gains[:, sure] * probabilities).sum(0) + label_gradient[sure]
-    at = block.elements_in(result, probabilities.argmax(0), sure)
-    result.view(-1).index_add_(0, at, rest.neg_().to(result.dtype))
+    top, scale, probability, error = (number.view(labels.shape) for number in softmax)
+    here, one = labels[:, None], bins.bins
+    roots = _exponentials(logits, top).mul_(scale[:, None])
+    roots = roots.masked_fill_(scale[:, None] == 0, 0.0).scatter_(1, here, 0.0)
+    gains = tables[0].take(_places((roots * one).long(), tables.shape[2:]))
+    bin_of_label = (_clean(error).sqrt() * one).long()[:, None].expand_as(gains)
+    gain = tables[1].take(_places(bin_of_label, tables.shape[2:]).gather(1, here))
+    if weights is not None:
+        gains *= weights.background[:, None].to(gains)
+        gain *= weights.foreground[:, None].to(gain)
+    for item, values in exact.items():
+        gains[:, item] = values
+        gain = torch.where(here == item, values[:, None], gain)
+    wrong = roots.square_()
+    wrong_sum = (gains * wrong).sum(1, keepdim=True)  # S
+    probability, error = probability[:, None], error[:, None]
+    result = gains.add_(gain * probability - wrong_sum).mul_(wrong)
+    result.scatter_(1, here, -probability * (wrong_sum + gain * error))
+    # For a wrong class of probability near one g_c - S subtracts near equals. But the gradient of
+    # a pixel sums to zero over the classes, so that class can give the rounding back.
+    result -= result.sum(1, keepdim=True) * (wrong > 0.5)
+    return result.mul_(grad_loss).to(logits.dtype)
 
 
 def class_errors(logits: Tensor, labels: Tensor, softmax: Softmax, item: int) -> Tensor:
     """(B, P) errors m(c) of one class (Eq. 11), from logits (B, C, P)."""
-    top, scale, label_error = (number.view(labels.shape) for number in softmax[:2] + softmax[3:4])
+    top, scale, label_error = (number.view(labels.shape) for number in softmax[:2] + softmax[3:])
     roots = torch.sub(logits[:, item], top).mul_(HALF_LOG2_E).exp2_()
     errors = roots.mul_(scale).square_().masked_fill_(scale == 0, 0.0)
     return torch.where(labels == item, label_error, errors)
 
 
-def _exponentials(block: Block, top: Tensor) -> Tensor:
-    """2^(HALF_LOG2_E (F - t)): roots of the exponentials of the logits less the largest."""
-    roots = block.first
-    torch.sub(block.logits, top.view(block.shape[1:]), out=roots.view(block.shape))
-    return roots.mul_(HALF_LOG2_E).exp2_()
-
-
 def empty_tally(
     shape: tuple[int, int, int, int], weights: PixelWeights | None, device: torch.device
 ) -> Tally:
-    """Nothing counted yet, in sums (2, S, R, K + 1)."""
+    """Nothing counted yet, in sums (2, C, R, K + 1)."""
     full, dtype = (shape, torch.int64) if weights is None else ((2, *shape), torch.float64)
     flat = torch.zeros(math.prod(full) + 1, dtype=dtype, device=device)
     return Tally(flat, flat[:-1].view(full))
 
 
-def _kept(
-    top: Tensor, scale: Tensor, own: Tensor, others: Tensor, valid: Tensor | None, clean: bool
-) -> Softmax:
-    """From the exponentials of the label and of the others, which are overwritten."""
-    total = own + others
-    own /= total
-    others.div_(total).clamp_(max=1.0)
-    if valid is not None:
-        ignored = ~valid.view(-1)
-        own.masked_fill_(ignored, 0.0)
-        others.masked_fill_(ignored, 0.0)
-    return Softmax(top, scale, own, others, clean)
+def _exponentials(logits: Tensor, top: Tensor) -> Tensor:
+    """2^(HALF_LOG2_E (F - t)): roots of the exponentials of the logits less the largest."""
+    return torch.sub(logits, top[:, None]).mul_(HALF_LOG2_E).exp2_()
 
 
-def _add_background(
-    sums: Tensor,
-    block: Block,
-    weights: Tensor | None,
-    bins: ProbabilityBins,
-    slots: Slots | None,
-) -> None:
-    """Add the roots in ``block.whole``, in units of a position, to the background."""
-    whole, index, positions, shifted = block.integers(None if slots is None else slots.classes)
-    images = slice(None) if sums.shape[-2] == 1 else block.images
-    sums = sums[..., 0, : len(whole), images, :]
-    bits = bins.fraction_bits
-    index.copy_(torch.bitwise_right_shift(whole, bits, out=shifted))
-    positions.copy_(whole.bitwise_and_((1 << bits) - 1))
-    shape = (len(whole), sums.shape[-2], -1)
-    index, positions = index.view(shape), positions.view(shape)
-    if weights is None:
-        sums.scatter_add_(2, index, positions.add_(bins.one_pixel))
+def _clean(numbers: Tensor) -> Tensor:
+    return numbers.nan_to_num(nan=0.0)
+
+
+def _places(index: Tensor, shape: torch.Size) -> Tensor:
+    """Where in flat tables (C, R, K + 1) bins (B, C, P) are; shape is (R, K + 1)."""
+    rows, width = shape
+    starts = torch.arange(index.shape[1] * rows, device=index.device).view(-1, rows) * width
+    return index + starts.T.expand(len(index), -1)[..., None]
+
+
+def _add(sums: Tensor, kind: int, steps: Tensor, amounts: Tensor, bins: ProbabilityBins) -> None:
+    """Add pixels (B, C, P) at positions ``steps`` to the background (0) or foreground (1)."""
+    at = _places(steps >> bins.fraction_bits, sums.shape[-2:]).reshape(-1)
+    positions = steps & ((1 << bins.fraction_bits) - 1)
+    if sums.dim() == 4:
+        sums[kind].view(-1).scatter_add_(
+            0, at, ((positions + bins.one_pixel) * amounts).reshape(-1)
+        )
         return
-    each = weights.expand_as(whole).reshape(positions.shape)
-    sums[0].scatter_add_(2, index, each)
-    sums[1].scatter_add_(2, index, each * positions)
-
-
-def _add_labels(
-    tally: Tally,
-    softmax: Softmax,
-    places: Tensor,
-    valid: Tensor | None,
-    weights: PixelWeights | None,
-    bins: ProbabilityBins,
-) -> None:
-    """Add the label's error of every pixel to the foreground, and take off what was too much.
-
-    The label's element of each pixel is 0 in the background, and was counted there in bin 0; so
-    were all elements of an ignored pixel.
-    """
-    sums = tally.sums
-    if not softmax.clean:
-        tally.flat[-1] = softmax.label_error.isnan().sum()
-    fixed = (_label_roots(softmax) * bins.scale).long()
-    lowest = _row_starts(places, sums)
-    at = (fixed >> bins.fraction_bits).add_(lowest)
-    positions = fixed.bitwise_and_((1 << bins.fraction_bits) - 1)
-    if weights is not None:
-        flat = sums.view(2, 2, -1)
-        foreground, background = weights.foreground.reshape(-1), weights.background.reshape(-1)
-        flat[0, 1].scatter_add_(0, at, foreground)
-        flat[1, 1].scatter_add_(0, at, foreground * positions)
-        flat[0, 0].scatter_add_(0, lowest, -background)
-        return
-    flat = sums.view(2, -1)
-    if valid is None:
-        flat[1].scatter_add_(0, at, positions.add_(bins.one_pixel))
-        flat[0].scatter_add_(0, lowest, positions.fill_(-bins.one_pixel))
-        return
-    once = valid.view(-1) * bins.one_pixel
-    flat[1].scatter_add_(0, at, positions.add_(once))
-    flat[0].scatter_add_(0, lowest, -once)
-    ignored = (~valid).sum(1) if sums.shape[-2] > 1 else (~valid).sum()
-    sums[0, :, :, 0] -= ignored * bins.one_pixel
-
-
-def _label_gains(
-    softmax: Softmax,
-    labels: Tensor,
-    tables: Tensor,
-    exact: dict[int, Tensor],
-    weights: PixelWeights | None,
-    bins: int,
-    slots: Slots | None,
-) -> Tensor:
-    """(B * P,) gain g_y of the label's error of each pixel."""
-    at = _row_starts(places_of(labels, slots), tables).add_((_label_roots(softmax) * bins).long())
-    gains = tables[1].view(-1).index_select(0, at)
-    if weights is not None:
-        gains *= weights.foreground.view(-1)
-    for item, values in exact.items():
-        gains = torch.where(labels.view(-1) == item, values.view(-1), gains)
-    return gains
-
-
-def _label_roots(softmax: Softmax) -> Tensor:
-    """(B * P,) roots of the label's errors, which fall into bins; 0 for NaN."""
-    error = softmax.label_error
-    return (error if softmax.clean else error.nan_to_num(nan=0.0)).sqrt()
-
-
-def _row_starts(places: Tensor, tables: Tensor) -> Tensor:
-    """(B * P,) where in flat tables (S, R, K + 1) the bins of each pixel's label begin."""
-    rows, width = tables.shape[-2:]
-    starts = places * (rows * width)
-    if rows > 1:
-        starts.add_(torch.arange(rows, device=places.device)[:, None], alpha=width)
-    return starts.view(-1)
-
-
-def _look_up(table: Tensor, block: Block, slots: Slots | None) -> Tensor:
-    """Gains (C, b n) of a table (S, R, K + 1) at the whole bins of a block."""
-    whole, index, _, _ = block.integers(None if slots is None else slots.classes)
-    index.copy_(whole)
-    images = slice(None) if table.shape[1] == 1 else block.images
-    shape = (len(whole), table[:, images].shape[1], -1)
-    gains = block.second[: len(whole)]
-    torch.gather(table[: len(whole), images], 2, index.view(shape), out=gains.view(shape))
-    if slots is None:
-        return gains
-    found = gains.clone()
-    return block.second.zero_().index_copy_(0, slots.classes, found)
+    sums[0, kind].view(-1).scatter_add_(0, at, amounts.reshape(-1))
+    sums[1, kind].view(-1).scatter_add_(0, at, (amounts * positions).reshape(-1))

@@ -9,15 +9,11 @@ from .averaging import Measure, Rows, class_gains
 from .error_bins import ProbabilityBins
 from .histogram import Bins, Method, bin_gains, edges_of, error_bounds
 from .inputs import MulticlassPixels, PixelWeights
-from .passes import count, gradient, slots_for
+from .passes import count, gradient
 from .plain_passes import Softmax, class_errors
-from .slots import Slots
-from .softmax_sort import ONCE
+from .softmax_sort import ONCE, jaccard_kernels
 from .sorting import EXACT_FLOAT32_COUNT, decreasing_keys
 from .window import AccumulationWindow
-
-# Bins that are read at once: on a CPU some arrays of this many numbers fit the caches.
-BINS_AT_ONCE = {"cpu": 2**16, "other": 2**24}
 
 
 class _Problem(NamedTuple):
@@ -28,20 +24,18 @@ class _Problem(NamedTuple):
     measure: Measure
     how: Method
     bins: ProbabilityBins
-    counted: list[int]
-    """The class of each place in the tables."""
 
 
 class _Readings(NamedTuple):
     """What the counts say."""
 
     tables: Tensor
-    """(2, S, R, K + 1) gains of the bins of background [0] and foreground [1], times the weights
+    """(2, C, R, K + 1) gains of the bins of background [0] and foreground [1], times the weights
     of Eq. 13."""
     values: Tensor
-    """(S, R) float64 share in the loss of each class and row."""
+    """(C, R) float64 share in the loss of each class and row."""
     coarse: Tensor
-    """(S, R) bool: where the bins are not as good as a sort in float32."""
+    """(C, R) bool: where the bins are not as good as a sort in float32."""
 
 
 class CountedLovaszSoftmax(torch.autograd.Function):
@@ -61,14 +55,12 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         window: AccumulationWindow | None,
     ) -> Tensor:
         bins = ProbabilityBins(how.bins_for(rows.most_pixels))
-        used = (rows.weights > 0).any(0).nonzero()[:, 0].tolist()
-        # the micro-batches of a window must agree on what they count
-        slots = slots_for(logits, used) if window is None else None
-        counted = list(range(logits.shape[1])) if slots is None else used
-        problem = _Problem(pixels, rows, measure, how, bins, counted)
-        tally, softmax = count(
-            logits, pixels.labels, pixels.valid, bins, len(rows.counts), measure.weights, slots
-        )
+        problem = _Problem(pixels, rows, measure, how, bins)
+        counted = (rows.weights > 0).any(0)
+        if window is not None:  # its micro-batches must agree on what they count
+            counted.fill_(True)
+        args = (logits, pixels.labels, pixels.valid, counted, len(rows.counts), bins)
+        tally, softmax = count(*args, measure.weights)
         flat = measure.row_ranks.sum_(tally.flat)
         if window is not None:
             flat = window.with_counts(flat)
@@ -78,7 +70,7 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         if how.name == "auto":
             exact, part = _exact_gains(readings.coarse, logits, problem, softmax)
             if exact:
-                rest = [place for place, item in enumerate(counted) if item not in exact]
+                rest = [item for item in range(len(readings.values)) if item not in exact]
                 loss = readings.values[rest].sum() + measure.row_ranks.sum_(part)
         loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
         if window is not None:
@@ -86,69 +78,62 @@ class CountedLovaszSoftmax(torch.autograd.Function):
         # Saved, not kept on ctx: autograd then notices what is changed in place before the
         # backward pass, and lets go of everything behind it.
         weights = measure.weights or (None, None)
-        places = slots or (None, None)
-        kept = (pixels.labels, *softmax[:4], *weights, *places, *exact.values())
+        kept = (pixels.labels, counted, *softmax, *weights, *exact.values())
         ctx.save_for_backward(logits, readings.tables, *kept)
-        ctx.exact, ctx.clean, ctx.bins = list(exact), softmax.clean, bins.bins
+        ctx.exact, ctx.bins = list(exact), bins
         return loss.to(softmax.top.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         if torch.is_grad_enabled():
             raise RuntimeError(ONCE)
-        logits, tables, labels, top, scale, probability, error, *kept = ctx.saved_tensors
-        weights, places, gains = kept[:2], kept[2:4], kept[4:]
+        logits, tables, labels, counted, *kept = ctx.saved_tensors
+        softmax, weights, gains = Softmax(*kept[:4]), kept[4:6], kept[6:]
         result = gradient(
             logits,
             labels,
-            Softmax(top, scale, probability, error, ctx.clean),
-            tables * grad_loss,
-            {item: each * grad_loss for item, each in zip(ctx.exact, gains, strict=True)},
-            None if weights[0] is None else PixelWeights(*weights),
+            softmax,
+            tables,
+            dict(zip(ctx.exact, gains, strict=True)),
+            counted,
             ctx.bins,
-            None if places[0] is None else Slots(*places),
+            None if weights[0] is None else PixelWeights(*weights),
+            grad_loss,
         )
         return result, None, None, None, None, None
 
 
 def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
-    """Gains, values and error bounds from the sums of the first pass, some rows at a time."""
-    shape, device, bins = sums.shape[-4:], sums.device, problem.bins
-    weighted = problem.measure.weights is not None
-    large = problem.rows.most_pixels > EXACT_FLOAT32_COUNT
-    wide = torch.float64 if weighted or large else dtype
-    sums = sums.flatten(-3, -2)  # (..., 2, S R, K + 1)
-    tables = torch.zeros(2, *sums.shape[-2:], dtype=dtype, device=device)
-    # 0 in a place for other classes
-    weights = torch.zeros(shape[1:3], dtype=torch.float64, device="cpu")
-    weights[: len(problem.counted)] = problem.rows.weights.T[problem.counted]
-    filled = len(problem.counted) * shape[2]
-    weights = weights.flatten().to(device)
-    values, coarse = torch.zeros_like(weights), torch.zeros_like(weights, dtype=torch.bool)
-    widths, logit_weights = bins.widths(device).to(wide), bins.logit_weights(device).to(wide)
-    step = max(1, BINS_AT_ONCE["cpu" if device.type == "cpu" else "other"] // shape[-1])
-    for start in range(0, filled, step):
-        rows = slice(start, min(start + step, filled))
-        some = sums[..., rows, :]
-        counts, positions = some if weighted else bins.unpack(some, wide)  # (2, rows, K + 1)
-        held = Bins(counts[1], counts[0])
-        edges = edges_of(held)
-        gains = bin_gains(held, edges, problem.measure.set_function)
-        error_sums = bins.error_sums(counts, positions)
-        value = error_sums[1].mul_(gains.foreground).sum(-1, dtype=torch.float64)
-        value += error_sums[0].mul_(gains.background).sum(-1, dtype=torch.float64)
-        values[rows] = torch.where(weights[rows] > 0, value * weights[rows], 0.0)
-        if problem.how.name == "auto":
-            bounds = error_bounds(
-                held, edges, gains, problem.measure.set_function, widths, logit_weights
-            )
-            coarse[rows] = ~bounds.below_float32()
-        weight = weights[rows, None].to(wide)
-        tables[0, rows] = gains.background * weight
-        tables[1, rows] = gains.foreground * weight
-    coarse &= weights > 0
-    places = shape[1:3]  # (S, R)
-    return _Readings(tables.view(shape), values.view(places), coarse.view(places))
+    """Gains, values and error bounds from the sums of the first pass."""
+    bins, measure, rows = problem.bins, problem.measure, problem.rows
+    weighted, device, shape = measure.weights is not None, sums.device, sums.shape[-4:]
+    compiled = jaccard_kernels(sums, measure) if dtype == torch.float32 else None
+    if compiled is not None:
+        return _Readings(*compiled.jaccard_tables(sums, rows.weights, bins))
+    weights = rows.weights.T.flatten()  # (C R,) float64, on the CPU
+    used = weights.nonzero()[:, 0]
+    weights, used = weights[used].to(device), used.to(device)
+    wide = torch.float64 if weighted or rows.most_pixels > EXACT_FLOAT32_COUNT else dtype
+    some = sums.flatten(-3, -2)[..., used, :]
+    counts, positions = some if weighted else bins.unpack(some, wide)  # (2, rows, K + 1)
+    held = Bins(counts[1], counts[0])
+    edges = edges_of(held)
+    gains = bin_gains(held, edges, measure.set_function)
+    error_sums = bins.error_sums(counts, positions)
+    value = error_sums[1].mul_(gains.foreground).sum(-1, dtype=torch.float64)
+    value += error_sums[0].mul_(gains.background).sum(-1, dtype=torch.float64)
+    places = shape[1] * shape[2]
+    values = torch.zeros(places, dtype=torch.float64, device=device)
+    values[used] = value * weights
+    coarse = torch.zeros(places, dtype=torch.bool, device=device)
+    if problem.how.name == "auto":
+        widths, logit_weights = bins.widths(device).to(wide), bins.logit_weights(device).to(wide)
+        bounds = error_bounds(held, edges, gains, measure.set_function, widths, logit_weights)
+        coarse[used] = ~bounds.below_float32()
+    tables = torch.zeros(2, places, shape[3], dtype=dtype, device=device)
+    tables[0, used] = (gains.background * weights[:, None]).to(dtype)
+    tables[1, used] = (gains.foreground * weights[:, None]).to(dtype)
+    return _Readings(tables.view(shape), values.view(shape[1:3]), coarse.view(shape[1:3]))
 
 
 def _exact_gains(
@@ -159,20 +144,18 @@ def _exact_gains(
     Returns:
         The gains by class, and this rank's part of the loss of these classes, 0-dim float64.
     """
-    exact, labels = {}, problem.pixels.labels
+    pixels, rows, measure = problem.pixels, problem.rows, problem.measure
+    items = coarse.any(1).nonzero()[:, 0].tolist()
     part = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for place in coarse.any(1).nonzero()[:, 0].tolist():
-        item = problem.counted[place]
-        errors = class_errors(logits, labels, softmax, item)
-        gains = class_gains(
-            decreasing_keys(errors),
-            labels == item,
-            problem.pixels,
-            problem.rows,
-            item,
-            problem.measure,
-            errors.dtype,
-        )
-        exact[item] = gains
-        part += errors.mul_(gains).sum(dtype=torch.float64)
+    exact: dict[int, Tensor] = {}
+    compiled = jaccard_kernels(logits, measure) if measure.row_ranks.alone else None
+    if items and compiled is not None:
+        exact = compiled.exact_gains(logits, pixels.labels, pixels.valid, rows.weights, items)
+    for item in items:
+        errors = class_errors(logits, pixels.labels, softmax, item)
+        if item not in exact:
+            keys, foreground = decreasing_keys(errors), pixels.labels == item
+            args = (keys, foreground, pixels, rows, item, measure, errors.dtype)
+            exact[item] = class_gains(*args)
+        part += errors.mul_(exact[item]).sum(dtype=torch.float64)
     return exact, part

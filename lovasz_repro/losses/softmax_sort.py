@@ -1,5 +1,6 @@
 """Lovász-Softmax with every class sorted in float64: as exact as its logits (Eq. 11-13)."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -7,9 +8,17 @@ from torch import Tensor
 
 from .averaging import Measure, Rows, class_gains
 from .inputs import MulticlassPixels
+from .passes import cpu_kernels
+from .set_functions import JaccardLoss
 from .softmax import log_error_keys, softmax_of, through_softmax_
 
 ONCE = "lovasz_softmax can be differentiated once: no backward with create_graph=True"
+
+
+def jaccard_kernels(numbers: Tensor, measure: Measure) -> ModuleType | None:
+    """The compiled kernels for the Jaccard loss of pixels without weights, if they can do it."""
+    plain = measure.weights is None and isinstance(measure.set_function, JaccardLoss)
+    return cpu_kernels(numbers) if plain else None
 
 
 class SortedLovaszSoftmax(torch.autograd.Function):
@@ -30,6 +39,12 @@ class SortedLovaszSoftmax(torch.autograd.Function):
         needs_gradient: bool,
     ) -> Tensor:
         ctx.logits_dtype = logits.dtype
+        compiled = jaccard_kernels(logits, measure) if measure.row_ranks.alone else None
+        if compiled is not None:
+            args = (logits, pixels.labels, pixels.valid, rows.weights)
+            value, gradient = compiled.sorted_loss(*args)
+            ctx.save_for_backward(gradient)
+            return gradient.new_tensor(value)
         softmax = softmax_of(logits, pixels.labels, pixels.valid)
         probabilities = softmax.wrong
         gradient = torch.zeros_like(probabilities) if needs_gradient else None

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from lovasz_repro.losses import blocks, lovasz_softmax, softmax_histogram
+from lovasz_repro.losses import lovasz_softmax
 from lovasz_repro.losses.error_bins import ProbabilityBins
-from lovasz_repro.losses.slots import Slots
 from tests.losses.test_lovasz_softmax import OPTIONS, batch
 from tests.losses.test_lovasz_softmax import gradient_of as value_and_gradient
 
@@ -27,21 +26,6 @@ def test_fine_bins_give_algorithm_1(oracle, options: dict, ignore_index, shape) 
     assert value.item() == pytest.approx(expected, abs=1e-6)
     _, exact = value_and_gradient(logits, labels, **options, method="sort")
     torch.testing.assert_close(gradient, exact, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("options", [{}, {"per_image": True}, {"ignore_index": 1}], ids=str)
-@pytest.mark.parametrize("shape", [(5, 7, 9), (3, 400)], ids=str)
-@pytest.mark.parametrize("elements", [1, 50, 700, 10**6])
-def test_blocks_change_no_bit(
-    monkeypatch: pytest.MonkeyPatch, options: dict, shape: tuple[int, ...], elements: int
-) -> None:
-    logits, labels = batch(*shape)
-    expected = value_and_gradient(logits, labels, method="histogram", bins=100, **options)
-    monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", elements)
-    monkeypatch.setitem(softmax_histogram.BINS_AT_ONCE, "cpu", elements)
-    found = value_and_gradient(logits, labels, method="histogram", bins=100, **options)
-    assert torch.equal(found[0], expected[0])
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-13, atol=1e-16)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4, 4), (0, 5), (2, 5, 0)])
@@ -203,34 +187,6 @@ def test_pixels_that_are_sure_of_a_wrong_class_keep_their_digits() -> None:
     largest = gradient.abs().amax(1)
     assert (largest > 0).all()
     assert (gradient.double().sum(1).abs() <= 1e-6 * largest).all()
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"per_image": True},
-        {"classes": [2, 7]},
-        {"classes": [2, 7], "per_image": True},
-        {"class_weights": [0.0, 2.0] + [0.0] * 8},
-    ],
-    ids=str,
-)
-def test_classes_that_are_not_averaged_are_not_counted(
-    monkeypatch: pytest.MonkeyPatch, options: dict, weighted: bool
-) -> None:
-    """Of ten classes few are averaged; labels of the others are there all the same."""
-    logits, labels = batch(3, 8, 9, classes=10, used=3)
-    labels[labels == 0] = 5
-    labels[0, 0], labels[2] = 255, 1
-    options = options | {"method": "histogram", "bins": 200, "ignore_index": 255}
-    if weighted:
-        options["pixel_weight"] = torch.rand(labels.shape, dtype=torch.float64)
-    found = value_and_gradient(logits, labels, **options)
-    monkeypatch.setattr(Slots, "of", lambda *_: None)
-    expected = value_and_gradient(logits, labels, **options)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("options", [{}, {"per_image": True}], ids=str)

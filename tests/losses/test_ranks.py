@@ -121,10 +121,12 @@ def counts_of(numbers, group=None) -> Tensor:
     """What the first pass counts, added up over ranks."""
     from lovasz_repro.losses.error_bins import ProbabilityBins
     from lovasz_repro.losses.inputs import multiclass_pixels
-    from lovasz_repro.losses.plain_passes import count
+    from lovasz_repro.losses.passes import count
 
     pixels = multiclass_pixels(numbers[0], numbers[1], 255)
-    tally, _ = count(pixels.logits, pixels.labels, pixels.valid, ProbabilityBins(512), 1, None)
+    counted = torch.ones(numbers[0].shape[1], dtype=torch.bool)
+    args = (pixels.logits, pixels.labels, pixels.valid, counted, 1, ProbabilityBins(512))
+    tally, _ = count(*args, None)
     return Ranks(group).sum_(tally.flat)
 
 

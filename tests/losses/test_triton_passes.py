@@ -33,13 +33,14 @@ for dtype in (torch.float32, torch.bfloat16):
     bins = ProbabilityBins(256)
     for mask in (valid, None):
         clean = logits if mask is not None else logits.nan_to_num(nan=1.0)
-        a, kept = plain.count(clean, labels, mask, bins, 3, None)
+        counted = torch.ones(7, dtype=torch.bool)
+        a, kept = plain.count(clean, labels, mask, counted, 3, bins)
         b, found = passes._count(kernels, clean, labels, mask, bins, 3)
         assert a.flat[-1] == b.flat[-1] == (mask is not None)
         counts, others = (t.sums // bins.one_pixel for t in (a, b))
         assert torch.equal(counts.sum(-1), others.sum(-1))
         assert (counts - others).abs().sum() <= 4, (counts - others).abs().sum()
-        for one, other in zip(kept[:4], found[:4]):
+        for one, other in zip(kept, found):
             one, other = (number[kept.scale != 0] for number in (one, other))
             torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-7, equal_nan=True)
         assert torch.equal(kept.scale == 0, found.scale == 0)
@@ -48,8 +49,9 @@ for dtype in (torch.float32, torch.bfloat16):
         tables[..., 1:] = tables[..., :1]  # the bin of a pixel on an edge does not matter
         exact = {4: torch.rand(3, 130, generator=generator)}
         for given in ({}, exact):
-            one = plain.gradient(clean, labels, kept, tables, given, None, 256)
-            other = kernels.gradient(clean, labels, found[:4], tables, given)
+            once = torch.ones(())
+            one = plain.gradient(clean, labels, kept, tables, given, counted, bins, None, once)
+            other = kernels.gradient(clean, labels, found, tables, given)
             assert one.dtype == other.dtype == dtype
             near = 1e-5 if dtype == torch.float32 else 1e-2  # the interpreter rounds down
             torch.testing.assert_close(one, other, rtol=near, atol=1e-6, equal_nan=True)

@@ -1,0 +1,261 @@
+"""The compiled kernels against plain PyTorch in float64, and what they may not disturb."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import lovasz_repro
+from lovasz_repro.losses import lovasz_hinge, lovasz_softmax
+from lovasz_repro.losses.error_bins import ProbabilityBins
+
+compiled = pytest.importorskip("lovasz_repro.losses.compiled", exc_type=ImportError)
+OPTIONS = [
+    {},
+    {"per_image": True},
+    {"classes": "all"},
+    {"classes": "all", "per_image": True},
+    {"classes": [2, 7]},
+    {"classes": [2, 7], "per_image": True},
+    {"class_weights": [0.0, 2.0, 0.5] + [0.0] * 7},
+    {"ignore_index": 255},
+    {"ignore_index": 255, "per_image": True},
+    {"ignore_index": 1, "classes": "all"},
+]
+
+
+def batch(*shape: int, classes: int = 10, used: int = 4, scale: float = 2.0):
+    """Logits and labels of some classes; with a part of label 255 that OPTIONS ignore or not."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, used, shape, generator=generator)
+    logits = scale * torch.randn(shape[0], classes, *shape[1:], generator=generator)
+    return logits, labels
+
+
+def found(loss, logits: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    value = loss(leaf, labels, **options)
+    value.backward()
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("method", ["sort", "histogram", "auto"])
+@pytest.mark.parametrize("shape", [(3, 40, 50), (1, 7), (2, 700)], ids=str)
+def test_softmax_agrees_with_float64(method: str, options: dict, shape: tuple[int, ...]) -> None:
+    logits, labels = batch(*shape)
+    if options.get("ignore_index") == 255:
+        labels[torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.3] = 255
+        labels[-1] = 255
+    value, gradient = found(lovasz_softmax, logits, labels, method=method, **options)
+    exact, expected = found(lovasz_softmax, logits.double(), labels, method="sort", **options)
+    assert value.item() == pytest.approx(exact.item(), abs=5e-7)
+    tolerance = 5e-3 if method == "histogram" else 2e-6
+    assert (gradient - expected).norm() <= tolerance * expected.norm() + 1e-12
+    if method == "histogram":  # the same bins in float64
+        same, expected = found(lovasz_softmax, logits.double(), labels, method=method, **options)
+        assert value.item() == pytest.approx(same.item(), abs=5e-7)
+        assert (gradient - expected).norm() <= 2e-4 * expected.norm() + 1e-12
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("foreground", [0.0, 0.3, 1.0])
+def test_hinge_agrees_with_float64(per_image: bool, ignored: bool, foreground: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(3, 50, 60, generator=generator)
+    labels = (torch.rand(3, 50, 60, generator=generator) < foreground).long()
+    if ignored:
+        labels[torch.rand(labels.shape, generator=generator) < 0.4] = 255
+        logits[labels == 255] = 1e4
+        labels[0] = 255
+    options = {"per_image": per_image, "ignore_index": 255 if ignored else None}
+    value, gradient = found(lovasz_hinge, logits, labels, **options)
+    exact, expected = found(lovasz_hinge, logits.double(), labels, method="sort", **options)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert (gradient - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("method", ["sort", "histogram"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes_and_layouts_change_next_to_nothing(method: str, dtype: torch.dtype) -> None:
+    logits, labels = batch(2, 130, 90)
+    logits = logits.to(dtype)
+    value, expected = found(lovasz_softmax, logits.float(), labels, method=method)
+    for variant in (
+        logits,
+        logits.contiguous(memory_format=torch.channels_last),
+        logits.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.stack([logits, logits], -1)[..., 0],
+    ):
+        other, gradient = found(lovasz_softmax, variant, labels.to(torch.uint8), method=method)
+        assert other.item() == pytest.approx(value.item(), abs=1e-9)
+        assert torch.equal(gradient, expected.to(dtype))
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
+def test_counts_are_the_same_bits_on_any_number_of_threads(options: dict) -> None:
+    """Also where threads share the pixels of one image, and whatever a task's size is."""
+    logits, labels = batch(3, 300, 301)
+    flat, ids = logits.reshape(3, 10, -1), labels.reshape(3, -1)
+    rows = 3 if options.get("per_image") else 1
+    threads, bins, everything = torch.get_num_threads(), ProbabilityBins(512), torch.ones(10) > 0
+    plain, first = None, []
+    try:
+        for number in (1, 2, 3, 4):
+            torch.set_num_threads(number)
+            tally, _ = compiled.count(flat, ids, None, everything, rows, bins)
+            plain = tally.flat if plain is None else plain
+            assert torch.equal(tally.flat, plain)
+            values = [found(lovasz_softmax, logits, labels, method=m, **options) for m in METHODS]
+            first = first or values
+            for one, other in zip(values, first, strict=True):
+                assert torch.equal(one[0], other[0])
+                assert torch.equal(one[1], other[1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+METHODS = ("sort", "histogram")
+
+
+def test_pixels_are_all_counted() -> None:
+    logits, labels = batch(2, 300, 301, classes=4)
+    valid = torch.rand(2, 300 * 301, generator=torch.Generator().manual_seed(2)) < 0.8
+    bins = ProbabilityBins(64)
+    ids = labels.reshape(2, -1)
+    for rows in (1, 2):
+        tally, _ = compiled.count(
+            logits.reshape(2, 4, -1), ids, valid, torch.ones(4) > 0, rows, bins
+        )
+        counts, _ = bins.unpack(tally.sums, torch.float64)
+        kept = valid.sum(1) if rows == 2 else valid.sum()[None]
+        assert torch.equal(counts.sum((0, 3)), kept.double().expand(4, -1))
+        for item in range(4):
+            mine = ((ids == item) & valid).sum(1)
+            assert torch.equal(
+                counts[1, item].sum(1), (mine if rows == 2 else mine.sum()).double().view(-1)
+            )
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 30.0])
+def test_a_sort_is_exact_where_errors_crowd(scale: float) -> None:
+    """Equal logits, nearly equal ones, and errors from 1 down to 1e-60."""
+    logits, labels = batch(2, 100, 100, classes=5, used=5, scale=scale)
+    logits += 3.0
+    value, gradient = found(lovasz_softmax, logits, labels, method="sort")
+    exact, expected = found(lovasz_softmax, logits.double(), labels, method="sort")
+    assert value.item() == pytest.approx(exact.item(), abs=1e-7)
+    assert (gradient - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_nan_and_infinity() -> None:
+    logits, labels = batch(2, 20, 20, classes=4)
+    logits[:, 3] = -torch.inf
+    for method in METHODS:
+        value, gradient = found(lovasz_softmax, logits, labels % 3, method=method)
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+    logits[0, 1, 2, 3] = torch.nan
+    for method in METHODS:
+        value, gradient = found(lovasz_softmax, logits, labels % 3, method=method)
+        assert value.isnan()
+        assert gradient[0, :, 2, 3].isnan().all()
+        gradient[0, :, 2, 3] = 0
+        assert gradient.isfinite().all()
+    scores = torch.tensor([[torch.inf, -torch.inf, 0.0]])
+    assert lovasz_hinge(scores, torch.tensor([[1, 0, 0]])) == 0.5
+    assert lovasz_hinge(scores, torch.tensor([[0, 0, 1]])).isinf()
+    assert lovasz_hinge(torch.tensor([[torch.nan, 1.0]]), torch.tensor([[1, 0]])).isnan()
+
+
+def test_losses_in_several_python_threads() -> None:
+    """Numba's own threads would abort the process here."""
+    logits, labels = batch(2, 120, 130)
+    expected = found(lovasz_softmax, logits, labels, method="histogram")
+    with ThreadPoolExecutor(4) as pool:
+        futures = [
+            pool.submit(found, lovasz_softmax, logits, labels, method="histogram")
+            for _ in range(40)
+        ]
+        for future in futures:
+            assert all(map(torch.equal, future.result(timeout=60), expected))
+    assert threading.active_count() < 60
+
+
+def test_a_process_that_is_forked_afterwards_computes_too() -> None:
+    logits, labels = batch(4, 100, 100)
+    expected = lovasz_softmax(logits, labels, method="histogram").item()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(2)
+            answer = compiled.count(
+                logits.reshape(4, 10, -1), labels.reshape(4, -1), None, torch.ones(10) > 0, 1,
+                ProbabilityBins(64),
+            )[0].flat.sum().item()  # fmt: skip
+            os.write(writer, str(answer).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert int(pipe.read())
+    os.waitpid(child, 0)
+    assert lovasz_softmax(logits, labels, method="histogram").item() == expected
+
+
+def test_importing_the_losses_does_not_import_numba() -> None:
+    code = "import sys, lovasz_repro.losses; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_plain_pytorch_on_request_and_without_numba(tmp_path: Path) -> None:
+    logits, labels = batch(2, 30, 30)
+    expected = found(lovasz_softmax, logits, labels, method="histogram")
+    (tmp_path / "numba.py").write_text("raise ImportError('no numba for this Python')\n")
+    torch.save((logits, labels), tmp_path / "batch.pt")
+    code = f"""if True:
+        import sys, torch
+        from lovasz_repro.losses import lovasz_softmax, passes
+        logits, labels = torch.load({str(tmp_path / "batch.pt")!r})
+        leaf = logits.requires_grad_()
+        value = lovasz_softmax(leaf, labels, method="histogram")
+        value.backward()
+        assert passes.cpu_kernels(leaf) is None
+        torch.save((value.detach(), leaf.grad), {str(tmp_path / "out.pt")!r})
+    """
+    root = str(Path(lovasz_repro.__file__).parents[1])
+    for extra in (
+        {"LOVASZ_REPRO_KERNELS": "0", "PYTHONPATH": root},
+        {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | extra, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ("no numba" in done.stderr) == ("LOVASZ_REPRO_KERNELS" not in extra)
+        value, gradient = torch.load(tmp_path / "out.pt")
+        torch.testing.assert_close(value, expected[0], rtol=1e-6, atol=1e-7)
+        assert (gradient - expected[1]).norm() <= 2e-4 * expected[1].norm()
+
+
+def test_exponentials_are_those_of_numpy() -> None:
+    from numba import njit
+
+    from lovasz_repro.losses import kernels
+
+    numbers = np.linspace(-125, 0, 200_001, dtype=np.float32)
+    power = njit(lambda y: np.array([kernels.power_of_two(v) for v in y]))
+    np.testing.assert_allclose(power(numbers), 2.0 ** numbers.astype(np.float64), rtol=3e-7)
+    power = njit(lambda y: np.array([kernels.power_of_two64(v) for v in y]))
+    wide = np.linspace(-900, 0, 200_001)
+    np.testing.assert_allclose(power(wide), 2.0**wide, rtol=1e-12)
