@@ -21,7 +21,7 @@ from lovasz_repro.bench.loading_yardstick import PlainVoc
 from lovasz_repro.bench.machine import contended, device_title, load, synchronise, warning
 from lovasz_repro.bench.measure import Spread, ratio
 from lovasz_repro.config.schema import CellConfig, LossConfig
-from lovasz_repro.data.voc_dataset import VocTraining
+from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.host.terminal import print_table

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import VOID, VocImage, read_sbd
-from lovasz_repro.data.voc_augmentation import MEAN_BGR, PADDING_RGB, SCALES
+from lovasz_repro.data.voc_training import MEAN_BGR, PADDING_RGB, SCALES
 
 
 class PlainVoc(Dataset[tuple[torch.Tensor, torch.Tensor]]):

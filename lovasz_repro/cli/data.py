@@ -131,7 +131,7 @@ def convert(
 ) -> None:
     """Write a data set in the layout of another."""
     from lovasz_repro.data import camvid
-    from lovasz_repro.data.convert_camvid import convert_camvid
+    from lovasz_repro.data.camvid import convert_camvid
     from lovasz_repro.data.locate import data_folder, dataset_folder
     from lovasz_repro.host.progress import Progress
 

@@ -9,8 +9,8 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say, say_json
 
 if TYPE_CHECKING:
+    from lovasz_repro.data.check import TreeNote
     from lovasz_repro.data.cityscapes import Frame
-    from lovasz_repro.data.tree_note import TreeNote
     from lovasz_repro.evaluation.cityscapes import CityscapesScores
     from lovasz_repro.host.progress import Progress
     from lovasz_repro.run.evaluate_source import Request
@@ -32,7 +32,7 @@ def evaluate_cityscapes(
     Raises:
         UserError: what was asked for cannot be, or data or network are missing or wrong.
     """
-    from lovasz_repro.data.tree_note import read_note
+    from lovasz_repro.data.check import read_note
     from lovasz_repro.evaluation.predict import parse_size
     from lovasz_repro.evaluation.submission import next_steps
     from lovasz_repro.host.progress import Progress

@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lovasz_repro.data.check import SHOWN, CheckReport, Job, Problem, Size, SplitReport, by
+from lovasz_repro.data.check import (
+    SHOWN,
+    CheckReport,
+    Job,
+    Problem,
+    Size,
+    SplitReport,
+    TreeNote,
+    by,
+    read_note,
+)
 from lovasz_repro.data.images import read_mask, read_photograph
 from lovasz_repro.data.palettes import CITYSCAPES_IDS, CITYSCAPES_INSTANCES, MaskIds
-from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.processes import mapped
 

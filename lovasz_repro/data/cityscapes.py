@@ -21,13 +21,15 @@ from torch.utils.data import Dataset
 from lovasz_repro.data.images import (
     by_name,
     check_same_size,
+    mirror,
     photograph_size,
     read_mask,
     read_photograph,
+    resize_image,
+    resize_mask,
 )
 from lovasz_repro.data.palettes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.data.sampling import Draw, mix
-from lovasz_repro.data.transforms import mirror, resize_image, resize_mask
 from lovasz_repro.errors import UserError
 
 CLASSES = CITYSCAPES.names

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lovasz_repro.data.check import TreeNote, new_tree
 from lovasz_repro.data.cityscapes import IMAGES, MASKS, SPLITS, TO_CLASS
 from lovasz_repro.data.demo_canvas import IDS
 from lovasz_repro.data.demo_street import Street
 from lovasz_repro.data.palettes import CITYSCAPES, colourise
-from lovasz_repro.data.tree_note import TreeNote, new_tree
 
 SIZE = (256, 512)
 COUNTS = (40, 12, 6)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lovasz_repro.data.check import TreeNote, new_tree
 from lovasz_repro.data.demo_scene import draw_scene, with_border
 from lovasz_repro.data.palettes import voc_colour
-from lovasz_repro.data.tree_note import TreeNote, new_tree
 from lovasz_repro.data.voc import CLASSES, IMAGES, LISTS, MASKS, SBD
 
 VOC = Path("VOCdevkit", "VOC2012")

@@ -1,4 +1,4 @@
-"""Opening image files: a photograph as upright 8-bit RGB, a mask as ids, or a line about the file.
+"""Image files: a photograph as upright 8-bit RGB, a mask as ids, or a line about the file.
 
 What a program that stores pictures may change without changing a picture changes nothing here:
 the order of a palette, grey for a palette, fewer bits, interlacing. A file that can be understood
@@ -211,3 +211,29 @@ def by_name(files: Iterable[Path], endings: tuple[str, ...]) -> dict[str, Path]:
         if (other := named.setdefault(name, file)) is not file:
             raise UserError(f"{file}: {other} has the same name; remove one of the two.")
     return named
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an RGB image (H, W, 3) uint8 to ``size`` = (height, width), bilinear.
+
+    Pillow widens the bilinear kernel when it shrinks, so nothing aliases. An image that already
+    has the size is returned as it is.
+    """
+    return _resize(image, size, Image.Resampling.BILINEAR)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a label mask (H, W) uint8 to ``size`` = (height, width), nearest: no new ids."""
+    return _resize(mask, size, Image.Resampling.NEAREST)
+
+
+def mirror(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flip an image (H, W, 3) and its mask (H, W) left to right."""
+    return image[:, ::-1], mask[:, ::-1]
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    height, width = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), how))

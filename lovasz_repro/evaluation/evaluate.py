@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.evaluation.scoring import Scoring
+from lovasz_repro.models.enet import to_unit_range
 
 Upsample = Literal["logits", "predictions"]
 Predict = Callable[[Tensor, Sequence[int]], Tensor]

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from lovasz_repro.data.palettes import ClassTable
-from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.evaluation.evaluate import predicted_classes
 from lovasz_repro.evaluation.stored_pictures import write_pictures
+from lovasz_repro.models.enet import to_unit_range
 
 MOST_IMAGES = 100
 """Images that are looked at, spread evenly over the set; two networks go over each."""

@@ -25,8 +25,7 @@ import torch
 from PIL import Image
 
 from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame
-from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.transforms import resize_image, to_unit_range
+from lovasz_repro.data.images import read_photograph, resize_image
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import Upsample, predicted_classes
 from lovasz_repro.evaluation.predict import best_class, check_size
@@ -39,7 +38,7 @@ from lovasz_repro.evaluation.prediction_folder import (
     write_file,
 )
 from lovasz_repro.host.device import choose_device
-from lovasz_repro.models.enet import ENet
+from lovasz_repro.models.enet import ENet, to_unit_range
 from lovasz_repro.models.weights import RELEASED_OUTPUTS, Weights, load_weights
 
 INPUT_SIZE = (512, 1024)

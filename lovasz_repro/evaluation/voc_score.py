@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import VOID, VocImage
-from lovasz_repro.data.voc_dataset import VocScored
+from lovasz_repro.data.voc_training import VocScored
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare, evaluate, predicted_classes
 from lovasz_repro.evaluation.scoring import SegmentationScoring

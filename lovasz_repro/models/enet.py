@@ -90,6 +90,17 @@ class ENet(nn.Module):
         return self.classifier(x)  # (B, num_classes, H, W)
 
 
+def to_unit_range(
+    images: Tensor, channels_last: bool = False, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A batch of images (B, 3, H, W), uint8 in [0, 255], as floating point in [0, 1].
+
+    ENet takes RGB / 255 and nothing else (e-lab/ENet-training: train/opts.lua).
+    """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return images.to(dtype, memory_format=memory_format) / 255
+
+
 def check_images(images: Tensor) -> None:
     """Raise ValueError unless `images` is (B, 3, H, W) with H and W multiples of 8."""
     shape = tuple(images.shape)

@@ -15,9 +15,8 @@ import torch
 from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data import camvid, cityscapes, voc
 from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES, VOC, ClassTable
-from lovasz_repro.data.voc_balanced import balanced_validation, presence_of
-from lovasz_repro.data.voc_dataset import VocScored, VocTraining
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceScored, EvidenceTraining
+from lovasz_repro.data.voc_training import VocScored, VocTraining, balanced_validation, presence_of
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.binary import BinaryScoring
 from lovasz_repro.evaluation.scoring import CityscapesScoring, Scoring, SegmentationScoring

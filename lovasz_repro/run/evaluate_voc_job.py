@@ -14,7 +14,7 @@ from lovasz_repro.run.evaluate_voc_settings import VocOptions, VocSettings
 if TYPE_CHECKING:
     import torch
 
-    from lovasz_repro.data.tree_note import TreeNote
+    from lovasz_repro.data.check import TreeNote
     from lovasz_repro.data.voc import VocImage
     from lovasz_repro.evaluation.voc_regimes import Network
     from lovasz_repro.models.deeplab import DeepLab
@@ -86,7 +86,7 @@ def open_job(request: Request, options: VocOptions, settings: VocSettings) -> Jo
     Raises:
         UserError: data or network are missing or wrong, or part of a test set cannot be submitted.
     """
-    from lovasz_repro.data.tree_note import read_note
+    from lovasz_repro.data.check import read_note
     from lovasz_repro.data.voc import SPLIT_SIZES, list_images
     from lovasz_repro.evaluation.voc_score import load_voc_network
     from lovasz_repro.host.device import choose_device

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lovasz_repro.config.schema import CellConfig, ModelConfig, TrainingConfig
-from lovasz_repro.data.transforms import to_unit_range
-from lovasz_repro.data.voc_augmentation import to_caffe
+from lovasz_repro.data.voc_training import to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare, at_size
 from lovasz_repro.models import deeplab, deeplab_weights, evidence_net
 from lovasz_repro.models.deeplab import STRIDE
-from lovasz_repro.models.enet import ENet
+from lovasz_repro.models.enet import ENet, to_unit_range
 from lovasz_repro.models.weights import RELEASED_OUTPUTS, load_weights, map_classifier, save_weights
 from lovasz_repro.run.datasets import DATASETS
 

@@ -14,8 +14,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from lovasz_repro.cli.evaluate import evaluate
+from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.cityscapes import CLASSES, list_frames
-from lovasz_repro.data.tree_note import TreeNote, write_note
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.official import official_scores
 from lovasz_repro.models.enet import ENet

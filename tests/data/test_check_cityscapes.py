@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.check_cityscapes import check_cityscapes, count_photographs
 from lovasz_repro.data.images import opened, read_mask
 from lovasz_repro.data.palettes import CITYSCAPES_IDS
-from lovasz_repro.data.tree_note import TreeNote, write_note
 from lovasz_repro.errors import UserError
 
 SIZE = (32, 64)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat  # type: ignore[import-untyped]
 
+from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.check_voc import check_voc, count_images
-from lovasz_repro.data.tree_note import TreeNote, write_note
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data

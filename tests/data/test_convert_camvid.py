@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lovasz_repro.data import camvid
+from lovasz_repro.data.camvid import SMALLEST, convert_camvid, convert_labels
+from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import (
     ScoredCityscapes,
@@ -19,9 +21,7 @@ from lovasz_repro.data.cityscapes import (
     read_instances,
     read_label_ids,
 )
-from lovasz_repro.data.convert_camvid import SMALLEST, convert_camvid, convert_labels
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
 from tests.left_overs import left_over
 from tests.tiny_camvid import write_camvid

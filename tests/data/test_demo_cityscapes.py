@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import (
     IGNORE,
@@ -21,7 +22,6 @@ from lovasz_repro.data.cityscapes import (
 from lovasz_repro.data.demo_cityscapes import COUNTS, SIZE, draw, write_demo
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.palettes import CITYSCAPES, colourise
-from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.errors import UserError
 
 SMALL, FEW = (96, 192), (7, 4, 2)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import loadmat  # type: ignore[import-untyped]
 
+from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.check_voc import check_voc
 from lovasz_repro.data.demo_objects import LOOKS
 from lovasz_repro.data.demo_scene import with_border
 from lovasz_repro.data.demo_voc import COUNTS, SIZE, draw, name_images, write_demo
-from lovasz_repro.data.tree_note import TreeNote, read_note
 from lovasz_repro.data.voc import CLASSES, VOID, list_images, read_pair
 from lovasz_repro.errors import UserError
 

@@ -16,8 +16,8 @@ from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches
 from lovasz_repro.data.statistics import class_counts
 from lovasz_repro.data.voc import CLASSES, VocImage, list_images
-from lovasz_repro.data.voc_dataset import VocTraining
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
+from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.run.build import draw_batches
 from lovasz_repro.training.distributed import Team
 from tests.conftest import real_data

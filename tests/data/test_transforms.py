@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lovasz_repro.data.transforms import mirror, resize_image, resize_mask, to_unit_range
+from lovasz_repro.data.images import mirror, resize_image, resize_mask
+from lovasz_repro.models.enet import to_unit_range
 
 sides = st.integers(1, 40)
 

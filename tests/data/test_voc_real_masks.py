@@ -16,8 +16,7 @@ from lovasz_repro.data.voc import (
     list_images,
     read_labels,
 )
-from lovasz_repro.data.voc_augmentation import resize_labels
-from lovasz_repro.data.voc_dataset import VocScored, VocTraining, binary_labels
+from lovasz_repro.data.voc_training import VocScored, VocTraining, binary_labels, resize_labels
 from tests.conftest import real_data
 
 PUBLISHED_SHARES = (

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lovasz_repro.data.transforms import to_unit_range
 from lovasz_repro.evaluation.batch_protocol import batch_probabilities, score_batch, scores_of
 from lovasz_repro.evaluation.evaluate import at_size
+from lovasz_repro.models.enet import to_unit_range
 from lovasz_repro.run.networks import as_they_are, from_the_grid
 
 CPU = torch.device("cpu")

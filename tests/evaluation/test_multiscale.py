@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lovasz_repro.data.voc_augmentation import MEAN_BGR
+from lovasz_repro.data.voc_training import MEAN_BGR
 from lovasz_repro.evaluation import multiscale
 from lovasz_repro.evaluation.evaluate import evaluate, predicted_classes
 from lovasz_repro.evaluation.multiscale import (
