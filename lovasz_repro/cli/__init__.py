@@ -225,6 +225,9 @@ def describe(error: BaseException) -> str:
         text = f"Error: {error.format_message()}" if text else ""  # else help was asked for
     elif of_a_path(error):
         text = f"Error: {error.filename}: {error.strerror}."
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "the output"
+        text = f"Error: {where}: {error.strerror}. Make room and give the command again."
     elif isinstance(error, UserError | RunFailed):
         text = f"Error: {text}"
     elif not hasattr(error, "exit_code"):

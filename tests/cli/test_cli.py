@@ -437,3 +437,17 @@ def test_what_is_new_is_shown_on_a_terminal(
         out = lovasz_repro("report", report)[1]
         assert new not in out
         assert "new" not in out.split()
+
+
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lovasz_repro.cli", "doctor"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the output: No space left on device.")
+    assert done.stderr.count("\n") == 1
