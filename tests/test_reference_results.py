@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lovasz_repro.report.figures import write_figures
-from lovasz_repro.report.render import write_tables
 from lovasz_repro.store.transfer import import_runs
+from tests.report_files import write_tables
 
 if TYPE_CHECKING:
     from lovasz_repro.store import Store

@@ -11,7 +11,7 @@ from lovasz_repro.cli.options import RESULTS, Out, Results, TrackingUri
 from lovasz_repro.host.output import say, write_files
 
 if TYPE_CHECKING:
-    from lovasz_repro.report.drawing import Missing
+    from lovasz_repro.report.model import Missing
 
 report_app = typer.Typer(help="Rebuild tables, figures and claims from stored runs.")
 
@@ -41,8 +41,7 @@ def tables(
 ) -> None:
     """The paper's tables, published and reproduced numbers side by side."""
     from lovasz_repro.host.terminal import Terminal
-    from lovasz_repro.report.render import build_tables, rendered
-    from lovasz_repro.report.terminal import print_overview, print_table
+    from lovasz_repro.report.render import build_tables, print_overview, print_table, rendered
     from lovasz_repro.store import Store
 
     folder, console = out or results / "report" / "tables", Terminal()

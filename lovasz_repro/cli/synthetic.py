@@ -54,8 +54,8 @@ def run_search(
     from lovasz_repro.host.device import choose_device
     from lovasz_repro.host.progress import Progress
     from lovasz_repro.host.terminal import Terminal
+    from lovasz_repro.report.render import print_table
     from lovasz_repro.report.tables import TABLES
-    from lovasz_repro.report.terminal import print_table
     from lovasz_repro.store import Store
     from lovasz_repro.synthetic.experiment import run_synthetic, stored_search
 

@@ -1,15 +1,14 @@
 """Tables, figures and claims, rebuilt from stored runs. Nothing here trains.
 
-``runs.py`` decides which stored runs may stand together; everything else builds on it:
+``runs.py`` decides which stored runs may stand together, ``sets.py`` which of them an experiment's
+tables and figures show; everything else builds on these:
 
-- ``tables.py``: one function and one line in ``TABLES`` per table; ``render.py`` writes them as
-  Markdown, LaTeX, CSV and JSON, or prints them.
-- ``cityscapes.py``, ``cityscapes_figures.py``, ``cityscapes_pictures.py``: Sec. 4.4, its tables and
-  Figures 8 and 9; the same of CamVid in the layout of Cityscapes.
-- ``voc_binary.py`` and ``voc_binary_*.py``: Sec. 4.2, Table 1 and Figure 4.
-- ``stored_pictures.py``: pictures that runs stored, read with care, for Figures 4 and 8.
-- ``figures.py``: one function and one line in ``FIGURES`` per figure; PDF, PNG and a sidecar
-  JSON with the data and the runs behind every curve.
+- ``tables.py`` and ``tables_voc.py``: one function and one line in ``TABLES`` per table;
+  ``render.py`` and ``latex.py`` write them, ``published.py`` has the paper's numbers.
+- ``curves.py``, ``curves_voc.py``, ``surfaces.py``, ``synthetic_figure.py`` and
+  ``picture_figures.py``: one line in ``FIGURES`` (``figures.py``) per figure; PDF, PNG and a
+  sidecar JSON with the data and the runs behind every curve.
+- ``pictures.py``: pictures that runs stored, read with care; ``examples.py`` chooses among them.
 - ``claims.py``: what the paper claims (``experiments/claims.yaml``) and what the stored runs say.
 
 A number that no stored run gives is a dash with the command that would fill it, never a zero.

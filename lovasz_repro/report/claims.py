@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from lovasz_repro.report.claims_rules import TOO_FEW, Outcome, Verdict, decide
 from lovasz_repro.report.claims_schema import Claim, ClaimsFile, Names, RisesWith, Rule, load_claims
-from lovasz_repro.report.rules import TOO_FEW, Outcome, Verdict, decide
 from lovasz_repro.report.runs import (
     BATCH_SIZE,
     Cohort,

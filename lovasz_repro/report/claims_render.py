@@ -12,9 +12,9 @@ from rich.text import Text
 
 from lovasz_repro.host.terminal import print_note, print_table
 from lovasz_repro.report.claims import ClaimVerdict, Evidence
+from lovasz_repro.report.claims_rules import Effect, Interval, Verdict
 from lovasz_repro.report.layout import MINUS, number
 from lovasz_repro.report.render import md_escape, md_line, md_text
-from lovasz_repro.report.rules import Effect, Interval, Verdict
 
 COLOURS: dict[Verdict, str] = {
     "holds": "green",

@@ -7,10 +7,8 @@ from pydantic import Field, model_validator
 
 from lovasz_repro.config.read import Strict, read_yaml, validate
 from lovasz_repro.config.schema import experiments_folder
+from lovasz_repro.report.runs import Moment
 
-At = Literal["last", "best", "start", "first_half", "rise"]
-"""The end of a training, its best snapshot, before it, the mean over its first half, and the rise
-from that mean to the end."""
 Tolerance = Annotated[float, Field(ge=0)]
 
 
@@ -19,7 +17,7 @@ class Operand(NamedTuple):
 
     variant: str
     metric: str
-    at: At
+    at: Moment
 
 
 class Side(Strict):
@@ -27,7 +25,7 @@ class Side(Strict):
 
     variant: str
     metric: str | None = None
-    at: At | None = None
+    at: Moment | None = None
 
 
 class Compare(Strict):
@@ -54,7 +52,7 @@ class Difference(Selection):
     metric: str | None = None
     metrics: list[str] = Field(default_factory=list)
     """Take every difference in each of these."""
-    at: At = "last"
+    at: Moment = "last"
     compare: list[Compare] = Field(min_length=1)
 
     def differences(self) -> Iterator[tuple[Operand, Operand]]:
@@ -110,7 +108,7 @@ class RisesWith(Selection):
     kind: Literal["rises_with"]
     variant: str
     metric: str
-    at: At = "last"
+    at: Moment = "last"
     parameter: str
 
     def operands(self) -> Iterator[Operand]:

@@ -1,34 +1,46 @@
-"""Fine-tuning of ENet: validation score against iteration (the form of Fig. 9), and per class."""
+"""Fine-tuning of ENet: validation score against iteration (Fig. 9), and scores per class."""
 
+import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lovasz_repro.report.drawing import Curve, Drawing, Missing
+from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.runs import (
     Cohort,
     Run,
     RunStore,
-    cohorts,
+    batch_size,
     command,
-    headings,
+    finite_history,
     mean_and_spread,
     sources,
+    variant,
     with_batch_size,
+)
+from lovasz_repro.report.sets import (
+    CAMVID,
+    CAMVID_LAYOUT,
+    data_title,
+    is_papers,
+    named_cohorts,
 )
 from lovasz_repro.report.style import (
     BLACK,
     COLUMN,
+    EQUIBATCH,
     GREY,
     PAGE,
+    shades,
     variant_colours,
     variant_order,
     variant_title,
 )
+from lovasz_repro.report.tables import CAMVID_CLASSES
+from lovasz_repro.report.words import NO_CAMVID
 
-CAMVID = "camvid-enet"
 SCORE = "val/dataset_miou"
 History = list[tuple[int, float]]
 """(iteration, score), ascending."""
@@ -53,10 +65,10 @@ PANELS = 4
 
 def camvid_curves(store: RunStore) -> Drawing | Missing:
     """Validation dataset-mIoU of every variant and batch size, one panel per cohort."""
-    found = cohorts(store, CAMVID)
+    found = named_cohorts(store, CAMVID)
     if not found:
         return Missing("no finished camvid-enet run is stored", command(CAMVID))
-    shown = list(zip(found, headings(found), strict=True))[:PANELS]
+    shown = found[:PANELS]
     look = Look.of([cohort for cohort, _ in shown])
     figure, curves = convergence(store, shown, look, "validation dataset-mIoU (%)")
     caption = (
@@ -69,13 +81,13 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
 
 def camvid_classes(store: RunStore) -> Drawing | Missing:
     """Test IoU of every class before and after fine-tuning, for the largest set of runs."""
-    found = cohorts(store, CAMVID)
+    found = named_cohorts(store, CAMVID)
     if not found:
         return Missing("no finished camvid-enet run is stored", command(CAMVID))
 
     from matplotlib.figure import Figure
 
-    cohort, heading = found[0], headings(found)[0]
+    cohort, heading = found[0]
     size = max(cohort.batch_sizes, key=lambda s: (len(cohort.of_batch_size(s).runs), s))
     runs = cohort.of_batch_size(size).runs
     before = _scores(runs, "initial/test/iou/")
@@ -298,23 +310,30 @@ def _initial_line(
 
 
 def _keep_trained_in_view(ax: Any, curves: Sequence[Curve], initial: Sequence[Curve]) -> None:
-    """Where training gained far more than the curves differ by, begin the axis below the curves.
+    """Where the score before training lies under the axis, a note says what it is."""
+    before = initial[0].data["mean"] if initial else []
+    if begin_below(ax, [curve.data for curve in curves], before):
+        note = f"before training: {before[0]:.1f}, below this axis"
+        ax.text(0.98, 0.03, note, transform=ax.transAxes, ha="right", fontsize=6.5, color=GREY)
 
-    The score before training then lies under the axis, and a note says what it is.
-    """
+
+def begin_below(
+    ax: Any, drawn: Sequence[Mapping[str, Sequence[float]]], before: Sequence[float]
+) -> bool:
+    """Where training gained far more than the curves differ by, begin the axis below the curves."""
     trained = [
         mean
-        for curve in curves
-        for step, mean in zip(curve.data["iteration"], curve.data["mean"], strict=True)
+        for data in drawn
+        for step, mean in zip(data["iteration"], data["mean"], strict=True)
         if step > 0
     ]
-    if not trained or not initial:
-        return
-    span, before = max(trained) - min(trained), initial[0].data["mean"][0]
-    if 0 < 2 * span < min(trained) - before:
-        ax.set_ylim(bottom=min(trained) - 0.35 * span)
-        note = f"before training: {before:.1f}, below this axis"
-        ax.text(0.98, 0.03, note, transform=ax.transAxes, ha="right", fontsize=6.5, color=GREY)
+    if not trained or not before:
+        return False
+    low, span = min(trained), max(trained) - min(trained)
+    far = 0 < 2 * span < low - max(before)
+    if far:
+        ax.set_ylim(bottom=low - 0.35 * span)
+    return far
 
 
 def _scores(runs: Sequence[Run], prefix: str) -> dict[str, tuple[float, float | None]]:
@@ -354,3 +373,89 @@ def left_out(found: Sequence[object]) -> str:
     """What a caption says of the sets of runs for which a figure has no panel."""
     more = len(found) - PANELS
     return f" {more} more sets of runs are stored and not shown." if more > 0 else ""
+
+
+# -- Cityscapes --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shades:
+    """Curves told apart by a hue per variant, from light to dark with the batch size."""
+
+    drawn: dict[tuple[str, int], tuple[str, str]]
+
+    @classmethod
+    def of(cls, found: Sequence[Cohort]) -> "Shades":
+        """The look of everything that one figure shows; equibatch is dashed."""
+        pairs = {(variant(run), batch_size(run)) for cohort in found for run in cohort.runs}
+        names = {name for name, _ in pairs}
+        colours = variant_colours(names)
+        drawn = {}
+        for name in variant_order(names):
+            sizes = sorted(size for other, size in pairs if other == name)
+            dash = "--" if name == EQUIBATCH else "-"
+            for size, colour in zip(sizes, shades(colours[name], len(sizes)), strict=True):
+                drawn[name, size] = colour, dash
+        return cls(drawn)
+
+    def styles(self) -> dict[tuple[str, int], tuple[str, str]]:
+        """Every variant with its batch sizes, ascending."""
+        return self.drawn
+
+    def handles(self) -> list[Any]:
+        """Entries of the legend: every curve."""
+        from matplotlib.lines import Line2D
+
+        return [
+            Line2D([], [], color=colour, ls=dash, label=f"{variant_title(name)} ({size})")
+            for (name, size), (colour, dash) in self.drawn.items()
+        ]
+
+
+def street_curves(store: RunStore, experiment: str) -> Drawing | Missing:
+    """Convergence on the validation set with various batch sizes, on Cityscapes' classes."""
+    found = named_cohorts(store, experiment)
+    if not found:
+        return Missing(f"no finished {experiment} run is stored", command(experiment))
+    shown = found[:PANELS]
+    look = Shades.of([cohort for cohort, _ in shown])
+    of_camvid = experiment == CAMVID_LAYOUT
+    figure, curves = convergence(
+        store,
+        shown,
+        look,
+        "validation IoU, 11 classes (%)" if of_camvid else "validation mIoU (%)",
+        legend_title="loss (batch size)",
+        score=eleven_over_training if of_camvid else dataset_miou,
+    )
+    measure = (
+        "the mean IoU of the 11 classes that CamVid annotates (the Class IoU counts a class with 0 "
+        "as soon as it is predicted somewhere, and goes up and down with that)"
+        if of_camvid
+        else "the Class IoU of Cityscapes"
+    )
+    caption = (
+        "Convergence of ENet on the validation set under fine-tuning with Lovász-Softmax, with "
+        "various batch sizes (from light to dark), and with weighted cross-entropy. Shown is "
+        f"{measure}; mean and one standard deviation over seeds.{BEFORE_WORDS} "
+        f"{_panels(shown, experiment)}{left_out(found)}"
+    )
+    return Drawing(figure, caption, tuple(curves))
+
+
+def _panels(shown: Sequence[tuple[Cohort, str]], experiment: str) -> str:
+    """What each panel is, and whether the paper's figure is among them."""
+    names = [f"{c.scale} scale, {data_title(c)}" for c, _ in shown]
+    text = f"{'Panels, row by row' if len(names) > 1 else 'Shown'}: {'; '.join(names)}."
+    if experiment == CAMVID_LAYOUT:
+        return text + NO_CAMVID
+    if all(is_papers(cohort) for cohort, _ in shown):
+        return text
+    return f"{text} Only paper-scale panels on Cityscapes repeat the paper's Figure 9."
+
+
+def eleven_over_training(store: RunStore, run: Run) -> History:
+    """Mean IoU of CamVid's classes at every validation that has all of them."""
+    histories = [dict(finite_history(store, run, f"val/iou/{name}")) for name in CAMVID_CLASSES]
+    steps = sorted(set.intersection(*(set(history) for history in histories)))
+    return [(step, math.fsum(h[step] for h in histories) / len(histories)) for step in steps]

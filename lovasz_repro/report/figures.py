@@ -14,39 +14,38 @@ from pathlib import Path
 from typing import Any
 
 from lovasz_repro.host.output import visible, write_files
-from lovasz_repro.report.cityscapes_figures import (
-    camvid_as_cityscapes_curves,
-    camvid_as_cityscapes_examples,
-    figure_8,
-    figure_9,
+from lovasz_repro.report.curves import camvid_classes, camvid_curves, street_curves
+from lovasz_repro.report.curves_voc import figure_6, voc_measures_figure
+from lovasz_repro.report.model import Drawing, Missing
+from lovasz_repro.report.picture_figures import (
+    FIGURE_5,
+    FIGURE_7,
+    figure_4,
+    figure_of_classes,
+    figure_of_crops,
 )
-from lovasz_repro.report.curves import camvid_classes, camvid_curves
-from lovasz_repro.report.drawing import Drawing, Missing
 from lovasz_repro.report.render import chosen
 from lovasz_repro.report.runs import RunStore
+from lovasz_repro.report.sets import CAMVID_LAYOUT, ENET
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.surfaces import figure_1, figure_2
 from lovasz_repro.report.synthetic_figure import figure_3
-from lovasz_repro.report.voc_binary_figure import figure_4
-from lovasz_repro.report.voc_multiclass_curves import figure_6
-from lovasz_repro.report.voc_multiclass_figure import figure_5, figure_7
-from lovasz_repro.report.voc_multiclass_measures_figure import voc_measures_figure
 
 FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-1": figure_1,
     "figure-2": figure_2,
     "figure-3": figure_3,
     "figure-4": figure_4,
-    "figure-5": figure_5,
+    "figure-5": lambda store: figure_of_classes(store, FIGURE_5),
     "figure-6": figure_6,
-    "figure-7": figure_7,
-    "figure-8": figure_8,
-    "figure-9": figure_9,
+    "figure-7": lambda store: figure_of_classes(store, FIGURE_7),
+    "figure-8": lambda store: figure_of_crops(store, ENET),
+    "figure-9": lambda store: street_curves(store, ENET),
     "voc-measures": voc_measures_figure,
     "camvid-enet": camvid_curves,
     "camvid-enet-classes": camvid_classes,
-    "camvid-as-cityscapes": camvid_as_cityscapes_curves,
-    "camvid-as-cityscapes-examples": camvid_as_cityscapes_examples,
+    "camvid-as-cityscapes": lambda store: street_curves(store, CAMVID_LAYOUT),
+    "camvid-as-cityscapes-examples": lambda store: figure_of_crops(store, CAMVID_LAYOUT),
 }
 
 

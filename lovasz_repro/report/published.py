@@ -1,6 +1,6 @@
 """The paper's own tables: numbers in ``experiments/published.yaml``, ours beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +8,11 @@ from pydantic import Field, model_validator
 from lovasz_repro.config.read import Strict, read_yaml, validate
 from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.report.model import Better, Block, Cell, Column, Row, Table
+from lovasz_repro.report.runs import Cohort
+from lovasz_repro.report.sets import Found, is_papers
+
+Cells = dict[tuple[str, str], Cell]
+"""(row key, column key) -> cell."""
 
 Printed = float | Literal["none", "n/a"]
 """A number; "none": the paper leaves the cell empty; "n/a": the cell does not apply."""
@@ -72,12 +77,33 @@ def published_tables() -> dict[str, PublishedTable]:
     return validate(PublishedFile, read_yaml(path), path.name).tables
 
 
-def paper_table(name: str, ours: Mapping[tuple[str, str], Cell] | None = None) -> Table:
+def fullest(
+    found: Found, cells_of: Callable[[Cohort], Cells], table: str = "", about: str = "here"
+) -> tuple[Cells, str]:
+    """Cells of the paper's set that has the most numbers, and the note that says which it is.
+
+    Args:
+        found: sets and their headings; those that are not the paper's are left out.
+        cells_of: what a set fills.
+        table: which table shows all sets.
+        about: what the runs are of.
+    """
+    grids = [(cells_of(cohort), heading) for cohort, heading in found if is_papers(cohort)]
+    if not grids:
+        return {}, ""
+    cells, heading = max(grids, key=lambda grid: sum(c.value is not None for c in grid[0].values()))
+    others = f". {len(grids) - 1} more: table `{table}`" if table else (
+        f" ({len(grids) - 1} more sets are not shown)")  # fmt: skip
+    return cells, f"Paper-scale runs {about}: {heading}{others if len(grids) > 1 else ''}."
+
+
+def paper_table(name: str, ours: Cells | None = None, *notes: str) -> Table:
     """A table of the paper with our numbers beside the printed ones.
 
     Args:
         name: its key in the file.
-        ours: (row key, column key) -> cell from paper-scale runs; the rest are dashes.
+        ours: cells from paper-scale runs; the rest are dashes.
+        notes: more of them; empty ones are left out.
 
     Raises:
         ValueError: a cell comes from a run of another scale.
@@ -100,11 +126,11 @@ def paper_table(name: str, ours: Mapping[tuple[str, str], Cell] | None = None) -
             )
             for heading in headings
         ),
-        notes=tuple(printed.notes),
+        notes=tuple(note for note in (*printed.notes, *notes) if note),
     )
 
 
-def _row(printed: PublishedTable, key: str, ours: Mapping[tuple[str, str], Cell]) -> Row:
+def _row(printed: PublishedTable, key: str, ours: Cells) -> Row:
     row = printed.rows[key]
     cells = tuple(
         _cell(value, ours.get((key, name)), column.command or row.command or printed.command)

@@ -1,45 +1,26 @@
-"""Tables as Markdown, LaTeX, CSV and JSON. The same runs give the same bytes."""
+"""Tables as Markdown, LaTeX, CSV and JSON, and on the terminal; the same runs, the same bytes."""
 
 import csv
 import difflib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text as RichText
+
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import visible, write_files
+from lovasz_repro.host.output import visible
+from lovasz_repro.host.terminal import has_room, print_note, print_sections
+from lovasz_repro.host.terminal import print_table as print_rows
 from lovasz_repro.report.latex import to_latex
-from lovasz_repro.report.layout import Text, flat_heads, layout
+from lovasz_repro.report.layout import Grid, Text, flat_heads, layout, stacked
 from lovasz_repro.report.model import Cell, Column, Table
 from lovasz_repro.report.runs import RunStore
 from lovasz_repro.report.tables import TABLES
-
-FORMATS = ("md", "tex", "csv", "json")
-
-
-def write_tables(
-    store: RunStore,
-    out: Path,
-    names: Sequence[str] | None = None,
-    formats: Sequence[str] = FORMATS,
-) -> list[Path]:
-    """Write tables as ``<out>/<name>.<format>``; returns the files in that order.
-
-    Args:
-        store: where to read.
-        out: folder, made if it is not there.
-        names: tables to write; None: all of ``TABLES``.
-        formats: any of "md", "tex", "csv", "json".
-
-    Raises:
-        UserError: an unknown table or format; says which there are. Or the folder refuses.
-    """
-    tables = build_tables(store, names)
-    return [file for table in tables for file in write_files(out, rendered(table, formats))]
 
 
 def build_tables(store: RunStore, names: Sequence[str] | None = None) -> list[Table]:
@@ -148,6 +129,60 @@ def md_text(text: str) -> str:
 def md_line(cells: Iterable[str]) -> str:
     """A row of a table, of escaped cells."""
     return f"| {' | '.join(cells)} |"
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Show a table; published, own and difference move under each other where space is short."""
+    grid = layout(table)
+    if grid.sides and not has_room(console, _rich_heads(grid), _sections(grid)):
+        grid = stacked(grid)
+    console.print(RichText(visible(table.title), style="bold"))
+    print_sections(console, _rich_heads(grid), _sections(grid))
+    console.print()
+    for text in (table.caption, *grid.notes):
+        print_note(console, text.replace("`", ""), "dim")
+    console.print()
+
+
+def print_overview(tables: Sequence[Table], news: Collection[str], console: Console) -> None:
+    """A line for each table: how many numbers it has, and what gives it the next one.
+
+    Args:
+        tables: all of them.
+        news: names of those whose numbers are not those of the report before.
+        console: where.
+    """
+    rows = []
+    for table in tables:
+        missing = [cell.command for cell in table.cells if cell.value is None]
+        state = "new" if table.filled and table.name in news else ""
+        numbers = f"{table.filled} of {len(table.cells)}"
+        rows.append([table.name, numbers, state, missing[0] if missing else ""])
+    heads = ["table", "numbers", "", "what is missing comes from"]
+    print_rows(console, heads, rows, words=range(4))
+    console.print()
+
+
+def _rich_heads(grid: Grid) -> list[str]:
+    return [
+        visible(grid.row_title),
+        *(visible(head).replace(": ", "\n") for head in flat_heads(grid)),
+    ]
+
+
+def _sections(grid: Grid) -> list[tuple[str, list[list[RichText]]]]:
+    return [
+        (
+            section.heading,
+            [[RichText(line.label), *map(_rich, line.cells)] for line in section.lines],
+        )
+        for section in grid.sections
+    ]
+
+
+def _rich(cell: Text) -> RichText:
+    shown = f"{cell.text} ({cell.mark})" if cell.mark else cell.text
+    return RichText(shown, style="bold" if cell.bold else "")
 
 
 def _md_cell(cell: Text) -> str:

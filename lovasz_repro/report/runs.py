@@ -12,8 +12,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+Moment = Literal["last", "best", "start", "first_half", "rise"]
+"""The end of a training, its best snapshot, before it, the mean over its first half, and the rise
+from that mean to the end."""
 SCALES = ("paper", "reduced", "demo")
 BATCH_SIZE = "training.batch_size"
 GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE,
@@ -80,6 +83,7 @@ class Source:
 class Cohort:
     """Finished runs that may stand together; one run per variant, batch size and seed."""
 
+    experiment: str
     scale: str
     profile: str
     data_fingerprint: str
@@ -107,6 +111,11 @@ class Cohort:
     def of_batch_size(self, size: int) -> "Cohort":
         """The runs of one batch size."""
         return replace(self, runs=tuple(run for run in self.runs if batch_size(run) == size))
+
+    def setting(self, key: str, default: str | None = None) -> str | None:
+        """A parameter that all runs share; None where it is off."""
+        value = dict(self.settings).get(key, default)
+        return None if value == "None" else value
 
 
 def source(run: Run) -> Source:
@@ -161,7 +170,10 @@ def cohorts(store: RunStore, experiment: str, axes: Sequence[str] = ()) -> list[
         )
         cell = (variant(run), batch_size(run), seed(run), *(run.params.get(axis) for axis in axes))
         groups.setdefault(key, {}).setdefault(cell, run)  # the newest of equal runs counts
-    found = [Cohort(*key, runs=tuple(_in_order(runs.values()))) for key, runs in groups.items()]
+    found = [
+        Cohort(experiment, *key, runs=tuple(_in_order(runs.values())))
+        for key, runs in groups.items()
+    ]
     return sorted(found, key=_cohort_order)
 
 
@@ -193,19 +205,43 @@ def command(experiment: str, profile: str = "paper") -> str:
     return f"lovasz-repro run {experiment}{suffix}"
 
 
-def at_best(store: RunStore, run: Run, key: str) -> float | None:
-    """A metric at the iteration of the best snapshot; None where it was not stored there."""
-    best = run.metrics.get("best/iteration")
-    return dict(store.history(run.run_id, key)).get(int(best)) if best is not None else None
+def score_at(store: RunStore, run: Run, metric: str, at: Moment) -> float | None:
+    """A metric of a run at a moment of its training; None where it was not stored there.
+
+    A score before training like ``test/dataset_miou`` is stored as ``initial/test/dataset_miou``,
+    one of the validation as step 0 of its history.
+    """
+    last = run.metrics.get(metric)
+    if at == "last":
+        return last
+    if at == "best":
+        best = run.metrics.get("best/iteration")
+        return dict(store.history(run.run_id, metric)).get(int(best)) if best is not None else None
+    if at == "start":
+        start = run.metrics.get(f"initial/{metric}")
+        of_history = start is None and metric.startswith("val/")
+        return dict(store.history(run.run_id, metric)).get(0) if of_history else start
+    history = store.history(run.run_id, metric)
+    early = [value for step, value in history if 0 < step <= history[-1][0] / 2]
+    half = statistics.fmean(early) if early else None
+    if at == "first_half" or half is None or last is None:
+        return half if at == "first_half" else None
+    return last - half
 
 
-def before_training(store: RunStore, run: Run, key: str) -> float | None:
-    """A score of the network as it was before the first step: ``test/dataset_miou`` is stored
-    as ``initial/test/dataset_miou``, validation as step 0 of its history."""
-    initial = run.metrics.get(f"initial/{key}")
-    if initial is None and key.startswith("val/"):
-        initial = dict(store.history(run.run_id, key)).get(0)
-    return initial
+def finite_history(store: RunStore, run: Run, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric wherever it is a number."""
+    return [(k, score) for k, score in store.history(run.run_id, metric) if math.isfinite(score)]
+
+
+def having(runs: Iterable[Run], metric: str) -> list[Run]:
+    """The runs that ended with a number for a metric."""
+    return [run for run in runs if math.isfinite(run.metrics.get(metric, math.nan))]
+
+
+def fill_of(experiment: str, cohort: Cohort | None) -> str:
+    """The command that fills what a set of runs lacks; without a set, that of the paper."""
+    return command(experiment, cohort.profile) if cohort else command(experiment)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:

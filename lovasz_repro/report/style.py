@@ -44,17 +44,13 @@ VARIANTS = {
 }
 """Variants of ENet and multiclass VOC experiments, in the order of tables and legends."""
 
+LOVASZ, EQUIBATCH = "lovasz-softmax", "lovasz-softmax-equibatch"
+
 DASHES = {"equibatch": "--", "equibatch-30k": "-."}
 """Endings of the variants that are not drawn solid."""
 
 SPARE = (ORANGE, BLACK, GREY)
 """Colours of variants without one of their own."""
-
-DEMO = (
-    " A demo trains small networks from random weights for minutes on drawn pictures: which loss "
-    "comes out ahead in it says nothing of the paper."
-)
-"""What captions say of runs at demo scale."""
 
 LIGHTEST, DARKEST = 0.55, -0.6
 """Ends of a row of shades: shares of white and of black in them."""

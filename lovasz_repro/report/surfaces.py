@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lovasz_repro.report.drawing import Curve, Drawing
+from lovasz_repro.report.model import Curve, Drawing
 from lovasz_repro.report.runs import RunStore
 from lovasz_repro.report.style import DOT_RED, PAGE
 

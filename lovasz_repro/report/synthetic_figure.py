@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.drawing import Curve, Drawing, Missing
+from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
 from lovasz_repro.report.style import GREY, LOSSES, PAGE
 

@@ -1,49 +1,93 @@
-"""Every table of the report: one function that reads a store, one line in ``TABLES``."""
+"""Every table of the report: one function that reads a store, one line in ``TABLES``.
 
+Here are the tables of Sec. 4.1 and of ENet: on CamVid, on Cityscapes (Sec. 4.4), and on CamVid in
+the layout of Cityscapes. The paper's own tables hold paper-scale runs on its data alone.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 
-from lovasz_repro.report.cells import at_best_over_seeds, count, initial, over_seeds
-from lovasz_repro.report.cityscapes import (
-    camvid_as_cityscapes,
-    camvid_as_cityscapes_classes,
-    cityscapes_enet,
-    table_4,
+from lovasz_repro.data import palettes
+from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES, CITYSCAPES
+from lovasz_repro.report.model import (
+    Block,
+    Cell,
+    Column,
+    Row,
+    Score,
+    Table,
+    count,
+    measured,
+    once,
+    over_seeds,
 )
-from lovasz_repro.report.model import Block, Cell, Column, Row, Table, measured
-from lovasz_repro.report.runs import (
-    Cohort,
-    Run,
-    RunStore,
-    cohorts,
-    command,
-    headings,
-    with_batch_size,
+from lovasz_repro.report.published import Cells, fullest, paper_table
+from lovasz_repro.report.runs import Cohort, Run, RunStore, command, fill_of
+from lovasz_repro.report.sets import (
+    CAMVID,
+    CAMVID_LAYOUT,
+    ENET,
+    PAPER_BATCH,
+    Found,
+    in_order,
+    named_cohorts,
+    named_sets,
+    settings_of,
 )
-from lovasz_repro.report.style import LOSSES, variant_order, variant_title
-from lovasz_repro.report.voc_binary import table_1, voc_binary, voc_binary_classes
-from lovasz_repro.report.voc_multiclass import (
+from lovasz_repro.report.style import LOSSES, LOVASZ, variant_order, variant_title
+from lovasz_repro.report.tables_voc import (
+    SEEDS,
+    decision_rule,
+    decision_rule_by_scale,
+    table_1,
     table_2,
     table_3,
+    voc_binary,
+    voc_binary_classes,
+    voc_measures,
     voc_multiclass,
     voc_multiclass_classes,
 )
-from lovasz_repro.report.voc_multiclass_batches import decision_rule, decision_rule_by_scale
-from lovasz_repro.report.voc_multiclass_measures import voc_measures
+from lovasz_repro.report.words import starting_point
 
-CAMVID = "camvid-enet"
 CAMVID_VARIANTS = {"weighted-cross-entropy", "lovasz-softmax", "sum"}
 """Rows of its tables, also before they are run."""
-MEAN = "mean of the classes"
+CAMVID_SCORES = (
+    Score("val", "val dataset-mIoU", ("val/dataset_miou",), "best"),
+    Score("test", "test dataset-mIoU", ("test/dataset_miou",)),
+    Score("test-image", "test image-mIoU", ("test/image_miou",)),
+)
+SCORES = {
+    "class-iou": "dataset_miou",
+    "class-iiou": "class_iiou",
+    "category-iou": "category_iou",
+    "category-iiou": "category_iiou",
+}
+"""Columns of Table 4 and the names of their metrics, without the split."""
+TITLES = ("Class IoU", "Class iIoU", "Cat. IoU", "Cat. iIoU")
+CAMVID_CLASSES = tuple(CITYSCAPES.names[i] for i in CAMVID_FROM_CITYSCAPES.values() if i)
+"""The 11 classes of Cityscapes that CamVid's annotations hold."""
+CITYSCAPES_SCORES = tuple(
+    Score(key, title, (f"val/{metric}",), "best")
+    for (key, metric), title in zip(SCORES.items(), TITLES, strict=True)
+)
+LAYOUT_SCORES = (
+    *(Score(s.key, f"val {s.title}", s.metrics, s.at) for s in CITYSCAPES_SCORES),
+    Score("test-class-iou", "test Class IoU", ("test/dataset_miou",)),
+    Score(
+        "val-eleven", "val IoU, 11 classes", tuple(f"val/iou/{n}" for n in CAMVID_CLASSES), "best"
+    ),
+    Score("test-eleven", "test IoU, 11 classes", tuple(f"test/iou/{n}" for n in CAMVID_CLASSES)),
+)
+CLASSES = {
+    CAMVID: ("mean of the classes", sorted(palettes.CAMVID.names)),
+    CAMVID_LAYOUT: ("Class IoU", CITYSCAPES.names),
+}
+"""Experiment -> how its tables call the mean, and its classes in their order."""
 
 
 def synthetic(store: RunStore) -> Table:
     """Sec. 4.1 in numbers: where each loss has its minimum, and what that costs in Jaccard."""
-    found = cohorts(store, "synthetic")
-    blocks = [
-        Block(heading, _synthetic_rows(store, run))
-        for cohort, heading in zip(found, headings(found), strict=True)
-        for run in cohort.runs
-    ]
     return Table(
         name="synthetic",
         title="Sec. 4.1: minimum of each loss over the bias b",
@@ -58,20 +102,19 @@ def synthetic(store: RunStore) -> Table:
             Column("argmin", "arg min b"),
             Column("jaccard_at_argmin", "Jaccard loss there", "%"),
             Column("excess", "above the minimum", "points"),
-            Column("seeds", "seeds", digits=0),
+            SEEDS,
         ),
-        blocks=tuple(blocks) or (Block("", _synthetic_rows(store, None)),),
+        blocks=tuple(
+            Block(heading, _synthetic_rows(store, run))
+            for cohort, heading in named_cohorts(store, "synthetic")
+            for run in cohort.runs
+        )
+        or (Block("", _synthetic_rows(store, None)),),
     )
 
 
 def camvid_enet(store: RunStore) -> Table:
     """The ENet authors' network on CamVid, before and after fine-tuning with each variant."""
-    found = cohorts(store, CAMVID)
-    blocks = [
-        Block(with_batch_size(heading, size), _camvid_rows(store, cohort.of_batch_size(size)))
-        for cohort, heading in zip(found, headings(found), strict=True)
-        for size in cohort.batch_sizes
-    ]
     return Table(
         name="camvid-enet",
         title="ENet fine-tuned on CamVid",
@@ -83,26 +126,19 @@ def camvid_enet(store: RunStore) -> Table:
             f"Filled by `{command(CAMVID)}` (`--profile demo` on a laptop)."
         ),
         row_title="network",
-        columns=(
-            Column("val", "val dataset-mIoU", "%", better="higher"),
-            Column("test", "test dataset-mIoU", "%", better="higher"),
-            Column("test-image", "test image-mIoU", "%", better="higher"),
-            Column("seeds", "seeds", digits=0),
-        ),
-        blocks=tuple(blocks) or (Block("", _camvid_rows(store, None)),),
+        columns=(*(score.column for score in CAMVID_SCORES), SEEDS),
+        blocks=tuple(
+            Block(heading, _camvid_rows(store, cohort))
+            for cohort, heading in named_sets(store, CAMVID)
+        )
+        or (Block("", _camvid_rows(store, None)),),
     )
 
 
 def camvid_enet_classes(store: RunStore) -> Table:
     """Test IoU of every CamVid class, before and after fine-tuning."""
-    found = cohorts(store, CAMVID)
-    shown = variant_order({name for c in found for name in c.variants} | CAMVID_VARIANTS)
-    blocks = [
-        Block(with_batch_size(heading, size), _class_rows(store, cohort.of_batch_size(size), shown))
-        for cohort, heading in zip(found, headings(found), strict=True)
-        for size in cohort.batch_sizes
-    ]
-    empty = Row(MEAN, MEAN, (Cell(command=command(CAMVID)),) * (1 + len(shown)))
+    found = named_sets(store, CAMVID)
+    shown = variant_order({name for c, _ in found for name in c.variants} | CAMVID_VARIANTS)
     return Table(
         name="camvid-enet-classes",
         title="ENet fine-tuned on CamVid: IoU per class",
@@ -115,7 +151,78 @@ def camvid_enet_classes(store: RunStore) -> Table:
             Column("initial", "initial network", "%"),
             *(Column(name, variant_title(name), "%") for name in shown),
         ),
-        blocks=tuple(blocks) or (Block("", (empty,)),),
+        blocks=_class_blocks(store, CAMVID, found, [(name, None) for name in shown]),
+    )
+
+
+def table_4(store: RunStore) -> Table:
+    """Cityscapes scores before and after fine-tuning; paper-scale runs on Cityscapes alone."""
+
+    def cells_of(cohort: Cohort) -> Cells:
+        tuned, fill = cohort.select(LOVASZ, PAPER_BATCH), command(ENET)
+        ours: Cells = {}
+        for score, name in zip(CITYSCAPES_SCORES, SCORES.values(), strict=True):
+            sent = f"initial/server/{name}"
+            scored = [(run, run.metrics[sent]) for run in cohort.runs if sent in run.metrics]
+            ours["enet-test", score.key] = once(scored, fill)
+            ours["finetuned-test", score.key] = over_seeds(tuned, f"server/{name}", fill)
+            ours["enet-val", score.key] = score.before(store, cohort.runs, fill)
+            ours["finetuned-val", score.key] = score.after(store, tuned, fill)
+        return ours
+
+    ours, heading = fullest(named_cohorts(store, ENET), cells_of, ENET)
+    return paper_table("table-4", ours, heading)
+
+
+def cityscapes_enet(store: RunStore) -> Table:
+    """Scores of every stored set of Cityscapes runs, at any scale."""
+    caption = (
+        f"Every stored set of runs of `{ENET}`, whatever its data and scale, each under a heading "
+        "that names them. This is not the paper's table: only paper-scale runs on Cityscapes "
+        "enter Table 4. Demo scale trains on drawn streets and says nothing about Cityscapes. "
+        "Validation scores by the official definitions, of the network before training and of "
+        "each run's best snapshot, that of the highest validation Class IoU. Mean ± standard "
+        f"deviation over seeds. Filled by `{command(ENET)}` (`--profile demo` on a laptop)."
+    )
+    title = "ENet fine-tuned on Cityscapes, by scale"
+    return _street_scores(store, ENET, title, caption, CITYSCAPES_SCORES)
+
+
+def camvid_as_cityscapes(store: RunStore) -> Table:
+    """Scores of every stored set of runs on CamVid in the layout of Cityscapes."""
+    caption = (
+        "The protocol of Sec. 4.4 on CamVid's photographs, converted to the layout of Cityscapes "
+        "and scored as Cityscapes is, at the scale that each heading names. CamVid is not a data "
+        "set of the paper: these numbers stand beside none of it. CamVid has no instance labels, "
+        "so the iIoU takes connected components of a class for its instances. As in the official "
+        "script, a class that is predicted and nowhere annotated counts 0 in a mean. Validation "
+        "scores of the network before training and of each run's best snapshot, which is scored "
+        "once on the test set. Mean ± standard deviation over seeds. "
+        f"Filled by `{command(CAMVID_LAYOUT)}` (`--profile reduced` on a few CPU cores)."
+    )
+    title = "CamVid in the layout of Cityscapes: ENet before and after fine-tuning"
+    return _street_scores(store, CAMVID_LAYOUT, title, caption, LAYOUT_SCORES)
+
+
+def camvid_as_cityscapes_classes(store: RunStore) -> Table:
+    """Test IoU of the classes that occur in CamVid in the layout of Cityscapes."""
+    found = named_cohorts(store, CAMVID_LAYOUT)
+    stored = {setting for cohort, _ in found for setting in settings_of(CAMVID_LAYOUT, cohort)}
+    shown = in_order(stored or set(settings_of(CAMVID_LAYOUT, None)))
+    return Table(
+        name="camvid-as-cityscapes-classes",
+        title="CamVid in the layout of Cityscapes: IoU per class",
+        caption=(
+            "Test IoU of the classes that are annotated or predicted, of the runs in the table "
+            f"`{CAMVID_LAYOUT}`; in brackets the batch size. Not a table of the paper. Mean ± "
+            f"standard deviation over seeds. Filled by `{command(CAMVID_LAYOUT)}`."
+        ),
+        row_title="class",
+        columns=(
+            Column("initial", "before training", "%"),
+            *(Column(f"{n}-b{b}", f"{variant_title(n)} ({b})", "%") for n, b in shown),
+        ),
+        blocks=_class_blocks(store, CAMVID_LAYOUT, found, shown),
     )
 
 
@@ -147,50 +254,96 @@ def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[Row, ...]:
         cells = []
         for key, factor in (("argmin", 1.0), ("jaccard_at_argmin", 100.0), ("excess", 100.0)):
             history = store.history(run.run_id, f"{key}/{loss}") if run else []
-            values = [value for _, value in history]
-            cells.append(
-                measured(values, [run] if run else [], command("synthetic"), factor=factor)
-            )
+            runs, values = [run] if run else [], [value for _, value in history]
+            cells.append(measured(values, runs, command("synthetic"), factor=factor))
         rows.append(Row(loss, title, (*cells, count(cells[0]))))
     return tuple(rows)
 
 
 def _camvid_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
-    fill = command(CAMVID, cohort.profile) if cohort else command(CAMVID)
-    runs = cohort.runs if cohort else ()
-    before = [
-        initial(store, runs, key, fill)
-        for key in ("val/dataset_miou", "test/dataset_miou", "test/image_miou")
-    ]
+    fill, runs = fill_of(CAMVID, cohort), cohort.runs if cohort else ()
+    before = [score.before(store, runs, fill) for score in CAMVID_SCORES]
     rows = [Row("initial", "initial network, before training", (*before, None))]
-    for name in variant_order({r.tags.get("variant", "") for r in runs} | CAMVID_VARIANTS):
+    stored = set(cohort.variants) if cohort else set()
+    for name in variant_order(stored | CAMVID_VARIANTS):
         chosen = cohort.select(name) if cohort else []
-        cells = (
-            at_best_over_seeds(store, chosen, "val/dataset_miou", fill),
-            over_seeds(chosen, "test/dataset_miou", fill),
-            over_seeds(chosen, "test/image_miou", fill),
-        )
+        cells = [score.after(store, chosen, fill) for score in CAMVID_SCORES]
         rows.append(Row(name, variant_title(name), (*cells, count(cells[1]))))
     return tuple(rows)
 
 
-def _class_rows(store: RunStore, cohort: Cohort, shown: Sequence[str]) -> tuple[Row, ...]:
-    fill = command(CAMVID, cohort.profile)
-    runs = cohort.runs
-    prefix = "test/iou/"
-    classes = sorted(
-        {k.removeprefix(prefix) for r in runs for k in r.metrics if k.startswith(prefix)}
+def _street_scores(
+    store: RunStore, experiment: str, title: str, caption: str, scores: Sequence[Score]
+) -> Table:
+    found = [
+        Block(heading, _street_rows(store, experiment, cohort, scores))
+        for cohort, heading in named_cohorts(store, experiment)
+    ]
+    return Table(
+        name=experiment,
+        title=title,
+        caption=caption,
+        row_title="network",
+        columns=(*(score.column for score in scores), SEEDS),
+        blocks=tuple(found) or (Block("", _street_rows(store, experiment, None, scores)),),
     )
-    keys = [(name, prefix + name) for name in classes] + [(MEAN, "test/dataset_miou")]
-    return tuple(
-        Row(
-            name,
-            name,
-            (
-                initial(store, runs, key, fill),
-                *(over_seeds(cohort.select(variant), key, fill) for variant in shown),
-            ),
-            better="higher",
-        )
-        for name, key in keys
-    )
+
+
+def _street_rows(
+    store: RunStore, experiment: str, cohort: Cohort | None, scores: Sequence[Score]
+) -> tuple[Row, ...]:
+    fill, runs = fill_of(experiment, cohort), cohort.runs if cohort else ()
+    before = [score.before(store, runs, fill) for score in scores]
+    rows = [Row("initial", starting_point(cohort), (*_scored(before), None))]
+    for name, size in settings_of(experiment, cohort):
+        chosen = cohort.select(name, size) if cohort else []
+        after = [score.after(store, chosen, fill) for score in scores]
+        label = f"{variant_title(name)}, batch size {size}"
+        rows.append(Row(f"{name}-b{size}", label, (*_scored(after), count(after[0]))))
+    return tuple(rows)
+
+
+def _scored(cells: Sequence[Cell]) -> list[Cell | None]:
+    """Cells of one network: what it lacks where it has others does not apply to its data."""
+    known = any(cell.value is not None for cell in cells)
+    return [cell if cell.value is not None or not known else None for cell in cells]
+
+
+def _class_blocks(
+    store: RunStore, experiment: str, found: Found, shown: Sequence[tuple[str, int | None]]
+) -> tuple[Block, ...]:
+    """Test IoU of each class that occurs, and their mean, before and after training."""
+    if found:
+        return tuple(Block(heading, _class_rows(store, c, shown)) for c, heading in found)
+    mean, _ = CLASSES[experiment]
+    empty = Row(mean, mean, (Cell(command=command(experiment)),) * (1 + len(shown)))
+    return (Block("", (empty,)),)
+
+
+def _class_rows(
+    store: RunStore, cohort: Cohort, shown: Sequence[tuple[str, int | None]]
+) -> tuple[Row, ...]:
+    fill, (mean, classes) = fill_of(cohort.experiment, cohort), CLASSES[cohort.experiment]
+    keys = {name: f"test/iou/{name}" for name in classes}
+    keys = {name: key for name, key in keys.items() if _occurs(cohort.runs, key)}
+    mine = settings_of(cohort.experiment, cohort)
+    rows = []
+    for name, key in (keys | {mean: "test/dataset_miou"}).items():
+        score = Score(name, name, (key,))
+        cells = [_or_blank(score.before(store, cohort.runs, fill), cohort.runs)]
+        for setting in shown:
+            runs = cohort.select(*setting)
+            cell = _or_blank(score.after(store, runs, fill), runs)
+            cells.append(cell if setting[1] is None or setting in mine else None)
+        rows.append(Row(name, name, tuple(cells), better="higher"))
+    return tuple(rows)
+
+
+def _or_blank(cell: Cell, runs: Sequence[Run]) -> Cell | None:
+    """The cell; None where there are runs that say nothing: neither annotated nor predicted."""
+    return None if runs and cell.value is None else cell
+
+
+def _occurs(runs: Sequence[Run], key: str) -> bool:
+    scores = [r.metrics.get(k, math.nan) for r in runs for k in (key, f"initial/{key}")]
+    return any(math.isfinite(score) for score in scores)

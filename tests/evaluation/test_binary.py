@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from lovasz_repro.evaluation.binary import BasisScoring, BinaryScoring
-from lovasz_repro.report.voc_binary import MEASURES
+from lovasz_repro.report.tables_voc import MEASURES
 from tests.ranks import RankPool
 
 VOID = 255

@@ -11,23 +11,20 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.cityscapes import camvid_as_cityscapes, cityscapes_enet, table_4
-from lovasz_repro.report.cityscapes_figures import (
-    Shades,
-    camvid_as_cityscapes_curves,
-    camvid_as_cityscapes_examples,
-    colours_of,
-    figure_8,
-    figure_9,
-)
-from lovasz_repro.report.drawing import Drawing, Missing
+from lovasz_repro.report.curves import Shades
+from lovasz_repro.report.figures import FIGURES as DRAWN
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.layout import DASH, layout
-from lovasz_repro.report.render import write_tables
+from lovasz_repro.report.model import Drawing, Missing
+from lovasz_repro.report.picture_figures import CITYSCAPES_PALETTE
 from lovasz_repro.report.runs import cohorts
 from lovasz_repro.report.style import RC, VARIANTS, shades
-from lovasz_repro.report.tables import TABLES
+from lovasz_repro.report.tables import TABLES, camvid_as_cityscapes, cityscapes_enet, table_4
+from tests.report_files import write_tables
 
+figure_8, figure_9 = DRAWN["figure-8"], DRAWN["figure-9"]
+camvid_as_cityscapes_curves = DRAWN["camvid-as-cityscapes"]
+camvid_as_cityscapes_examples = DRAWN["camvid-as-cityscapes-examples"]
 LOVASZ, WEIGHTED = "lovasz-softmax", "weighted-cross-entropy"
 EQUIBATCH = "lovasz-softmax-equibatch"
 ENET, CAMVID = "cityscapes-enet", "camvid-as-cityscapes"
@@ -404,8 +401,8 @@ def shown_pictures(drawing):
 
 def test_palette_is_the_official_one_and_void_is_black():
     ids = np.array([[*OFFICIAL], [0] * 6], np.uint8)
-    assert [tuple(c) for c in colours_of(ids)[0].tolist()] == list(OFFICIAL.values())
-    assert not colours_of(np.array([VOID], np.uint8)).any()
+    assert [tuple(c) for c in CITYSCAPES_PALETTE.paint(ids)[0].tolist()] == list(OFFICIAL.values())
+    assert not CITYSCAPES_PALETTE.paint(np.array([VOID], np.uint8)).any()
 
 
 def test_columns_are_input_initial_truth_and_tuned(store):
@@ -424,7 +421,7 @@ def test_the_legend_has_the_classes_that_occur(store):
     put(store, add(store, 0.63))
     (legend,) = figure_8(store).figure.legends
     names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["road", "building", "pole", "sky", "car", "void"]
+    assert names == ["road", "building", "pole", "sky", "car", "void (not scored)"]
     face = legend.get_patches()[4].get_facecolor()
     assert [round(255 * c) for c in face[:3]] == [0, 0, 142]
 
@@ -534,7 +531,7 @@ def test_camvid_examples(store):
     assert isinstance(figure_8(store), Missing)
 
 
-def test_rows_stop_where_the_page_ends(store):
+def test_tall_windows_shrink_to_the_page(store):
     tall = np.full((90, 30), ROAD)
     run = put(store, add(store, 0.63), entries=3)
     listed = [{"name": f"{k}", "window": [0, 0, 90, 30], "differs": 0.1} for k in range(3)]
@@ -545,7 +542,7 @@ def test_rows_stop_where_the_page_ends(store):
             (folder / f"{k}-{kind}.png").write_bytes(png(tall))
         (folder / f"{k}-photo.png").write_bytes(png(tall, "RGB"))
     drawing = figure_8(store)
-    assert len(drawing.curves) == 1
+    assert len(drawing.curves) == 3
     assert drawing.figure.get_figheight() < 9
 
 

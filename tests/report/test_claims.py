@@ -21,8 +21,8 @@ from lovasz_repro.report.claims_render import (
     to_json,
     to_markdown,
 )
+from lovasz_repro.report.claims_rules import Interval, decide, judge
 from lovasz_repro.report.claims_schema import ClaimsFile, load_claims
-from lovasz_repro.report.rules import Interval, decide, judge
 from lovasz_repro.report.runs import cohorts
 
 A, B = "lovasz-softmax", "weighted-cross-entropy"

@@ -12,8 +12,9 @@ import pytest
 from lovasz_repro.errors import UserError
 from lovasz_repro.report import style
 from lovasz_repro.report.curves import band, camvid_classes, camvid_curves
-from lovasz_repro.report.drawing import Drawing, Missing
+from lovasz_repro.report.curves_voc import MEASURES
 from lovasz_repro.report.figures import FIGURES, write_figures
+from lovasz_repro.report.model import Drawing, Missing
 from lovasz_repro.report.surfaces import (
     GROUND_TRUTHS,
     SOFTMAX,
@@ -23,7 +24,6 @@ from lovasz_repro.report.surfaces import (
     loss_of_two_pixels,
 )
 from lovasz_repro.report.synthetic_figure import figure_3, relative
-from lovasz_repro.report.voc_multiclass_curves import MEASURES
 
 LOSSES = ("jaccard", "lovasz_hinge", "hinge", "cross_entropy", "soft_iou")
 

@@ -6,9 +6,9 @@ import pytest
 
 from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.figures import write_figures
-from lovasz_repro.report.render import write_tables
 from lovasz_repro.report.runs import source
 from lovasz_repro.report.tables import TABLES
+from tests.report_files import write_tables
 
 store_module = pytest.importorskip("lovasz_repro.store")
 

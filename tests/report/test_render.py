@@ -22,14 +22,14 @@ from lovasz_repro.report.layout import layout
 from lovasz_repro.report.model import Block, Cell, Column, Row, Table
 from lovasz_repro.report.render import (
     md_escape,
+    print_table,
     to_csv,
     to_json,
     to_markdown,
-    write_tables,
 )
 from lovasz_repro.report.runs import command
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.terminal import print_table
+from tests.report_files import write_tables
 
 
 def awkward() -> Table:

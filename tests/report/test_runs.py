@@ -5,13 +5,12 @@ import math
 import pytest
 
 from lovasz_repro.report.runs import (
-    at_best,
-    before_training,
     cohorts,
     command,
     headings,
     mean_and_spread,
     natural,
+    score_at,
     source,
 )
 
@@ -100,11 +99,11 @@ def test_values_at_moments_of_a_run(store):
         history={"val/dataset_miou": curve},
         metrics={"best/iteration": 50.0, "initial/test/dataset_miou": 0.2},
     )
-    assert at_best(store, run, "val/dataset_miou") == 0.5
-    assert before_training(store, run, "val/dataset_miou") == 0.1
-    assert before_training(store, run, "test/dataset_miou") == 0.2
-    assert before_training(store, run, "test/image_miou") is None
-    assert at_best(store, store.add(), "val/dataset_miou") is None
+    assert score_at(store, run, "val/dataset_miou", "best") == 0.5
+    assert score_at(store, run, "val/dataset_miou", "start") == 0.1
+    assert score_at(store, run, "test/dataset_miou", "start") == 0.2
+    assert score_at(store, run, "test/image_miou", "start") is None
+    assert score_at(store, store.add(), "val/dataset_miou", "best") is None
 
 
 def test_source_says_what_is_not_known(store):

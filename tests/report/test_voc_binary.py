@@ -9,10 +9,10 @@ import pytest
 
 from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.layout import DASH, layout
-from lovasz_repro.report.render import write_tables
+from lovasz_repro.report.sets import BINARY, named_sets
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.voc_binary import table_1, voc_binary, voc_binary_classes
-from lovasz_repro.report.voc_binary_runs import named_sets
+from lovasz_repro.report.tables_voc import table_1, voc_binary, voc_binary_classes
+from tests.report_files import write_tables
 
 TWENTY = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
           "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -246,7 +246,7 @@ def test_runs_of_the_basis_network_stand_apart(store):
     fill(store, ["bird"])
     basis = {"data.category": "None", "training.lr": "0.00025", "data.images": "photographs"}
     store.add("voc-binary", "basis", scale="paper", metrics={"val/dataset_miou": 0.7}, params=basis)
-    ((cohort, heading),) = named_sets(store)
+    ((cohort, heading),) = named_sets(store, BINARY)
     assert {run.tags["variant"] for run in cohort.runs} == set(LOSSES)
     assert "training.lr" not in heading
     assert len(voc_binary(store).blocks) == 1

@@ -10,16 +10,16 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.drawing import Drawing, Missing
 from lovasz_repro.report.figures import write_figures
-from lovasz_repro.report.style import RC
-from lovasz_repro.report.voc_binary_figure import (
+from lovasz_repro.report.model import Drawing, Missing
+from lovasz_repro.report.picture_figures import (
     BACKGROUND,
     COLOURS,
     colours_of_mask,
     colours_of_truth,
     figure_4,
 )
+from lovasz_repro.report.style import RC
 
 LOSSES = ("cross-entropy", "hinge", "lovasz-hinge", "soft-iou")
 RUN = "lovasz-repro run voc-binary"

@@ -7,17 +7,17 @@ import pytest
 
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.report.layout import DASH, layout
-from lovasz_repro.report.render import write_tables
+from lovasz_repro.report.sets import MULTICLASS, named_sets, server_sets
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.voc_multiclass import (
+from lovasz_repro.report.tables_voc import (
     table_2,
     table_3,
     voc_multiclass,
     voc_multiclass_classes,
 )
-from lovasz_repro.report.voc_multiclass_runs import named_sets, server_sets
 from tests.fake_multiclass import CRF, FEATURES, MULTI, PAPER, VARIANTS, add, add_features
 from tests.fake_multiclass import add_papers as papers
+from tests.report_files import write_tables
 
 RUN = "lovasz-repro run voc-multiclass"
 TRAINVAL = f"{RUN} --profile trainval"
@@ -96,7 +96,7 @@ def test_trained_on_val_alone_fills_no_val_column(store):
     metrics = {"val/dataset_miou": 0.95, "val/crf/dataset_miou": 0.95}
     add(store, "x-loss", split="trainval_aug", profile="trainval", metrics=metrics)
     assert values(table_2(store)) == {None}
-    assert named_sets(store) == []
+    assert named_sets(store, MULTICLASS) == []
     assert len(server_sets(store)) == 1
     assert len(voc_multiclass(store).blocks[0].rows) == 8
     assert values(voc_multiclass(store)) == {None}

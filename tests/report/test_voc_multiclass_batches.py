@@ -7,7 +7,7 @@ import pytest
 
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.voc_multiclass_batches import decision_rule, decision_rule_by_scale
+from lovasz_repro.report.tables_voc import decision_rule, decision_rule_by_scale
 from tests.fake_multiclass import add, add_features, add_papers
 
 RUN = "lovasz-repro run voc-multiclass"

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from lovasz_repro.report.drawing import Missing
+from lovasz_repro.report.curves_voc import correlation, figure_6, joint_variant
 from lovasz_repro.report.figures import write_figures
+from lovasz_repro.report.model import Missing
+from lovasz_repro.report.sets import MULTICLASS, named_sets
 from lovasz_repro.report.style import RC
-from lovasz_repro.report.voc_multiclass_curves import correlation, figure_6, joint_variant
-from lovasz_repro.report.voc_multiclass_runs import named_sets
 from tests.fake_multiclass import add, add_features, add_papers
 
 RUN = "lovasz-repro run voc-multiclass"
@@ -189,7 +189,7 @@ def test_flat_or_short_curves_have_no_correlation(store):
 )
 def test_variant_of_b(store, names, chosen):
     add_papers(store, names)
-    ((cohort, _),) = named_sets(store)
+    ((cohort, _),) = named_sets(store, MULTICLASS)
     assert joint_variant(store, cohort) == chosen
 
 

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.drawing import Drawing, Missing
-from lovasz_repro.report.figures import write_figures
+from lovasz_repro.report.examples import detail_window
+from lovasz_repro.report.figures import FIGURES, write_figures
+from lovasz_repro.report.model import Drawing, Missing
+from lovasz_repro.report.picture_figures import VOC_PALETTE
 from lovasz_repro.report.style import RC
-from lovasz_repro.report.voc_multiclass_examples import detail_window
-from lovasz_repro.report.voc_multiclass_figure import colours_of, figure_5, figure_7
 from tests.fake_segmentations import LABELS, PHOTO, add, listing, masks_of, png
 
+figure_5, figure_7 = FIGURES["figure-5"], FIGURES["figure-7"]
 RUN = "lovasz-repro run voc-multiclass"
 LIST = "segmentations.json"
 
@@ -297,7 +298,7 @@ def test_colours_are_those_of_pascal_voc():
     published = {0: (0, 0, 0), 1: (128, 0, 0), 8: (64, 0, 0), 15: (192, 128, 128),
                  20: (0, 64, 128), 255: (224, 224, 192)}  # fmt: skip
     ids = np.array([list(published)], np.uint8)
-    assert colours_of(ids)[0].tolist() == [list(colour) for colour in published.values()]
+    assert VOC_PALETTE.paint(ids)[0].tolist() == [list(colour) for colour in published.values()]
 
 
 @pytest.mark.parametrize("images", ["photographs", "features"])

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from lovasz_repro.report.drawing import Missing
+from lovasz_repro.report.curves_voc import voc_measures_figure
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.layout import layout
+from lovasz_repro.report.model import Missing
 from lovasz_repro.report.style import RC
-from lovasz_repro.report.voc_multiclass_measures import voc_measures
-from lovasz_repro.report.voc_multiclass_measures_figure import voc_measures_figure
+from lovasz_repro.report.tables_voc import voc_measures
 from tests.fake_multiclass import VARIANTS, add, add_features, add_papers
 
 RUN = "lovasz-repro run voc-multiclass --profile features"

@@ -5,13 +5,7 @@ import json
 import pytest
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.voc_multiclass_pictures import (
-    MOST,
-    read_labels,
-    read_listing,
-    read_mask,
-    read_photograph,
-)
+from lovasz_repro.report.pictures import SEGMENTATIONS, Pictures
 from tests.fake_segmentations import LABELS, PHOTO, add, listing, masks_of, png
 
 LIST = "segmentations.json"
@@ -19,13 +13,14 @@ LIST = "segmentations.json"
 
 def read_all(store, run):
     """Every file of the first image."""
-    entry = read_listing(store, run)[0]
-    return (
-        read_labels(store, run, 0, entry),
-        read_mask(store, run, 0, entry, "prediction"),
-        read_mask(store, run, 0, entry, "crf"),
-        read_photograph(store, run, 0, entry),
-    )
+    pictures = Pictures(store, run, SEGMENTATIONS)
+    entry = pictures.listing()[0]
+    masks = [pictures.mask(0, entry, kind) for kind in ("labels", "prediction", "crf")]
+    return (*masks, pictures.photograph(0, entry))
+
+
+def read_listing(store, run):
+    return Pictures(store, run, SEGMENTATIONS).listing()
 
 
 def test_files_are_read_as_they_are(store):
@@ -40,7 +35,7 @@ def test_files_are_read_as_they_are(store):
 
 def test_a_run_without_masks_has_none(store):
     run = add(store, "lovasz", [], files={LIST: None})
-    assert read_listing(store, run) == []
+    assert read_listing(store, run) is None
 
 
 def test_a_run_without_the_crf_has_no_score_of_it(store):
@@ -50,8 +45,10 @@ def test_a_run_without_the_crf_has_no_score_of_it(store):
 
 
 def test_a_long_list_is_read_no_further(store):
-    run = add(store, "lovasz", masks_of(1), files={LIST: listing(MOST + 5, crf=False)})
-    assert len(read_listing(store, run)) == MOST
+    run = add(
+        store, "lovasz", masks_of(1), files={LIST: listing(SEGMENTATIONS.most + 5, crf=False)}
+    )
+    assert len(read_listing(store, run)) == SEGMENTATIONS.most
 
 
 def of(**changed):

@@ -29,9 +29,8 @@ from lovasz_repro.report.runs import (
     Run,
     RunStore,
     Source,
-    at_best,
-    before_training,
     mean_and_spread,
+    score_at,
     seed,
     sources,
 )
@@ -221,7 +220,7 @@ def _samples(
         if rule.samples == "steps":
             for step, value in store.history(run.run_id, operand.metric):
                 samples[*key, str(step)] = value, run
-        elif (found := _value(store, run, operand)) is not None:
+        elif (found := score_at(store, run, operand.metric, operand.at)) is not None:
             samples[key] = found, run
     return {key: sample for key, sample in samples.items() if math.isfinite(sample[0])}
 
@@ -239,27 +238,6 @@ def _independent(samples: dict[Key, float]) -> list[float]:
 def _selected(cohort: Cohort, rule: Selection, variant: str) -> list[Run]:
     runs = cohort.select(variant) if variant else list(cohort.runs)
     return [r for r in runs if all(r.params.get(k) == v for k, v in rule.where.items())]
-
-
-def _value(store: RunStore, run: Run, operand: Operand) -> float | None:
-    if operand.at == "best":
-        return at_best(store, run, operand.metric)
-    if operand.at == "start":
-        return before_training(store, run, operand.metric)
-    last = run.metrics.get(operand.metric)
-    if operand.at == "last":
-        return last
-    early = _first_half(store, run, operand.metric)
-    if operand.at == "first_half" or early is None or last is None:
-        return early if operand.at == "first_half" else None
-    return last - early
-
-
-def _first_half(store: RunStore, run: Run, metric: str) -> float | None:
-    """Mean over the steps of the first half of the training, without the score before it."""
-    history = store.history(run.run_id, metric)
-    early = [value for step, value in history if 0 < step <= history[-1][0] / 2]
-    return statistics.fmean(early) if early else None
 
 
 def _effect(

@@ -1,4 +1,6 @@
-"""Figure 6: validation measures over the course of the training (Sec. 4.3).
+"""Pascal VOC: measures over the training (Fig. 6), and what optimising each does to the others.
+
+Figure 6 has three panels (Sec. 4.3):
 
 (a) dataset-mIoU under cross-entropy and Lovász-Softmax; (b) dataset-mIoU and batch-mIoU over
 present classes while Lovász-Softmax is optimised; (c) dataset-mIoU and image-mIoU while the
@@ -12,13 +14,24 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lovasz_repro.report.curves import band, band_sign, draw_band
-from lovasz_repro.report.drawing import Curve, Drawing, Missing
+from lovasz_repro.report.curves import BEFORE, band, band_sign, begin_below, draw_band
 from lovasz_repro.report.layout import number
-from lovasz_repro.report.runs import Cohort, Run, RunStore, command, sources
+from lovasz_repro.report.model import Curve, Drawing, Missing
+from lovasz_repro.report.runs import (
+    Cohort,
+    Run,
+    RunStore,
+    command,
+    finite_history,
+    having,
+    mean_and_spread,
+    score_at,
+    sources,
+    with_batch_size,
+)
+from lovasz_repro.report.sets import MULTICLASS, is_papers, named_sets, ten_first
 from lovasz_repro.report.style import (
     BLACK,
-    DEMO,
     GREEN,
     GREY,
     ORANGE,
@@ -28,8 +41,8 @@ from lovasz_repro.report.style import (
     variant_order,
     variant_title,
 )
-from lovasz_repro.report.voc_binary_runs import is_papers, on_features
-from lovasz_repro.report.voc_multiclass_runs import MULTICLASS, named_sets, ten_first
+from lovasz_repro.report.tables_voc import FEATURES, KEYS, STUDIED, studied_batch, studies
+from lovasz_repro.report.words import caveats, titled
 
 DATASET, BATCH, IMAGE = "val/dataset_miou", "val/batch_miou", "val/image_miou"
 MEASURES = {
@@ -51,6 +64,7 @@ TALL, LEGEND_LINE, HEADING_LINE = 2.3, 0.13, 0.12
 """Height of the panels, of a line of their legends, and of a line of the heading, inches."""
 LEGEND_BELOW = 0.42
 """How far under an axis its legend begins, inches."""
+NO_CURVES = "no paper-scale runs on photographs have such curves"
 ASIDE, APART = 0.8, 0.12
 """Width of thin lines, points; how far two axes are moved apart, of their range."""
 
@@ -87,7 +101,7 @@ def figure_6(store: RunStore) -> Drawing | Missing:
     """Three panels of the paper's runs; of the best other set where there are none."""
     found = [
         (panels_of(store, cohort), cohort, heading)
-        for cohort, heading in ten_first(named_sets(store))
+        for cohort, heading in ten_first(named_sets(store, MULTICLASS))
     ]
     drawable = [item for item in found if any(item[0])]
     if not drawable:
@@ -179,14 +193,10 @@ def _curve(
     store: RunStore, runs: Sequence[Run], metric: str
 ) -> tuple[dict[str, list[float]], tuple[Run, ...]] | None:
     """Mean and spread of a metric over iterations; None where there are no two of them."""
-    histories = [_finite(store, run, metric) for run in runs]
+    histories = [finite_history(store, run, metric) for run in runs]
     having = [i for i, history in enumerate(histories) if len(history) > 1]
     data = band([histories[i] for i in having]) if having else {"iteration": []}
     return (data, tuple(runs[i] for i in having)) if len(data["iteration"]) > 1 else None
-
-
-def _finite(store: RunStore, run: Run, metric: str) -> list[tuple[int, float]]:
-    return [(k, score) for k, score in store.history(run.run_id, metric) if math.isfinite(score)]
 
 
 # -- drawing -----------------------------------------------------------------------------------
@@ -200,19 +210,8 @@ def _drawing(
 ) -> Drawing:
     from matplotlib.figure import Figure
 
-    title, note = heading, ""
-    if not is_papers(cohort):
-        lacking = "no paper-scale runs on photographs have such curves"
-        title = f"Not the paper's: {lacking}. Shown: {heading}"
-        note = f" This is not the paper's Figure 6: {lacking}."
-    if cohort.scale == "demo":
-        note += DEMO
-    if on_features(cohort):
-        note += (
-            " The networks saw features: noise drawn from the masks in the place of photographs, "
-            "as Sec. 4.1 does for circles."
-        )
-    lines = textwrap.wrap(title, 150)
+    lacking = "" if is_papers(cohort) else NO_CURVES
+    lines = textwrap.wrap(titled(heading, lacking), 150)
     most = max(len(panel) for panel in panels) + 1  # a band
     tall = TALL + LEGEND_LINE * most + HEADING_LINE * len(lines)
     figure = Figure(figsize=(PAGE, tall), layout="constrained")
@@ -234,7 +233,7 @@ def _drawing(
         "batch. In (b) and (c) the second measure has the axis at the right. An axis begins below "
         "the trained networks where these are far above the network before training. Mean and one "
         f"standard deviation over seeds.{of_joint} {heading} ({cohort.scale} "
-        f"scale).{note}"
+        f"scale).{caveats(6, cohort, lacking)}"
     )
     return Drawing(figure, caption, tuple(curves))
 
@@ -283,12 +282,8 @@ def _side(ax: Any, lines: Sequence[Line]) -> None:
             )
         else:
             draw_band(ax, line.data, line.colour, line.dash)
-    points = [p for line in lines for p in zip(line.data["iteration"], line.data["mean"],
-                                               strict=True)]  # fmt: skip
-    trained, start = [m for k, m in points if k > 0], [m for k, m in points if k == 0]
-    span = max(trained) - min(trained)
-    if start and 0 < 2 * span < min(trained) - max(start):
-        ax.set_ylim(bottom=min(trained) - 0.35 * span)
+    data = [line.data for line in lines]
+    begin_below(ax, data, [d["mean"][0] for d in data if d["iteration"][0] == 0])
     ax.margins(x=0.02)
 
 
@@ -320,3 +315,158 @@ def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tu
     if found.trained is not None:
         told += f", and {number(found.trained, 3)} without the validation before training"
     return f"r = {shown} ({over})", f"{told}."
+
+
+# -- what optimising each measure does to the others (Sec. 3.1) --------------------------------
+
+SHOWN = ("dataset", "image")
+"""Measures of the dots."""
+OVER_BATCHES = ("x-loss", "lovasz", "lovasz-all-classes")
+LABELS = {
+    "x-loss": "cross-entropy",
+    "x-loss-equibatch": "cross-entropy\n+ equibatch",
+    "lovasz": "Lovász, batch, present",
+    "lovasz-equibatch": "Lovász, batch, present\n+ equibatch",
+    "lovasz-all-classes": "Lovász, batch, all",
+    "lovasz-per-image-present": "Lovász, image, present",
+    "lovasz-per-image": "Lovász, image, all",
+}
+HEIGHT, WIDTHS = 2.75, (1.0, 1.0, 1.45)
+"""Height in inches; widths of the three panels to each other."""
+CLOSE = ("x-loss", "lovasz")
+"""Curves that are also drawn on a scale of their own, where the third makes them flat."""
+FLAT = 0.2
+"""Share of the axis that they then take at most."""
+INSET = (0.13, 0.47, 0.4, 0.33)
+"""Where, in parts of the panel: left, bottom, width, height."""
+
+
+def voc_measures_figure(store: RunStore) -> Drawing | Missing:
+    """Dots per variant, and dataset-mIoU against batch size, of the first set that has dots."""
+    for cohort, heading in studies(store):
+        if any(having(cohort.select(name), KEYS["dataset"]) for name in STUDIED):
+            return _study(store, cohort, heading)
+    what = "has a validation score" if studies(store) else "is stored"
+    reason = f"no finished set of {MULTICLASS} runs on features {what}"
+    return Missing(reason, command(MULTICLASS, FEATURES))
+
+
+def _study(store: RunStore, cohort: Cohort, heading: str) -> Drawing:
+    from matplotlib.figure import Figure
+
+    size = studied_batch(cohort)
+    lines = textwrap.wrap(f"{heading}. Bars: standard deviation over seeds.", 150)
+    figure = Figure(figsize=(PAGE, HEIGHT + 0.12 * len(lines)), layout="constrained")
+    figure.suptitle("\n".join(lines), fontsize=6.5, color=GREY, parse_math=False)
+    axes = figure.subplots(1, 3, width_ratios=WIDTHS)
+    axes[1].sharey(axes[0])
+    curves: list[Curve] = []
+    for ax, measure in zip(axes, SHOWN, strict=False):
+        curves += _variant_dots(ax, store, cohort.of_batch_size(size), measure)
+    axes[1].tick_params(axis="y", labelleft=False)
+    axes[0].set_title(f"(a) after training, batch size {size}", fontsize=7.5, loc="left")
+    legend_below(axes[0], _dot_signs())
+    curves += _over_batch_sizes(axes[2], cohort)
+    caption = (
+        "What optimising each measure does to the others, on features drawn from the masks of "
+        "Pascal VOC in the place of photographs; no figure of the paper. (a) Validation "
+        f"dataset-mIoU and image-mIoU of each variant ({with_batch_size(heading, size)}). "
+        "Lovász-Softmax is taken over the batch or image by image, and averaged over the classes "
+        "that are present or over all. (b) Dataset-mIoU against the batch size; where the third "
+        "curve makes two flat, these are drawn again on a scale of their own. Mean and one "
+        "standard deviation over seeds, at the last iteration."
+    )
+    return Drawing(figure, caption, tuple(curves))
+
+
+def _variant_dots(ax: Any, store: RunStore, cohort: Cohort, measure: str) -> list[Curve]:
+    """One measure of every variant, from top to bottom, and that of the network before training."""
+    key, title = KEYS[measure], f"{measure}-mIoU"
+    colours = variant_colours(set(STUDIED))
+    names = list(STUDIED)
+    curves = []
+    for row, name in enumerate(names):
+        runs = having(cohort.select(name), key)
+        if runs:
+            mean, spread = mean_and_spread([100 * run.metrics[key] for run in runs])
+            filled = "white" if name.endswith("equibatch") else colours[name]
+            ax.errorbar([mean], [row], xerr=[spread or 0.0] if spread else None, fmt="o",
+                        color=colours[name], mfc=filled, elinewidth=0.8, zorder=3)  # fmt: skip
+            data = {"variant": [float(row)], "mean": [mean], "spread": [spread or 0.0]}
+            curves.append(Curve(title, STUDIED[name], data, sources(runs)))
+    starts = [(run, score_at(store, run, key, "start")) for run in cohort.runs]
+    known = [(run, 100 * start) for run, start in starts if start is not None]
+    if known:
+        mean, _ = mean_and_spread([start for _, start in known])
+        ax.axvline(mean, zorder=1, **BEFORE)
+        curves.append(
+            Curve(title, "before training", {"mean": [mean]}, sources(r for r, _ in known))
+        )
+    ax.set_yticks(range(len(names)), [LABELS[name] for name in names],
+                  fontsize=6.5)  # fmt: skip
+    ax.set(xlabel=f"val {title} (%)", ylim=(len(names) - 0.5, -0.5))
+    ax.margins(x=0.12)
+    ax.grid(axis="y")
+    ax.set_axisbelow(True)
+    return curves
+
+
+def _over_batch_sizes(ax: Any, cohort: Cohort) -> list[Curve]:
+    """Dataset-mIoU of three variants against the batch size."""
+    key = KEYS["dataset"]
+    colours = variant_colours(set(OVER_BATCHES))
+    curves = []
+    for name in OVER_BATCHES:
+        points = [(size, having(cohort.select(name, size), key)) for size in cohort.batch_sizes]
+        points = [(size, runs) for size, runs in points if runs]
+        if not points:
+            continue
+        stats = [mean_and_spread([100 * run.metrics[key] for run in runs]) for _, runs in points]
+        x, y = [float(size) for size, _ in points], [mean for mean, _ in stats]
+        spread = [s or 0.0 for _, s in stats]
+        ax.errorbar(x, y, yerr=spread if any(spread) else None, fmt="o-", color=colours[name],
+                    label=LABELS[name], elinewidth=0.8, capsize=2)  # fmt: skip
+        data = {"batch_size": x, "mean": y, "spread": spread}
+        used = sources(run for _, runs in points for run in runs)
+        curves.append(Curve("(b)", STUDIED[name], data, used))
+    ax.set_xscale("log")
+    ax.minorticks_off()
+    ax.set_xticks(cohort.batch_sizes, [str(size) for size in cohort.batch_sizes])
+    ax.set(xlabel="batch size", ylabel="val dataset-mIoU (%)")
+    ax.set_title("(b) against the batch size", fontsize=7.5, loc="left")
+    ax.grid(axis="y")
+    if curves:
+        legend_below(ax, ax.get_legend_handles_labels()[0])
+    _enlarge(ax, [curve for curve in curves if curve.label in {STUDIED[name] for name in CLOSE}])
+    return curves
+
+
+def _enlarge(ax: Any, close: Sequence[Curve]) -> None:
+    """Draw two curves again in the panel, where the third one makes both of them flat."""
+    values = [value for curve in close for value in curve.data["mean"]]
+    low, high = ax.get_ylim()
+    if len(close) < len(CLOSE) or max(values) - min(values) > FLAT * (high - low):
+        return
+    colours = variant_colours(set(OVER_BATCHES))
+    inset = ax.inset_axes(INSET)
+    for name, curve in zip(CLOSE, close, strict=True):
+        inset.plot(curve.data["batch_size"], curve.data["mean"], "o-", color=colours[name], ms=2,
+                   clip_on=False)  # fmt: skip
+    inset.set_xscale("log")
+    inset.minorticks_off()
+    inset.set_xticks([])
+    inset.margins(x=0.06, y=0.15)
+    inset.tick_params(labelsize=6)
+    inset.grid(axis="y")
+
+
+def _dot_signs() -> list[Any]:
+    """Legend of the dots."""
+    from matplotlib.lines import Line2D
+
+    look: dict[str, Any] = {"ls": "", "marker": "o", "color": GREY}
+    return [
+        Line2D([], [], label="random batches", **look),
+        Line2D([], [], label="equibatch", mfc="white", **look),
+        Line2D([], [], **BEFORE),
+    ]

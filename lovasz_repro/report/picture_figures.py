@@ -1,0 +1,510 @@
+"""Figures of pictures: masks of a category (Fig. 4), of all classes (Fig. 5, 7), crops (Fig. 8)."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lovasz_repro.data.palettes import CITYSCAPES, RGB, VOC, ClassTable
+from lovasz_repro.errors import UserError
+from lovasz_repro.report.examples import Example, Pair, choose_binary, choose_of_pair, find_pairs
+from lovasz_repro.report.model import Curve, Drawing, Missing
+from lovasz_repro.report.pictures import EXAMPLES, VOID, Kind, ListedWindow, Pictures
+from lovasz_repro.report.runs import (
+    SCALES,
+    Cohort,
+    Run,
+    RunStore,
+    batch_size,
+    command,
+    natural,
+    seed,
+    sources,
+    variant,
+)
+from lovasz_repro.report.sets import (
+    BINARY,
+    CAMVID_LAYOUT,
+    MULTICLASS,
+    PAPER_BATCH,
+    is_papers,
+    loss_title,
+    named_cohorts,
+    named_sets,
+)
+from lovasz_repro.report.style import (
+    BLACK,
+    EQUIBATCH,
+    GREY,
+    LOVASZ,
+    ORANGE,
+    PAGE,
+    SKY,
+    variant_title,
+)
+from lovasz_repro.report.words import NO_CAMVID, caveats, passed_over, starting_point, titled
+
+TALLEST = 6.4
+"""Height of all rows together, inches."""
+SIDE, GAP, TITLE_LINE, UNDER_LINE, LEGEND_LINE = 0.02, 0.05, 0.125, 0.17, 0.13
+"""Sizes of the parts around the pictures, inches."""
+NO_MASKS = "no paper-scale runs on photographs have stored masks"
+NO_CRF = "no paper-scale runs have stored masks after the CRF"
+NO_CROPS = f"no paper-scale run with batches of {PAPER_BATCH} has stored pictures"
+
+# -- a grid of pictures ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture with its column's heading, and what stands under it."""
+
+    heading: str
+    picture: np.ndarray
+    """(H, W, 3) uint8."""
+    under: str = ""
+    bold: bool = False
+    """What stands under it."""
+    smooth: bool = True
+    """Whether colours may be mixed where the picture is shrunk."""
+
+
+def picture_grid(
+    title: str, rows: Sequence[Sequence[Tile]], legend: Mapping[str, str], *, legend_columns: int
+) -> Any:
+    """A figure as wide as the page.
+
+    Args:
+        title: over all of it, in as many lines as it needs.
+        rows: as many pictures each, those of a row of one size.
+        legend: name -> colour, below all of it.
+        legend_columns: names in a line of it.
+    """
+    from matplotlib.figure import Figure
+
+    lines = textwrap.wrap(title, 150, break_on_hyphens=False)
+    wide = (PAGE - 2 * SIDE - GAP * (len(rows[0]) - 1)) / len(rows[0])
+    limit = TALLEST / len(rows) - UNDER_LINE
+    shapes = [row[0].picture.shape for row in rows]
+    heights = [min(wide * shape[0] / shape[1], limit) for shape in shapes]
+    head = TITLE_LINE * len(lines) + 0.2
+    foot = LEGEND_LINE * -(-len(legend) // legend_columns) + 0.07
+    height = head + sum(heights) + UNDER_LINE * len(rows) + foot
+    figure = Figure(figsize=(PAGE, height))
+    figure.text(0.5, 1 - 0.02 / height, "\n".join(lines), ha="center", va="top", fontsize=6.5,
+                color=GREY, linespacing=1.15, parse_math=False)  # fmt: skip
+    top = height - head
+    for number, (tiles, tall) in enumerate(zip(rows, heights, strict=True)):
+        for column, tile in enumerate(tiles):
+            left = SIDE + column * (wide + GAP)
+            box = (left / PAGE, (top - tall) / height, wide / PAGE, tall / height)
+            ax = figure.add_axes(box, xticks=[], yticks=[])
+            _show(ax, tile, heading=number == 0)
+        top -= tall + UNDER_LINE
+    _legend(figure, legend, legend_columns)
+    return figure
+
+
+def _show(ax: Any, tile: Tile, *, heading: bool) -> None:
+    ax.imshow(tile.picture, interpolation="antialiased" if tile.smooth else "none")
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=GREY, linewidth=0.4)
+    if heading:
+        ax.set_title(tile.heading, pad=3)
+    weight = "bold" if tile.bold else "normal"
+    ax.set_xlabel(tile.under, fontsize=6.5, labelpad=2, weight=weight, parse_math=False)
+
+
+def _legend(figure: Any, colours: Mapping[str, str], columns: int) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(facecolor=colour, edgecolor=GREY, lw=0.4, label=name)
+        for name, colour in colours.items()
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=min(columns, len(handles)),
+                  fontsize=6.5, handlelength=1.0, handleheight=0.8, columnspacing=1.6,
+                  labelspacing=0.3, borderaxespad=0.1)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of the scored classes by label id, and one for all else."""
+
+    table: ClassTable
+    void: RGB
+
+    @property
+    def scored(self) -> list[tuple[str, int, RGB]]:
+        """Name, id and colour of the classes that a network may predict, in their order."""
+        table = self.table
+        every = zip(table.names, table.label_ids, table.colours, table.predictable, strict=True)
+        return [(name, label, colour) for name, label, colour, scored in every if scored]
+
+    def paint(self, ids: np.ndarray) -> np.ndarray:
+        """Label ids (H, W) uint8 as colours, (H, W, 3) uint8."""
+        colours = np.full((256, 3), self.void, np.uint8)
+        for _, label, colour in self.scored:
+            colours[label] = colour
+        return colours[ids]
+
+    def legend(self, maps: Iterable[np.ndarray]) -> dict[str, str]:
+        """Name -> colour, #rrggbb, of the classes that are shown, in order; last what is void."""
+        present = set(np.unique(np.concatenate([ids.ravel() for ids in maps])).tolist())
+        found = {name: colour for name, label, colour in self.scored if label in present}
+        if not present <= {label for _, label, _ in self.scored}:
+            found["void (not scored)"] = self.void
+        return {name: f"#{bytes(colour).hex()}" for name, colour in found.items()}
+
+
+VOC_PALETTE = Palette(VOC, (224, 224, 192))
+"""As Pascal VOC publishes its masks."""
+CITYSCAPES_PALETTE = Palette(CITYSCAPES, (0, 0, 0))
+
+# -- one category ------------------------------------------------------------------------------
+
+BACKGROUND, VOID_COLOUR = "#f4f4f4", "#b8b8b8"
+COLOURS = {
+    "foreground": BLACK,
+    "foreground in the mask alone": ORANGE,
+    "foreground that the mask misses": SKY,
+    "void (not scored)": VOID_COLOUR,
+}
+"""Legend of the masks."""
+
+
+def figure_4(store: RunStore) -> Drawing | Missing:
+    """Masks of a few categories after training with each loss, where these differ most."""
+    found = named_sets(store, BINARY)
+    broken: list[str] = []
+    for cohort, heading in found:
+        examples = choose_binary(store, cohort, broken)
+        if examples:
+            return _of_categories(cohort, heading, examples, broken)
+    what = "has masks (masks/) of two losses or more" if found else "is stored"
+    reason = f"no finished set of {BINARY} runs {what}"
+    return Missing("; ".join([reason, *dict.fromkeys(broken)]), command(BINARY))
+
+
+def _of_categories(
+    cohort: Cohort, heading: str, examples: Sequence[Example], broken: Sequence[str]
+) -> Drawing:
+    lacking = "" if is_papers(cohort) else NO_MASKS
+    seeds = sorted({seed(run) for e in examples for run in e.runs.values()}, key=natural)
+    caption = (
+        "Binary masks of a category on a validation image, predicted by the basis network and "
+        "after training with each loss, with the image-IoU (×100) of each. Chosen are the images "
+        "on which the image-IoUs of the losses differ most, of different categories first, and "
+        f"not the best-looking. {heading} ({cohort.scale} scale), seed {' and '.join(seeds)}."
+        f"{caveats(4, cohort, lacking)}{passed_over(broken)}"
+    )
+    curves = [
+        Curve(
+            f"{example.category}, {example.name}",
+            loss_title(name),
+            {"image_iou": [iou]},
+            sources([example.runs.get(name, next(iter(example.runs.values())))]),
+        )
+        for example in examples
+        for name, iou in example.scores.items()
+    ]
+    title = f"{titled(heading, lacking)}. Images: those on which the losses differ most"
+    rows = [_tiles_of_category(example) for example in examples]
+    figure = picture_grid(title, rows, COLOURS, legend_columns=len(COLOURS))
+    return Drawing(figure, caption, tuple(curves))
+
+
+def _tiles_of_category(example: Example) -> list[Tile]:
+    """The pictures of a row; the best image-IoU is bold."""
+    name = example.name[:14]
+    truth = colours_of_truth(example.labels)
+    if example.photograph is None:
+        tiles = [Tile("ground truth", truth, f"{example.category}, {name}")]
+    else:
+        tiles = [
+            Tile("photograph", example.photograph, example.category),
+            Tile("ground truth", truth, name),
+        ]
+    best = max(example.scores.values())
+    for loss, iou in example.scores.items():
+        picture = colours_of_mask(example.masks[loss], example.labels)
+        tiles.append(Tile(loss_title(loss), picture, f"IoU {100 * iou:.1f}", iou == best))
+    return tiles
+
+
+def colours_of_truth(labels: np.ndarray) -> np.ndarray:
+    """Labels (H, W) uint8 in the colours of the legend, (H, W, 3) uint8."""
+    return _painted(labels == 1, labels == VOID)
+
+
+def colours_of_mask(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A mask (H, W), 0 or 1, against the labels in the colours of the legend, (H, W, 3) uint8.
+
+    Of void pixels only those that the mask takes for foreground are shown as void.
+    """
+    found, there = mask == 1, labels == 1
+    picture = _painted(found & there, found & (labels == VOID))
+    picture[found & (labels == 0)] = _rgb(COLOURS["foreground in the mask alone"])
+    picture[~found & there] = _rgb(COLOURS["foreground that the mask misses"])
+    return picture
+
+
+def _painted(foreground: np.ndarray, void: np.ndarray) -> np.ndarray:
+    picture = np.full((*void.shape, 3), _rgb(BACKGROUND), np.uint8)
+    picture[foreground] = _rgb(COLOURS["foreground"])
+    picture[void] = _rgb(COLOURS["void (not scored)"])
+    return picture
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+# -- all classes of VOC ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one figure compares."""
+
+    number: Literal[5, 7]
+    about: str
+    variants: tuple[tuple[str, str], ...]
+    """Two by two, those to show first."""
+    headings: tuple[str, str]
+    """Over their columns."""
+    kinds: tuple[Kind, ...]
+    """Which masks, those to show first."""
+    details: bool
+    """Whether parts of the images are shown."""
+
+
+FIGURE_5 = Comparison(
+    number=5,
+    about="Segmentations after training with Lovász-Softmax or cross-entropy",
+    variants=(
+        ("lovasz-equibatch-30k", "x-loss-equibatch-30k"),
+        ("lovasz-equibatch", "x-loss-equibatch"),
+        ("lovasz", "x-loss"),
+    ),
+    headings=("Lovász-Softmax", "cross-entropy"),
+    kinds=("crf", "prediction"),
+    details=False,
+)
+FIGURE_7 = Comparison(
+    number=7,
+    about="Details of masks after training with Lovász-Softmax per batch or per image",
+    variants=(("lovasz", "lovasz-per-image"),),
+    headings=("per batch", "per image"),
+    kinds=("prediction",),
+    details=True,
+)
+
+
+def figure_of_classes(store: RunStore, shown: Comparison) -> Drawing | Missing:
+    """Masks of all classes of VOC after training with two losses."""
+    broken: list[str] = []
+    for pair in find_pairs(store, shown.variants, shown.kinds, broken):
+        examples = choose_of_pair(store, pair, broken, details=shown.details)
+        if examples:
+            return _of_classes(shown, pair, examples, broken)
+    wanted = " or ".join(" and ".join(names) for names in shown.variants)
+    reason = f"no finished {MULTICLASS} runs of one seed have masks (segmentations/): {wanted}"
+    return Missing("; ".join([reason, *dict.fromkeys(broken)]), command(MULTICLASS))
+
+
+def _of_classes(
+    shown: Comparison, pair: Pair, examples: Sequence[Example], broken: Sequence[str]
+) -> Drawing:
+    one, other = (variant_title(name) for name in pair.runs)
+    lacking = "" if pair.kind == shown.kinds[0] else NO_CRF
+    lacking = lacking if is_papers(pair.cohort) else NO_MASKS
+    made = {"crf": "at several scales, refined by the CRF", "prediction": "at one scale, no CRF"}
+    part = "; of each, the window that holds most of the difference" if shown.details else ""
+    number = seed(next(iter(pair.runs.values())))
+    caption = (
+        f"{shown.about} (predicted {made[pair.kind]}), in the colours of Pascal VOC. Under each "
+        "mask is its IoU (×100) averaged over the classes in the labels of the whole image. Chosen "
+        "are the images on which the two masks differ most (in their share of pixels that are not "
+        f"void), and not the best-looking{part}. {pair.heading} ({pair.cohort.scale} scale), "
+        f"{one} and {other}, seed {number}."
+        f"{caveats(shown.number, pair.cohort, lacking)}{passed_over(broken)}"
+    )
+    curves = [
+        Curve(
+            example.name,
+            variant_title(name),
+            {
+                "batch_miou": [example.scores[name]],
+                "differs": [example.differs],
+                "window": [float(side) for side in example.window],
+            },
+            sources([run]),
+        )
+        for example in examples
+        for name, run in pair.runs.items()
+    ]
+    title = titled(f"{one}; {other}. {pair.heading}", lacking)
+    figure = picture_grid(
+        f"{title}. Images: those on which the two masks differ most",
+        [_tiles_of_classes(shown, pair.kind, example) for example in examples],
+        VOC_PALETTE.legend(ids for e in examples for ids in (e.labels, *e.masks.values())),
+        legend_columns=9,
+    )
+    return Drawing(figure, caption, tuple(curves))
+
+
+def _tiles_of_classes(shown: Comparison, kind: Kind, example: Example) -> list[Tile]:
+    """The pictures of a row; the better IoU is bold."""
+    name, differs = example.name[:14], f"masks differ on {100 * example.differs:.1f}%"
+    truth = VOC_PALETTE.paint(example.labels)
+    if example.photograph is None:
+        tiles = [Tile("ground truth", truth, f"{name}, {differs}", smooth=False)]
+    else:
+        tiles = [
+            Tile("input", example.photograph, name),
+            Tile("ground truth", truth, differs, smooth=False),
+        ]
+    ending = " + CRF" if kind == "crf" else ""
+    best = max(example.scores.values())
+    for heading, (run, mask) in zip(shown.headings, example.masks.items(), strict=True):
+        score = example.scores[run]
+        under, picture = f"mIoU {100 * score:.1f}", VOC_PALETTE.paint(mask)
+        tiles.append(Tile(heading + ending, picture, under, bold=score == best, smooth=False))
+    return tiles
+
+
+# -- crops of Cityscapes -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run whose pictures could be shown."""
+
+    run: Run
+    cohort: Cohort
+    heading: str
+
+    @property
+    def is_papers(self) -> bool:
+        """The run of the paper's figure: Lovász-Softmax at paper scale, batches of 10."""
+        run = self.run
+        own = variant(run) == LOVASZ and batch_size(run) == PAPER_BATCH
+        return own and is_papers(self.cohort)
+
+    @property
+    def title(self) -> str:
+        """Data, profile, size, variant, batch size and seed."""
+        run = self.run
+        name = f"{variant_title(variant(run))}, batch size {batch_size(run)}, seed {seed(run)}"
+        return f"{self.heading}, {name}"
+
+    def order(self) -> tuple[object, ...]:
+        """Sort key: the paper's run first, then the largest; batches of 10 among equals."""
+        run, scale = self.run, self.cohort.scale
+        height, width, *_ = *_numbers(run.params.get("data.size", "")), 0, 0
+        iterations, *_ = *_numbers(run.params.get("training.iterations", "")), 0
+        return (
+            not self.is_papers,
+            SCALES.index(scale) if scale in SCALES else len(SCALES),
+            variant(run) != LOVASZ,
+            -height * width,
+            -iterations,
+            batch_size(run) != PAPER_BATCH,
+            -batch_size(run),
+            natural(seed(run)),
+            run.run_id,
+        )
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A window as the camera, the labels and the two networks see it."""
+
+    entry: ListedWindow
+    photo: np.ndarray
+    """(H, W, 3) uint8."""
+    masks: Mapping[str, np.ndarray]
+    """Official label ids, (H, W) uint8: ``before``, ``labels`` and ``after``."""
+
+
+def figure_of_crops(store: RunStore, experiment: str) -> Drawing | Missing:
+    """Parts of output masks before and after fine-tuning."""
+    candidates = [
+        Candidate(run, cohort, heading)
+        for cohort, heading in named_cohorts(store, experiment)
+        for run in cohort.runs
+        if variant(run) in (LOVASZ, EQUIBATCH)
+    ]
+    broken: list[str] = []
+    for candidate in sorted(candidates, key=Candidate.order):
+        try:
+            crops = _crops(Pictures(store, candidate.run, EXAMPLES))
+        except UserError as error:
+            broken.append(str(error))
+            continue
+        if crops:
+            return _of_crops(experiment, candidate, crops, broken)
+    what = "has pictures (examples/)" if candidates else "is stored"
+    reason = f"no finished {experiment} run with Lovász-Softmax {what}"
+    return Missing("; ".join([reason, *broken]), command(experiment))
+
+
+def _crops(pictures: Pictures[ListedWindow]) -> list[Crop]:
+    return [
+        Crop(
+            entry,
+            pictures.photograph(number, entry),
+            {kind: pictures.mask(number, entry, kind) for kind in pictures.album.masks},
+        )
+        for number, entry in enumerate(pictures.listing() or [])
+    ]
+
+
+def _of_crops(
+    experiment: str, chosen: Candidate, crops: Sequence[Crop], broken: Sequence[str]
+) -> Drawing:
+    of_camvid = experiment == CAMVID_LAYOUT
+    lacking = "" if of_camvid or chosen.is_papers else NO_CROPS
+    caption = (
+        "Parts of ENet's output masks before and after fine-tuning, with the photographs and the "
+        "ground truth, in Cityscapes' palette (black: void, not scored). Chosen are the windows "
+        "in which the two networks differ most, one from each part of the set, and not the "
+        "best-looking; under each photograph is the share of annotated pixels on which they "
+        f"differ. {chosen.title} ({chosen.cohort.scale} scale). Initial output: "
+        f"{starting_point(chosen.cohort)}."
+        f"{NO_CAMVID if of_camvid else caveats(8, chosen.cohort, lacking)}{passed_over(broken)}"
+    )
+    curves = [
+        Curve(
+            chosen.title,
+            crop.entry.name,
+            {"window": [float(v) for v in crop.entry.window], "differs": [crop.entry.differs]},
+            sources([chosen.run]),
+        )
+        for crop in crops
+    ]
+    title = titled(chosen.title, lacking)
+    figure = picture_grid(
+        f"{title}. Windows: those in which the two networks differ most",
+        [_tiles_of_crop(crop) for crop in crops],
+        CITYSCAPES_PALETTE.legend(ids for crop in crops for ids in crop.masks.values()),
+        legend_columns=7,
+    )
+    return Drawing(figure, caption, tuple(curves))
+
+
+def _tiles_of_crop(crop: Crop) -> list[Tile]:
+    headings = ("initial ENet output", "ground truth", "fine-tuned")
+    masks = zip(headings, crop.masks.values(), strict=True)
+    return [
+        Tile("input", crop.photo, f"{100 * crop.entry.differs:.0f}% differ"),
+        *(Tile(name, CITYSCAPES_PALETTE.paint(mask), smooth=False) for name, mask in masks),
+    ]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]

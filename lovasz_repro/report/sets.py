@@ -1,0 +1,235 @@
+"""Which sets of stored runs the tables and figures of an experiment show, and on what data.
+
+Runs of the basis network of Pascal VOC are no part of any: what it scores is stored with the runs
+that start from it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from lovasz_repro.config.schema import BASIS, experiments_folder, load_experiment
+from lovasz_repro.data.palettes import VOC
+from lovasz_repro.report.runs import (
+    SCALES,
+    Cohort,
+    Run,
+    RunStore,
+    batch_size,
+    cohorts,
+    headings,
+    variant,
+    with_batch_size,
+)
+from lovasz_repro.report.style import LOSSES, variant_order
+
+CAMVID, CAMVID_LAYOUT, ENET = "camvid-enet", "camvid-as-cityscapes", "cityscapes-enet"
+BINARY, MULTICLASS = "voc-binary", "voc-multiclass"
+AXES = {
+    ENET: ("data.equibatch",),
+    CAMVID_LAYOUT: ("data.equibatch",),
+    BINARY: ("data.category",),
+    MULTICLASS: ("data.equibatch", "training.iterations"),
+}
+"""Experiment -> what its runs differ in beside loss and seed."""
+DATA = {ENET: "cityscapes", BINARY: "voc", MULTICLASS: "voc"}
+"""Experiment of the paper -> folder of its data."""
+FOLDERS = {
+    "voc": "Pascal VOC 2012",
+    "voc-demo": "drawn pictures in the layout of Pascal VOC",
+    "cityscapes": "Cityscapes",
+    "cityscapes-demo": "drawn streets in the layout of Cityscapes",
+    "camvid-cityscapes": "CamVid in the layout of Cityscapes",
+}
+PAPER_BATCH = 10
+"""Images per step, Sec. 4.3 and 4.4."""
+TRAINED = ("cross-entropy", "hinge", "lovasz-hinge", "soft-iou")
+"""Losses that binary networks are trained with: variants of the experiment."""
+CATEGORIES = VOC.names[1:]
+LONGER = "-30k"
+"""Ending of the variants on all classes that train half as long again."""
+
+Found = Sequence[tuple[Cohort, str]]
+"""Sets of runs and their headings."""
+Setting = tuple[str, int]
+"""Variant and batch size."""
+
+
+def named_cohorts(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
+    """Runs that may stand together, all batch sizes, and a heading that names their data.
+
+    First those that may enter the paper's tables, then by scale, photographs before features. On
+    all classes of VOC, runs that trained on the validation images are left out.
+    """
+    return [pair for pair in _named(store, experiment) if not saw_validation(pair[0])]
+
+
+def named_sets(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
+    """The same, of one batch size each."""
+    return _by_batch_size(named_cohorts(store, experiment))
+
+
+def server_sets(store: RunStore) -> list[tuple[Cohort, str]]:
+    """Runs on VOC that trained on the validation images too: they alone fill the test columns."""
+    found = _named(store, MULTICLASS)
+    return _by_batch_size([pair for pair in found if saw_validation(pair[0])])
+
+
+def ten_first(found: Found) -> list[tuple[Cohort, str]]:
+    """Sets in the order in which a figure looks for one: as they come, batches of 10 first."""
+    return sorted(found, key=lambda p: (papers_first(p[0]), p[0].batch_sizes != [PAPER_BATCH]))
+
+
+def saw_validation(cohort: Cohort) -> bool:
+    """Whether the validation images were in the training."""
+    of_voc = cohort.experiment == MULTICLASS
+    return of_voc and cohort.setting("data.train_split", "train_aug") != "train_aug"
+
+
+def is_papers(cohort: Cohort) -> bool:
+    """Whether a set may stand in the paper's tables: its scale, its photographs."""
+    own = DATA.get(cohort.experiment) == _folder(cohort)
+    return cohort.scale == "paper" and own and not on_features(cohort)
+
+
+def on_features(cohort: Cohort) -> bool:
+    """Whether the networks saw features drawn from the masks, and no photograph."""
+    return cohort.setting("data.images", "photographs") != "photographs"
+
+
+def data_title(cohort: Cohort) -> str:
+    """What the networks of a set were trained and scored on."""
+    folder = _folder(cohort)
+    title = FOLDERS.get(folder, f"data in {folder}")
+    if on_features(cohort):
+        real = "real " if folder == "voc" else ""
+        return f"Evidence drawn from the {real}masks ({title})"
+    return title[0].upper() + title[1:]
+
+
+def papers_first(cohort: Cohort) -> tuple[bool, int, bool]:
+    """Sort key: those that may enter the paper's table, then by scale, photographs first."""
+    scale = SCALES.index(cohort.scale) if cohort.scale in SCALES else len(SCALES)
+    return not is_papers(cohort), scale, on_features(cohort)
+
+
+def settings_of(experiment: str, cohort: Cohort | None) -> list[Setting]:
+    """Variants and batch sizes that a cohort has and that its profile plans; without a cohort,
+    those of the paper."""
+    profile, scale = (cohort.profile, cohort.scale) if cohort else ("paper", "paper")
+    stored = {(variant(run), batch_size(run)) for run in cohort.runs} if cohort else set()
+    return in_order(stored | _planned(experiments_folder() / f"{experiment}.yaml", profile, scale))
+
+
+def planned_variants(experiment: str, cohort: Cohort | None) -> list[str]:
+    """Variants of ``settings_of`` of the batch sizes that a set has."""
+    sizes = cohort.batch_sizes if cohort else [PAPER_BATCH]
+    names = {name for name, size in settings_of(experiment, cohort) if size in sizes}
+    return variant_order(names - {BASIS})
+
+
+def in_order(found: set[Setting]) -> list[Setting]:
+    """By variant as everywhere, then by batch size."""
+    names = variant_order({name for name, _ in found})
+    return sorted(found, key=lambda setting: (names.index(setting[0]), setting[1]))
+
+
+@cache
+def _planned(file: Path, profile: str, scale: str) -> frozenset[Setting]:
+    """Variants and batch sizes of a profile; none for one that was altered when it was run."""
+    known = load_experiment(str(file))
+    if profile not in known.profiles or known.profiles[profile].scale != scale:
+        return frozenset()
+    return frozenset((cell.variant, cell.training.batch_size) for cell in known.cells(profile))
+
+
+# -- one category against the rest -------------------------------------------------------------
+
+
+def category(run: Run) -> str:
+    """The category that a run tells from the rest."""
+    return run.params.get("data.category", "")
+
+
+def losses_of(cohort: Cohort) -> list[str]:
+    """Losses that a set has runs of, in the order of the tables."""
+    return [name for name in TRAINED if name in cohort.variants]
+
+
+def loss_title(name: str) -> str:
+    """A loss (or the basis network) as a reader sees it."""
+    return "basis network" if name == BASIS else LOSSES[name.replace("-", "_")][0]
+
+
+def shared_categories(cohort: Cohort) -> list[str]:
+    """Categories that every loss of a set has a run of: over these its losses may be compared."""
+    of_each = [{category(run) for run in cohort.select(name)} for name in losses_of(cohort)]
+    return [name for name in CATEGORIES if all(name in categories for categories in of_each)]
+
+
+# -- how cohorts become sets -------------------------------------------------------------------
+
+
+def _by_batch_size(found: Found) -> list[tuple[Cohort, str]]:
+    return [
+        (cohort.of_batch_size(size), with_batch_size(heading, size))
+        for cohort, heading in found
+        for size in cohort.batch_sizes
+    ]
+
+
+def _named(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
+    found = [
+        replace(cohort, runs=runs)
+        for cohort in cohorts(store, experiment, AXES.get(experiment, ()))
+        for runs in _parts(cohort)
+    ]
+    named = [
+        (cohort, f"{_data(cohort)}{heading}{_iterations(cohort)}")
+        for cohort, heading in zip(found, headings(found), strict=True)
+    ]
+    return sorted(named, key=lambda pair: papers_first(pair[0]))
+
+
+def _parts(cohort: Cohort) -> list[tuple[Run, ...]]:
+    """The runs of a cohort that tables show, those on all classes of VOC by their plan.
+
+    Iterations and equibatch do not separate these cohorts, for the variants differ in them. Two
+    runs of one variant that differ in them are of two plans all the same.
+    """
+    if cohort.experiment == BINARY:
+        kept = [r for r in cohort.runs if variant(r) in TRAINED and category(r) in CATEGORIES]
+        return [tuple(kept)] if kept else []
+    if cohort.experiment != MULTICLASS:
+        return [cohort.runs]
+    runs = [run for run in cohort.runs if variant(run) != BASIS]
+    plans = sorted({_plan(run) for run in runs})
+    return [tuple(run for run in runs if _plan(run) == plan) for plan in plans]
+
+
+def _plan(run: Run) -> tuple[float, bool]:
+    """Iterations of the variants that do not train longer; whether equibatch is as named."""
+    name, iterations = variant(run), float(run.params.get("training.iterations", "0"))
+    base = iterations / 1.5 if name.endswith(LONGER) else iterations
+    equibatch = run.params.get("data.equibatch", str("equibatch" in name)) == "True"
+    return -round(base, 6), equibatch != ("equibatch" in name)
+
+
+def _data(cohort: Cohort) -> str:
+    """What stands before a heading, where the data are not always the same."""
+    return f"{data_title(cohort)}: " if cohort.experiment in AXES else ""
+
+
+def _iterations(cohort: Cohort) -> str:
+    """ ", 20000 and 30000 iterations", where variants differ in them."""
+    if cohort.experiment != MULTICLASS:
+        return ""
+    found = sorted({int(run.params.get("training.iterations", "0")) for run in cohort.runs})
+    return f", {' and '.join(str(number) for number in found)} iterations"
+
+
+def _folder(cohort: Cohort) -> str:
+    """Folder of the data; the one that is called as the data set where none is set."""
+    usual = "camvid-cityscapes" if cohort.experiment == CAMVID_LAYOUT else None
+    return cohort.setting("data.folder", usual) or DATA.get(cohort.experiment, "cityscapes")
