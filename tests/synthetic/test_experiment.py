@@ -248,7 +248,7 @@ def test_scale_is_paper_only_with_the_images_of_the_paper():
         ("circles.radius", [9, 3], "from 9 down to 3"),
         ("circles.radius", [0.5, 3], "greater than or equal to 1"),
         ("circles.noise", 0, "circles.noise: .* greater than 0"),
-        ("circles.noise", "1e-4", "write it like 1.0e-4"),
+        ("circles.noise", "1e-4", "1.0e-4"),
         ("search.bias", [1, 1], "from low to high"),
         ("search.step", 7, "step must divide the range of biases, 6, into 1 to 10000 steps"),
         ("search.curve_step", 1.0e-9, "curve_step must divide"),
