@@ -114,7 +114,7 @@ def convert(
 ) -> None:
     """Write weights of DeepLab that others released in our own format."""
     from lovasz_repro.data.locate import DEEPLAB_COCO, data_folder
-    from lovasz_repro.models.convert_deeplab import convert as convert_deeplab
+    from lovasz_repro.models.convert import convert as convert_deeplab
 
     done = convert_deeplab(source, target, classifier=classifier, images=images)
     say(f"read: {source} ({done.layout})", f"SHA-256: {done.sha256}")

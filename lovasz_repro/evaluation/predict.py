@@ -23,7 +23,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.enet import STRIDE, ENet
-from lovasz_repro.models.weights import load_weights
+from lovasz_repro.models.snapshot import load_weights
 
 OPACITY = 0.55  # of the class colours over the photograph
 LONGEST_NAME = 255  # bytes, on nearly every file system

@@ -39,7 +39,7 @@ from lovasz_repro.evaluation.prediction_folder import (
 )
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.models.enet import ENet, to_unit_range
-from lovasz_repro.models.weights import RELEASED_OUTPUTS, Weights, load_weights
+from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, Weights, load_weights
 
 INPUT_SIZE = (512, 1024)
 """Height and width at which the network sees the photographs (Sec. 4.4)."""

@@ -14,8 +14,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare, evaluate, predicted_classes
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.models.deeplab_tensors import block_counts
-from lovasz_repro.models.deeplab_weights import load_deeplab_weights
+from lovasz_repro.models.snapshot import block_counts, load_deeplab_weights
 
 
 def load_voc_network(path: Path) -> DeepLab:

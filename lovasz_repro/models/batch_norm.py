@@ -21,8 +21,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lovasz_repro.losses.ranks import Ranks
 
 
-class _RanksBatchNorm(_BatchNorm):
-    """What the layers of one, two and three dimensions share."""
+class RanksBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` of the batch of all ranks of a group, for the CPU.
+
+    Output, gradients and running statistics are those of `nn.BatchNorm2d` on one device that has
+    all images. A rank has its own images' part of the gradients of weight and bias:
+    DistributedDataParallel puts them together. It need not broadcast buffers: running statistics
+    have the same bits on every rank. Statistics of bfloat16 and float16 images are float32, and
+    a mean far above the standard deviation costs them no accuracy. Has no second derivative.
+
+    Arguments:
+        num_features: C of inputs (B, C, H, W).
+        group: the ranks; None is this process alone.
+        options: the other arguments of `nn.BatchNorm2d`.
+
+    Raises:
+        ValueError: a group that this process does not belong to.
+    """
 
     def __init__(
         self, num_features: int, *, group: distributed.ProcessGroup | None, **options: Any
@@ -57,33 +72,6 @@ class _RanksBatchNorm(_BatchNorm):
             momentum = 1 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean), momentum)
         self.running_var.lerp_(variance.to(self.running_var), momentum)
-
-
-class RanksBatchNorm1d(_RanksBatchNorm, nn.BatchNorm1d):
-    """`RanksBatchNorm2d` for inputs (B, C) and (B, C, L)."""
-
-
-class RanksBatchNorm2d(_RanksBatchNorm, nn.BatchNorm2d):
-    """`nn.BatchNorm2d` of the batch of all ranks of a group, for the CPU.
-
-    Output, gradients and running statistics are those of `nn.BatchNorm2d` on one device that has
-    all images. A rank has its own images' part of the gradients of weight and bias:
-    DistributedDataParallel puts them together. It need not broadcast buffers: running statistics
-    have the same bits on every rank. Statistics of bfloat16 and float16 images are float32, and
-    a mean far above the standard deviation costs them no accuracy. Has no second derivative.
-
-    Arguments:
-        num_features: C of inputs (B, C, H, W).
-        group: the ranks; None is this process alone.
-        options: the other arguments of `nn.BatchNorm2d`.
-
-    Raises:
-        ValueError: a group that this process does not belong to.
-    """
-
-
-class RanksBatchNorm3d(_RanksBatchNorm, nn.BatchNorm3d):
-    """`RanksBatchNorm2d` for inputs (B, C, D, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +204,7 @@ def synchronise_batch_norm(model: nn.Module, group: distributed.ProcessGroup | N
     Parameters and buffers stay the same objects: an optimizer made before still steps them, and
     the names in `state_dict` do not change. With one rank, or no group, nothing happens.
 
-    Layers on the CPU become `RanksBatchNorm2d` (or 1d, 3d) and keep their hooks. Layers on CUDA
+    Layers on the CPU become `RanksBatchNorm2d` and keep their hooks. Layers on CUDA
     become `nn.SyncBatchNorm` and lose them. That one gathers mean, 1 / sqrt(variance + eps) and
     count of each rank, and weights by count both there and in the gradient: uneven shares are as
     exact as float32 is (counts up to 2^24 a rank; see torch/nn/modules/_functions.py), and so are
@@ -247,17 +235,9 @@ def synchronise_batch_norm(model: nn.Module, group: distributed.ProcessGroup | N
     return model
 
 
-_ON_RANKS: dict[type[nn.Module], type[_RanksBatchNorm]] = {
-    nn.BatchNorm1d: RanksBatchNorm1d,
-    nn.BatchNorm2d: RanksBatchNorm2d,
-    nn.BatchNorm3d: RanksBatchNorm3d,
-}
-
-
 def _synchronised(name: str, layer: _BatchNorm, model: nn.Module, ranks: Ranks) -> nn.Module:
     """The layer over all ranks that has the parameters and buffers of this one."""
-    kind = _ON_RANKS.get(type(layer))
-    if kind is None:
+    if type(layer) is not nn.BatchNorm2d:
         raise ValueError(f"{name}: cannot synchronise a {type(layer).__name__} over ranks")
     tensors = chain(layer.parameters(), layer.buffers(), model.parameters())
     device = next((tensor.device.type for tensor in tensors), "cpu")
@@ -266,6 +246,6 @@ def _synchronised(name: str, layer: _BatchNorm, model: nn.Module, ranks: Ranks) 
     if device != "cpu":
         raise ValueError(f"{name}: cannot synchronise a layer over ranks on {device!r}")
     # As nn.Module copies itself for DataParallel: the same tensors, flags and hooks.
-    copy = kind.__new__(kind)
+    copy = RanksBatchNorm2d.__new__(RanksBatchNorm2d)
     copy.__dict__ = layer.__dict__ | {"ranks": ranks}
     return copy

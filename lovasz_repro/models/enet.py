@@ -19,7 +19,7 @@ Submodules are registered in the order in which data flows, main branch before s
 `torch7_enet.py` pairs them with the released file by position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -88,6 +88,42 @@ class ENet(nn.Module):
         x = self.stage4(self.up4(x, indices2))  # (B, 64, H/4, W/4)
         x = self.stage5(self.up5(x, indices1))  # (B, 16, H/2, W/2)
         return self.classifier(x)  # (B, num_classes, H, W)
+
+
+def map_classifier(model: ENet, class_mapping: Mapping[int, int | None]) -> ENet:
+    """A copy of `model` whose classifier answers for new classes; `model` stays as it is.
+
+    Arguments:
+        model: any ENet.
+        class_mapping: new class 0..N-1 -> output of `model` that it starts from, or None for
+            a newly initialised one (drawn from torch's global generator).
+
+    Returns the network with N outputs, every other weight being a copy, in `model`'s mode.
+    Raises ValueError unless the keys are 0..N-1 and the values outputs of `model`.
+    """
+    count = len(class_mapping)
+    if sorted(class_mapping) != list(range(count)) or count == 0:
+        raise ValueError(f"class_mapping must have the keys 0..N-1, got {sorted(class_mapping)}")
+    for new, old in class_mapping.items():
+        if old is not None and not 0 <= old < model.num_classes:
+            raise ValueError(f"class {new} cannot start from {old} of {model.num_classes} outputs")
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    fresh = nn.ConvTranspose2d(model.classifier.in_channels, count, kernel_size=2, stride=2)
+    for name, values in fresh.state_dict(prefix="classifier.").items():
+        tensors[name] = _mapped(values, tensors[name], class_mapping)
+    mapped = ENet(count, model.decoder, model.dropout_convention)
+    mapped.load_state_dict(tensors, assign=True)
+    return mapped.train(model.training)
+
+
+def _mapped(fresh: Tensor, old: Tensor, class_mapping: Mapping[int, int | None]) -> Tensor:
+    """`fresh` (in, N, 2, 2) or (N,) on `old`'s device, mapped classes taken from `old`."""
+    result = fresh.to(old)
+    axis = 0 if old.ndim == 1 else 1  # a transposed convolution stores inputs first
+    for new, source in class_mapping.items():
+        if source is not None:
+            result.select(axis, new).copy_(old.select(axis, source))
+    return result
 
 
 def to_unit_range(

@@ -121,7 +121,7 @@ def of_voc_run(run: "StoredRun", title: str, store: "Store") -> Source:
 
 def of_file(file: Path) -> Source:
     """Weights in a file; a snapshot says which size its network was trained at."""
-    from lovasz_repro.models.snapshot_file import architecture_of
+    from lovasz_repro.models.snapshot import architecture_of
 
     if architecture_of(file) == "deeplab-v2":
         return Source(file.stem, file, folder="voc", voc=True)

@@ -17,10 +17,11 @@ from lovasz_repro.config.schema import CellConfig, ModelConfig, TrainingConfig
 from lovasz_repro.data.voc_training import to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.evaluate import AtSize, Prepare, at_size
-from lovasz_repro.models import deeplab, deeplab_weights, evidence_net
+from lovasz_repro.models import deeplab, snapshot
 from lovasz_repro.models.deeplab import STRIDE
-from lovasz_repro.models.enet import ENet, to_unit_range
-from lovasz_repro.models.weights import RELEASED_OUTPUTS, load_weights, map_classifier, save_weights
+from lovasz_repro.models.enet import ENet, map_classifier, to_unit_range
+from lovasz_repro.models.evidence_net import EvidenceNet
+from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, load_weights
 from lovasz_repro.run.datasets import DATASETS
 
 
@@ -73,14 +74,14 @@ def load_released(path: Path, decoder: str) -> ENet:
 def load_deeplab(model: nn.Module, path: Path, cell: CellConfig) -> None:
     """COCO's backbone, whose classifier is for other classes; or a whole basis network."""
     assert isinstance(model, deeplab.DeepLab)
-    weights = deeplab_weights.load_deeplab_weights(path)
+    weights = snapshot.load_deeplab_weights(path)
     weights.load_into(model, classifier=cell.model.weights == "basis")
 
 
 def load_evidence_net(model: nn.Module, path: Path, cell: CellConfig) -> None:
     """A basis network."""
-    assert isinstance(model, evidence_net.EvidenceNet)
-    evidence_net.load_evidence_net(model, path)
+    assert isinstance(model, EvidenceNet)
+    snapshot.load_evidence_net(model, path)
 
 
 def caffe_on_the_grid(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
@@ -120,7 +121,7 @@ def deeplab_groups(model: nn.Module, config: TrainingConfig) -> Iterable[Any]:
 _DEEPLAB = partial(
     NetworkKind,
     load=load_deeplab,
-    save=deeplab_weights.save_deeplab_weights,
+    save=snapshot.save_weights,
     prepare=caffe_on_the_grid,
     to_size=from_the_grid,
     groups=deeplab_groups,
@@ -130,7 +131,7 @@ NETWORKS: dict[str, NetworkKind] = {
     "enet": NetworkKind(
         build=lambda classes, config: ENet(classes, config.decoder, config.dropout),
         load=load_enet,
-        save=save_weights,
+        save=snapshot.save_weights,
         prepare=to_unit_range,
         to_size=at_size,
         groups=all_parameters,
@@ -140,9 +141,9 @@ NETWORKS: dict[str, NetworkKind] = {
     ),
     "deeplab-v2-small": _DEEPLAB(build=lambda classes, config: deeplab.small_deeplab(classes)),
     "evidence-net": NetworkKind(
-        build=lambda classes, config: evidence_net.EvidenceNet(classes),
+        build=lambda classes, config: EvidenceNet(classes),
         load=load_evidence_net,
-        save=evidence_net.save_evidence_net,
+        save=snapshot.save_weights,
         prepare=as_they_are,
         to_size=from_the_grid,
         groups=all_parameters,

@@ -19,7 +19,7 @@ from lovasz_repro.data.cityscapes import CLASSES, list_frames
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.official import official_scores
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.weights import save_weights
+from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.store import Store
 from tests.tiny_cityscapes import write_cityscapes
 

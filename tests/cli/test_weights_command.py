@@ -280,7 +280,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path, bool 
         )  # fmt: skip
 
     module = SimpleNamespace(convert=convert)
-    monkeypatch.setitem(sys.modules, "lovasz_repro.models.convert_deeplab", module)
+    monkeypatch.setitem(sys.modules, "lovasz_repro.models.convert", module)
     return calls
 
 

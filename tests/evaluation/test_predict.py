@@ -14,7 +14,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import predict
 from lovasz_repro.evaluation.predict import best_class, parse_size, predict_images
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.weights import save_weights
+from lovasz_repro.models.snapshot import save_weights
 
 # facts of cityscapesScripts: official id of trainId 0..18
 OFFICIAL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]

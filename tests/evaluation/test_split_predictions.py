@@ -17,7 +17,7 @@ from lovasz_repro.evaluation import split_predictions
 from lovasz_repro.evaluation.prediction_folder import is_complete
 from lovasz_repro.evaluation.split_predictions import ahead, predict_split
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.weights import load_enet, save_weights
+from lovasz_repro.models.snapshot import load_enet, save_weights
 from tests.left_overs import left_over
 from tests.tiny_cityscapes import write_cityscapes
 

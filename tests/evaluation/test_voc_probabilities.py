@@ -34,7 +34,7 @@ from lovasz_repro.evaluation.voc_probabilities import (
 from lovasz_repro.evaluation.voc_score import load_voc_network
 from lovasz_repro.host.processes import mapped
 from lovasz_repro.models.deeplab import DeepLab, small_deeplab
-from lovasz_repro.models.deeplab_weights import save_deeplab_weights
+from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.run.networks import caffe_on_the_grid, from_the_grid
 from tests.tiny_voc import write_voc
 
@@ -244,7 +244,7 @@ def test_a_network_keeps_its_key_in_its_file_and_in_other_formats(tmp_path: Path
     model = network()
     key = prediction_key(about_probabilities(model, SETTINGS, "data"))
     file = tmp_path / "weights.safetensors"
-    save_deeplab_weights(model, file, {"dataset": "voc", "class_names": tuple("c" * 21)})
+    save_weights(model, file, {"dataset": "voc", "class_names": tuple("c" * 21)})
     model.train().double()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for same in (model, load_voc_network(file)):

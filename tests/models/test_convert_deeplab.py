@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.models import deeplab_layouts as layouts
-from lovasz_repro.models.convert_deeplab import convert
+from lovasz_repro.models import convert as layouts
+from lovasz_repro.models.convert import convert
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.models.deeplab_tensors import stored_tensors
-from lovasz_repro.models.deeplab_weights import DeepLabWeights, load_deeplab_weights
+from lovasz_repro.models.snapshot import DeepLabWeights, load_deeplab_weights, stored_tensors
 from tests import foreign_deeplab as foreign
 from tests.foreign_deeplab import BLOCKS, RESNET_101, caffe_layers, caffemodel
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.models.convert_deeplab import convert
+from lovasz_repro.models.convert import convert
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.models.deeplab_tensors import stored_tensors
-from lovasz_repro.models.deeplab_weights import load_deeplab_weights
+from lovasz_repro.models.snapshot import load_deeplab_weights, stored_tensors
 from tests import foreign_deeplab as foreign
 from tests.foreign_deeplab import blob, caffe_layers, caffemodel, layer
 

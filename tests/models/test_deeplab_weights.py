@@ -10,14 +10,13 @@ import torch
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.models.deeplab_tensors import stored_tensors
-from lovasz_repro.models.deeplab_weights import (
-    load_deeplab_weights,
-    save_deeplab_weights,
-    write_converted,
-)
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.weights import save_weights
+from lovasz_repro.models.snapshot import (
+    encoded_deeplab,
+    load_deeplab_weights,
+    save_weights,
+    stored_tensors,
+)
 from tests.foreign_deeplab import BLOCKS, random_deeplab
 
 METADATA = {"dataset": "toy", "class_names": ["a", "b", "c"], "run": "abc123"}
@@ -31,7 +30,7 @@ def model() -> DeepLab:
 @pytest.fixture
 def snapshot(model: DeepLab, tmp_path: Path) -> Path:
     path = tmp_path / "last.safetensors"
-    save_deeplab_weights(model, path, METADATA)
+    save_weights(model, path, METADATA)
     return path
 
 
@@ -39,7 +38,7 @@ def snapshot(model: DeepLab, tmp_path: Path) -> Path:
 def backbone(model: DeepLab, tmp_path: Path) -> Path:
     path = tmp_path / "backbone.safetensors"
     tensors = {k: v for k, v in stored_tensors(model).items() if not k.startswith("aspp.")}
-    write_converted(tensors, path, {"dataset": "coco", "class_names": ()})
+    path.write_bytes(encoded_deeplab(tensors, {"dataset": "coco", "class_names": ()}))
     return path
 
 
@@ -87,7 +86,7 @@ def test_the_header_says_what_the_network_is(snapshot: Path, backbone: Path) -> 
 def test_same_weights_give_the_same_bytes(model: DeepLab, snapshot: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.safetensors"
     reordered = dict(reversed(METADATA.items()))
-    save_deeplab_weights(model.to(memory_format=torch.channels_last), again, reordered)
+    save_weights(model.to(memory_format=torch.channels_last), again, reordered)
     assert again.read_bytes() == snapshot.read_bytes()
 
 
@@ -243,14 +242,14 @@ def test_truncated_file(snapshot: Path) -> None:
 )
 def test_metadata_is_required(model: DeepLab, tmp_path: Path, metadata, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        save_deeplab_weights(model, tmp_path / "a.safetensors", metadata)
+        save_weights(model, tmp_path / "a.safetensors", metadata)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_backbone_with_class_names_is_refused(model: DeepLab, tmp_path: Path) -> None:
     tensors = {k: v for k, v in stored_tensors(model).items() if not k.startswith("aspp.")}
     with pytest.raises(ValueError, match="3 class names for no outputs"):
-        write_converted(tensors, tmp_path / "a.safetensors", METADATA)
+        encoded_deeplab(tensors, METADATA)
 
 
 def test_failed_write_keeps_the_old_file(
@@ -263,6 +262,6 @@ def test_failed_write_keeps_the_old_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_deeplab_weights(model, snapshot, {**METADATA, "run": "new"})
+        save_weights(model, snapshot, {**METADATA, "run": "new"})
     assert snapshot.read_bytes() == before
     assert list(snapshot.parent.iterdir()) == [snapshot]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.weights import load_enet, load_weights
+from lovasz_repro.models.snapshot import load_enet, load_weights
 
 cv2 = pytest.importorskip("cv2")
 cv2.setNumThreads(1)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.errors import UserError
-from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.weights import load_enet, load_weights, map_classifier, save_weights
+from lovasz_repro.models.enet import ENet, map_classifier
+from lovasz_repro.models.snapshot import load_enet, load_weights, save_weights
 
 METADATA = {"dataset": "toy", "class_names": ["a", "b", "c"], "run": "abc123"}
 

@@ -17,7 +17,8 @@ from lovasz_repro.data.voc import read_labels
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.stopping import Interrupted
-from lovasz_repro.models.evidence_net import EvidenceNet, load_evidence_net
+from lovasz_repro.models.evidence_net import EvidenceNet
+from lovasz_repro.models.snapshot import load_evidence_net
 from lovasz_repro.run import batch_scores as module
 from lovasz_repro.run.batch_scores import batches_of_run, score_batches_of_run
 from lovasz_repro.run.datasets import DATASETS

@@ -17,7 +17,7 @@ from lovasz_repro.data.cityscapes import TO_LABEL_ID, list_frames
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.official import official_scores
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.models.weights import load_enet
+from lovasz_repro.models.snapshot import load_enet
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.store import Store
@@ -246,7 +246,7 @@ def test_a_photograph_of_another_size_is_named(tmp_path: Path) -> None:
 def test_weights_with_other_outputs_are_refused(tmp_path: Path) -> None:
     from lovasz_repro.data.palettes import CAMVID
     from lovasz_repro.models.enet import ENet
-    from lovasz_repro.models.weights import save_weights
+    from lovasz_repro.models.snapshot import save_weights
     from lovasz_repro.run.networks import load_released
 
     file = tmp_path / "other.safetensors"

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lovasz_repro import cli
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.models.deeplab_weights import save_deeplab_weights
+from lovasz_repro.models.snapshot import save_weights
 from tests.foreign_deeplab import isht7, random_deeplab
 from tests.tiny_voc import write_voc
 
@@ -76,6 +76,6 @@ def test_a_network_of_other_classes_is_refused(
 ) -> None:
     file = tmp_path / "w.safetensors"
     names = tuple("abcd")
-    save_deeplab_weights(random_deeplab(outputs=4), file, {"dataset": "x", "class_names": names})
+    save_weights(random_deeplab(outputs=4), file, {"dataset": "x", "class_names": names})
     assert call(monkeypatch, "evaluate", file, "--data", tmp_path) == 2
     assert "4 outputs; VOC has 21 classes" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import voc_regimes
 from lovasz_repro.evaluation.probability_cache import read_probabilities
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.models.deeplab_weights import save_deeplab_weights
+from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.run.evaluate_voc_settings import VocOptions, settings_of
 from lovasz_repro.store import Store
 from tests.foreign_deeplab import random_deeplab
@@ -45,7 +45,7 @@ def model() -> DeepLab:
 def weights(tmp_path: Path, model: DeepLab) -> Path:
     file = tmp_path / "net.safetensors"
     names = tuple(str(index) for index in range(21))
-    save_deeplab_weights(model, file, {"dataset": "voc", "class_names": names})
+    save_weights(model, file, {"dataset": "voc", "class_names": names})
     return file
 
 

@@ -13,7 +13,7 @@ from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.voc import read_labels
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.models.deeplab_weights import load_deeplab_weights
+from lovasz_repro.models.snapshot import load_deeplab_weights
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place, find_inputs, run_folder
 from lovasz_repro.run.networks import NETWORKS

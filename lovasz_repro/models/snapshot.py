@@ -1,0 +1,471 @@
+"""Weights of the networks as files: one snapshot format for all, and the authors' file of ENet.
+
+A snapshot is a safetensors file. Its metadata says which network it is of ("architecture"), the
+data set, the class names and what the tensors do not say; whatever else a run notes comes back as
+`notes`. Equal weights and metadata give equal bytes. The Torch7 file of ENet's authors is read as
+it is; files of DeepLab-v2 that others released are converted once (`convert`). A file of another
+network, a damaged one or one with values that are not finite ends in a `UserError` of one line.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lovasz_repro.errors import UserError
+from lovasz_repro.host.files import open_regular, write_durably
+from lovasz_repro.models.deeplab import DeepLab
+from lovasz_repro.models.enet import Activation, ENet
+from lovasz_repro.models.evidence_net import EvidenceNet
+from lovasz_repro.models.layers import DropoutConvention
+from lovasz_repro.models.torch7 import read_torch7
+from lovasz_repro.models.torch7_enet import enet_tensors
+
+ENET, DEEPLAB, EVIDENCE_NET = "enet", "deeplab-v2", "evidence-net"
+"""Values of "architecture"."""
+RELEASED_OUTPUTS = 20  # the released ENet: "unlabelled" and the 19 classes of Cityscapes
+BLOCK = re.compile(r"(layer[1-4])\.(\w+)\.")
+MAX_BLOCKS = 200  # ResNet-152 has 50
+
+
+class ForeignFile(ValueError):
+    """A weight file that is not one of ours; perhaps it can be converted."""
+
+
+# ---- the format ----------------------------------------------------------------------------------
+
+
+def encoded(
+    architecture: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    outputs: int | None,
+    own: Mapping[str, str],
+) -> bytes:
+    """A snapshot.
+
+    Arguments:
+        architecture: which network.
+        tensors: on any device, in any memory format.
+        metadata: "dataset" (short name) and "class_names" (one for each output, or none) are
+            required; further entries are stored as strings.
+        outputs: of the classifier, None without one.
+        own: what the network itself notes.
+
+    Raises ValueError for a missing entry or a wrong number of names.
+    """
+    entries = dict(metadata)
+    try:
+        dataset, names = entries.pop("dataset"), tuple(entries.pop("class_names"))
+    except KeyError as error:
+        raise ValueError(f"metadata needs an entry {error}") from error
+    check_names(names, outputs)
+    header = {key: str(value) for key, value in entries.items()} | {
+        "architecture": architecture,
+        "dataset": str(dataset),
+        "class_names": json.dumps(names),
+        **own,
+    }
+    content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return ordered(safetensors.torch.save(content, header))
+
+
+def ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted; the library writes it in random order.
+
+    A file is the length of its header (8 bytes), the header as JSON padded to a multiple of 8, and
+    the tensors. The header's entry `__metadata__` maps strings to strings.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata of a safetensors file.
+
+    Raises OSError where the file cannot be read and ValueError where it is not such a file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"unreadable safetensors file ({error})") from error
+
+
+def architecture_of(path: Path) -> str | None:
+    """Which network one of our files is of, or None for any other file or none at all."""
+    try:
+        with open_regular(path), safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("architecture")
+    except (OSError, safetensors.SafetensorError):
+        return None
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """Class names from a JSON list of strings; raises ValueError where it is none."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its metadata entry 'class_names' is no list of names")
+    return tuple(names)
+
+
+def check_names(names: tuple[str, ...], outputs: int | None) -> None:
+    """Raise ValueError unless there are no class names or one for each output."""
+    if names and len(names) != outputs:
+        raise ValueError(f"{len(names)} class names for {outputs or 'no'} outputs")
+
+
+def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the first difference in names, shapes or types."""
+    missing = [name for name in expected if name not in tensors]
+    surplus = [name for name in tensors if name not in expected]
+    if missing or surplus:
+        name, count = (missing or surplus)[0], len(missing or surplus)
+        what = "lacks" if missing else "has a surplus"
+        raise ValueError(f"{what} tensor {name[:80]!r} ({count} such)")
+    for name, tensor in tensors.items():
+        have, want = (tensor.dtype, tensor.shape), (expected[name].dtype, expected[name].shape)
+        if have != want:
+            raise ValueError(
+                f"tensor {name!r} is {have[0]} {tuple(have[1])}, not {want[0]} {tuple(want[1])}"
+            )
+
+
+def check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming a tensor that is not finite, or a variance below 0."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name!r} holds values that are not finite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise ValueError(f"tensor {name!r} holds a variance below 0")
+
+
+# ---- ENet ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of an ENet and what they were trained for.
+
+    Attributes:
+        tensors: state dict of `ENet`, on the CPU.
+        num_classes: number of outputs.
+        decoder: see `ENet`.
+        dropout_convention: see `ENet`.
+        dataset: short name of the data set, "unknown" where the file does not say.
+        class_names: one for each output; empty where the file does not say.
+        notes: whatever else a snapshot's metadata holds (run id, git commit, score).
+    """
+
+    tensors: dict[str, Tensor]
+    num_classes: int
+    decoder: Activation
+    dropout_convention: DropoutConvention
+    dataset: str
+    class_names: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def build(self) -> ENet:
+        """The network with a copy of these weights, in training mode; draws no random numbers."""
+        model = self.empty_model()
+        model.load_state_dict({k: v.clone() for k, v in self.tensors.items()}, assign=True)
+        return model
+
+    def empty_model(self) -> ENet:
+        """The network without storage for its weights."""
+        with torch.device("meta"):
+            return ENet(self.num_classes, self.decoder, self.dropout_convention)
+
+
+def load_weights(path: Path) -> Weights:
+    """Weights of an ENet from the authors' Torch7 file or from a snapshot, told by the content.
+
+    Raises UserError where the file is missing, unreadable, damaged, or not an ENet.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(9)
+        if head[8:] == b"{" or path.suffix == ".safetensors":
+            weights = read_enet(path)
+        elif head[:1] == b"\x80" or head[:4] == b"PK\x03\x04":
+            raise ValueError("a PyTorch pickle, which is not read")
+        else:
+            weights = read_released(path)
+        try:
+            check_shapes(weights.tensors, weights.empty_model().state_dict())
+        except ValueError as error:
+            raise ValueError(f"not an ENet: {error}") from error
+        check_values(weights.tensors)
+    except OSError as error:
+        raise UserError(f"weights {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        problem = str(error).removeprefix(f"{path}: ")
+        raise UserError(
+            f"weights {path}: {problem}. "
+            "Give the authors' Torch7 file (enet-model.net) or a .safetensors snapshot of a run"
+        ) from error
+    return weights
+
+
+def load_enet(path: Path) -> ENet:
+    """The network in a weight file, see `load_weights`; on the CPU, in training mode."""
+    return load_weights(path).build()
+
+
+def read_released(path: Path) -> Weights:
+    """Weights in a Torch7 file; raises ValueError where it is damaged or not an ENet."""
+    tensors, decoder = enet_tensors(read_torch7(path))
+    outputs = tensors["classifier.bias"].shape[0]
+    dataset = "cityscapes" if outputs == RELEASED_OUTPUTS else "unknown"
+    return Weights(tensors, outputs, decoder, "torch7", dataset)
+
+
+def read_enet(path: Path) -> Weights:
+    """Weights in a snapshot of ENet; raises ValueError where it is not one."""
+    tensors, notes = read_safetensors(path)
+    architecture = notes.pop("architecture", "missing")
+    if architecture != ENET:
+        raise ValueError(f"not an ENet: architecture {architecture[:60]!r} in its metadata")
+    try:
+        names = class_names(notes.pop("class_names"))
+        if notes.pop("num_classes") != str(len(names)):
+            raise ValueError(f"its metadata names {len(names)} classes, but counts others")
+        return Weights(
+            tensors=tensors,
+            num_classes=len(names),
+            decoder=cast(Activation, notes.pop("decoder")),
+            dropout_convention=cast(DropoutConvention, notes.pop("dropout_convention")),
+            dataset=notes.pop("dataset"),
+            class_names=names,
+            notes=notes,
+        )
+    except KeyError as error:
+        raise ValueError(f"its metadata has no entry {error}") from error
+
+
+# ---- DeepLab-v2 ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeepLabWeights:
+    """Weights of a DeepLab and what they were trained for.
+
+    Attributes:
+        tensors: those of `stored_tensors`, on the CPU; without `aspp.*` where the file has the
+            backbone alone.
+        num_classes: number of outputs, None for the backbone alone.
+        dataset: short name of the data set, "unknown" where the file does not say.
+        class_names: one for each output; empty where the file does not say.
+        notes: whatever else the metadata holds (run id, git commit, where it was converted from).
+    """
+
+    tensors: dict[str, Tensor]
+    num_classes: int | None
+    dataset: str
+    class_names: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def load_into(self, model: DeepLab, *, classifier: bool = True) -> None:
+        """Copy the weights into `model`, in place, on any device.
+
+        Arguments:
+            model: with the same blocks and width, and with a classifier the same outputs.
+            classifier: whether `model.aspp` is loaded too; False leaves it as it is.
+
+        Raises UserError, and leaves `model` as it is, where the sizes differ or where a
+        classifier is wanted and there is none.
+        """
+        own = stored_tensors(model)
+        have, want = backbone_sizes(self.tensors), backbone_sizes(own)
+        if have != want:
+            raise UserError(f"The weights are of a DeepLab with {have}; the model has {want}.")
+        if classifier and self.num_classes is None:
+            raise UserError("The weights hold the backbone alone, without a classifier: train one.")
+        if classifier and self.num_classes != model.num_classes:
+            raise UserError(
+                f"The weights have {self.num_classes} outputs, the model {model.num_classes}."
+            )
+        tensors = self.tensors
+        if not classifier:
+            own, tensors = without_classifier(own), without_classifier(tensors)
+        try:
+            check_shapes(tensors, own)
+        except ValueError as error:
+            raise UserError(f"The weights do not fit the model: {error}.") from error
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+
+def load_deeplab_weights(path: Path) -> DeepLabWeights:
+    """The weights in one of our .safetensors files.
+
+    Raises UserError where the file is missing, damaged, or somebody else's.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(9)
+        if head[8:] != b"{":
+            raise ForeignFile("no safetensors file")
+        return read_deeplab(path)
+    except OSError as error:
+        raise UserError(f"weights {path}: {error.strerror or error}") from error
+    except ForeignFile as error:
+        raise UserError(
+            f"weights {path}: {error}. Released weights are converted once: "
+            f"lovasz-repro weights convert {path} DST.safetensors"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"weights {path}: {error}. Convert or fetch it again.") from error
+
+
+def read_deeplab(path: Path) -> DeepLabWeights:
+    """Weights in a snapshot of DeepLab; raises ValueError where it is damaged or not ours."""
+    tensors, notes = read_safetensors(path)
+    architecture = notes.pop("architecture", "")
+    if architecture != DEEPLAB:
+        what = f"weights of {architecture[:60]!r}" if architecture else "no weights of ours"
+        raise ForeignFile(f"{what}, not of {DEEPLAB!r}")
+    fitting_network(tensors)
+    check_values(tensors)
+    for key, value in sizes(tensors).items():
+        if notes.pop(key, None) != value:
+            raise ValueError(f"its metadata entry {key!r} disagrees with its tensors ({value})")
+    names, outputs = class_names(notes.pop("class_names", "")), outputs_of(tensors)
+    check_names(names, outputs)
+    return DeepLabWeights(tensors, outputs, notes.pop("dataset", "unknown"), names, notes)
+
+
+def encoded_deeplab(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """A snapshot of all of `stored_tensors`, or of all but `aspp.*`; raises ValueError for others.
+
+    See `encoded` for the metadata.
+    """
+    fitting_network(tensors)
+    return encoded(DEEPLAB, tensors, metadata, outputs_of(tensors), sizes(tensors))
+
+
+def stored_tensors(model: DeepLab) -> dict[str, Tensor]:
+    """The part of a state dict that files hold, as released ports do; shares memory with `model`.
+
+    520 tensors of the backbone and 8 of the classifier for ResNet-101, without the counters
+    `num_batches_tracked` that frozen batch normalisations have no use for.
+    """
+    state = model.state_dict()
+    return {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def without_classifier(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the backbone."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("aspp.")}
+
+
+def outputs_of(tensors: Mapping[str, Tensor]) -> int | None:
+    """How many outputs the classifier has, None without one."""
+    bias = tensors.get("aspp.0.bias")
+    return None if bias is None else bias.numel()
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Metadata entries that tell people what the tensors themselves tell us."""
+    return {
+        "blocks": json.dumps(block_counts(tensors)),
+        "width": str(len(tensors["conv1.weight"])),
+        "num_classes": str(outputs_of(tensors)).lower(),
+    }
+
+
+def backbone_sizes(tensors: Mapping[str, Tensor]) -> str:
+    """In words what `tensors`, checked or of a model, say of depth and width."""
+    return f"blocks {block_counts(tensors)} and width {len(tensors['conv1.weight'])}"
+
+
+def block_counts(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """How many bottlenecks layer1 to layer4 have by the names."""
+    found = {match.groups() for name in tensors if (match := BLOCK.match(name))}
+    return tuple(sum(stage == f"layer{k}" for stage, _ in found) for k in (1, 2, 3, 4))
+
+
+def fitting_network(tensors: Mapping[str, Tensor]) -> DeepLab:
+    """The DeepLab, without storage, that `tensors` are the weights of; draws no random numbers.
+
+    Without `aspp.*` its classifier has one output, and none of `tensors` is for it.
+
+    Raises ValueError naming the first difference where no DeepLab has exactly these tensors.
+    """
+    stem = tensors.get("conv1.weight")
+    if stem is None or stem.shape[1:] != (3, 7, 7):
+        raise ValueError("not a DeepLab-v2: no 'conv1.weight' of shape (width, 3, 7, 7)")
+    blocks = block_counts(tensors)
+    if sum(blocks) > MAX_BLOCKS:
+        raise ValueError(f"not a DeepLab-v2: {sum(blocks)} blocks, more than {MAX_BLOCKS}")
+    outputs = outputs_of(tensors)
+    try:
+        with torch.device("meta"):
+            model = DeepLab(1 if outputs is None else outputs, blocks, len(stem))
+        expected = stored_tensors(model)
+        if len(without_classifier(tensors)) == len(tensors):
+            expected = without_classifier(expected)
+        check_shapes(tensors, expected)
+    except ValueError as error:
+        raise ValueError(f"not a DeepLab-v2: {error}") from error
+    return model
+
+
+# ---- writing, and the smallest network -----------------------------------------------------------
+
+
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a snapshot of any of the networks; never leaves a half-written file at `path`.
+
+    Arguments:
+        model: any device, any memory format.
+        path: ends in .safetensors.
+        metadata: see `encoded`; one class name for each output.
+
+    Raises ValueError for a missing entry or a wrong number of names, OSError where the file
+    cannot be written.
+    """
+    assert isinstance(model, ENet | DeepLab | EvidenceNet)
+    outputs = model.num_classes
+    if not metadata.get("class_names", True):
+        raise ValueError(f"0 class names for {outputs} outputs")
+    if isinstance(model, DeepLab):
+        content = encoded_deeplab(stored_tensors(model), {"bn_eps": model.bn1.eps, **metadata})
+    elif isinstance(model, ENet):
+        own: dict[str, str] = {
+            "num_classes": str(outputs),
+            "decoder": model.decoder,
+            "dropout_convention": model.dropout_convention,
+        }
+        content = encoded(ENET, model.state_dict(), metadata, outputs, own)
+    else:
+        content = encoded(EVIDENCE_NET, model.state_dict(), metadata, outputs, {})
+    write_durably(path, content)
+
+
+def load_evidence_net(model: EvidenceNet, path: Path) -> None:
+    """Give a network the weights in a file.
+
+    Raises UserError where it is unreadable or of another network.
+    """
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"weights {path}: not of this evidence-net ({problem}).") from None
