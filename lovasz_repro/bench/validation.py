@@ -27,7 +27,7 @@ from lovasz_repro.bench.measure import ratio
 from lovasz_repro.bench.validation_parts import Clock, Repeated, Seen, Unscored
 from lovasz_repro.bench.validation_render import METRIC, NETWORK, WHOLE, Part, Report, loading_by
 from lovasz_repro.config.schema import CellConfig, MultiScaleConfig
-from lovasz_repro.data.demo_voc import write_demo
+from lovasz_repro.data.demo import write_voc
 from lovasz_repro.data.locate import dataset_folder, find_dataset
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
@@ -260,7 +260,7 @@ def _find_or_draw(settings: Settings, stack: ExitStack) -> tuple[Path, bool]:
     if cell.data.name != "voc" or (found and _has_images(found, cell)):
         return dataset_folder(place.data, folder), False
     root = Path(stack.enter_context(TemporaryDirectory())) / "voc"
-    write_demo(root, images=(1, min(settings.images, MOST_DRAWN), 1), size=DRAWN_SIZE)
+    write_voc(root, images=(1, min(settings.images, MOST_DRAWN), 1), size=DRAWN_SIZE)
     return root, True
 
 

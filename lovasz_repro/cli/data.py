@@ -100,19 +100,19 @@ def demo(
 ) -> None:
     """Draw a small data set in an official layout, which needs no registration."""
     counts = parse_counts(images) if images else None
-    from lovasz_repro.data import demo_cityscapes, demo_voc
+    from lovasz_repro.data import demo as drawn
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.progress import Progress
 
     write: Callable[..., bool]
     if name is Drawn.voc:
-        counts, side = counts or demo_voc.COUNTS, parse_long_side(size) if size else demo_voc.SIZE
-        write = partial(demo_voc.write_demo, seed=seed, images=counts, size=side)
+        counts, side = counts or drawn.VOC_COUNTS, parse_long_side(size) if size else drawn.VOC_SIZE
+        write = partial(drawn.write_voc, seed=seed, images=counts, size=side)
         things, experiment = "objects", "voc-binary"
     else:
-        counts = counts or demo_cityscapes.COUNTS
-        shape = parse_image_size(size) if size else demo_cityscapes.SIZE
-        write = partial(demo_cityscapes.write_demo, seed=seed, images=counts, size=shape)
+        counts = counts or drawn.STREET_COUNTS
+        shape = parse_image_size(size) if size else drawn.STREET_SIZE
+        write = partial(drawn.write_cityscapes, seed=seed, images=counts, size=shape)
         things, experiment = "streets", "cityscapes-enet"
     folder = out or data_folder(data) / f"{name.value}-demo"
     with Progress() as progress:

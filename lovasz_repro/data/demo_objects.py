@@ -1,7 +1,7 @@
-"""How drawn objects of the 20 classes of Pascal VOC look: outline, colours and texture.
+"""How drawn objects look, of the 20 classes of Pascal VOC and in streets.
 
-An outline is a list of polygons in a square, x to the right and y down, both 0..1, painted one over
-the other.
+A look is outline, colours and texture. An outline is a list of polygons in a square, x to the right
+and y down, both 0..1, painted one over the other.
 """
 
 from collections.abc import Callable
@@ -200,3 +200,30 @@ LOOKS: dict[str, Look] = {
         box(0.22, 0.9, 0.78, 1)], 1.25, planks),
 }  # fmt: skip
 """Class name -> its look, in the order of the class ids from 1."""
+
+STREET_LOOKS = {
+    "person": LOOKS["person"], "bicycle": LOOKS["bicycle"], "motorcycle": LOOKS["motorbike"],
+    "rider": Look((170, 80, 60), SKIN, [
+        bar(0.45, 0.55, 0.7, 0.95, 0.2, DARK), shape((0.1, 0.65), (0.4, 0.25), (0.65, 0.3),
+        (0.5, 0.75)), bar(0.5, 0.35, 0.95, 0.6, 0.12), disc(0.6, 0.14, 0.15, ACCENT)], 0.75),
+    "car": Look((112, 112, 118), GLASS, [
+        shape((0.08, 0.5), (0.22, 0), (0.78, 0), (0.92, 0.5)), box(0, 0.42, 1, 0.85),
+        shape((0.17, 0.42), (0.27, 0.08), (0.73, 0.08), (0.83, 0.42), paint=ACCENT),
+        box(0.05, 0.8, 0.25, 1, DARK), box(0.75, 0.8, 0.95, 1, DARK)], 1.25),
+    "truck": Look((205, 203, 196), (120, 118, 116), [
+        box(0, 0, 1, 0.84), box(0.49, 0, 0.51, 0.8, ACCENT), box(0.05, 0.8, 0.3, 1, DARK),
+        box(0.7, 0.8, 0.95, 1, DARK)], 0.75, planks),
+    "bus": Look((214, 170, 48), GLASS, [
+        box(0, 0, 1, 0.92), box(0.06, 0.12, 0.94, 0.5, ACCENT), box(0.08, 0.88, 0.3, 1, DARK),
+        box(0.7, 0.88, 0.92, 1, DARK)], 0.85),
+    "train": Look((178, 44, 40), (230, 225, 215), [
+        box(0, 0, 1, 1), box(0.1, 0.12, 0.9, 0.48, DARK), box(0, 0.58, 1, 0.68, ACCENT)], 0.75),
+    "pole": Look((118, 118, 122), WHITE, [box(0, 0, 1, 1)], 0.035),
+    "traffic light": Look((38, 40, 38), (245, 120, 60), [
+        box(0, 0, 1, 1), oval(0.25, 0.1, 0.75, 0.33, ACCENT)], 0.45),
+    "traffic sign": Look((205, 45, 45), WHITE, [disc(0.5, 0.5, 0.5), disc(0.5, 0.5, 0.3, ACCENT)]),
+    "vegetation": Look((72, 98, 50), (80, 66, 54), [
+        box(0.45, 0.5, 0.55, 1, ACCENT), oval(0.1, 0.2, 0.9, 0.7), oval(0.25, 0, 0.75, 0.5)], 0.8,
+        curls),
+}  # fmt: skip
+"""Class of Cityscapes -> how an object of it looks that faces the camera."""

@@ -19,7 +19,7 @@ from lovasz_repro.data.cityscapes import (
     read_instances,
     read_label_ids,
 )
-from lovasz_repro.data.demo_cityscapes import COUNTS, SIZE, draw, write_demo
+from lovasz_repro.data.demo import STREET_COUNTS, STREET_SIZE, draw_street, write_cityscapes
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.palettes import CITYSCAPES, colourise
 from lovasz_repro.errors import UserError
@@ -33,7 +33,7 @@ THINGS = range(24, 34)
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo tree."""
     root = tmp_path_factory.mktemp("demo") / "cityscapes-demo"
-    assert write_demo(root, 3, FEW, SMALL)
+    assert write_cityscapes(root, 3, FEW, SMALL)
     return root
 
 
@@ -58,13 +58,13 @@ def test_the_tree_is_whole_and_says_what_it_is(tree: Path) -> None:
 def test_the_same_seed_gives_the_same_bytes(tree: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from lovasz_repro.data.demo_cityscapes import write_demo; "
-        f"write_demo(Path(sys.argv[1]), 3, {FEW}, {SMALL})"
+        "from lovasz_repro.data.demo import write_cityscapes; "
+        f"write_cityscapes(Path(sys.argv[1]), 3, {FEW}, {SMALL})"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "again")]
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "77"}, check=True)
     assert digests(tmp_path / "again") == digests(tree)
-    write_demo(tmp_path / "other", 4, (1, 1, 1), SMALL)
+    write_cityscapes(tmp_path / "other", 4, (1, 1, 1), SMALL)
     photographs = [
         {digest for path, digest in digests(root).items() if path.startswith("leftImg8bit")}
         for root in (tree, tmp_path / "other")
@@ -87,7 +87,7 @@ def test_all_classes_and_void_occur(tree: Path, split: str) -> None:
 
 def test_one_image_a_split_still_shows_every_class() -> None:
     for split in ("train", "val"):
-        _, ids, _ = draw(11, split, 0, 1, SMALL)
+        _, ids, _ = draw_street(11, split, 0, 1, SMALL)
         assert set(range(1, 20)) <= set(TO_CLASS[ids].ravel().tolist())
 
 
@@ -142,28 +142,28 @@ def test_colour_alone_tells_something_and_not_all(tree: Path) -> None:
 
 
 def test_the_usual_size(tmp_path: Path) -> None:
-    photograph, ids, instances = draw(0, "train", 0, COUNTS[0])
-    assert photograph.shape == (*SIZE, 3)
+    photograph, ids, instances = draw_street(0, "train", 0, STREET_COUNTS[0])
+    assert photograph.shape == (*STREET_SIZE, 3)
     assert photograph.dtype == ids.dtype == np.uint8
-    assert ids.shape == instances.shape == SIZE
+    assert ids.shape == instances.shape == STREET_SIZE
     assert instances.dtype == np.uint16
     assert 60 < photograph.mean() < 200
 
 
 def test_a_tree_that_is_there_is_left_alone_or_kept(tree: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
-    assert not write_demo(tree, 3, FEW, SMALL)
+    assert not write_cityscapes(tree, 3, FEW, SMALL)
     with pytest.raises(
         UserError, match=r"there is what `.*--seed 3 --images 7,4,2 --size 96x192` wrote"
     ):
-        write_demo(tree, 4, FEW, SMALL)
+        write_cityscapes(tree, 4, FEW, SMALL)
     with pytest.raises(UserError, match="--out"):
-        write_demo(tree, 3, FEW, (64, 128))
+        write_cityscapes(tree, 3, FEW, (64, 128))
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "work.txt").write_text("mine")
     with pytest.raises(UserError, match="there is something else"):
-        write_demo(tmp_path / "mine", 3, FEW, SMALL)
+        write_cityscapes(tmp_path / "mine", 3, FEW, SMALL)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "work.txt"]
 
 
@@ -173,11 +173,11 @@ def test_a_stopped_command_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_demo(tmp_path / "demo", 0, (1, 1, 1), (64, 128), stop)
+        write_cityscapes(tmp_path / "demo", 0, (1, 1, 1), (64, 128), stop)
     assert [*tmp_path.iterdir()] == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        write_demo(tmp_path / "file" / "demo", 0, (1, 1, 1), (64, 128))
+        write_cityscapes(tmp_path / "file" / "demo", 0, (1, 1, 1), (64, 128))
 
 
 @pytest.mark.parametrize(
@@ -187,4 +187,4 @@ def test_impossible_trees_are_refused(
     tmp_path: Path, images: tuple[int, ...], size: tuple[int, int]
 ) -> None:
     with pytest.raises(ValueError, match="at least"):
-        write_demo(tmp_path / "demo", 0, images, size)
+        write_cityscapes(tmp_path / "demo", 0, images, size)

@@ -16,9 +16,9 @@ from scipy.io import loadmat  # type: ignore[import-untyped]
 
 from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.check_voc import check_voc
+from lovasz_repro.data.demo import VOC_COUNTS, VOC_SIZE, draw_objects, name_images, write_voc
 from lovasz_repro.data.demo_objects import LOOKS
 from lovasz_repro.data.demo_scene import with_border
-from lovasz_repro.data.demo_voc import COUNTS, SIZE, draw, name_images, write_demo
 from lovasz_repro.data.voc import CLASSES, VOID, list_images, read_pair
 from lovasz_repro.errors import UserError
 
@@ -31,7 +31,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo tree."""
     root = tmp_path_factory.mktemp("demo") / "voc-demo"
     steps: list[int] = []
-    assert write_demo(root, 3, FEW, SMALL, steps.append)
+    assert write_voc(root, 3, FEW, SMALL, steps.append)
     assert len(steps) == sum(steps) == sum(FEW)
     return root
 
@@ -85,13 +85,13 @@ def test_images_and_masks_overlap_as_in_the_real_trees(tree: Path) -> None:
 def test_the_same_seed_gives_the_same_bytes(tree: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from lovasz_repro.data.demo_voc import write_demo; "
-        f"write_demo(Path(sys.argv[1]), 3, {FEW}, {SMALL})"
+        "from lovasz_repro.data.demo import write_voc; "
+        f"write_voc(Path(sys.argv[1]), 3, {FEW}, {SMALL})"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "again")]
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "77"}, check=True)
     assert digests(tmp_path / "again") == digests(tree)
-    write_demo(tmp_path / "other", 4, (2, 2, 1), SMALL)
+    write_voc(tmp_path / "other", 4, (2, 2, 1), SMALL)
     photographs = [
         {digest for path, digest in digests(root).items() if path.endswith(".jpg")}
         for root in (tree, tmp_path / "other")
@@ -138,7 +138,7 @@ def test_both_masks_of_an_image_agree_and_void_is_along_outlines(tree: Path) -> 
 @settings(max_examples=15)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.integers(64, 100))
 def test_every_image_has_its_class_and_no_unknown_id(seed: int, number: int, size: int) -> None:
-    photograph, labels = draw(seed, "val", number, size)
+    photograph, labels = draw_objects(seed, "val", number, size)
     assert photograph.shape == (*labels.shape, 3)
     assert photograph.dtype == labels.dtype == np.uint8
     assert max(labels.shape) == size
@@ -156,8 +156,8 @@ def test_every_image_has_its_class_and_no_unknown_id(seed: int, number: int, siz
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Some images of train_aug and val; the tree has more by default."""
-    assert COUNTS[0] >= COUNTS[1] >= 60
-    return {split: [draw(0, split, number, 64) for number in range(60)]
+    assert VOC_COUNTS[0] >= VOC_COUNTS[1] >= 60
+    return {split: [draw_objects(0, split, number, 64) for number in range(60)]
             for split in ("train_aug", "val")}  # fmt: skip
 
 
@@ -181,8 +181,8 @@ def test_sizes_vary_and_so_does_the_light(tree: Path) -> None:
     assert any(height > width for height, width in shapes)
     assert any(height < width for height, width in shapes)
     assert np.std([photograph.mean() for photograph, _ in pairs]) > 5
-    photograph, _ = draw(0, "train_aug", 0)
-    assert max(photograph.shape) == SIZE
+    photograph, _ = draw_objects(0, "train_aug", 0)
+    assert max(photograph.shape) == VOC_SIZE
 
 
 def test_colour_alone_tells_something_and_not_all(
@@ -207,22 +207,22 @@ def test_colour_alone_tells_something_and_not_all(
 
 def test_a_tree_that_is_there_is_left_alone_or_kept(tree: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
-    assert not write_demo(tree, 3, FEW, SMALL)
+    assert not write_voc(tree, 3, FEW, SMALL)
     with pytest.raises(UserError, match=r"there is what `.*--images 24,10,3 --size 80` wrote"):
-        write_demo(tree, 4, FEW, SMALL)
+        write_voc(tree, 4, FEW, SMALL)
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
 
     def stop(images: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_demo(tmp_path / "demo", 0, (1, 1, 1), 64, stop)
+        write_voc(tmp_path / "demo", 0, (1, 1, 1), 64, stop)
     assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("images", [(1, 1, 1), (2, 1, 1), (1, 3, 1), (3, 2, 5)])
 def test_the_smallest_trees_are_whole(tmp_path: Path, images: tuple[int, ...]) -> None:
-    assert write_demo(tmp_path / "demo", 0, images, 64)
+    assert write_voc(tmp_path / "demo", 0, images, 64)
     assert check_voc(tmp_path / "demo").ok
     assert len(list_images(tmp_path / "demo", "train_aug")) == images[0]
 
@@ -237,4 +237,4 @@ def test_names_are_unique(seed: int, images: list[int]) -> None:
 @pytest.mark.parametrize(("images", "size"), [((0, 1, 1), SMALL), ((1, 1), SMALL), ((1, 1, 1), 63)])
 def test_impossible_trees_are_refused(tmp_path: Path, images: tuple[int, ...], size: int) -> None:
     with pytest.raises(ValueError, match="at least"):
-        write_demo(tmp_path / "demo", 0, images, size)
+        write_voc(tmp_path / "demo", 0, images, size)
