@@ -130,19 +130,21 @@ def convert(
     out: OutFolder = None,
 ) -> None:
     """Write a data set in the layout of another."""
-    from lovasz_repro.data import camvid
-    from lovasz_repro.data.camvid import convert_camvid
-    from lovasz_repro.data.locate import data_folder, dataset_folder
+    from lovasz_repro.data.camvid import SPLIT_SIZES, convert_camvid, list_files
+    from lovasz_repro.data.locate import data_folder, dataset_folder, find_enet_weights
     from lovasz_repro.host.progress import Progress
 
     folder = dataset_folder(data_folder(data), source.value)
-    images = sum(len(camvid.list_files(folder, split)) for split in camvid.SPLIT_SIZES)
+    images = sum(len(list_files(folder, split)) for split in SPLIT_SIZES)
     usual = data_folder(data) / f"{source.value}-{target.value}"
     with Progress() as progress:
         task = progress.task(f"{source.value} to {target.value}", images)
         new = convert_camvid(folder, out or usual, task.advance)
     what = f"{images} images of CamVid"
     experiment = f"camvid-as-cityscapes --profile reduced{options(data, out)}"
+    weights = find_enet_weights(data_folder(data))
+    if out and weights:
+        experiment += f" --weights {shlex.quote(str(weights))}"
     say_what_next(new, out or usual, what, experiment)
 
 
@@ -211,8 +213,11 @@ def say_what_next(new: bool, folder: Path, what: str, experiment: str) -> None:
 
 def options(data: Path | None, out: Path | None) -> str:
     """What a run needs to be told to find a tree that is not in the usual place."""
-    where = f" --data {shlex.quote(str(data))}" if data else ""
-    return where + (f" --set data.folder={shlex.quote(str(out.resolve()))}" if out else "")
+    if out is None:
+        return f" --data {shlex.quote(str(data))}" if data else ""
+    place = out.resolve()  # a name below the data folder is all that `data.folder` takes
+    folder = shlex.quote(f"data.folder={place.name}")
+    return f" --data {shlex.quote(str(place.parent))} --set {folder}"
 
 
 def print_report(report: "CheckReport", as_json: bool) -> None:

@@ -114,12 +114,11 @@ def test_the_next_command_finds_a_tree_elsewhere(tmp_path: Path) -> None:
     result = run("demo cityscapes --images 1,1,1 --size 64x128 --data mine --out 'my streets'")
     command = shlex.split(result.stdout.split("Next: ")[1])
     assert command[:5] == ["lovasz-repro", "run", "cityscapes-enet", "--profile", "demo"]
-    assert command[5:7] == ["--data", "mine"]
+    assert command[5:8] == ["--data", str(tmp_path), "--set"]
     cells = load_experiment("cityscapes-enet").cells("demo", overrides=parse_overrides(command[8:]))
     folder = cells[0].data.folder
     assert folder is not None
-    assert folder == str(tmp_path / "my streets")
-    assert (Path("mine") / folder / "leftImg8bit" / "train").is_dir()
+    assert (Path(command[6]) / folder / "leftImg8bit" / "train").is_dir()
 
 
 def test_convert(tmp_path: Path) -> None:
