@@ -6,13 +6,13 @@ experiments, are evidence beside it, each set of runs for itself.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 from lovasz_repro.report.claims_rules import TOO_FEW, Outcome, Verdict, decide
 from lovasz_repro.report.claims_schema import Claim, ClaimsFile, Names, RisesWith, Rule, load_claims
 from lovasz_repro.report.runs import (
     BATCH_SIZE,
     Cohort,
+    Remembered,
     RunStore,
     cohorts,
     headings,
@@ -54,7 +54,7 @@ def evaluate_claims(store: RunStore) -> list[ClaimVerdict]:
     Raises:
         UserError: ``experiments/claims.yaml`` is not as it should be.
     """
-    remembered = _Remembered(store)
+    remembered = Remembered(store)
     known = load_claims()
     return [_evaluate(remembered, known, claim) for claim in known.claims]
 
@@ -126,12 +126,3 @@ def _sets_of_runs(
 
 def _lacking(outcome: Outcome) -> str:
     return f"lacks {', '.join(outcome.missing)}" if outcome.missing else ""
-
-
-class _Remembered:
-    """A store that is asked every question once."""
-
-    def __init__(self, store: RunStore) -> None:
-        self.runs = cache(store.runs)
-        self.history = cache(store.history)
-        self.artifact = store.artifact

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -13,7 +12,7 @@ from rich.text import Text
 from lovasz_repro.host.terminal import print_note, print_table
 from lovasz_repro.report.claims import ClaimVerdict, Evidence
 from lovasz_repro.report.claims_rules import Effect, Interval, Verdict
-from lovasz_repro.report.layout import MINUS, number
+from lovasz_repro.report.layout import MINUS, number, precise
 from lovasz_repro.report.render import md_escape, md_line, md_text
 
 COLOURS: dict[Verdict, str] = {
@@ -131,7 +130,7 @@ def to_json(verdicts: Sequence[ClaimVerdict]) -> str:
         }
         for item in verdicts
     ]
-    return json.dumps(_precise(content), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(precise(content), indent=1, ensure_ascii=False) + "\n"
 
 
 def evidence_lines(evidence: Sequence[Evidence]) -> list[str]:
@@ -182,13 +181,3 @@ def _effect_lines(effects: Sequence[Effect]) -> list[str]:
     agree = sum(effect.verdict == "holds" for effect in effects)
     weakest = min(effects, key=lambda e: (ORDER.index(e.verdict), e.asked.slack(e.mean)))
     return [f"{agree} of {len(effects)} hold; the weakest:", effect_text(weakest)]
-
-
-def _precise(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.10g}")
-    if isinstance(value, dict):
-        return {key: _precise(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_precise(item) for item in value]
-    return value

@@ -29,6 +29,7 @@ from lovasz_repro.report.runs import (
     Run,
     RunStore,
     Source,
+    correlation_along,
     mean_and_spread,
     score_at,
     seed,
@@ -196,13 +197,10 @@ def _correlation(store: RunStore, cohort: Cohort, rule: Correlated) -> Effect | 
     """Pearson's correlation of two histories at their common steps, a number per run."""
     values, runs, points = [], [], set()
     for run in _selected(cohort, rule, rule.variant):
-        first, second = (dict(store.history(run.run_id, metric)) for metric in rule.metrics)
-        steps = [s for s in first if s in second and math.isfinite(first[s] + second[s])]
-        pair = [first[s] for s in steps], [second[s] for s in steps]
-        if len(steps) > 2 and all(len(set(side)) > 1 for side in pair):
-            values.append(statistics.correlation(*pair))
+        if found := correlation_along(store, run, rule.metrics):
+            values.append(found[0])
             runs.append(run)
-            points.add(len(steps))
+            points.add(found[1])
     if not values:
         return f"{' and '.join(rule.metrics)} of {rule.variant} along a run"
     along = " or ".join(str(count) for count in sorted(points))

@@ -5,7 +5,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.runs import (
@@ -69,7 +69,7 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
     if not found:
         return Missing("no finished camvid-enet run is stored", command(CAMVID))
     shown = found[:PANELS]
-    look = Look.of([cohort for cohort, _ in shown])
+    look = Look.by_dashes([cohort for cohort, _ in shown])
     figure, curves = convergence(store, shown, look, "validation dataset-mIoU (%)")
     caption = (
         "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
@@ -130,58 +130,41 @@ def band(histories: Sequence[Sequence[tuple[int, float]]]) -> dict[str, list[flo
     }
 
 
-class Appearance(Protocol):
-    """How the curves of a figure are told apart, and what its legend says."""
-
-    def styles(self) -> Mapping[tuple[str, int], tuple[str, str]]:
-        """Variant and batch size -> colour and line style, in the order of drawing."""
-        ...
-
-    def handles(self) -> list[Any]:
-        """Entries of the legend, one per look."""
-        ...
-
-
 @dataclass(frozen=True)
 class Look:
-    """Curves told apart by a colour per variant and dashes per batch size."""
+    """How the curves of a figure are told apart, and what its legend says."""
 
-    colours: dict[str, str]
-    dashes: dict[int, str]
+    styles: dict[tuple[str, int], tuple[str, str]]
+    """Variant and batch size -> colour and line style, in the order of drawing."""
+    signs: tuple[tuple[str, str, str], ...]
+    """Entries of the legend: name, colour, line style."""
 
     @classmethod
-    def of(cls, found: Sequence[Cohort]) -> "Look":
-        """The look of everything that one figure shows; the largest batches are solid."""
+    def by_dashes(cls, found: Sequence[Cohort]) -> "Look":
+        """A colour per variant and dashes per batch size; the largest batches are solid."""
         names = {name for cohort in found for name in cohort.variants}
         sizes = sorted({size for cohort in found for size in cohort.batch_sizes}, reverse=True)
-        colours = variant_colours(names)
-        return cls(
-            {name: colours[name] for name in variant_order(names)},
-            {size: LINES[i % len(LINES)] for i, size in enumerate(sizes)},
-        )
+        colours, order = variant_colours(names), variant_order(names)
+        dashes = {size: LINES[i % len(LINES)] for i, size in enumerate(sizes)}
+        signs = [(variant_title(name), colours[name], "-") for name in order]
+        if len(dashes) > 1:
+            signs += [(f"batch size {size}", BLACK, dash) for size, dash in dashes.items()]
+        styles = {(n, size): (colours[n], dash) for n in order for size, dash in dashes.items()}
+        return cls(styles, tuple(signs))
 
-    def styles(self) -> dict[tuple[str, int], tuple[str, str]]:
-        """Every variant with every batch size."""
-        return {
-            (name, size): (colour, dash)
-            for name, colour in self.colours.items()
-            for size, dash in self.dashes.items()
-        }
-
-    def handles(self) -> list[Any]:
-        """Entries of the legend: variants, and batch sizes where they differ."""
-        from matplotlib.lines import Line2D
-
-        variants = [
-            Line2D([], [], color=colour, label=variant_title(name))
-            for name, colour in self.colours.items()
-        ]
-        sizes = [
-            Line2D([], [], color=BLACK, ls=dash, label=f"batch size {size}")
-            for size, dash in self.dashes.items()
-            if len(self.dashes) > 1
-        ]
-        return [*variants, *sizes]
+    @classmethod
+    def by_shades(cls, found: Sequence[Cohort]) -> "Look":
+        """A hue per variant, from light to dark with the batch size; equibatch is dashed."""
+        pairs = {(variant(run), batch_size(run)) for cohort in found for run in cohort.runs}
+        names = {name for name, _ in pairs}
+        styles = {}
+        for name in variant_order(names):
+            sizes = sorted(size for other, size in pairs if other == name)
+            colours = shades(variant_colours(names)[name], len(sizes))
+            for size, colour in zip(sizes, colours, strict=True):
+                styles[name, size] = colour, "--" if name == EQUIBATCH else "-"
+        signs = [(f"{variant_title(n)} ({size})", *style) for (n, size), style in styles.items()]
+        return cls(styles, tuple(signs))
 
 
 def dataset_miou(store: RunStore, run: Run) -> History:
@@ -192,7 +175,7 @@ def dataset_miou(store: RunStore, run: Run) -> History:
 def convergence(
     store: RunStore,
     shown: Sequence[tuple[Cohort, str]],
-    look: Appearance,
+    look: Look,
     ylabel: str,
     legend_title: str = "",
     score: Callable[[RunStore, Run], History] = dataset_miou,
@@ -211,6 +194,7 @@ def convergence(
         The figure and what it shows.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
@@ -224,7 +208,8 @@ def convergence(
         ax.set(xlabel="iteration", ylabel=ylabel)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
-    handles = [*look.handles(), *_signs(axes, curves)]
+    lines = [Line2D([], [], color=colour, ls=dash, label=name) for name, colour, dash in look.signs]
+    handles = [*lines, *_signs(axes, curves)]
     legend_rows = -(-len(handles) // (2 * columns)) + bool(legend_title)
     figure.set_size_inches(COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns,
@@ -255,11 +240,11 @@ def _convergence(
     store: RunStore,
     cohort: Cohort,
     heading: str,
-    look: Appearance,
+    look: Look,
     score: Callable[[RunStore, Run], History],
 ) -> list[Curve]:
     curves = []
-    for (name, size), (colour, dash) in look.styles().items():
+    for (name, size), (colour, dash) in look.styles.items():
         runs = cohort.select(name, size)
         histories = [score(store, run) for run in runs]
         if histories and all(histories):
@@ -378,47 +363,13 @@ def left_out(found: Sequence[object]) -> str:
 # -- Cityscapes --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Shades:
-    """Curves told apart by a hue per variant, from light to dark with the batch size."""
-
-    drawn: dict[tuple[str, int], tuple[str, str]]
-
-    @classmethod
-    def of(cls, found: Sequence[Cohort]) -> "Shades":
-        """The look of everything that one figure shows; equibatch is dashed."""
-        pairs = {(variant(run), batch_size(run)) for cohort in found for run in cohort.runs}
-        names = {name for name, _ in pairs}
-        colours = variant_colours(names)
-        drawn = {}
-        for name in variant_order(names):
-            sizes = sorted(size for other, size in pairs if other == name)
-            dash = "--" if name == EQUIBATCH else "-"
-            for size, colour in zip(sizes, shades(colours[name], len(sizes)), strict=True):
-                drawn[name, size] = colour, dash
-        return cls(drawn)
-
-    def styles(self) -> dict[tuple[str, int], tuple[str, str]]:
-        """Every variant with its batch sizes, ascending."""
-        return self.drawn
-
-    def handles(self) -> list[Any]:
-        """Entries of the legend: every curve."""
-        from matplotlib.lines import Line2D
-
-        return [
-            Line2D([], [], color=colour, ls=dash, label=f"{variant_title(name)} ({size})")
-            for (name, size), (colour, dash) in self.drawn.items()
-        ]
-
-
 def street_curves(store: RunStore, experiment: str) -> Drawing | Missing:
     """Convergence on the validation set with various batch sizes, on Cityscapes' classes."""
     found = named_cohorts(store, experiment)
     if not found:
         return Missing(f"no finished {experiment} run is stored", command(experiment))
     shown = found[:PANELS]
-    look = Shades.of([cohort for cohort, _ in shown])
+    look = Look.by_shades([cohort for cohort, _ in shown])
     of_camvid = experiment == CAMVID_LAYOUT
     figure, curves = convergence(
         store,

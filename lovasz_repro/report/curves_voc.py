@@ -7,10 +7,9 @@ present classes while Lovász-Softmax is optimised; (c) dataset-mIoU and image-m
 image-mIoU is.
 """
 
-import math
 import statistics
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from lovasz_repro.report.runs import (
     Run,
     RunStore,
     command,
+    correlation_along,
     finite_history,
     having,
     mean_and_spread,
@@ -129,32 +129,17 @@ def joint_variant(store: RunStore, cohort: Cohort) -> str | None:
 
 def correlation(store: RunStore, runs: Sequence[Run]) -> Correlation | None:
     """How closely the batch-mIoU follows the dataset-mIoU; None where it is undefined."""
-    pairs = [_pairs(store, run) for run in runs]
-    every = [(r, len(points)) for points in pairs if (r := _pearson(points.values())) is not None]
-    trained = [_pearson([pair for step, pair in points.items() if step]) for points in pairs]
-    after = [r for r in trained if r is not None]
+    metrics = DATASET, BATCH
+    every = [found for run in runs if (found := correlation_along(store, run, metrics))]
+    after = [found for run in runs if (found := correlation_along(store, run, metrics, first=1))]
     if not every:
         return None
     return Correlation(
         every=statistics.fmean(r for r, _ in every),
-        trained=statistics.fmean(after) if after else None,
+        trained=statistics.fmean(r for r, _ in after) if after else None,
         points=min(count for _, count in every),
         runs=len(every),
     )
-
-
-def _pairs(store: RunStore, run: Run) -> dict[int, tuple[float, float]]:
-    """Both measures at each validation that has them."""
-    first, second = (dict(store.history(run.run_id, metric)) for metric in (DATASET, BATCH))
-    both = {step: (first[step], second[step]) for step in first if step in second}
-    return {step: pair for step, pair in both.items() if math.isfinite(sum(pair))}
-
-
-def _pearson(pairs: Collection[tuple[float, float]]) -> float | None:
-    sides = list(zip(*pairs, strict=True))
-    if len(pairs) < 3 or any(len(set(side)) == 1 for side in sides):
-        return None
-    return statistics.correlation(*sides)
 
 
 # -- lines -------------------------------------------------------------------------------------

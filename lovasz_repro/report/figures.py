@@ -11,11 +11,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lovasz_repro.host.output import visible, write_files
 from lovasz_repro.report.curves import camvid_classes, camvid_curves, street_curves
 from lovasz_repro.report.curves_voc import figure_6, voc_measures_figure
+from lovasz_repro.report.layout import precise
 from lovasz_repro.report.model import Drawing, Missing
 from lovasz_repro.report.picture_figures import (
     FIGURE_5,
@@ -25,7 +25,7 @@ from lovasz_repro.report.picture_figures import (
     figure_of_crops,
 )
 from lovasz_repro.report.render import chosen
-from lovasz_repro.report.runs import RunStore
+from lovasz_repro.report.runs import Remembered, RunStore
 from lovasz_repro.report.sets import CAMVID_LAYOUT, ENET
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.surfaces import figure_1, figure_2
@@ -71,9 +71,10 @@ def write_figures(
 
     names = [chosen(name, FIGURES, "figure") for name in names or FIGURES]
     files: list[Path] = []
+    remembered = Remembered(store)
     for name in names:
         with matplotlib.rc_context(RC):
-            drawing = FIGURES[name](store)
+            drawing = FIGURES[name](remembered)
             if isinstance(drawing, Drawing):
                 files += _save(drawing, out, name)
             elif missing is not None:
@@ -100,16 +101,5 @@ def _save(drawing: Drawing, out: Path, name: str) -> list[Path]:
 
 def _sidecar(drawing: Drawing, name: str) -> str:
     curves = [asdict(curve) for curve in drawing.curves]
-    content = {"name": name, "caption": drawing.caption, "curves": _rounded(curves)}
+    content = {"name": name, "caption": drawing.caption, "curves": precise(curves, 7)}
     return json.dumps(content, ensure_ascii=False) + "\n"
-
-
-def _rounded(value: Any) -> Any:
-    """Floats with seven digits: what a plot can show, in a file that stays small."""
-    if isinstance(value, float):
-        return float(f"{value:.7g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return value

@@ -5,6 +5,7 @@ Text is Unicode ("52.71 ± 0.34", "−0.20", "–" for a missing number); the fo
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lovasz_repro.report.model import Block, Cell, Column, Row, Table
 
@@ -105,6 +106,17 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
     if rounded < 0:
         return MINUS + text
     return f"+{text}" if signed and rounded > 0 else text
+
+
+def precise(value: Any, digits: int = 10) -> Any:
+    """Floats, also inside lists and mappings, to so many digits: none of the float's noise."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {key: precise(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [precise(item, digits) for item in value]
+    return value
 
 
 def value_text(cell: Cell, digits: int) -> str:

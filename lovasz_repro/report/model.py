@@ -141,7 +141,7 @@ class Missing:
 
 
 def measured(
-    values: Sequence[float], runs: Iterable[Run], command: str, *, factor: float = 1.0
+    values: Iterable[float], runs: Iterable[Run], command: str, *, factor: float = 1.0
 ) -> Cell:
     """Cell for values over seeds; missing where there are none, or none that is a number."""
     numbers = [factor * value for value in values if math.isfinite(value)]

@@ -22,6 +22,7 @@ from lovasz_repro.report.runs import (
     command,
     natural,
     seed,
+    setting,
     sources,
     variant,
 )
@@ -405,14 +406,13 @@ class Candidate:
     def order(self) -> tuple[object, ...]:
         """Sort key: the paper's run first, then the largest; batches of 10 among equals."""
         run, scale = self.run, self.cohort.scale
-        height, width, *_ = *_numbers(run.params.get("data.size", "")), 0, 0
-        iterations, *_ = *_numbers(run.params.get("training.iterations", "")), 0
+        height, width, *_ = *re.findall(r"\d+", str(setting(run, "data.size", ""))), 0, 0
         return (
             not self.is_papers,
             SCALES.index(scale) if scale in SCALES else len(SCALES),
             variant(run) != LOVASZ,
-            -height * width,
-            -iterations,
+            -int(height) * int(width),
+            -int(setting(run, "training.iterations", 0)),
             batch_size(run) != PAPER_BATCH,
             -batch_size(run),
             natural(seed(run)),
@@ -504,7 +504,3 @@ def _tiles_of_crop(crop: Crop) -> list[Tile]:
         Tile("input", crop.photo, f"{100 * crop.entry.differs:.0f}% differ"),
         *(Tile(name, CITYSCAPES_PALETTE.paint(mask), smooth=False) for name, mask in masks),
     ]
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", text)]

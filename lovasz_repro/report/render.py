@@ -17,9 +17,9 @@ from lovasz_repro.host.output import visible
 from lovasz_repro.host.terminal import has_room, print_note, print_sections
 from lovasz_repro.host.terminal import print_table as print_rows
 from lovasz_repro.report.latex import to_latex
-from lovasz_repro.report.layout import Grid, Text, flat_heads, layout, stacked
+from lovasz_repro.report.layout import Grid, Text, flat_heads, layout, precise, stacked
 from lovasz_repro.report.model import Cell, Column, Table
-from lovasz_repro.report.runs import RunStore
+from lovasz_repro.report.runs import Remembered, RunStore
 from lovasz_repro.report.tables import TABLES
 
 
@@ -30,7 +30,8 @@ def build_tables(store: RunStore, names: Sequence[str] | None = None) -> list[Ta
         UserError: an unknown table; says which there are.
     """
     names = [chosen(name, TABLES, "table") for name in names or TABLES]
-    return [TABLES[name](store) for name in names]
+    remembered = Remembered(store)
+    return [TABLES[name](remembered) for name in names]
 
 
 def rendered(table: Table, formats: Sequence[str]) -> dict[str, str]:
@@ -209,16 +210,11 @@ def _cells(table: Table) -> Iterable[dict[str, Any]]:
 def _numbers(cell: Cell, column: Column) -> dict[str, Any]:
     return {
         "unit": column.unit,
-        "value": _precise(cell.value),
-        "spread": _precise(cell.spread),
+        "value": precise(cell.value),
+        "spread": precise(cell.spread),
         "n": cell.n,
         "published": cell.published,
-        "difference": _precise(cell.difference),
+        "difference": precise(cell.difference),
         "command": "" if cell.value is not None else cell.command,
         "sources": [asdict(source) for source in cell.sources],
     }
-
-
-def _precise(value: float | None) -> float | None:
-    """Ten digits: every digit that means something, none of the float's noise."""
-    return None if value is None else float(f"{value:.10g}")

@@ -5,14 +5,19 @@ A *cohort* is a set of finished runs that differ only in what an experiment vari
 another cohort: the report shows them apart and never averages over them.
 """
 
+import json
 import math
 import re
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Moment = Literal["last", "best", "start", "first_half", "rise"]
 """The end of a training, its best snapshot, before it, the mean over its first half, and the rise
@@ -23,6 +28,11 @@ GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE,
         "evaluation.batches", "evaluation.examples")  # fmt: skip
 """Parameters (and all below them) that do not separate cohorts: what an experiment varies, and what
 adds numbers or pictures without changing others."""
+
+MARKS = ("git_commit", "config_hash", "data_fingerprint", "seed", "device", "profile", "scale")
+"""Tags that say where a number comes from."""
+PYTHON = {"None": "null", "True": "true", "False": "false"}
+"""Words of a stored setting -> JSON's."""
 
 HEADED = ("data.size", "data.images", "training.iterations")
 """Parameters that every heading shows; of images, only that they are no photographs."""
@@ -63,6 +73,15 @@ class RunStore(Protocol):
         ...
 
 
+class Remembered:
+    """A store that is asked every question once."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.runs = cache(store.runs)
+        self.history = cache(store.history)
+        self.artifact = store.artifact
+
+
 @dataclass(frozen=True)
 class Source:
     """Where one number comes from."""
@@ -87,7 +106,7 @@ class Cohort:
     scale: str
     profile: str
     data_fingerprint: str
-    settings: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, Any], ...]
     runs: tuple[Run, ...]
 
     @property
@@ -112,10 +131,9 @@ class Cohort:
         """The runs of one batch size."""
         return replace(self, runs=tuple(run for run in self.runs if batch_size(run) == size))
 
-    def setting(self, key: str, default: str | None = None) -> str | None:
-        """A parameter that all runs share; None where it is off."""
-        value = dict(self.settings).get(key, default)
-        return None if value == "None" else value
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A setting that all runs share, with its type."""
+        return dict(self.settings).get(key, default)
 
 
 def source(run: Run) -> Source:
@@ -124,9 +142,8 @@ def source(run: Run) -> Source:
     An imported run keeps the id that it was made under, so a report is the same in every store;
     ``tags.origin_run_id`` finds it here.
     """
-    known = ("git_commit", "config_hash", "data_fingerprint", "seed", "device", "profile", "scale")
     made_as = run.tags.get("origin_run_id", run.run_id)
-    return Source(made_as, run.name, **{key: run.tags.get(key, "unknown") for key in known})
+    return Source(made_as, run.name, **{key: run.tags.get(key, "unknown") for key in MARKS})
 
 
 def sources(runs: Iterable[Run]) -> tuple[Source, ...]:
@@ -142,7 +159,7 @@ def variant(run: Run) -> str:
 
 def batch_size(run: Run) -> int:
     """Images per step; 0 where the run has no such parameter."""
-    return int(run.params.get(BATCH_SIZE, "0"))
+    return int(setting(run, BATCH_SIZE, 0))
 
 
 def seed(run: Run) -> str:
@@ -158,30 +175,56 @@ def cohorts(store: RunStore, experiment: str, axes: Sequence[str] = ()) -> list[
         experiment: its name.
         axes: further parameters that the caller compares, so that they do not separate runs.
     """
-    groups: dict[tuple[str, str, str, tuple[tuple[str, str], ...]], dict[object, Run]] = {}
-    for run in sorted(store.runs(experiment), key=lambda r: (-r.started, r.run_id)):
-        if run.status != "FINISHED":
-            continue
-        key = (
-            run.tags.get("scale", "unknown"),
-            run.tags.get("profile", "unknown"),
-            run.tags.get("data_fingerprint", "unknown"),
-            settings(run, axes),
-        )
-        cell = (variant(run), batch_size(run), seed(run), *(run.params.get(axis) for axis in axes))
-        groups.setdefault(key, {}).setdefault(cell, run)  # the newest of equal runs counts
+    finished = [run for run in store.runs(experiment) if run.status == "FINISHED"]
+    if not finished:
+        return []
+    newest = sorted(finished, key=lambda run: (-run.started, run.run_id))
+    table: Any = frame(newest).reindex(columns=["run", "variant", *MARKS, BATCH_SIZE, *axes])
+    table["settings"] = [settings(run, axes) for run in newest]
+    together = ["scale", "profile", "data_fingerprint", "settings"]
+    table = table.drop_duplicates([*together, "variant", BATCH_SIZE, "seed", *axes])
     found = [
-        Cohort(experiment, *key, runs=tuple(_in_order(runs.values())))
-        for key, runs in groups.items()
+        Cohort(experiment, scale, profile, data, shared, tuple(_in_order(rows["run"])))
+        for (scale, profile, data, shared), rows in table.groupby(together, sort=False)
     ]
     return sorted(found, key=_cohort_order)
 
 
-def settings(run: Run, axes: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
-    """Parameters of a run that separate it from others, sorted."""
+def frame(runs: Iterable[Run]) -> "pd.DataFrame":
+    """A row a run: the run itself, its metrics, its settings with their types, and its marks."""
+    import pandas as pd
+
+    unknown = dict.fromkeys(MARKS, "unknown") | {"variant": "", "seed": ""}
+    rows = [
+        {"run": run, **run.metrics}
+        | {key: typed(value) for key, value in run.params.items()}
+        | {key: run.tags.get(key, other) for key, other in unknown.items()}
+        for run in runs
+    ]
+    return pd.DataFrame(rows)
+
+
+def typed(text: str) -> Any:
+    """A stored setting as the value that it was: None, a number, a truth or several; else text."""
+    try:
+        value = json.loads(PYTHON.get(text, text), parse_constant=str)
+    except (ValueError, RecursionError):
+        return text
+    value = tuple(value) if isinstance(value, list) else value
+    parts = value if isinstance(value, tuple) else (value,)
+    return text if any(isinstance(part, str | list | dict) for part in parts) else value
+
+
+def setting(run: Run, key: str, default: Any = None) -> Any:
+    """A setting of one run, with its type."""
+    return typed(run.params[key]) if key in run.params else default
+
+
+def settings(run: Run, axes: Sequence[str] = ()) -> tuple[tuple[str, Any], ...]:
+    """Settings of a run that separate it from others, sorted."""
     varied = (*GRID, *axes)
     return tuple(
-        (key, value)
+        (key, typed(value))
         for key, value in sorted(run.params.items())
         if not any(key == axis or key.startswith(f"{axis}.") for axis in varied)
     )
@@ -234,6 +277,19 @@ def finite_history(store: RunStore, run: Run, metric: str) -> list[tuple[int, fl
     return [(k, score) for k, score in store.history(run.run_id, metric) if math.isfinite(score)]
 
 
+def correlation_along(
+    store: RunStore, run: Run, metrics: tuple[str, str], *, first: int = 0
+) -> tuple[float, int] | None:
+    """Pearson's r of two metrics at their common steps from ``first`` on, and how many these are;
+    None where it is undefined."""
+    one, other = (dict(finite_history(store, run, metric)) for metric in metrics)
+    steps = [step for step in one if step in other and step >= first]
+    sides = [one[step] for step in steps], [other[step] for step in steps]
+    if len(steps) < 3 or any(len(set(side)) == 1 for side in sides):
+        return None
+    return statistics.correlation(*sides), len(steps)
+
+
 def having(runs: Iterable[Run], metric: str) -> list[Run]:
     """The runs that ended with a number for a metric."""
     return [run for run in runs if math.isfinite(run.metrics.get(metric, math.nan))]
@@ -262,8 +318,8 @@ def _in_order(runs: Iterable[Run]) -> list[Run]:
 
 def _cohort_order(cohort: Cohort) -> tuple[object, ...]:
     scale = SCALES.index(cohort.scale) if cohort.scale in SCALES else len(SCALES)
-    size = sum(int(run.params.get("seeds", "1")) for run in cohort.runs)
-    return scale, cohort.profile, -size, cohort.data_fingerprint, cohort.settings
+    size = sum(int(setting(run, "seeds", 1)) for run in cohort.runs)
+    return scale, cohort.profile, -size, cohort.data_fingerprint, str(cohort.settings)
 
 
 def _different(cohort: Cohort, found: Sequence[Cohort]) -> list[str]:
@@ -273,26 +329,29 @@ def _different(cohort: Cohort, found: Sequence[Cohort]) -> list[str]:
     names = sorted({key for other in alike for key, _ in other.settings})
     differing = [n for n in names if len({dict(c.settings).get(n) for c in alike}) > 1]
     mine = dict(cohort.settings)
-    told = [f"{name}={mine.get(name, 'unset')}" for name in differing if name not in HEADED]
+    told = [f"{name}={_shown(mine.get(name, 'unset'))}" for name in differing if name not in HEADED]
     twins = [c for c in alike if c.settings == cohort.settings]
     return [*told, f"data {cohort.data_fingerprint[:8]}"] if len(twins) > 1 else told
 
 
 def _heading(cohort: Cohort, different: Sequence[str]) -> str:
-    mine = dict(cohort.settings)
     parts = [f"{cohort.profile} profile"]
     if cohort.profile == "unknown":
         parts = [f"{cohort.scale} scale"]
     elif cohort.profile != cohort.scale:
         parts.append(f"{cohort.scale} scale")
-    if mine.get("data.images") == "features":
+    if cohort.setting("data.images") == "features":
         parts.append("no photographs")
-    if "data.size" in mine:
-        parts.append("×".join(re.findall(r"\d+", mine["data.size"])))
-    if "training.iterations" in mine:
-        parts.append(f"{mine['training.iterations']} iterations")
+    if size := cohort.setting("data.size"):
+        parts.append("×".join(re.findall(r"\d+", str(size))))
+    if iterations := cohort.setting("training.iterations"):
+        parts.append(f"{iterations} iterations")
     devices = sorted({_short_device(run.tags.get("device", "")) for run in cohort.runs})
     return ", ".join([*parts, *different, " / ".join(devices)])
+
+
+def _shown(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _short_device(device: str) -> str:

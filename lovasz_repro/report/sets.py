@@ -19,6 +19,7 @@ from lovasz_repro.report.runs import (
     batch_size,
     cohorts,
     headings,
+    setting,
     variant,
     with_batch_size,
 )
@@ -149,7 +150,7 @@ def _planned(file: Path, profile: str, scale: str) -> frozenset[Setting]:
 
 def category(run: Run) -> str:
     """The category that a run tells from the rest."""
-    return run.params.get("data.category", "")
+    return str(setting(run, "data.category", ""))
 
 
 def losses_of(cohort: Cohort) -> list[str]:
@@ -210,9 +211,9 @@ def _parts(cohort: Cohort) -> list[tuple[Run, ...]]:
 
 def _plan(run: Run) -> tuple[float, bool]:
     """Iterations of the variants that do not train longer; whether equibatch is as named."""
-    name, iterations = variant(run), float(run.params.get("training.iterations", "0"))
+    name, iterations = variant(run), int(setting(run, "training.iterations", 0))
     base = iterations / 1.5 if name.endswith(LONGER) else iterations
-    equibatch = run.params.get("data.equibatch", str("equibatch" in name)) == "True"
+    equibatch = setting(run, "data.equibatch", "equibatch" in name)
     return -round(base, 6), equibatch != ("equibatch" in name)
 
 
@@ -225,7 +226,7 @@ def _iterations(cohort: Cohort) -> str:
     """ ", 20000 and 30000 iterations", where variants differ in them."""
     if cohort.experiment != MULTICLASS:
         return ""
-    found = sorted({int(run.params.get("training.iterations", "0")) for run in cohort.runs})
+    found = sorted({int(setting(run, "training.iterations", 0)) for run in cohort.runs})
     return f", {' and '.join(str(number) for number in found)} iterations"
 
 

@@ -7,7 +7,7 @@ features that are drawn from the masks, and those of other scales, never enter t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from typing import Any
 
 from lovasz_repro.config.schema import BASIS
 from lovasz_repro.data.palettes import VOC
@@ -32,8 +32,8 @@ from lovasz_repro.report.runs import (
     command,
     fill_of,
     finite_history,
+    frame,
     having,
-    natural,
     seed,
     variant,
     with_batch_size,
@@ -142,32 +142,23 @@ def voc_binary_classes(store: RunStore) -> Table:
     )
 
 
-def per_category(runs: Sequence[Run], key: str) -> dict[str, float]:
-    """Category -> mean of a metric over its runs; what is not a number is left out."""
-    values: dict[str, list[float]] = {}
-    for run in having(runs, key):
-        values.setdefault(category(run), []).append(run.metrics[key])
-    return {name: fmean(found) for name, found in values.items()}
-
-
 def _over_categories(runs: Sequence[Run], key: str, classes: Sequence[str], fill: str) -> Cell:
-    """Mean and spread over categories; missing where one of them is."""
-    means = per_category(runs, key)
-    if not set(classes) <= set(means):
-        return Cell(command=fill)
+    """Mean and spread over categories, each averaged over seeds; missing where one of them is."""
     used = [run for run in having(runs, key) if category(run) in classes]
-    return measured([means[name] for name in classes], used, fill, factor=100)
+    if not used:
+        return Cell(command=fill)
+    means = frame(used).groupby("data.category")[key].mean().reindex(list(classes))
+    return Cell(command=fill) if means.hasnans else measured(means, used, fill, factor=100)
 
 
 def _all_over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell:
     """Mean over all 20 categories of each seed that has them; mean and spread over those seeds."""
-    means, used = [], []
-    for number in sorted({seed(run) for run in runs}, key=natural):
-        of_seed = [run for run in having(runs, key) if seed(run) == number]
-        found = per_category(of_seed, key)
-        if set(found) == set(CATEGORIES):
-            means.append(fmean(found.values()))
-            used += of_seed
+    scored = having(runs, key)
+    if not scored:
+        return Cell(command=fill)
+    grid = frame(scored).pivot_table(key, "seed", "data.category").reindex(columns=CATEGORIES)
+    means = grid.dropna().mean(axis="columns")
+    used = [run for run in scored if seed(run) in means.index]
     return measured(means, used, fill, factor=100)
 
 
@@ -477,7 +468,7 @@ BY_SCALE = "decision-rule-by-scale"
 class BatchScores:
     """What the runs of a variant reached on each batch, the mean over seeds."""
 
-    by_batch: dict[int, float]
+    by_batch: dict[Any, float]
     runs: tuple[Run, ...]
 
     def cell(self, fill: str) -> Cell:
@@ -544,13 +535,13 @@ def decision_rule_by_scale(store: RunStore) -> Table:
 
 def _batch_scores(store: RunStore, runs: Sequence[Run], metric: str) -> BatchScores:
     """Batch -> mean over seeds, of the batches that every run with this metric has."""
+    import pandas as pd
+
     found = [(run, dict(finite_history(store, run, metric))) for run in runs]
     scored = [(run, history) for run, history in found if history]
-    if not scored:
-        return BatchScores({}, ())
-    shared = sorted(set.intersection(*(set(history) for _, history in scored)))
-    means = {batch: fmean(history[batch] for _, history in scored) for batch in shared}
-    return BatchScores(means, tuple(run for run, _ in scored))
+    grid = pd.DataFrame([history for _, history in scored], dtype=float)
+    means = grid.dropna(axis="columns").mean().sort_index()
+    return BatchScores(means.to_dict(), tuple(run for run, _ in scored))
 
 
 def _rule_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.curves import Shades
+from lovasz_repro.report.curves import Look
 from lovasz_repro.report.figures import FIGURES as DRAWN
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.layout import DASH, layout
@@ -358,12 +358,12 @@ def test_camvid_curves_say_that_the_paper_has_none(store):
 
 
 def test_batch_sizes_are_told_apart_by_lightness(sizes):
-    look = Shades.of(cohorts(sizes, ENET, ("data.equibatch",)))
-    lightness = [sum(to_rgb(look.styles()[LOVASZ, size][0])) for size in (2, 5, 10, 20)]
+    look = Look.by_shades(cohorts(sizes, ENET, ("data.equibatch",)))
+    lightness = [sum(to_rgb(look.styles[LOVASZ, size][0])) for size in (2, 5, 10, 20)]
     assert lightness == sorted(lightness, reverse=True)
     assert min(a - b for a, b in itertools.pairwise(lightness)) > 0.25
-    assert look.styles()[WEIGHTED, 10] == (VARIANTS[WEIGHTED][1], "-")
-    assert look.styles()[EQUIBATCH, 10][1] == "--"
+    assert look.styles[WEIGHTED, 10] == (VARIANTS[WEIGHTED][1], "-")
+    assert look.styles[EQUIBATCH, 10][1] == "--"
     assert shades("#d55e00", 1) == ["#d55e00"]
 
 

@@ -7,11 +7,13 @@ import pytest
 from lovasz_repro.report.runs import (
     cohorts,
     command,
+    frame,
     headings,
     mean_and_spread,
     natural,
     score_at,
     source,
+    typed,
 )
 
 
@@ -115,3 +117,46 @@ def test_source_says_what_is_not_known(store):
 
 def test_natural_order():
     assert sorted(["s10", "s9", "s1"], key=natural) == ["s1", "s9", "s10"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        False,
+        0,
+        -3,
+        600,
+        0.1,
+        1e-05,
+        1.5e300,
+        "lovasz",
+        "",
+        "a, b",
+        (176, 240),
+        (0.5, 1.0),
+    ],
+)
+def test_settings_are_read_as_the_values_they_were(value):
+    text = str(list(value) if isinstance(value, tuple) else value)
+    assert typed(text) == value
+    assert type(typed(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "Infinity", '"a"', "{}", "[[1]]", "['a']", "01", "[" * 9999]
+)
+def test_what_is_no_setting_of_ours_stays_text(text):
+    assert typed(text) == text
+
+
+def test_a_run_is_a_row_and_a_setting_a_typed_column(store):
+    store.add(params={"evaluation.crf": "None"}, metrics={"val/dataset_miou": 0.5}, batch=5)
+    store.add("voc-binary", batch=None)
+    table = frame(store.stored)
+    assert table["run"].tolist() == store.stored
+    assert table["data.size"].tolist() == [(176, 240)] * 2
+    assert table["evaluation.crf"].isna().all()
+    assert table["training.batch_size"][0] == 5
+    assert table["val/dataset_miou"].mean() == 0.5  # of those that have it
