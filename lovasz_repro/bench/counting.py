@@ -1,27 +1,34 @@
 """What counting predictions costs: ``ConfusionMatrix.update`` beside that of torchmetrics.
 
 Labels come in regions, with void between them; a tenth of the predictions is wrong. Both count the
-same tensors, and must give the same numbers before anything is timed. The ways take turns, and are
-compared within a round.
+same tensors, and must give the same numbers before anything is timed.
 """
 
-import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from lovasz_repro.bench.formats import number, with_quartiles
-from lovasz_repro.bench.machine import device_title, load, synchronise
-from lovasz_repro.bench.measure import SHORTEST_MS, Spread, ratio
-from lovasz_repro.bench.page import Page, page_markdown, print_page
+from lovasz_repro.bench.harness import (
+    Advance,
+    BenchReport,
+    Machine,
+    Page,
+    Spread,
+    in_turn,
+    milliseconds,
+    number,
+    quiet,
+    ratio,
+    this_machine,
+    with_quartiles,
+)
 from lovasz_repro.bench.samples import Size, parse_size, regions
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.metrics import ConfusionMatrix
 
 # A photograph of Pascal VOC, a batch of its crops, a scene of Cityscapes.
@@ -43,7 +50,7 @@ Count = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Settings:
+class CountingSettings:
     """What to measure, and where."""
 
     sizes: tuple[Size, ...]
@@ -61,7 +68,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class CountingRow:
     """One way to count."""
 
     name: str
@@ -74,26 +81,40 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Case:
+class CountingCase:
     """The ways to count tensors of one size: ours first."""
 
     size: Size
-    rows: tuple[Row, ...]
+    rows: tuple[CountingRow, ...]
 
 
 @dataclass(frozen=True)
-class Report:
+class CountingReport(BenchReport):
     """What was measured."""
 
-    device: str
-    torch_version: str
+    machine: Machine
     torchmetrics_version: str
-    git_commit: str
-    cases: tuple[Case, ...]
+    cases: tuple[CountingCase, ...]
     rounds: int
     seed: int
-    load: float | None
-    """Processes that wanted a core in the last minute, this one included; None: not known."""
+    names_of_tuples: ClassVar[bool] = False
+
+    def pages(self) -> Iterator[Page]:
+        """One table of all sizes."""
+        rows = []
+        for case in self.cases:
+            for row in case.rows:
+                against = with_quartiles(row.speedup), with_quartiles(row.speedup_unchecked)
+                time_ms = number(statistics.median(row.times_ms))
+                rows.append((f"{case.size}: {row.name}", time_ms, *against))
+        yield Page(
+            f"Counting predictions, {self.machine.device}, torch {self.machine.torch_version}",
+            HEADS,
+            {"": rows},
+            self.machine.load,
+            ("All ways gave the same counts.",),
+            CAPTION.format(void=VOID_SHARE, version=self.torchmetrics_version, rounds=self.rounds),
+        )
 
 
 def choose_settings(
@@ -102,7 +123,7 @@ def choose_settings(
     threads: int | None,
     rounds: int | None,
     seed: int,
-) -> Settings:
+) -> CountingSettings:
     """Settings from what was given, defaults for what was not.
 
     Raises:
@@ -113,30 +134,28 @@ def choose_settings(
         if size.classes > VOID:
             raise UserError(f"size {size}: {VOID} is void; give at most {VOID} classes.")
     threads = threads or torch.get_num_threads()
-    return Settings(chosen, device, threads, rounds or DEFAULT_ROUNDS[device.type], seed)
+    return CountingSettings(chosen, device, threads, rounds or DEFAULT_ROUNDS[device.type], seed)
 
 
-def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: None) -> Report:
-    """Measure; calls ``advance`` with the name of each thing measured.
+def run_bench(settings: CountingSettings, advance: Advance = quiet) -> CountingReport:
+    """Measure.
 
     Raises:
         UserError: torchmetrics is not installed.
         RunFailed: the counts differ.
     """
-    torchmetrics = _torchmetrics()
+    try:
+        import torchmetrics
+        import torchmetrics.functional.classification
+    except ImportError:
+        raise UserError(
+            "bench metrics compares with torchmetrics, which is not installed. "
+            "Run: pip install 'lovasz-repro[dev]'"
+        ) from None
     torch.set_num_threads(settings.threads)
     cases = tuple(_case(size, settings, torchmetrics, advance) for size in settings.sizes)
-    name = device_name(settings.device)
-    return Report(
-        device_title(name, settings.device, settings.threads),
-        torch.__version__,
-        torchmetrics.__version__,
-        git_commit(),
-        cases,
-        settings.rounds,
-        settings.seed,
-        load(),
-    )
+    machine, version = this_machine(settings.device), torchmetrics.__version__
+    return CountingReport(machine, version, cases, settings.rounds, settings.seed)
 
 
 def make_sample(size: Size, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -158,18 +177,14 @@ def ways(size: Size, torchmetrics: Any) -> dict[str, Count]:
         matrix.update(predictions, labels)
         return matrix.counts
 
-    def theirs(validate: bool) -> Count:
-        count = torchmetrics.functional.classification.multiclass_confusion_matrix
+    def theirs(predictions: Tensor, labels: Tensor, checked: bool) -> Tensor:
+        counts: Tensor = torchmetrics.functional.classification.multiclass_confusion_matrix(
+            predictions, labels, size.classes, ignore_index=VOID, validate_args=checked
+        )
+        return counts.cpu()
 
-        def counted(predictions: Tensor, labels: Tensor) -> Tensor:
-            counts: Tensor = count(
-                predictions, labels, size.classes, ignore_index=VOID, validate_args=validate
-            )
-            return counts.cpu()
-
-        return counted
-
-    return {OURS: ours, THEIRS: theirs(True), UNCHECKED: theirs(False)}
+    return {OURS: ours, THEIRS: partial(theirs, checked=True),
+            UNCHECKED: partial(theirs, checked=False)}  # fmt: skip
 
 
 def check_same(name: str, counts: Tensor, ours: Tensor) -> None:
@@ -184,76 +199,20 @@ def check_same(name: str, counts: Tensor, ours: Tensor) -> None:
 
 
 def _case(
-    size: Size, settings: Settings, torchmetrics: Any, advance: Callable[[str], None]
-) -> Case:
+    size: Size, settings: CountingSettings, torchmetrics: Any, advance: Advance
+) -> CountingCase:
     sample = make_sample(size, settings.seed, settings.device)
     compared = ways(size, torchmetrics)
     counts = {name: count(*sample) for name, count in compared.items()}  # the first is slower
     for name in (THEIRS, UNCHECKED):
         check_same(name, counts[name], counts[OURS])
-    times: dict[str, list[float]] = {name: [] for name in compared}
-    for _ in range(settings.rounds):
-        for name, count in compared.items():
-            times[name].append(_milliseconds(count, *sample))
-            advance(f"{name}, {size}")
+    timed = {
+        name: lambda _, count=count: milliseconds(lambda: count(*sample), settings.device)
+        for name, count in compared.items()
+    }
+    times = in_turn(timed, settings.rounds, lambda name: advance(f"{name}, {size}"))
     rows = (
-        Row(name, tuple(own), ratio(times[THEIRS], own), ratio(times[UNCHECKED], own))
+        CountingRow(name, own, ratio(times[THEIRS], own), ratio(times[UNCHECKED], own))
         for name, own in times.items()
     )
-    return Case(size, tuple(rows))
-
-
-def _milliseconds(count: Count, predictions: Tensor, labels: Tensor) -> float:
-    """The mean of as many calls as fill SHORTEST_MS, at least one."""
-    calls, elapsed = 0, 0.0
-    synchronise(predictions.device)
-    began = time.perf_counter()
-    while elapsed < SHORTEST_MS:
-        count(predictions, labels)  # to the CPU, which waits for it
-        calls += 1
-        elapsed = 1000 * (time.perf_counter() - began)
-    return elapsed / calls
-
-
-def _torchmetrics() -> Any:
-    try:
-        import torchmetrics
-        import torchmetrics.functional.classification
-    except ImportError:
-        raise UserError(
-            "bench metrics compares with torchmetrics, which is not installed. "
-            "Run: pip install 'lovasz-repro[dev]'"
-        ) from None
-    return torchmetrics
-
-
-def print_report(report: Report, console: Console) -> None:
-    """The table, for people."""
-    print_page(_page(report), console)
-
-
-def to_markdown(report: Report) -> str:
-    """The same in Markdown."""
-    return page_markdown(_page(report))
-
-
-def to_json(report: Report) -> str:
-    """Everything, every time of every round included."""
-    return json.dumps(asdict(report), indent=2, allow_nan=False)
-
-
-def _page(report: Report) -> Page:
-    rows = []
-    for case in report.cases:
-        for row in case.rows:
-            time_ms = number(sorted(row.times_ms)[len(row.times_ms) // 2])
-            against = with_quartiles(row.speedup), with_quartiles(row.speedup_unchecked)
-            rows.append((f"{case.size}: {row.name}", time_ms, *against))
-    return Page(
-        f"Counting predictions, {report.device}, torch {report.torch_version}",
-        HEADS,
-        rows,
-        ("All ways gave the same counts.",),
-        CAPTION.format(void=VOID_SHARE, version=report.torchmetrics_version, rounds=report.rounds),
-        report.load,
-    )
+    return CountingCase(size, tuple(rows))

@@ -1,30 +1,38 @@
 """Whether an experiment's images are read as fast as they are trained on.
 
 The loader alone, with one number of worker processes after the other, and the training step alone,
-on a batch from memory, take turns; images per second are compared within a round. On a CPU the
-workers share the cores with the training, so there the loader has to be much faster than the step.
-On the photographs of VOC a plain loader takes its turn as well (``loading_yardstick``).
+on a batch from memory. On a CPU the workers share the cores with the training, so there the loader
+has to be much faster than the step. On the photographs of VOC a plain loader takes its turn as well
+(``PlainVoc``).
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from rich.console import Console
-from rich.text import Text
 
-from lovasz_repro.bench.formats import md_heads, md_line, number, with_quartiles
-from lovasz_repro.bench.loading_yardstick import PlainVoc
-from lovasz_repro.bench.machine import contended, device_title, load, synchronise, warning
-from lovasz_repro.bench.measure import Spread, ratio
+from lovasz_repro.bench.harness import (
+    Advance,
+    BenchReport,
+    Machine,
+    Page,
+    Spread,
+    in_turn,
+    number,
+    quiet,
+    ratio,
+    synchronise,
+    this_machine,
+    with_quartiles,
+)
+from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.config.schema import CellConfig, LossConfig
 from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.provenance import device_name, git_commit
-from lovasz_repro.host.terminal import print_table
 from lovasz_repro.run.build import build_model, build_optimizer, open_data, training_batches
 from lovasz_repro.run.datasets import DATASETS, category_of
 from lovasz_repro.run.inputs import Place, find_inputs
@@ -35,7 +43,7 @@ from lovasz_repro.training.objective import build_objective
 
 STEPS = 2  # of the training, in a round
 HEADS = ("", "images / s", "loader / step")
-LOADER, PLAIN = "loader alone", "plain PIL"
+STEP, LOADER, PLAIN = "training step", "loader alone", "plain PIL"
 CAPTION = (
     "Loader: read, decode, resize, put together. Step: forward, backward and update on a batch "
     "from memory. Loader / step: images per second in those of the step of the same round; median "
@@ -48,7 +56,7 @@ PLAIN_CAPTION = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoadingSettings:
     """What to measure, and where."""
 
     cell: CellConfig
@@ -71,7 +79,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Loader:
+class LoadingRow:
     """The speed of a loader with so many workers, by round."""
 
     name: str
@@ -83,22 +91,47 @@ class Loader:
     in_plain: Spread | None
     """In those of the plain loader of the same round with as many workers; None: not measured."""
 
+    def cells(self) -> tuple[str, ...]:
+        """Of the table."""
+        where = f"{self.workers} workers" if self.workers else "the same process"
+        rate = number(statistics.median(self.images_per_second))
+        row = f"{self.name}, {where}", rate, with_quartiles(self.in_steps)
+        return (*row, with_quartiles(self.in_plain)) if self.in_plain else row
+
 
 @dataclass(frozen=True)
-class Report:
+class LoadingReport(BenchReport):
     """What was measured."""
 
+    machine: Machine
     title: str
-    git_commit: str
     step_images_per_second: tuple[float, ...]
-    loaders: tuple[Loader, ...]
+    loaders: tuple[LoadingRow, ...]
     batches: int
     rounds: int
-    load: float | None
+    names_of_tuples: ClassVar[bool] = False
+
+    def pages(self) -> Iterator[Page]:
+        """One table: the step, then every loader."""
+        heads: tuple[str, ...] = HEADS
+        caption = CAPTION.format(rounds=self.rounds, batches=self.batches)
+        if any(loader.in_plain for loader in self.loaders):
+            heads, caption = (*HEADS, "loader / plain PIL"), f"{caption} {PLAIN_CAPTION}"
+        step = number(statistics.median(self.step_images_per_second))
+        rows = [(f"{STEP} alone", step, "1", "")[: len(heads)]]
+        rows += [loader.cells() for loader in self.loaders]
+        yield Page(self.title, heads, {"": rows}, self.machine.load, caption=caption)
 
 
-def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: None) -> Report:
-    """Measure; calls ``advance`` with the name of each thing measured.
+def choose_settings(
+    cell: CellConfig, place: Place, workers: list[int] | None, batches: int, rounds: int
+) -> LoadingSettings:
+    """Settings from what was given, defaults for what was not."""
+    return LoadingSettings(cell, place, tuple(workers or (0, 1, 2)), batches, rounds)
+
+
+def run_bench(settings: LoadingSettings, advance: Advance = quiet) -> LoadingReport:
+    """Measure.
 
     Raises:
         UserError: data or weights are missing, or there are fewer batches than are to be loaded.
@@ -112,36 +145,26 @@ def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: 
     if settings.with_plain:
         assert isinstance(train_set, VocTraining)
         sets[PLAIN] = PlainVoc(train_set.images, train_set.crop)
+
+    def load(name: str, workers: int, round_: int) -> float:
+        batches = _batches(cell, sets[name], replace(place, workers=workers))
+        return _loaded_per_second(batches, settings.batches, cell)
+
     step = _stepper(cell, inputs, place, train_set)
-    steps: list[float] = []
-    rates: dict[tuple[str, int], list[float]] = {
-        (name, count): [] for count in settings.workers for name in sets
+    ways: dict[tuple[str, int], Callable[[int], float]] = {
+        (STEP, 0): lambda _: cell.training.batch_size * STEPS / step()
     }
-    for _ in range(settings.rounds):
-        steps.append(cell.training.batch_size * STEPS / step())
-        advance("training step")
-        for (name, count), own in rates.items():
-            batches = _batches(cell, sets[name], replace(place, workers=count))
-            own.append(_loaded_per_second(batches, settings.batches, cell))
-            advance(f"{name}, {count} workers")
-    height, width = cell.data.size
-    where = device_title(device_name(place.device), place.device, torch.get_num_threads())
-    return Report(
-        title=f"{cell.experiment}, {cell.training.batch_size}×{height}×{width}, {where}",
-        git_commit=git_commit(),
-        step_images_per_second=tuple(steps),
-        loaders=tuple(_loaders(rates, steps)),
-        batches=settings.batches,
-        rounds=settings.rounds,
-        load=load(),
-    )
-
-
-def _loaders(rates: Mapping[tuple[str, int], list[float]], steps: list[float]) -> Iterator[Loader]:
-    for (name, count), own in rates.items():
-        plain = rates.get((PLAIN, count))
+    ways |= {(name, n): partial(load, name, n) for n in settings.workers for name in sets}
+    rates = in_turn(ways, settings.rounds, advance)
+    steps = rates.pop((STEP, 0))
+    loaders = []
+    for (name, workers), own in rates.items():
+        plain = rates.get((PLAIN, workers))
         in_plain = ratio(own, plain) if plain else None
-        yield Loader(name, count, tuple(own), ratio(own, steps), in_plain)
+        loaders.append(LoadingRow(name, workers, own, ratio(own, steps), in_plain))
+    machine, (height, width) = this_machine(place.device), cell.data.size
+    title = f"{cell.experiment}, {cell.training.batch_size}×{height}×{width}, {machine.device}"
+    return LoadingReport(machine, title, steps, tuple(loaders), settings.batches, settings.rounds)
 
 
 def _batches(cell: CellConfig, images: Any, place: Place) -> Iterator[Any]:
@@ -185,51 +208,3 @@ def _loaded_per_second(batches: Iterator[Any], count: int, cell: CellConfig) -> 
     for _ in range(count):
         next(batches)
     return count * cell.training.batch_size / (time.perf_counter() - began)
-
-
-def print_report(report: Report, console: Console) -> None:
-    """The table, for people."""
-    console.print(Text(report.title, style="bold"))
-    print_table(console, _heads(report), list(_rows(report)))
-    console.print(Text(_caption(report), style="dim"))
-    if report.load is not None and contended(report.load):
-        console.print(Text(warning(report.load), style="yellow"))
-
-
-def to_markdown(report: Report) -> str:
-    """The same table in Markdown."""
-    heads, rows = md_heads(_heads(report)), [md_line(row) for row in _rows(report)]
-    lines = [f"**{report.title}**", "", *heads, *rows, "", _caption(report)]
-    if report.load is not None and contended(report.load):
-        lines += ["", warning(report.load)]
-    return "\n".join(lines)
-
-
-def to_json(report: Report) -> str:
-    """Everything, every round."""
-    import json
-
-    return json.dumps(asdict(report), indent=2)
-
-
-def _heads(report: Report) -> tuple[str, ...]:
-    return (*HEADS, "loader / plain PIL") if _with_plain(report) else HEADS
-
-
-def _rows(report: Report) -> Iterator[tuple[str, ...]]:
-    step = number(statistics.median(report.step_images_per_second))
-    yield ("training step alone", step, "1", "")[: len(_heads(report))]
-    for loader in report.loaders:
-        where = f"{loader.workers} workers" if loader.workers else "the same process"
-        rate = number(statistics.median(loader.images_per_second))
-        row = f"{loader.name}, {where}", rate, with_quartiles(loader.in_steps)
-        yield (*row, with_quartiles(loader.in_plain)) if loader.in_plain else row
-
-
-def _caption(report: Report) -> str:
-    caption = CAPTION.format(rounds=report.rounds, batches=report.batches)
-    return f"{caption} {PLAIN_CAPTION}" if _with_plain(report) else caption
-
-
-def _with_plain(report: Report) -> bool:
-    return any(loader.in_plain for loader in report.loaders)

@@ -8,31 +8,39 @@ Starting processes is left out: a whole validation set needs an hour, and starti
 the clock runs from when every process has finished its first photograph.
 """
 
-import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from torch.nn import functional
 
-from lovasz_repro.bench.formats import number, with_quartiles
-from lovasz_repro.bench.machine import load
-from lovasz_repro.bench.measure import Spread, ratio
-from lovasz_repro.bench.page import Page, page_markdown, print_page
+from lovasz_repro.bench.harness import (
+    Advance,
+    BenchReport,
+    ImageClock,
+    Machine,
+    Page,
+    Spread,
+    in_turn,
+    number,
+    quiet,
+    ratio,
+    this_machine,
+    with_quartiles,
+)
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.demo_scene import draw_scene
 from lovasz_repro.data.voc import CLASSES
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
 from lovasz_repro.evaluation.probability_cache import png_file, write_probabilities
-from lovasz_repro.host.provenance import device_name, git_commit
 
 SIZE = 375, 500
 CELLS = 6  # points of the random probabilities, along the short side
@@ -47,7 +55,7 @@ CAPTION = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class RefiningSettings:
     """What to measure."""
 
     processes: tuple[int, ...]
@@ -76,7 +84,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class RefiningRow:
     """So many processes."""
 
     processes: int
@@ -85,28 +93,48 @@ class Row:
     speedup: Spread
     """In those of one process of the same round."""
 
+    def cells(self) -> tuple[str, ...]:
+        """Of the table, in the order of HEADS."""
+        rate = number(statistics.median(self.images_per_second))
+        if self.processes == 1:
+            return "1", rate, "1", ""
+        share = f"{self.speedup.median / self.processes:.0%}"
+        return str(self.processes), rate, with_quartiles(self.speedup), share
+
 
 @dataclass(frozen=True)
-class Report:
+class RefiningReport(BenchReport):
     """What was measured."""
 
-    hardware: str
-    git_commit: str
+    machine: Machine
     size: tuple[int, int]
     crf: dict[str, object]
     """Its parameters."""
-    rows: tuple[Row, ...]
+    rows: tuple[RefiningRow, ...]
     images: int
     rounds: int
     seed: int
-    load: float | None
-    """Processes that wanted a core in the last minute, this one included; None: not known."""
+    names_of_tuples: ClassVar[bool] = False
+
+    def pages(self) -> Iterator[Page]:
+        """One table, a row a number of processes."""
+        height, width = self.size
+        caption = CAPTION.format(
+            height=height,
+            width=width,
+            iterations=self.crf["iterations"],
+            rounds=self.rounds,
+            images=self.images,
+        )
+        rows = [row.cells() for row in self.rows]
+        title = f"Dense CRF, {self.machine.hardware}"
+        yield Page(title, HEADS, {"": rows}, self.machine.load, caption=caption)
 
 
 def choose_settings(
     processes: Sequence[int] | None, images: int, rounds: int, seed: int, cores: int
-) -> Settings:
-    """Settings; one process is always measured, first.
+) -> RefiningSettings:
+    """RefiningSettings; one process is always measured, first.
 
     Raises:
         UserError: more processes than cores, which could not all be at work.
@@ -115,40 +143,46 @@ def choose_settings(
     for count in several:
         if count > cores:
             raise UserError(f"--processes {count}: there are {cores} cores. Give at most as many.")
-    return Settings((1, *sorted(several)), images, rounds, seed)
+    return RefiningSettings((1, *sorted(several)), images, rounds, seed)
 
 
-def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: None) -> Report:
-    """Measure, in a folder for temporary files; calls ``advance`` with what was done.
+def run_bench(settings: RefiningSettings, advance: Advance = quiet) -> RefiningReport:
+    """Measure, in a folder for temporary files.
 
     Raises:
         UserError: the CRF's extra is not installed, or the disk is full.
         RunFailed: a process died.
     """
     parameters = CrfConfig()
-    rates: dict[int, list[float]] = {count: [] for count in settings.processes}
     with tempfile.TemporaryDirectory() as folder:
         inputs = make_inputs(Path(folder), settings, advance)
-        for number_ in range(settings.rounds):
-            for count, own in rates.items():
-                out = Path(folder, f"refined-{number_}-{count}")
-                chosen = inputs[: settings.images_of(count)]
-                own.append(_images_per_second(chosen, out, parameters, count, advance))
-    return Report(
-        device_name("cpu"),
-        git_commit(),
+
+        def rate(processes: int, round_: int) -> float:
+            clock = ImageClock(processes)  # in order: with as many, each process has done one
+
+            def done(images: int) -> None:
+                clock.tick(images)
+                advance(f"processes: {processes}")
+
+            chosen = inputs[: settings.images_of(processes)]
+            out = Path(folder, f"refined-{round_}-{processes}")
+            refine_all(chosen, out, parameters, processes=processes, advance=done)
+            return 1000 / clock.milliseconds()
+
+        rates = in_turn({n: partial(rate, n) for n in settings.processes}, settings.rounds)
+    return RefiningReport(
+        this_machine(torch.device("cpu")),
         settings.size,
         parameters.model_dump(),
-        tuple(Row(n, tuple(own), ratio(own, rates[1])) for n, own in rates.items()),
+        tuple(RefiningRow(n, own, ratio(own, rates[1])) for n, own in rates.items()),
         settings.images,
         settings.rounds,
         settings.seed,
-        load(),
     )
 
 
 def make_inputs(
-    folder: Path, settings: Settings, advance: Callable[[str], None] = lambda name: None
+    folder: Path, settings: RefiningSettings, advance: Advance = quiet
 ) -> list[CrfInput]:
     """Draw photographs and probabilities into a folder.
 
@@ -180,83 +214,3 @@ def smooth(size: tuple[int, int], generator: torch.Generator) -> np.ndarray:
     coarse = SHARPNESS * torch.randn(1, len(CLASSES), CELLS, columns, generator=generator)
     logits = functional.interpolate(coarse, size, mode="bicubic", align_corners=True)
     return logits.softmax(dim=1)[0].numpy()
-
-
-@dataclass
-class Clock:
-    """Images per second once every process is at work.
-
-    ``now`` tells the time; results come in order, so after as many as there are processes each has
-    done one.
-    """
-
-    processes: int
-    now: Callable[[], float] = time.perf_counter
-    stamps: list[float] = field(default_factory=list)
-    """When each image was done."""
-
-    def tick(self, images: int = 1) -> None:
-        """Some images are done."""
-        self.stamps += [self.now()] * images
-
-    def rate(self) -> float:
-        """Images per second, without the first of each process."""
-        first = self.stamps[self.processes - 1]
-        return (len(self.stamps) - self.processes) / (self.stamps[-1] - first)
-
-
-def _images_per_second(
-    inputs: Sequence[CrfInput],
-    out: Path,
-    parameters: CrfConfig,
-    processes: int,
-    advance: Callable[[str], None],
-) -> float:
-    clock = Clock(processes)
-
-    def done(images: int) -> None:
-        clock.tick(images)
-        advance(f"processes: {processes}")
-
-    refine_all(inputs, out, parameters, processes=processes, advance=done)
-    return clock.rate()
-
-
-def print_report(report: Report, console: Console) -> None:
-    """The table, for people."""
-    print_page(_page(report), console)
-
-
-def to_markdown(report: Report) -> str:
-    """The same in Markdown."""
-    return page_markdown(_page(report))
-
-
-def to_json(report: Report) -> str:
-    """Everything, every round."""
-    return json.dumps(asdict(report), indent=2, allow_nan=False)
-
-
-def _page(report: Report) -> Page:
-    height, width = report.size
-    rows = []
-    for row in report.rows:
-        rate = number(statistics.median(row.images_per_second))
-        one = row is report.rows[0]
-        faster = "1" if one else with_quartiles(row.speedup)
-        share = f"{row.speedup.median / row.processes:.0%}"
-        rows.append((str(row.processes), rate, faster, "" if one else share))
-    return Page(
-        f"Dense CRF, {report.hardware}",
-        HEADS,
-        rows,
-        (),
-        CAPTION.format(
-            height=height,
-            width=width,
-            iterations=report.crf["iterations"],
-            rounds=report.rounds,
-            images=report.images,
-        ),
-        report.load,
-    )

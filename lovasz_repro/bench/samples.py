@@ -56,14 +56,23 @@ def parse_size(text: str) -> Size:
     return size
 
 
-def check_memory(size: Size, device: torch.device) -> None:
+def fits(size: Size, device: torch.device) -> bool:
+    """Whether the losses can be measured at this size."""
+    free = free_memory(device)
+    return free is None or bytes_of(size) <= free
+
+
+def bytes_of(size: Size) -> int:
+    """What the losses need."""
+    return size.batch * size.height * size.width * (size.classes * BYTES_A_LOGIT + BYTES_A_PIXEL)
+
+
+def check_memory(size: object, needed: int, device: torch.device) -> None:
     """Refuse a size that cannot fit.
 
     Raises:
-        UserError: the device has less memory than the size needs.
+        UserError: the device has less memory than the bytes that are needed.
     """
-    pixels = size.batch * size.height * size.width
-    needed = pixels * (size.classes * BYTES_A_LOGIT + BYTES_A_PIXEL)
     free = free_memory(device)
     if free is not None and needed > free:
         raise UserError(

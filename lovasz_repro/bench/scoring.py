@@ -3,31 +3,40 @@
 Both read the same files and must give the same numbers. The scenes are generated, at the size of
 the data set: streets of polygons with 60 to 140 instances, groups, and regions that are not scored.
 Predictions are the annotation with its outlines moved by a few pixels and some objects mistaken.
-
-A machine is not equally fast all the time, so the ways to score take turns, once each a round, and
-times are compared within the round.
 """
 
 import math
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from lovasz_repro.bench.machine import load
-from lovasz_repro.bench.measure import ratio
-from lovasz_repro.bench.scoring_render import Measured, Report
+from lovasz_repro.bench.harness import (
+    Advance,
+    BenchReport,
+    Machine,
+    Page,
+    Spread,
+    count,
+    in_turn,
+    number,
+    quiet,
+    ratio,
+    this_machine,
+    with_quartiles,
+)
 from lovasz_repro.data.cityscapes import FULL_SIZE, Frame
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
 from lovasz_repro.evaluation.cityscapes_files import read_pair, score_files
 from lovasz_repro.evaluation.official import official_scores
-from lovasz_repro.host.provenance import device_name, git_commit
 
 SAME = 1e-6
 """How far a score may be from the official one."""
@@ -38,12 +47,21 @@ INSTANCES = (60, 140)  # fewest and most of a scene
 GROUPS = 5
 SHIFT, BLOCK = 3, 16  # pixels: how far a prediction is off, in blocks of which size
 MISTAKEN = 0.1  # share of pixels, in blocks, of another class
+OFFICIAL = "official script"
+HEADS = ("scoring", "ms / image", "times as fast as\nthe official script")
+CAPTION = (
+    "Generated scenes with 60 to 140 instances, three PNG files each; every process on one thread. "
+    "The official script: cityscapesscripts 2.3.0, already imported, one process. Times as fast: "
+    "its time divided by that of the row in the same round; median (quartiles) over the rounds "
+    "({rounds}). Several processes start anew each time, which counts."
+)
 
 Files = tuple[Sequence[Path], Sequence[Frame]]
+Way = Callable[..., CityscapesScores | None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoringSettings:
     """What to measure."""
 
     images: int
@@ -62,61 +80,119 @@ class Settings:
         return self.images + len(ways(self)) * (self.rounds + 1)
 
 
-def run_bench(settings: Settings, advance: Callable[[str], None] = lambda name: None) -> Report:
-    """Measure the official script and ours on the same files, in a folder for temporary ones.
+@dataclass(frozen=True)
+class ScoringRow:
+    """A way to score, or part of it."""
 
-    Args:
-        settings: what to measure.
-        advance: told what was done after each of the ``settings.passes``.
+    name: str
+    times_ms: tuple[float, ...]
+    """Of an image, by round."""
+    speedup: Spread
+    """Time of the official script in that of this, of the same round."""
+
+    @property
+    def median_ms(self) -> float:
+        """Of the times."""
+        return statistics.median(self.times_ms)
+
+    def cells(self) -> tuple[str, ...]:
+        """Of the table, in the order of HEADS."""
+        speedup = "1" if self.name == OFFICIAL else with_quartiles(self.speedup)
+        return self.name, number(self.median_ms), speedup
+
+
+@dataclass(frozen=True)
+class ScoringReport(BenchReport):
+    """Measurements and what they were made with."""
+
+    machine: Machine
+    numpy_version: str
+    images: int
+    size: tuple[int, int]
+    """Height and width, pixels."""
+    rounds: int
+    seed: int
+    rows: tuple[ScoringRow, ...]
+    """The official script, score_files, reading alone last."""
+    difference: float
+    """The largest of any score from the official one, absolute."""
+
+    @property
+    def reading_shares(self) -> tuple[Spread, Spread]:
+        """Of reading the files, in the times of the official script and of score_files."""
+        reading = self.rows[-1].times_ms
+        official, own = (ratio(reading, row.times_ms) for row in self.rows[:2])
+        return official, own
+
+    def pages(self) -> Iterator[Page]:
+        """One table and, below it, how far the scores are apart."""
+        official, own = self.reading_shares
+        yield Page(
+            f"Cityscapes scores of {count(self.images, 'image')}, {self.size[0]} x {self.size[1]}, "
+            f"{self.machine.hardware}, NumPy {self.numpy_version}, "
+            f"torch {self.machine.torch_version}",
+            HEADS,
+            {"": [row.cells() for row in self.rows]},
+            self.machine.load,
+            (
+                "The largest difference of any score from the official one: "
+                f"{self.difference:.1e}.",
+                f"Reading the files takes {own.median:.0%} of the time of score_files, "
+                f"{official.median:.0%} of that of the official script.",
+            ),
+            CAPTION.format(rounds=self.rounds),
+        )
+
+
+def choose_settings(images: int, processes: int, rounds: int, seed: int) -> ScoringSettings:
+    """Settings at the size of the data set."""
+    return ScoringSettings(images, processes, rounds, seed)
+
+
+def run_bench(settings: ScoringSettings, advance: Advance = quiet) -> ScoringReport:
+    """Measure the official script and ours on the same files, in a folder for temporary ones.
 
     Raises:
         UserError: the official script is not installed or does not run here.
         RunFailed: the scores differ.
     """
     torch.set_num_threads(1)
+    differences = []
     with tempfile.TemporaryDirectory() as folder:
         files = make_scenes(Path(folder), settings, advance)
-        times: dict[str, list[float]] = {name: [] for name in ways(settings)}
-        difference = 0.0
-        for number in range(settings.rounds + 1):
-            found: dict[str, CityscapesScores | None] = {}
-            for name, way in ways(settings).items():
-                began = time.perf_counter()
-                found[name] = way(*files)
-                if number:
-                    times[name].append(1000 * (time.perf_counter() - began) / settings.images)
-                advance(name)
-            official, *others = (scores for scores in found.values() if scores)
-            difference = max(difference, *(check_same(own, official) for own in others))
-    unit = times["official script"]
-    return Report(
-        device_name("cpu"),
-        torch.__version__,
+        official: list[CityscapesScores] = []
+
+        def timed(name: str, way: Way, round_: int) -> float:
+            began = time.perf_counter()
+            scores = way(*files)
+            took = 1000 * (time.perf_counter() - began) / settings.images
+            if scores and name == OFFICIAL:
+                official.append(scores)
+            elif scores:
+                differences.append(check_same(scores, official[-1]))
+            return took
+
+        timers = {name: partial(timed, name, way) for name, way in ways(settings).items()}
+        times = in_turn(timers, settings.rounds, advance, warm_up=1)
+    return ScoringReport(
+        this_machine(torch.device("cpu")),
         np.__version__,
-        git_commit(),
         settings.images,
         settings.size,
         settings.rounds,
         settings.seed,
-        tuple(Measured(name, tuple(own), ratio(unit, own)) for name, own in times.items()),
-        difference,
-        load(),
+        tuple(ScoringRow(name, own, ratio(times[OFFICIAL], own)) for name, own in times.items()),
+        max(differences),
     )
 
 
-def ways(settings: Settings) -> dict[str, Callable[..., CityscapesScores | None]]:
+def ways(settings: ScoringSettings) -> dict[str, Way]:
     """What is compared, by name: the official script first, what reading alone takes last."""
-    several = {}
+    found: dict[str, Way] = {OFFICIAL: official_scores, "score_files": score_files}
     if settings.processes > 1:
-        several[f"score_files, {settings.processes} processes"] = lambda predictions, frames: (
-            score_files(predictions, frames, processes=settings.processes)
-        )
-    return {
-        "official script": official_scores,
-        "score_files": score_files,
-        **several,
-        "reading the files alone": _read,
-    }
+        several = partial(score_files, processes=settings.processes)
+        found[f"score_files, {settings.processes} processes"] = several
+    return found | {"reading the files alone": _read}
 
 
 def check_same(own: CityscapesScores, official: CityscapesScores) -> float:
@@ -138,14 +214,12 @@ def check_same(own: CityscapesScores, official: CityscapesScores) -> float:
     return largest
 
 
-def make_scenes(
-    folder: Path, settings: Settings, advance: Callable[[str], None] = lambda name: None
-) -> Files:
+def make_scenes(folder: Path, settings: ScoringSettings, advance: Advance = quiet) -> Files:
     """Write scenes into a folder: predictions and frames, without photographs."""
     generator = np.random.default_rng(settings.seed)
     predictions, frames = [], []
-    for number in range(settings.images):
-        name = f"street_{number:06d}_000000"
+    for index in range(settings.images):
+        name = f"street_{index:06d}_000000"
         frame = Frame(
             name,
             "street",
@@ -176,9 +250,9 @@ def draw_instances(size: tuple[int, int], generator: np.random.Generator) -> np.
     for _ in range(GROUPS):
         outline = _outline(size, (0.005, 0.05), generator)
         draw.polygon(outline, fill=int(generator.choice(THINGS)))
-    for number in range(generator.integers(INSTANCES[0], INSTANCES[1] + 1)):
+    for index in range(generator.integers(INSTANCES[0], INSTANCES[1] + 1)):
         outline = _outline(size, (0.005, 0.05), generator)
-        draw.polygon(outline, fill=int(generator.choice(THINGS)) * 1000 + number)
+        draw.polygon(outline, fill=int(generator.choice(THINGS)) * 1000 + index)
     return np.asarray(picture).astype(np.uint16)
 
 

@@ -1,29 +1,158 @@
-"""What ``bench training`` trains: a network on one batch, through the functions of a run."""
+"""What ``bench training`` trains: networks, and a step of one through the functions of a run.
 
+Alone, or on several processes that are started once and asked again and again.
+"""
+
+import os
+import signal
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from lovasz_repro.bench.machine import synchronise
+from lovasz_repro.bench.harness import synchronise
 from lovasz_repro.bench.samples import Size, regions
-from lovasz_repro.bench.trained_networks import ENET, TRAINED, NetworkName
 from lovasz_repro.config.schema import LossConfig, LossName, ModelConfig, TrainingConfig
+from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.processes import end_with_parent
+from lovasz_repro.models.deeplab import Bottleneck, DeepLab
 from lovasz_repro.run.build import build_optimizer, spread_model
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.training.distributed import ALONE, Team
+from lovasz_repro.training.distributed import ALONE, Team, join_team, keep_to_this_machine
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import Objective, build_objective
 
-CLASSES = ENET.classes
 VOID = 255
 SEED = 0
+CPU = torch.device("cpu")
+GRACE = 0.5  # seconds that the other ranks have to tell their side of a failure
+FAREWELL = 20.0  # seconds that ranks have to leave
+NetworkName = Literal["enet", "deeplab-v2", "deeplab-v2-small"]
+BRANCH = 0.2
+"""Of what each block of an untrained DeepLab adds: with 1 its features would double 33 times."""
+STEM_STD = 100.0
+"""About that of the random stem's output on photographs."""
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+class Rhythm(NamedTuple):
+    """What is measured by default on a kind of device."""
+
+    size: str
+    """BxHxW or BxCxHxW."""
+    rounds: int
+    steps: int
+    """Of each variant in a round."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class TrainedNetwork:
+    """A network and how it is trained in the bench."""
+
+    title: str
+    classes: int
+    """Where the size names none."""
+    rhythms: Mapping[str, Rhythm]
+    """Kind of device -> defaults."""
+    recipe: Mapping[str, Any]
+    """Of ``TrainingConfig``."""
+    side: str
+    """What the sides of a batch must be."""
+    rest: int
+    """Their remainder by 8."""
+    least_images: int
+    bytes_a_pixel: int
+    """Of a step in float32, measured; weights not counted."""
+    near_loss: float
+    """How far the first loss may be from that in float32, in another precision or memory format."""
+    optimizer: str
+    """As captions name it."""
+    ready: Callable[[nn.Module], None]
+    """Scales a network that is trained from random weights."""
+    compares_processes: bool = False
+    compares_losses: bool = False
+    """Cross-entropy, and a batch in two parts, in rows of their own."""
+
+
+@torch.no_grad()
+def scale_deeplab(model: nn.Module) -> None:
+    """Make the logits of an untrained DeepLab of order one, which costs what they cost trained."""
+    assert isinstance(model, DeepLab)
+    assert model.bn1.running_var is not None
+    model.bn1.running_var.fill_(STEM_STD**2)
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            module.bn3.weight.fill_(BRANCH)
+
+
+ENET = TrainedNetwork(
+    title="ENet",
+    classes=11,  # of CamVid
+    # CamVid as the smaller profiles see it; Cityscapes at half its size, for which ENet was made.
+    rhythms=MappingProxyType(
+        {"cpu": Rhythm("4x176x240", 5, 3), "cuda": Rhythm("10x20x512x1024", 20, 10)}
+    ),
+    recipe=MappingProxyType({"lr": 2.5e-4}),  # of experiments/camvid-enet.yaml
+    side="multiples of 8, not both 8",
+    rest=0,
+    least_images=2,
+    bytes_a_pixel=3500,
+    near_loss=1e-3,
+    optimizer="Adam",
+    ready=lambda model: None,
+    compares_processes=True,
+)
+DEEPLAB = TrainedNetwork(
+    title="DeepLab-v2 ResNet-101",
+    classes=21,  # of Pascal VOC
+    rhythms=MappingProxyType({"cpu": Rhythm("2x97x97", 3, 1), "cuda": Rhythm("10x321x321", 5, 3)}),
+    recipe=MappingProxyType(
+        {  # of experiments/voc-multiclass.yaml, but for a rate that leaves a random network alone
+            "lr": 1e-6,
+            "optimizer": "sgd",
+            "weight_decay": 5e-4,
+            "batch_norm": "frozen",
+        }
+    ),
+    side="8 n + 1, as 321",
+    rest=1,
+    least_images=1,
+    bytes_a_pixel=12_000,
+    near_loss=1e-2,
+    optimizer="SGD",
+    ready=scale_deeplab,
+    compares_losses=True,
+)
+SMALL = replace(
+    DEEPLAB,
+    title="DeepLab-v2, narrow and shallow",
+    rhythms=MappingProxyType({"cpu": Rhythm("10x97x97", 5, 3), "cuda": Rhythm("10x321x321", 5, 3)}),
+    side="8 n + 1, as 97",
+    bytes_a_pixel=1000,
+)
+TRAINED: dict[NetworkName, TrainedNetwork] = {
+    "enet": ENET,
+    "deeplab-v2": DEEPLAB,
+    "deeplab-v2-small": SMALL,
+}
+"""By the names that experiment files use."""
+
+
+# -- one step --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepVariant:
     """A way to take the same step."""
 
     name: str
@@ -43,6 +172,8 @@ class Timed(NamedTuple):
     step: float
     loss: float
     """Of the loss, forward and backward; part of the step."""
+    communication: float | None = None
+    """What gradient averaging and batch normalisation over ranks take; None: one process."""
 
 
 class First(NamedTuple):
@@ -104,7 +235,7 @@ class Trainee:
 
     def __init__(
         self,
-        variant: Variant,
+        variant: StepVariant,
         size: Size,
         device: torch.device,
         team: Team = ALONE,
@@ -211,3 +342,163 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
     images += torch.randint(64, images.shape, generator=generator, dtype=torch.uint8)
     labels[:, : size.height // 16] = VOID
     return images, labels.to(torch.uint8)
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+
+class Ranks:
+    """Processes that train together, on the CPU, and stay until the end; use as a context.
+
+    Args:
+        count: how many.
+        size: of the logits of the batch that they share.
+        threads: of all of them together.
+
+    Raises:
+        RunFailed: a rank failed or died; none is left behind.
+    """
+
+    def __init__(self, count: int, size: Size, threads: int) -> None:
+        self.threads = threads // count
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        self._start(count, size)
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
+            self._tell(None)
+            for process in self._processes:
+                process.join(FAREWELL)
+        self._end()
+
+    def first(self) -> tuple[float, First]:
+        """The loss of the first step, and that step in float64, as rank 0 sees them."""
+        answer: tuple[float, First] = self._ask("first")[0]
+        return answer
+
+    def run(self, steps: int, seed: int) -> Timed:
+        """Time a few steps, together and then apart.
+
+        Returns:
+            The step of the slowest rank with the loss of the mean rank, and what talking to each
+            other takes: the difference in the rest of the step between together and apart.
+        """
+        answers = self._ask("run", steps, seed)
+        ranks = len(answers)
+        together, apart = (
+            sum(timed.step - timed.loss for timed in way) for way in zip(*answers, strict=True)
+        )
+        slowest = max(timed.step for timed, _ in answers)
+        loss = sum(timed.loss for timed, _ in answers) / ranks
+        return Timed(slowest, loss, (together - apart) / ranks)
+
+    def _start(self, count: int, size: Size) -> None:
+        context = get_context("spawn")
+        self._meeting = os.fdopen(os.memfd_create("ranks"))  # where the ranks find each other
+        meeting = f"/proc/{os.getpid()}/fd/{self._meeting.fileno()}"
+        try:
+            with _deaf_children():
+                for rank in range(count):
+                    ours, theirs = context.Pipe()
+                    arguments = (rank, count, meeting, self.threads, size, theirs)
+                    process = context.Process(target=_serve, args=arguments, daemon=True)
+                    self._pipes.append(ours)
+                    process.start()
+                    self._processes.append(process)
+                    theirs.close()
+        except BaseException:
+            self._end()
+            raise
+
+    def _ask(self, *request: Any) -> list[Any]:
+        """What every rank answers."""
+        self._tell(request)
+        answers: dict[int, Any] = {}
+        failures: list[str] = []
+        deaths: list[str] = []
+        waiting = dict(enumerate(self._pipes))
+        patience: float | None = None
+        while waiting and (ready := wait(list(waiting.values()), patience)):
+            for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
+                try:
+                    done, answer = waiting.pop(rank).recv()
+                except (EOFError, OSError):
+                    deaths.append(f"rank {rank} of {len(self._pipes)} died.")
+                    done = False
+                else:
+                    if done:
+                        answers[rank] = answer
+                    else:
+                        failures.append(f"rank {rank} of {len(self._pipes)}: {answer}")
+                patience = patience if done else GRACE
+        if deaths or failures:  # what a death leads to is not its cause
+            raise RunFailed((deaths + failures)[0])
+        return [answers[rank] for rank in range(len(self._pipes))]
+
+    def _tell(self, request: Any) -> None:
+        for pipe in self._pipes:
+            with suppress(OSError):  # a rank that is gone will not answer either
+                pipe.send(request)
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+            process.close()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+        self._meeting.close()
+
+
+def _serve(rank: int, ranks: int, meeting: str, threads: int, size: Size, pipe: Connection) -> None:
+    """The life of a rank: requests in, answers out, until there are no more."""
+    end_with_parent()  # also while it waits for ranks that were never started
+    torch.set_num_threads(threads)
+    keep_to_this_machine()
+    variant = StepVariant(f"{ranks} processes", ranks)
+    try:
+        with join_team(rank, ranks, CPU, FileStore(meeting, ranks)) as team:
+            together = Trainee(variant, size, CPU, team)
+            apart = Trainee(variant, size, CPU, team, apart=True)
+            exact = replace(variant, precision="float64")
+            while (request := pipe.recv()) is not None:
+                name, *arguments = request
+                if name == "first":
+                    loss = together.first().loss
+                    pipe.send((True, (loss, Trainee(exact, size, CPU, team).first())))
+                else:
+                    pipe.send((True, (together.run(*arguments), apart.run(*arguments))))
+    except (EOFError, ConnectionError):  # whoever asks is gone
+        os._exit(1)
+    except Exception as error:
+        with suppress(OSError):
+            pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        os._exit(1)
+    os._exit(0)  # threads of gloo now and then abort a process that ends in order
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started here do not hear Ctrl-C, which goes to all of a terminal: they are told."""
+    # On the CPU a team asks DistributedDataParallel for something that it warns of.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    heard: list[int] = []
+    resource_tracker.ensure_running()  # would unblock SIGINT later, when it starts
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit this
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if heard:
+        signal.raise_signal(signal.SIGINT)

@@ -1,8 +1,8 @@
 """``bench``: time, memory and precision on this machine."""
 
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +12,33 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say
 
 bench_app = typer.Typer(help="Measure time, memory and precision on this machine.")
+MODULES = {
+    "losses": "losses",
+    "training": "training",
+    "scoring": "scoring",
+    "loading": "loading",
+    "validation": "validation",
+    "metrics": "counting",
+    "crf": "refining",
+}
+"""Command -> module of ``lovasz_repro.bench`` with ``choose_settings`` and ``run_bench``."""
+
+Experiment = Annotated[str, typer.Argument(help="Name of an experiment, or a YAML file.")]
+Profile = Annotated[str, typer.Option(help="Size of the experiment.")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option(help="BxCxHxW of logits; repeatable; default: two or three sizes of the paper."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="CPU threads, steadiest with 1; default: torch's."),
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Of everything in turn.")]
+SomeRounds = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of everything in turn; default: 3 to 5 on a CPU, 5 to 30 on a GPU."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 
 
@@ -32,39 +59,40 @@ class Network(StrEnum):
 
 @bench_app.command("losses")
 def bench_losses(
-    size: Annotated[
-        list[str] | None,
-        typer.Option(help="BxCxHxW of the logits; repeatable; default: two sizes for the device."),
-    ] = None,
+    size: Sizes = None,
     logits: Annotated[
         list[Logits] | None,
         typer.Option(help="Of an untrained or a trained network; repeatable; default: both."),
     ] = None,
     device: Device = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="CPU threads, steadiest with 1; default: torch's."),
-    ] = None,
+    threads: Threads = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Rounds; default: 5 on a CPU, 30 on a GPU.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of logits and labels.")] = 0,
+    seed: Seed = 0,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also measure how time grows with pixels (1e4 to 1e7) and classes (2 to 150); "
+            "draw it into this .pdf, .png or .svg."
+        ),
+    ] = None,
     as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time, memory and precision of the losses, beside cross-entropy and a plain Algorithm 1."""
-    check_form(as_markdown, as_json)
-    from lovasz_repro.bench import render
-    from lovasz_repro.bench.losses import choose_settings, run_bench
-    from lovasz_repro.host.device import choose_device
-    from lovasz_repro.host.progress import Progress
+    """Time, memory and precision of the losses, beside cross-entropy and a plain Algorithm 1.
 
+    Where kornia, MONAI or segmentation_models_pytorch is installed, its loss is measured too.
+    """
+    from lovasz_repro.bench.growth import check_figure, draw
+
+    if figure:
+        check_figure(figure)
     kinds = [kind.value for kind in logits or Logits]
-    settings = choose_settings(size, kinds, choose_device(device), threads, repeats, seed)
-    with Progress() as progress:
-        task = progress.task("bench losses", settings.passes)
-        report = run_bench(settings, lambda name: task.advance(note=name))
-    show(report, render, as_markdown, as_json)
+    given = size, kinds, chosen(device), threads, repeats, seed, figure is not None
+    report = measure("losses", as_markdown, as_json, *given)
+    if figure:
+        draw(report.growth, report.machine, figure)
 
 
 @bench_app.command("training")
@@ -82,34 +110,17 @@ def bench_training(
         typer.Option(min=1, help="Processes to compare with one on a CPU; repeatable; default: 2."),
     ] = None,
     device: Device = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="CPU threads that all share; default: torch's."),
-    ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of all variants in turn; default: 3 to 20."),
-    ] = None,
+    threads: Threads = None,
+    rounds: SomeRounds = None,
     steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of each variant in a round; default: 1 to 10."),
+        int | None, typer.Option(min=1, help="Of each variant in a round; default: 1 to 10.")
     ] = None,
     as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
     """What a training step costs: processes, precisions, the loss in it, memory, checkpoints."""
-    check_form(as_markdown, as_json)
-    from lovasz_repro.bench import training_render as render
-    from lovasz_repro.bench.training import choose_settings, run_bench
-    from lovasz_repro.host.device import choose_device
-    from lovasz_repro.host.progress import Progress
-
-    chosen = choose_device(device)
-    settings = choose_settings(size, procs, chosen, threads, rounds, steps, network.value)
-    with Progress() as progress:
-        task = progress.task("bench training", settings.passes)
-        report = run_bench(settings, lambda name: task.advance(note=name))
-    show(report, render, as_markdown, as_json)
+    given = size, procs, chosen(device), threads, rounds, steps, network.value
+    measure("training", as_markdown, as_json, *given)
 
 
 @bench_app.command("scoring")
@@ -118,34 +129,25 @@ def bench_scoring(
     processes: Annotated[
         int, typer.Option(min=1, max=1024, help="More than 1: measure so many of ours as well.")
     ] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Of all ways to score in turn.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the scenes.")] = 0,
+    rounds: Rounds = 5,
+    seed: Seed = 0,
     as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
     """The Cityscapes scores, beside the official script: the same numbers, and the time of each."""
-    check_form(as_markdown, as_json)
-    from lovasz_repro.bench import scoring_render as render
-    from lovasz_repro.bench.scoring import Settings, run_bench
-    from lovasz_repro.host.progress import Progress
-
-    settings = Settings(images, processes, rounds, seed)
-    with Progress() as progress:
-        task = progress.task("bench scoring", settings.passes)
-        report = run_bench(settings, lambda name: task.advance(note=name))
-    show(report, render, as_markdown, as_json)
+    measure("scoring", as_markdown, as_json, images, processes, rounds, seed)
 
 
 @bench_app.command("loading")
 def bench_loading(
-    experiment: Annotated[str, typer.Argument(help="Name of an experiment, or a YAML file.")],
-    profile: Annotated[str, typer.Option(help="Size of the experiment.")] = "paper",
+    experiment: Experiment,
+    profile: Profile = "paper",
     workers: Annotated[
         list[int] | None,
         typer.Option(min=0, help="Processes that decode images; repeatable; default: 0, 1 and 2."),
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="To load in a round.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Of loader and training step in turn.")] = 3,
+    rounds: Rounds = 3,
     set_: Set = None,
     data: Data = None,
     weights: Annotated[
@@ -158,30 +160,18 @@ def bench_loading(
     as_json: AsJson = False,
 ) -> None:
     """Whether an experiment's images are loaded as fast as they are trained on."""
-    check_form(as_markdown, as_json)
-    from lovasz_repro.bench import loading
-    from lovasz_repro.config.read import parse_overrides
-    from lovasz_repro.config.schema import load_experiment
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.host.device import choose_device
-    from lovasz_repro.host.progress import Progress
     from lovasz_repro.run.inputs import Place
 
-    cell = load_experiment(experiment).cells(profile, overrides=parse_overrides(set_ or []))[-1]
-    place = Place(results, data_folder(data), weights, choose_device(device))
-    settings = loading.Settings(cell, place, tuple(workers or (0, 1, 2)), batches, rounds)
-    with Progress() as progress:
-        task = progress.task("bench loading", settings.passes)
-        report = loading.run_bench(settings, lambda name: task.advance(note=name))
-    show(report, loading, as_markdown, as_json)
+    place = Place(results, data_folder(data), weights, chosen(device))
+    cell = last_cell(experiment, profile, set_)
+    measure("loading", as_markdown, as_json, cell, place, workers, batches, rounds)
 
 
 @bench_app.command("validation")
 def bench_validation(
-    experiment: Annotated[
-        str, typer.Argument(help="Name of an experiment, or a YAML file.")
-    ] = "voc-multiclass",
-    profile: Annotated[str, typer.Option(help="Size of the experiment.")] = "paper",
+    experiment: Experiment = "voc-multiclass",
+    profile: Profile = "paper",
     images: Annotated[
         int | None, typer.Option(min=1, help="In a round; default: 1 on a CPU, 100 on a GPU.")
     ] = None,
@@ -193,10 +183,7 @@ def bench_validation(
         int | None,
         typer.Option(min=0, help="Processes that decode images; default: that of a run."),
     ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of all parts in turn; default: 3 on a CPU, 5 on a GPU."),
-    ] = None,
+    rounds: SomeRounds = None,
     set_: Set = None,
     data: Data = None,
     device: Device = "auto",
@@ -207,61 +194,35 @@ def bench_validation(
 
     Where VOC's photographs are not there, others of their size are drawn.
     """
-    check_form(as_markdown, as_json)
-    from lovasz_repro.bench import validation
-    from lovasz_repro.bench import validation_render as render
-    from lovasz_repro.config.read import parse_overrides, validate
-    from lovasz_repro.config.schema import MultiScaleConfig, load_experiment
+    from lovasz_repro.config.read import validate
+    from lovasz_repro.config.schema import MultiScaleConfig
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.cores import decoding_workers
-    from lovasz_repro.host.device import choose_device
-    from lovasz_repro.host.progress import Progress
     from lovasz_repro.run.inputs import Place
 
-    cell = load_experiment(experiment).cells(profile, overrides=parse_overrides(set_ or []))[-1]
-    chosen = choose_device(device)
+    cell, where = last_cell(experiment, profile, set_), chosen(device)
     if workers is None:
-        workers = decoding_workers(chosen.type)
+        workers = decoding_workers(where.type)
     several = None
     if scales:
         given = {"scales": parse_numbers("--scales", scales)}
         several = validate(MultiScaleConfig, given, "--scales").scales
-    place = Place(RESULTS, data_folder(data), None, chosen, workers)
-    settings = validation.choose_settings(cell, place, several, images, rounds)
-    with Progress() as progress:
-        task = progress.task("bench validation", settings.passes)
-        report = validation.run_bench(settings, lambda name: task.advance(note=name))
-    show(report, render, as_markdown, as_json)
+    place = Place(RESULTS, data_folder(data), None, where, workers)
+    measure("validation", as_markdown, as_json, cell, place, several, images, rounds)
 
 
 @bench_app.command("metrics")
 def bench_metrics(
-    size: Annotated[
-        list[str] | None,
-        typer.Option(help="BxCxHxW of images and classes; repeatable; default: three sizes."),
-    ] = None,
+    size: Sizes = None,
     device: Device = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; default: torch's.")
-    ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="Default: 5 on a CPU, 30 on a GPU.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of labels and errors.")] = 0,
+    threads: Threads = None,
+    rounds: SomeRounds = None,
+    seed: Seed = 0,
     as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
     """The confusion matrix beside that of torchmetrics: the same counts, and the time of each."""
-    check_form(as_markdown, as_json)
-    from lovasz_repro.bench import counting
-    from lovasz_repro.host.device import choose_device
-    from lovasz_repro.host.progress import Progress
-
-    settings = counting.choose_settings(size, choose_device(device), threads, rounds, seed)
-    with Progress() as progress:
-        task = progress.task("bench metrics", settings.passes)
-        report = counting.run_bench(settings, lambda name: task.advance(note=name))
-    show(report, counting, as_markdown, as_json)
+    measure("metrics", as_markdown, as_json, size, chosen(device), threads, rounds, seed)
 
 
 @bench_app.command("crf")
@@ -271,22 +232,57 @@ def bench_crf(
         typer.Option(min=1, max=1024, help="To compare with one; repeatable; default: 2."),
     ] = None,
     images: Annotated[int, typer.Option(min=1, max=1000, help="To refine in a round.")] = 6,
-    rounds: Annotated[int, typer.Option(min=1, help="Of all numbers of processes.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")] = 0,
+    rounds: Rounds = 3,
+    seed: Seed = 0,
     as_markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
     """How many photographs a second the dense CRF refines, by the number of processes."""
-    check_form(as_markdown, as_json)
-    from lovasz_repro.bench import refining
     from lovasz_repro.host.cores import cores
-    from lovasz_repro.host.progress import Progress
 
-    settings = refining.choose_settings(processes, images, rounds, seed, cores())
+    measure("crf", as_markdown, as_json, processes, images, rounds, seed, cores())
+
+
+def measure(name: str, as_markdown: bool, as_json: bool, *given: Any) -> Any:
+    """Run a bench with what its ``choose_settings`` takes; print its report, which is returned.
+
+    Raises:
+        UserError: two forms at once, or what the bench refuses.
+    """
+    if as_markdown and as_json:
+        raise UserError("give --markdown or --json, not both.")
+    from lovasz_repro.bench import harness
+    from lovasz_repro.host.progress import Progress
+    from lovasz_repro.host.terminal import Terminal
+
+    module = import_module(f"lovasz_repro.bench.{MODULES[name]}")
+    settings = module.choose_settings(*given)
     with Progress() as progress:
-        task = progress.task("bench crf", settings.passes)
-        report = refining.run_bench(settings, lambda name: task.advance(note=name))
-    show(report, refining, as_markdown, as_json)
+        task = progress.task(f"bench {name}", settings.passes)
+        report = module.run_bench(settings, lambda done: task.advance(note=done))
+    if as_json or as_markdown:
+        text = harness.to_json(report) if as_json else harness.to_markdown(report)
+        say(*text.split("\n"))
+    else:
+        harness.print_report(report, Terminal())
+    return report
+
+
+def chosen(device: str) -> Any:
+    """The device of that name."""
+    from lovasz_repro.host.device import choose_device
+
+    return choose_device(device)
+
+
+def last_cell(experiment: str, profile: str, overrides: list[str] | None) -> Any:
+    """The run of an experiment that is measured."""
+    from lovasz_repro.config.read import parse_overrides
+    from lovasz_repro.config.schema import load_experiment
+
+    return load_experiment(experiment).cells(profile, overrides=parse_overrides(overrides or []))[
+        -1
+    ]
 
 
 def parse_numbers(option: str, text: str) -> list[float]:
@@ -299,24 +295,3 @@ def parse_numbers(option: str, text: str) -> list[float]:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: give numbers like 1,0.75,0.5.") from None
-
-
-def check_form(as_markdown: bool, as_json: bool) -> None:
-    """Refuse two forms at once.
-
-    Raises:
-        UserError: both were asked for.
-    """
-    if as_markdown and as_json:
-        raise UserError("give --markdown or --json, not both.")
-
-
-def show(report: Any, render: ModuleType, as_markdown: bool, as_json: bool) -> None:
-    """Print a report in the form that was asked for, with the functions of its module."""
-    if as_json or as_markdown:
-        text = render.to_json(report) if as_json else render.to_markdown(report)
-        say(*text.split("\n"))
-    else:
-        from lovasz_repro.host.terminal import Terminal
-
-        render.print_report(report, Terminal())

@@ -5,14 +5,26 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lovasz_repro import cli
-from lovasz_repro.bench.losses import binary_rows, choose_settings, multiclass_rows, run_bench
-from lovasz_repro.bench.measure import Row, measure, peak_memory, ratio
+from lovasz_repro.bench import growth, samples
+from lovasz_repro.bench.growth import GrowthPoint, LossGrowth
+from lovasz_repro.bench.harness import ratio, to_markdown
+from lovasz_repro.bench.losses import (
+    LossRow,
+    binary_rows,
+    choose_settings,
+    measure,
+    multiclass_rows,
+    peak_memory,
+    run_bench,
+)
 from lovasz_repro.bench.samples import (
     FOREGROUND,
     WRONG,
@@ -21,8 +33,9 @@ from lovasz_repro.bench.samples import (
     multiclass_sample,
     parse_size,
 )
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host import terminal
+from tests.bench.toy_machine import TOY
 
 CPU = torch.device("cpu")
 NAMES = [row.name for row in (*multiclass_rows(), *binary_rows())]
@@ -78,7 +91,8 @@ def test_rows_take_turns_and_errors_are_those_that_were_made() -> None:
         return 1.1 * square(logits, labels)
 
     order: list[str] = []
-    rows = [Row("a", square, square), Row("b", square, square), Row("c", off_by_a_tenth, square)]
+    rows = [LossRow("a", square, square), LossRow("b", square, square)]
+    rows.append(LossRow("c", off_by_a_tenth, square))
     logits = torch.full((2, 3), 2.0)
     a, b, c = measure(rows, logits, torch.zeros(2), 3, order.append)
     assert order == ["a", "b", "c"] * (2 + 3)
@@ -197,6 +211,8 @@ def test_a_busy_machine_is_told_of(
         (["--device", "tpu"], ["device 'tpu'", "expected auto, cpu, cuda"]),
         (["--device", "cuda:99"], ["CUDA devices"]),
         (["--json", "--markdown"], ["--json", "--markdown"]),
+        (["--figure", "growth.gif"], ["--figure growth.gif", ".pdf, .png or .svg"]),
+        (["--figure", "nowhere/growth.pdf"], ["--figure nowhere/growth.pdf", "no folder nowhere"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -252,6 +268,111 @@ def test_default_sizes_are_sizes() -> None:
     settings = choose_settings(None, ["random"], CPU, None, None, 0)
     assert settings.sizes == (parse_size("2x21x321x321"), parse_size("2x19x512x1024"))
     assert settings.repeats >= 3
+
+
+# -- growth ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SIDES", (8, 16))
+    monkeypatch.setattr(growth, "CLASSES", (2, 3, 4))
+    monkeypatch.setattr(growth, "USUAL_CLASSES", 3)
+    monkeypatch.setattr(growth, "USUAL_SIDE", 8)
+
+
+@pytest.mark.usefixtures("small_growth")
+def test_growth_is_measured_and_drawn(bench: Command, tmp_path: Path) -> None:
+    file = tmp_path / "growth.png"
+    code, out, err = bench(*TINY, "--logits", "random", "--figure", str(file), "--json")
+    assert code == 0, err
+    found = json.loads(out)["growth"]
+    assert (found["logits"], found["rounds"]) == ("random", 1)
+    assert [(point["pixels"], point["classes"]) for point in found["pixels"]] == [(64, 3), (256, 3)]
+    assert [(p["pixels"], p["classes"]) for p in found["classes"]] == [(64, 2), (64, 3), (64, 4)]
+    for point in found["pixels"] + found["classes"]:
+        names = ["cross-entropy", "sort loop over classes", "lovasz_softmax auto"]
+        assert list(point["times_ms"]) == names
+        assert all(len(times) == 1 and times[0] > 0 for times in point["times_ms"].values())
+    with Image.open(file) as drawn:
+        assert drawn.width > 2 * drawn.height
+
+
+def test_growth_is_a_table_of_ratios() -> None:
+    point = GrowthPoint(Size(1, 3, 8, 8), {"one": (2.0, 4.0, 3.0), "other": (4.0, 8.0, 6.0)})
+    page = LossGrowth("random", 3, (point,), (point,)).page(TOY)
+    assert page.sections["more pixels"] == [("64", "3", "3.00", "2.00")]
+    assert page.remarks == ("More than 64 pixels did not fit the memory.",)
+
+
+@pytest.mark.usefixtures("small_growth")
+def test_sizes_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "free_memory", lambda device: samples.bytes_of(Size(1, 3, 8, 8)))
+    settings = choose_settings(["1x2x2x2"], ["random"], CPU, None, 2, 0, growth=True)
+    assert settings.growing["pixels"] == (Size(1, 3, 8, 8),)
+    assert settings.growing["classes"] == (Size(1, 2, 8, 8), Size(1, 3, 8, 8))
+    passes: list[str] = []
+    run_bench(settings, passes.append)
+    assert len(passes) == settings.passes
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(growth, "write_durably", full)
+    times = dict.fromkeys(("a", "b", "c"), (1.0, 2.0))
+    point = GrowthPoint(Size(1, 3, 8, 8), times)
+    with pytest.raises(RunFailed, match=r"cannot write .*g\.pdf: No space left on device"):
+        growth.draw(LossGrowth("random", 2, (point,), (point,)), TOY, tmp_path / "g.pdf")
+
+
+# -- other libraries -------------------------------------------------------------------------------
+
+
+def test_a_peer_is_measured_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that computes half of what it should, and one whose import fails."""
+    (tmp_path / "kornia").mkdir()
+    (tmp_path / "kornia" / "losses.py").write_text(
+        "from torch import nn\n"
+        "from lovasz_repro.losses import lovasz_softmax\n"
+        "class LovaszSoftmaxLoss(nn.Module):\n"
+        "    def forward(self, logits, labels):\n"
+        "        return lovasz_softmax(logits, labels, classes='all', per_image=True) / 2\n"
+    )
+    (tmp_path / "kornia-9.9.dist-info").mkdir()
+    (tmp_path / "kornia-9.9.dist-info" / "METADATA").write_text("Name: kornia\nVersion: 9.9\n")
+    (tmp_path / "monai").mkdir()
+    (tmp_path / "monai" / "losses.py").write_text("raise RuntimeError('odd operator')")
+    installed = {name for name in sys.modules if name.split(".")[0] in ("kornia", "monai")}
+    for name in installed:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        report = run_bench(choose_settings(["2x3x8x8"], ["random"], CPU, None, 1, 0))
+    finally:
+        for name in ("kornia", "kornia.losses", "monai"):
+            sys.modules.pop(name, None)
+    (row,) = (row for row in report.cases[0].multiclass if row.name.startswith("kornia"))
+    assert row.name == "kornia 9.9 LovaszSoftmaxLoss"
+    assert row.gradient_error == pytest.approx(0.5, abs=1e-3)
+    assert "monai: not measured, RuntimeError on its import." in report.notes
+    assert "- monai: not measured" in to_markdown(report)
+
+
+@pytest.mark.parametrize("name", ["kornia", "monai", "segmentation_models_pytorch"])
+def test_a_real_peer_computes_what_its_row_compares_it_with(name: str) -> None:
+    found = [row for row in multiclass_rows() if row.name.startswith(f"{name} ")]
+    if not found:
+        pytest.skip(f"{name} is not installed")
+    sample = multiclass_sample(Size(2, 4, 20, 30), "random", torch.Generator().manual_seed(0))
+    measured = measure([*multiclass_rows()[:2], *found], *sample, 1)[-1]
+    assert measured.loss_error < 1e-5
+    assert measured.gradient_error < 1e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,22 +12,21 @@ from PIL import Image
 
 from lovasz_repro import cli
 from lovasz_repro.bench import refining
-from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.harness import ImageClock, Spread, to_markdown
 from lovasz_repro.bench.refining import (
-    Clock,
-    Report,
-    Row,
-    Settings,
+    RefiningReport,
+    RefiningRow,
+    RefiningSettings,
     choose_settings,
     make_inputs,
     run_bench,
     smooth,
-    to_markdown,
 )
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.probability_cache import read_probabilities
+from tests.bench.toy_machine import TOY
 
-TINY = Settings((1,), 2, 2, 0, (40, 56))
+TINY = RefiningSettings((1,), 2, 2, 0, (40, 56))
 
 
 def test_one_process_is_the_unit_and_cores_are_the_limit() -> None:
@@ -39,7 +38,7 @@ def test_one_process_is_the_unit_and_cores_are_the_limit() -> None:
 
 
 def test_every_process_gets_as_many_images_and_two_at_least() -> None:
-    settings = Settings((1, 4, 16), 6, 2, 0)
+    settings = RefiningSettings((1, 4, 16), 6, 2, 0)
     assert [settings.images_of(count) for count in settings.processes] == [6, 8, 32]
     assert settings.most_images == 32
     assert settings.passes == 32 + 2 * (6 + 8 + 32)
@@ -48,10 +47,10 @@ def test_every_process_gets_as_many_images_and_two_at_least() -> None:
 def test_the_clock_leaves_out_the_first_image_of_each_process() -> None:
     """Two processes that take 10 seconds to start and 4 for each image."""
     times = iter([14.0, 14.0, 18.0, 18.0, 22.0, 22.0])
-    clock = Clock(2, now=lambda: next(times))
+    clock = ImageClock(2, now=lambda: next(times))
     for _ in range(6):
-        clock.tick()
-    assert clock.rate() == pytest.approx(2 / 4)
+        clock.tick(1)
+    assert clock.milliseconds() == pytest.approx(1000 * 4 / 2)
 
 
 def test_probabilities_are_smooth_and_some_are_sure() -> None:
@@ -89,7 +88,7 @@ def test_rates_are_of_new_files_in_every_round(monkeypatch: pytest.MonkeyPatch) 
             advance(1)
 
     monkeypatch.setattr(refining, "refine_all", refine_all)
-    settings = Settings((1, 2), 3, 2, 0, (40, 56))
+    settings = RefiningSettings((1, 2), 3, 2, 0, (40, 56))
     passes: list[str] = []
     report = run_bench(settings, passes.append)
     assert [(count, processes) for count, _, processes in calls] == [(3, 1), (4, 2)] * 2
@@ -102,8 +101,11 @@ def test_rates_are_of_new_files_in_every_round(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_table_says_how_much_of_the_cores_is_used() -> None:
-    rows = (Row(1, (0.5, 0.4), Spread(1, 1, 1)), Row(4, (1.6, 1.6), Spread(3.6, 3.2, 4.0)))
-    report = Report("Toy", "abc", (375, 500), {"iterations": 10}, rows, 6, 2, 0, None)
+    rows = (
+        RefiningRow(1, (0.5, 0.4), Spread(1, 1, 1)),
+        RefiningRow(4, (1.6, 1.6), Spread(3.6, 3.2, 4.0)),
+    )
+    report = RefiningReport(TOY, (375, 500), {"iterations": 10}, rows, 6, 2, 0)
     text = to_markdown(report)
     assert "| 1 | 0.45 | 1 |  |" in text
     assert "| 4 | 1.60 | 3.60 (3.20–4.00) | 90% |" in text

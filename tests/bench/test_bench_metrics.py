@@ -11,19 +11,19 @@ import torch
 from lovasz_repro import cli
 from lovasz_repro.bench import counting
 from lovasz_repro.bench.counting import (
-    Case,
-    Report,
-    Row,
+    CountingCase,
+    CountingReport,
+    CountingRow,
     check_same,
     choose_settings,
     make_sample,
     run_bench,
-    to_markdown,
     ways,
 )
-from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.harness import Spread, to_markdown
 from lovasz_repro.bench.samples import Size
 from lovasz_repro.errors import RunFailed, UserError
+from tests.bench.toy_machine import TOY
 
 pytest.importorskip("torchmetrics")
 CPU = torch.device("cpu")
@@ -105,8 +105,8 @@ def test_progress_is_told_of_every_pass() -> None:
 
 
 def test_the_table_has_the_median_time() -> None:
-    row = Row(NAMES[0], (1.0, 9.0, 2.0), Spread(6.0, 5.0, 7.0), Spread(2.0, 2.0, 2.0))
-    report = Report("Toy", "2.9", "1.9", "abc", (Case(Size(1, 2, 3, 4), (row,)),), 3, 0, None)
+    row = CountingRow(NAMES[0], (1.0, 9.0, 2.0), Spread(6.0, 5.0, 7.0), Spread(2.0, 2.0, 2.0))
+    report = CountingReport(TOY, "1.9", (CountingCase(Size(1, 2, 3, 4), (row,)),), 3, 0)
     line = "| 1 x 2 x 3 x 4: ConfusionMatrix.update | 2.00 | 6.00 (5.00–7.00) | 2.00 |"
     assert line in to_markdown(report)
 

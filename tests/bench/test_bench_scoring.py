@@ -18,34 +18,35 @@ from rich.console import Console
 
 from lovasz_repro import cli
 from lovasz_repro.bench import scoring
-from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench.harness import Spread, print_report, to_json, to_markdown
 from lovasz_repro.bench.scoring import (
-    Settings,
+    ScoringReport,
+    ScoringRow,
+    ScoringSettings,
     check_same,
     draw_instances,
     make_scenes,
     mistake,
     run_bench,
 )
-from lovasz_repro.bench.scoring_render import Measured, Report, print_report, to_json, to_markdown
 from lovasz_repro.data.cityscapes import FULL_SIZE
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
 from lovasz_repro.evaluation.cityscapes_files import score_files
+from tests.bench.toy_machine import TOY
 
 pytest.importorskip("cityscapesscripts")
 pytestmark = pytest.mark.skipif(not hasattr(np, "in1d"), reason="NumPy is too new for the script")
 
-SMALL = Settings(2, 1, 2, 0, (96, 160))
-REPORT = Report(
-    "CPU Toy (1 cores)", "2.9.0", "2.3.5", "abc", 3, (1024, 2048), 2, 0,
+SMALL = ScoringSettings(2, 1, 2, 0, (96, 160))
+REPORT = ScoringReport(
+    TOY, "2.3.5", 3, (1024, 2048), 2, 0,
     (
-        Measured("official script", (400.0, 300.0), Spread(1.0, 1.0, 1.0)),
-        Measured("score_files", (40.0, 50.0), Spread(8.0, 7.0, 9.0)),
-        Measured("reading the files alone", (20.0, 25.0), Spread(16.0, 14.0, 18.0)),
+        ScoringRow("official script", (400.0, 300.0), Spread(1.0, 1.0, 1.0)),
+        ScoringRow("score_files", (40.0, 50.0), Spread(8.0, 7.0, 9.0)),
+        ScoringRow("reading the files alone", (20.0, 25.0), Spread(16.0, 14.0, 18.0)),
     ),
     2e-16,
-    0.5,
 )  # fmt: skip
 
 
@@ -59,12 +60,12 @@ def own_threads() -> Iterator[None]:
 # -- the command -----------------------------------------------------------------------------------
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, Settings, list[str]]:
+def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, ScoringSettings, list[str]]:
     """What the command prints, on small scenes, and what it was told on the way."""
-    called: list[Settings] = []
+    called: list[ScoringSettings] = []
     passes: list[str] = []
 
-    def small(settings: Settings, advance: Callable[[str], None]) -> Report:
+    def small(settings: ScoringSettings, advance: Callable[[str], None]) -> ScoringReport:
         called.append(settings)
         settings = replace(settings, size=SMALL.size)
         return run_bench(settings, lambda name: (passes.append(name), advance(name))[1])
@@ -89,7 +90,7 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--json", "--images=2", "--rounds=2", "--processes=2", "--seed=3"]
     printed, settings, passes = run(monkeypatch, *options)
     assert processes == [1, 2] * 3
-    assert settings == Settings(2, 2, 2, 3, FULL_SIZE)
+    assert settings == ScoringSettings(2, 2, 2, 3, FULL_SIZE)
     assert len(passes) == settings.passes
     content: Any = json.loads(printed)
     assert (content["images"], content["rounds"], content["seed"]) == (2, 2, 3)
@@ -110,7 +111,7 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     printed, settings, _ = run(monkeypatch, "--images", "1", "--rounds", "1")
-    assert settings == Settings(1, 1, 1, 0, FULL_SIZE)
+    assert settings == ScoringSettings(1, 1, 1, 0, FULL_SIZE)
     assert "Cityscapes scores of 1 image, 96 x 160" in printed
     assert "score_files" in printed
     assert "processes," not in printed
@@ -177,5 +178,5 @@ def test_reports() -> None:
     assert own == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert content["contended"] is False
     console = Console(file=io.StringIO(), width=120)
-    print_report(replace(REPORT, load=1e6), console)
+    print_report(replace(REPORT, machine=replace(TOY, load=1e6)), console)
     assert "busy" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -21,46 +21,47 @@ from rich.console import Console
 from torch import Tensor
 
 from lovasz_repro import cli
-from lovasz_repro.bench import trainee, training
-from lovasz_repro.bench.measure import Spread
+from lovasz_repro.bench import samples, trainee, training
+from lovasz_repro.bench.harness import Spread, print_report, to_json, to_markdown
 from lovasz_repro.bench.samples import Size
-from lovasz_repro.bench.trained_networks import DEEPLAB, SMALL, scale_deeplab
 from lovasz_repro.bench.trainee import (
+    CPU,
+    DEEPLAB,
+    SMALL,
     First,
     LossClock,
+    Ranks,
+    StepVariant,
     Timed,
     Trainee,
-    Variant,
     batch,
     held_bytes,
+    scale_deeplab,
 )
 from lovasz_repro.bench.training import (
-    Settings,
+    BatchSize,
+    CheckpointCost,
+    MeasuredStep,
+    TrainingReport,
+    TrainingSettings,
     check_same,
     check_same_gradient,
     choose_settings,
     parse_batch,
+    projected_hours,
     run_bench,
     variants,
-)
-from lovasz_repro.bench.training_ranks import CPU, Ranks
-from lovasz_repro.bench.training_render import (
-    CheckpointCost,
-    Measured,
-    Report,
-    print_report,
-    to_json,
-    to_markdown,
 )
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.voc_training import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.deeplab import DeepLab
+from tests.bench.toy_machine import TOY
 
 NAMES = [
     "1 process, float32", "2 processes", "bfloat16", "channels last", "bfloat16, channels last",
 ]  # fmt: skip
-ALONE = Settings(parse_batch("2x24x32"), (), CPU, 1, 1, 1)
+ALONE = TrainingSettings(parse_batch("2x24x32"), (), CPU, 1, 1, 1)
 PAIR = replace(ALONE, procs=(2,), threads=2)
 
 
@@ -68,8 +69,8 @@ class Ran(NamedTuple):
     """What the command printed and what it called."""
 
     content: Any
-    report: Report
-    settings: Settings
+    report: TrainingReport
+    settings: TrainingSettings
     passes: list[str]
 
 
@@ -85,7 +86,7 @@ def ran() -> Ran:
     """The command with --json, on 3 images, of which one rank gets two."""
     threads, passes, called = torch.get_num_threads(), [], []
 
-    def spy(settings: Settings, advance: Callable[[str], None]) -> Report:
+    def spy(settings: TrainingSettings, advance: Callable[[str], None]) -> TrainingReport:
         report = run_bench(settings, lambda name: (passes.append(name), advance(name))[1])
         called.append((report, settings))
         return report
@@ -196,7 +197,9 @@ def test_table_has_every_row_and_fits(ran: Ran) -> None:
 
 
 def test_markdown_is_a_table(ran: Ran) -> None:
-    text = to_markdown(replace(ran.report, load=99.0, notes=("compiled: not measured.",)))
+    text = to_markdown(
+        replace(ran.report, machine=replace(TOY, load=99.0), notes=("compiled: not measured.",))
+    )
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {6}
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == NAMES
@@ -239,9 +242,7 @@ def test_communication_is_the_difference_from_ranks_apart(monkeypatch: pytest.Mo
     answers = [(Timed(10.0, 2.0), Timed(5.0, 1.0)), (Timed(12.0, 6.0), Timed(6.0, 3.0))]
     ranks = Ranks.__new__(Ranks)
     monkeypatch.setattr(ranks, "_ask", lambda *request: answers, raising=False)
-    together, communication = ranks.run(3, 0)
-    assert together == Timed(12.0, 4.0)
-    assert communication == ((8 - 4) + (6 - 3)) / 2
+    assert ranks.run(3, 0) == Timed(12.0, 4.0, communication=((8 - 4) + (6 - 3)) / 2)
 
 
 def test_batch_has_what_a_batch_has() -> None:
@@ -249,7 +250,7 @@ def test_batch_has_what_a_batch_has() -> None:
     assert (images.shape, images.dtype) == ((2, 3, 64, 96), torch.uint8)
     assert (labels.shape, labels.dtype) == ((2, 64, 96), torch.uint8)
     assert (labels[:, :4] == trainee.VOID).all()
-    assert (labels[:, 4:] < trainee.CLASSES).all()
+    assert (labels[:, 4:] < trainee.ENET.classes).all()
     assert len(labels[:, 4:].unique()) > 2
 
 
@@ -284,7 +285,7 @@ def test_deeplab_is_compared_with_other_losses_and_parts() -> None:
 def test_deeplab_is_trained_as_its_experiment_says() -> None:
     """But for the learning rate, and from random weights."""
     size = parse_batch("2x65x65", SMALL)
-    trainee = Trainee(Variant("", network="deeplab-v2-small"), size, CPU)
+    trainee = Trainee(StepVariant("", network="deeplab-v2-small"), size, CPU)
     recipe = load_experiment("voc-multiclass").cells("paper")[0].training
     for name in ("optimizer", "weight_decay", "batch_norm", "lr_multipliers"):
         assert getattr(trainee.config, name) == getattr(recipe, name), name
@@ -307,7 +308,7 @@ def test_parts_of_a_batch_compute_what_the_whole_does() -> None:
     size = parse_batch("3x33x41", SMALL)
     whole, parts = (
         Trainee(
-            Variant("", precision="float64", network="deeplab-v2-small", iter_size=n), size, CPU
+            StepVariant("", precision="float64", network="deeplab-v2-small", iter_size=n), size, CPU
         )
         for n in (1, 2)
     )
@@ -317,7 +318,9 @@ def test_parts_of_a_batch_compute_what_the_whole_does() -> None:
 
 
 def test_memory_is_held_by_weights_gradients_and_moments() -> None:
-    trainee = Trainee(Variant("", network="deeplab-v2-small"), parse_batch("1x33x33", SMALL), CPU)
+    trainee = Trainee(
+        StepVariant("", network="deeplab-v2-small"), parse_batch("1x33x33", SMALL), CPU
+    )
     model = trainee.state.model
     weights = 4 * sum(p.numel() for p in model.parameters())
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -330,17 +333,18 @@ def test_memory_is_held_by_weights_gradients_and_moments() -> None:
 
 def test_hours_of_the_papers_training() -> None:
     spread = Spread(1.0, 1.0, 1.0)
-    row = Measured(
-        "float32", 1, 1, (500.0,), (10.0,), None, spread, spread, None, 20.0, 0.9, 0.0, None, 2**33
-    )
-    checkpoint = CheckpointCost((1.0,), spread, 100)
     crops = Size(10, 21, 321, 321)
-    report = Report(
-        "Toy", "Toy", 1, "2.9", "abc", crops, 1, 1, (row,), checkpoint, (), None, "deeplab-v2"
-    )
-    assert report.hours(row, 20_000) == pytest.approx(20_000 * 0.5 / 3600)
-    assert replace(report, network="enet").hours(row, 20_000) is None
-    assert replace(report, size=Size(10, 21, 97, 97)).hours(row, 20_000) is None
+    hours = projected_hours("deeplab-v2", crops, 20.0)
+    assert hours[20_000] == pytest.approx(20_000 * 0.5 / 3600)
+    assert projected_hours("enet", crops, 20.0)[20_000] is None
+    assert projected_hours("deeplab-v2", Size(10, 21, 97, 97), 20.0)[20_000] is None
+    row = MeasuredStep(
+        "float32", 1, 1, (500.0,), (10.0,), None, spread, spread, None, 20.0, 0.9, 0.0, None,
+        2**33, hours,
+    )  # fmt: skip
+    checkpoint = CheckpointCost((1.0,), spread, 100)
+    size = BatchSize(10, 321, 321)
+    report = TrainingReport(TOY, "deeplab-v2", size, 21, 1, 1, (row,), checkpoint, ())
     text = to_markdown(report)
     assert text.startswith("**DeepLab-v2 ResNet-101, 10 x 3 x 321 x 321, 21 classes, Toy, torch")
     assert "batches of 10: 20,000 iterations 2.78 h, 30,000 iterations 4.17 h;" in text
@@ -370,7 +374,7 @@ def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         raise InductorError("no compiler")
 
     monkeypatch.setattr(torch.nn.Module, "compile", fail)
-    chosen = [Variant("float32"), Variant("compiled", compiled=True)]
+    chosen = [StepVariant("float32"), StepVariant("compiled", compiled=True)]
     monkeypatch.setattr(training, "variants", lambda settings: chosen)
     report = run_bench(ALONE)
     assert [row.name for row in report.rows] == ["float32"]
@@ -403,7 +407,7 @@ def test_another_loss_or_gradient_is_refused() -> None:
         check_same("a", 0.50002, 0.5, 1e-5)
     with pytest.raises(RunFailed, match="the first loss is nan"):
         check_same("a", float("nan"), 0.5, 1e-5)
-    step = Trainee(Variant("", precision="float64"), ALONE.size, CPU).first()
+    step = Trainee(StepVariant("", precision="float64"), ALONE.size, CPU).first()
     assert check_same_gradient("a", step, step) == 0
     with pytest.raises(RunFailed, match=r"differs from that of the first row by 1\.0e"):
         check_same_gradient("a", First(step.loss, 2 * step.gradient), step)
@@ -538,7 +542,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_processes_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "free_memory", lambda device: None)
+    monkeypatch.setattr(samples, "free_memory", lambda device: None)
     with pytest.raises(UserError, match="--device cpu"):
         choose_settings("2x16x16", [2], torch.device("cuda"), None, None, None)
 

@@ -12,16 +12,21 @@ import torch
 
 from lovasz_repro import cli
 from lovasz_repro.bench import validation
-from lovasz_repro.bench.measure import Spread
-from lovasz_repro.bench.validation import choose_settings, run_bench
-from lovasz_repro.bench.validation_parts import Clock, Repeated
-from lovasz_repro.bench.validation_render import Part, Report, to_json, to_markdown
+from lovasz_repro.bench.harness import ImageClock, Spread, to_json, to_markdown
+from lovasz_repro.bench.validation import (
+    PassPart,
+    Repeated,
+    ValidationReport,
+    choose_settings,
+    run_bench,
+)
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import evaluate
 from lovasz_repro.evaluation.multiscale import as_loaded
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.run.networks import caffe_on_the_grid
+from tests.bench.toy_machine import TOY
 from tests.tiny_camvid import write_camvid, write_experiment
 from tests.tiny_voc import write_voc
 
@@ -46,12 +51,12 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
-def fixed_report(whole: float, network: float, loading: float, metric: float) -> Report:
+def fixed_report(whole: float, network: float, loading: float, metric: float) -> ValidationReport:
     """Two rounds, the second twice as slow."""
 
-    def part(name: str, time_ms: float) -> Part:
+    def part(name: str, time_ms: float) -> PassPart:
         share = time_ms / whole
-        return Part(name, (time_ms, 2 * time_ms), {"single scale": Spread(share, share, share)})
+        return PassPart(name, (time_ms, 2 * time_ms), {"single scale": Spread(share, share, share)})
 
     parts = (
         part("whole pass, single scale", whole),
@@ -60,9 +65,7 @@ def fixed_report(whole: float, network: float, loading: float, metric: float) ->
         part("loading alone, 4 workers", loading),
         part("metric alone", metric),
     )
-    return Report(
-        "voc (demo)", "Toy", "2.9", "abc", ("single scale",), 4, parts, False, 3, 2, load=None
-    )
+    return ValidationReport(TOY, "voc (demo)", ("single scale",), 4, parts, False, 3, 2)
 
 
 def test_json_has_every_part_and_its_share_of_the_pass(
@@ -137,7 +140,7 @@ def test_tables_say_what_limits_the_pass() -> None:
 
 def test_the_clock_leaves_the_first_images_out() -> None:
     times = iter([100.0, 200.0, 201.0, 204.0])
-    clock = Clock(untimed=3, now=lambda: next(times))
+    clock = ImageClock(untimed=3, now=lambda: next(times))
     for images in (2, 2, 1, 2):  # 3 images of the last two batches, in 4 seconds
         clock.tick(images)
     assert clock.milliseconds() == pytest.approx(4000 / 3)

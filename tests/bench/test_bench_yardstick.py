@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lovasz_repro.bench.yardstick import sort_loop_hinge, sort_loop_softmax
+from lovasz_repro.bench.yardsticks import sort_loop_hinge, sort_loop_softmax
 
 
 def extension(errors: list[float], foreground: list[bool]) -> float:

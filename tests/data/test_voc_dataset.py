@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lovasz_repro import cli
-from lovasz_repro.bench.loading_yardstick import PlainVoc
+from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.data.sampling import Draw, ShuffledBatches
 from lovasz_repro.data.statistics import class_counts
 from lovasz_repro.data.voc import VOID, VocImage

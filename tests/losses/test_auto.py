@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lovasz_repro.bench.yardstick import sort_loop_softmax
+from lovasz_repro.bench.yardsticks import sort_loop_softmax
 from lovasz_repro.losses import JaccardLoss, lovasz_extension, lovasz_hinge, lovasz_softmax
 from lovasz_repro.losses import softmax_histogram as counted
 

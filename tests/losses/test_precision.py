@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lovasz_repro.bench.measure import peak_memory as measured_peak
+from lovasz_repro.bench.losses import peak_memory as measured_peak
 from lovasz_repro.losses import cross_entropy, lovasz_hinge, lovasz_softmax
 
 

@@ -1,0 +1,202 @@
+"""How the time of a loss grows with the pixels and with the classes: a table and a figure."""
+
+import io
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lovasz_repro.bench.harness import (
+    Advance,
+    Machine,
+    Page,
+    count,
+    enough_memory,
+    in_turn,
+    milliseconds,
+    number,
+    ratio,
+    with_quartiles,
+)
+from lovasz_repro.bench.samples import Size, fits, multiclass_sample
+from lovasz_repro.bench.yardsticks import Loss
+from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.files import write_durably
+from lovasz_repro.report.style import BLUE, GREY, ORANGE, PAGE, RC, RED
+
+SIDES = (100, 178, 316, 562, 1000, 1778, 3162)  # of a square image: 1e4 to 1e7 pixels
+CLASSES = (2, 5, 10, 21, 50, 100, 150)
+USUAL_CLASSES, USUAL_SIDE = 21, 316
+FORMATS = ("pdf", "png", "svg")
+COLOURS = (BLUE, ORANGE, RED)
+CAPTION = (
+    "Forward and backward of one image of {kind} logits; {classes} classes where the pixels grow, "
+    "{pixels:,} pixels where the classes do. Times: median of {rounds}; divided by that of the "
+    "first loss in the same round: median (quartiles)."
+)
+
+
+@dataclass(frozen=True)
+class GrowthPoint:
+    """The losses at one size."""
+
+    size: Size
+    times_ms: dict[str, tuple[float, ...]]
+    """Loss -> by round."""
+
+    @property
+    def pixels(self) -> int:
+        """Of the image."""
+        return self.size.height * self.size.width
+
+    @property
+    def classes(self) -> int:
+        """Of the logits."""
+        return self.size.classes
+
+    def cells(self) -> tuple[str, ...]:
+        """Of the table: time of the first loss, and of the others in that."""
+        unit, *others = self.times_ms.values()
+        ratios = (with_quartiles(ratio(own, unit)) for own in others)
+        return f"{self.pixels:,}", str(self.classes), number(statistics.median(unit)), *ratios
+
+
+@dataclass(frozen=True)
+class LossGrowth:
+    """The losses at growing sizes."""
+
+    logits: str
+    """The kind: "random" or "trained"."""
+    rounds: int
+    pixels: tuple[GrowthPoint, ...]
+    classes: tuple[GrowthPoint, ...]
+
+    def page(self, machine: Machine) -> Page:
+        """A table of two parts."""
+        unit, *others = self.pixels[0].times_ms
+        wanted, largest = SIDES[-1] ** 2, self.pixels[-1].pixels
+        left_out = f"More than {largest:,} pixels did not fit the memory."
+        return Page(
+            f"Growth of the losses' time, {machine.device}",
+            ("pixels", "classes", f"{unit}\nms", *(f"{name} /\n{unit}" for name in others)),
+            {
+                f"more {along}": [point.cells() for point in points]
+                for along, points in (("pixels", self.pixels), ("classes", self.classes))
+            },
+            machine.load,
+            (left_out,) if largest < wanted else (),
+            CAPTION.format(
+                kind=self.logits,
+                classes=USUAL_CLASSES,
+                pixels=USUAL_SIDE**2,
+                rounds=count(self.rounds, "round"),
+            ),
+        )
+
+
+def growing_sizes(device: torch.device) -> dict[str, tuple[Size, ...]]:
+    """Sizes with more and more pixels, and with more and more classes, that fit the memory."""
+    wanted = {
+        "pixels": [Size(1, USUAL_CLASSES, side, side) for side in SIDES],
+        "classes": [Size(1, classes, USUAL_SIDE, USUAL_SIDE) for classes in CLASSES],
+    }
+    return {
+        along: tuple(size for size in sizes if fits(size, device))
+        for along, sizes in wanted.items()
+    }
+
+
+def measure_growth(
+    losses: Mapping[str, Loss],
+    sizes: Mapping[str, tuple[Size, ...]],
+    kind: str,
+    generator: torch.Generator,
+    rounds: int,
+    advance: Advance,
+) -> LossGrowth:
+    """Time losses, the first of which is the unit, at growing sizes.
+
+    Args:
+        losses: by name.
+        sizes: `growing_sizes`.
+        kind: of logits.
+        generator: of logits and labels, on the device to measure.
+        rounds: at least 1.
+        advance: told the name of the loss after each turn, of which one more is taken.
+    """
+
+    def point(size: Size) -> GrowthPoint:
+        with enough_memory(size, generator.device):
+            logits, labels = multiclass_sample(size, kind, generator)
+            leaf = logits.requires_grad_()
+
+            def both(loss: Loss) -> None:
+                leaf.grad = None
+                loss(leaf, labels).backward()
+
+            def timed(loss: Loss, round_: int) -> float:
+                return milliseconds(partial(both, loss), leaf.device)
+
+            ways = {name: partial(timed, loss) for name, loss in losses.items()}
+            return GrowthPoint(size, in_turn(ways, rounds, advance, warm_up=1))
+
+    pixels, classes = (tuple(map(point, sizes[along])) for along in ("pixels", "classes"))
+    return LossGrowth(kind, rounds, pixels, classes)
+
+
+def check_figure(path: Path) -> None:
+    """Refuse a file that cannot be drawn, before anything is measured.
+
+    Raises:
+        UserError: another format, or no such folder.
+    """
+    if path.suffix[1:].lower() not in FORMATS:
+        raise UserError(f"--figure {path}: give a name that ends in .pdf, .png or .svg.")
+    if not path.parent.is_dir():
+        raise UserError(f"--figure {path}: there is no folder {path.parent}.")
+
+
+def draw(growth: LossGrowth, machine: Machine, path: Path) -> None:
+    """Draw time against pixels and against classes, both axes logarithmic, with quartiles.
+
+    Raises:
+        RunFailed: the disk refuses.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with rc_context(RC):
+        figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _draw_panel(left, growth.pixels, lambda point: point.pixels)
+        _draw_panel(right, growth.classes, lambda point: point.classes)
+        left.set(xlabel=f"pixels ({USUAL_CLASSES} classes)", ylabel="forward + backward, ms")
+        right.set(xlabel=f"classes ({USUAL_SIDE**2:,} pixels)")
+        left.legend(title=f"{machine.device}, {growth.logits} logits")
+        figure.savefig(buffer, format=path.suffix[1:].lower())
+    try:
+        write_durably(path, buffer.getvalue())
+    except OSError as error:
+        raise RunFailed(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _draw_panel(
+    axes: Any, points: tuple[GrowthPoint, ...], size_of: Callable[[GrowthPoint], int]
+) -> None:
+    axes.set(xscale="log", yscale="log")
+    axes.grid(True)
+    sizes = [size_of(point) for point in points]
+    for name, colour in zip(points[0].times_ms, COLOURS, strict=True):
+        # A ratio to a unit of 1 is the time itself.
+        spreads = [ratio(p.times_ms[name], [1.0] * len(p.times_ms[name])) for p in points]
+        axes.plot(sizes, [s.median for s in spreads], "o-", color=colour, label=name)
+        low, high = [s.low for s in spreads], [s.high for s in spreads]
+        axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+    last = statistics.median(next(iter(points[-1].times_ms.values())))
+    line = [last * size / sizes[-1] for size in sizes]
+    axes.plot(sizes, line, ":", color=GREY, label="in proportion to the size")
