@@ -54,11 +54,13 @@ def of_cityscapes(file: Path) -> Given:
 
 def check_voc_run(run: "StoredRun", title: str, *, initial: bool) -> None:
     """Raise UserError unless VOC's server can have scored a run's predictions."""
+    from lovasz_repro.report.runs import setting
+
     if run.params.get("data.images") == "features":
         raise UserError(f"{title} has seen no photograph, only features drawn from masks: no "
                         "server scores it.")  # fmt: skip
-    category = run.params.get("data.category", "None")
-    if category != "None":
+    category = setting(run, "data.category")
+    if category is not None:
         raise UserError(f"{title} tells {category} from the rest: the server scores all classes.")
     if run.tags.get("scale") == "demo":
         raise UserError(f"{title} is of drawn pictures: no server scores it.")

@@ -7,7 +7,7 @@ experiments, are evidence beside it, each set of runs for itself.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lovasz_repro.report.claims_rules import TOO_FEW, Outcome, Verdict, decide
+from lovasz_repro.report.claims_rules import TOO_FEW, RuleOutcome, Verdict, decide
 from lovasz_repro.report.claims_schema import Claim, ClaimsFile, Names, RisesWith, Rule, load_claims
 from lovasz_repro.report.runs import (
     BATCH_SIZE,
@@ -21,7 +21,7 @@ from lovasz_repro.report.runs import (
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SetEvidence:
     """What one set of runs says about a claim."""
 
     experiment: str
@@ -30,7 +30,7 @@ class Evidence:
     heading: str
     decides: bool
     """Paper-scale runs of the claim's own experiment."""
-    outcome: Outcome
+    outcome: RuleOutcome
     note: str
     """Why a related experiment is shown."""
     remark: str
@@ -43,7 +43,7 @@ class ClaimVerdict:
 
     claim: Claim
     verdict: Verdict
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[SetEvidence, ...]
     command: str
     """What decides the claim; empty where it is decided."""
 
@@ -73,7 +73,7 @@ def _evaluate(store: RunStore, known: ClaimsFile, claim: Claim) -> ClaimVerdict:
     return ClaimVerdict(claim, verdict, (*own, *related), command)
 
 
-def _headline(outcomes: list[Outcome]) -> Verdict:
+def _headline(outcomes: list[RuleOutcome]) -> Verdict:
     """The verdict of the largest set of complete paper-scale runs."""
     complete = [outcome for outcome in outcomes if outcome.verdict != "not yet run"]
     if not complete:
@@ -89,7 +89,7 @@ def _evidence(
     *,
     decides: bool = False,
     note: str = "",
-) -> Iterator[Evidence]:
+) -> Iterator[SetEvidence]:
     names = known.experiments[experiment]
     for cohort, heading in _sets_of_runs(store, experiment, names, rule):
         outcome = decide(store, cohort, rule, names.pairs)
@@ -97,7 +97,7 @@ def _evidence(
             continue
         single = any(effect.n == 1 for effect in outcome.effects)
         remarks = [TOO_FEW if single else "", _lacking(outcome)]
-        yield Evidence(
+        yield SetEvidence(
             experiment,
             names.data,
             cohort.scale,
@@ -124,5 +124,5 @@ def _sets_of_runs(
                 yield cohort.of_batch_size(size), with_batch_size(heading, size)
 
 
-def _lacking(outcome: Outcome) -> str:
+def _lacking(outcome: RuleOutcome) -> str:
     return f"lacks {', '.join(outcome.missing)}" if outcome.missing else ""

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from lovasz_repro.host.terminal import print_note, print_table
-from lovasz_repro.report.claims import ClaimVerdict, Evidence
+from lovasz_repro.report.claims import ClaimVerdict, SetEvidence
 from lovasz_repro.report.claims_rules import Effect, Interval, Verdict
 from lovasz_repro.report.layout import MINUS, number, precise
 from lovasz_repro.report.render import md_escape, md_line, md_text
 
-COLOURS: dict[Verdict, str] = {
+VERDICTS: dict[Verdict, str] = {
     "holds": "green",
     "does not hold": "red",
     "undecided": "yellow",
@@ -34,7 +34,7 @@ HOW_TO_READ = (
 
 def print_claim(item: ClaimVerdict, console: Console) -> None:
     """Show a claim, its verdict at paper scale, and the evidence of other runs."""
-    verdict = Text(item.verdict, style=COLOURS[item.verdict])
+    verdict = Text(item.verdict, style=VERDICTS[item.verdict])
     console.print(Text.assemble((item.claim.id, "bold"), ": ", verdict, " at paper scale"))
     print_note(console, item.claim.statement)
     print_note(console, published_text(item), "dim")
@@ -60,7 +60,7 @@ def print_overview(
     rows = [
         [
             item.claim.id,
-            Text(item.verdict, COLOURS[item.verdict]),
+            Text(item.verdict, VERDICTS[item.verdict]),
             _counted(
                 [evidence.outcome.verdict for evidence in item.evidence if not evidence.decides]
             ),
@@ -92,12 +92,12 @@ def changed(verdicts: Sequence[ClaimVerdict], before: Path) -> set[str]:
 def summary(verdicts: Sequence[ClaimVerdict]) -> str:
     """How many claims have which verdict at paper scale."""
     counts = Counter(item.verdict for item in verdicts)
-    return "At paper scale: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS)
+    return "At paper scale: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
 
 
 def _counted(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(verdicts)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS if counts[verdict])
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
 
 
 def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
@@ -133,7 +133,7 @@ def to_json(verdicts: Sequence[ClaimVerdict]) -> str:
     return json.dumps(precise(content), indent=1, ensure_ascii=False) + "\n"
 
 
-def evidence_lines(evidence: Sequence[Evidence]) -> list[str]:
+def evidence_lines(evidence: Sequence[SetEvidence]) -> list[str]:
     """A line for each data set (why it is shown), each set of runs and each effect."""
     lines, told = [], ""
     for item in evidence:

@@ -26,9 +26,9 @@ from lovasz_repro.report.claims_schema import (
 )
 from lovasz_repro.report.runs import (
     Cohort,
+    Provenance,
     Run,
     RunStore,
-    Source,
     correlation_along,
     mean_and_spread,
     score_at,
@@ -79,11 +79,11 @@ class Effect:
     """ "points" of a difference, "%" of a score or loss, "r" of a correlation."""
     asked: "Interval"
     """Where the rule wants the mean, in the same unit."""
-    sources: tuple[Source, ...]
+    sources: tuple[Provenance, ...]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RuleOutcome:
     """What a rule says about one set of runs."""
 
     verdict: Verdict
@@ -92,7 +92,7 @@ class Outcome:
     """What the rule needs and the runs do not have."""
 
 
-def decide(store: RunStore, cohort: Cohort, rule: Rule, pairs: Sequence[str] = ()) -> Outcome:
+def decide(store: RunStore, cohort: Cohort, rule: Rule, pairs: Sequence[str] = ()) -> RuleOutcome:
     """Apply a rule to runs that may stand together.
 
     Args:
@@ -112,7 +112,7 @@ def decide(store: RunStore, cohort: Cohort, rule: Rule, pairs: Sequence[str] = (
         found = [_correlation(store, cohort, rule)]
     effects = tuple(item for item in found if isinstance(item, Effect))
     missing = tuple(dict.fromkeys(item for item in found if isinstance(item, str)))
-    return Outcome(_together(effects, missing), effects, missing)
+    return RuleOutcome(_together(effects, missing), effects, missing)
 
 
 def judge(values: Sequence[float], asked: Interval) -> Verdict:

@@ -69,7 +69,7 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
     if not found:
         return Missing("no finished camvid-enet run is stored", command(CAMVID))
     shown = found[:PANELS]
-    look = Look.by_dashes([cohort for cohort, _ in shown])
+    look = CurveLook.by_dashes([cohort for cohort, _ in shown])
     figure, curves = convergence(store, shown, look, "validation dataset-mIoU (%)")
     caption = (
         "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
@@ -131,7 +131,7 @@ def band(histories: Sequence[Sequence[tuple[int, float]]]) -> dict[str, list[flo
 
 
 @dataclass(frozen=True)
-class Look:
+class CurveLook:
     """How the curves of a figure are told apart, and what its legend says."""
 
     styles: dict[tuple[str, int], tuple[str, str]]
@@ -140,7 +140,7 @@ class Look:
     """Entries of the legend: name, colour, line style."""
 
     @classmethod
-    def by_dashes(cls, found: Sequence[Cohort]) -> "Look":
+    def by_dashes(cls, found: Sequence[Cohort]) -> "CurveLook":
         """A colour per variant and dashes per batch size; the largest batches are solid."""
         names = {name for cohort in found for name in cohort.variants}
         sizes = sorted({size for cohort in found for size in cohort.batch_sizes}, reverse=True)
@@ -153,7 +153,7 @@ class Look:
         return cls(styles, tuple(signs))
 
     @classmethod
-    def by_shades(cls, found: Sequence[Cohort]) -> "Look":
+    def by_shades(cls, found: Sequence[Cohort]) -> "CurveLook":
         """A hue per variant, from light to dark with the batch size; equibatch is dashed."""
         pairs = {(variant(run), batch_size(run)) for cohort in found for run in cohort.runs}
         names = {name for name, _ in pairs}
@@ -175,7 +175,7 @@ def dataset_miou(store: RunStore, run: Run) -> History:
 def convergence(
     store: RunStore,
     shown: Sequence[tuple[Cohort, str]],
-    look: Look,
+    look: CurveLook,
     ylabel: str,
     legend_title: str = "",
     score: Callable[[RunStore, Run], History] = dataset_miou,
@@ -240,7 +240,7 @@ def _convergence(
     store: RunStore,
     cohort: Cohort,
     heading: str,
-    look: Look,
+    look: CurveLook,
     score: Callable[[RunStore, Run], History],
 ) -> list[Curve]:
     curves = []
@@ -369,7 +369,7 @@ def street_curves(store: RunStore, experiment: str) -> Drawing | Missing:
     if not found:
         return Missing(f"no finished {experiment} run is stored", command(experiment))
     shown = found[:PANELS]
-    look = Look.by_shades([cohort for cohort, _ in shown])
+    look = CurveLook.by_shades([cohort for cohort, _ in shown])
     of_camvid = experiment == CAMVID_LAYOUT
     figure, curves = convergence(
         store,

@@ -45,7 +45,7 @@ from lovasz_repro.report.tables_voc import FEATURES, KEYS, STUDIED, studied_batc
 from lovasz_repro.report.words import caveats, titled
 
 DATASET, BATCH, IMAGE = "val/dataset_miou", "val/batch_miou", "val/image_miou"
-MEASURES = {
+MEASURE_LOOKS = {
     DATASET: ("dataset-mIoU", BLACK),
     BATCH: ("batch-mIoU, present classes", ORANGE),
     IMAGE: ("image-mIoU", GREEN),
@@ -70,7 +70,7 @@ ASIDE, APART = 0.8, 0.12
 
 
 @dataclass(frozen=True)
-class Line:
+class Series:
     """A mean over seeds, as it is drawn."""
 
     label: str
@@ -111,7 +111,7 @@ def figure_6(store: RunStore) -> Drawing | Missing:
     return _drawing(store, *chosen)
 
 
-def panels_of(store: RunStore, cohort: Cohort) -> tuple[list[Line], list[Line], list[Line]]:
+def panels_of(store: RunStore, cohort: Cohort) -> tuple[list[Series], list[Series], list[Series]]:
     """What each panel shows; nothing where a set lacks what the panel compares."""
     joint = joint_variant(store, cohort)
     second = _measures(store, cohort, joint, BATCH) if joint else []
@@ -145,12 +145,12 @@ def correlation(store: RunStore, runs: Sequence[Run]) -> Correlation | None:
 # -- lines -------------------------------------------------------------------------------------
 
 
-def _losses(store: RunStore, cohort: Cohort) -> list[Line]:
+def _losses(store: RunStore, cohort: Cohort) -> list[Series]:
     """Dataset-mIoU of every variant of (a), where there are both losses."""
     names = variant_order(set(cohort.variants) & {*CROSS_ENTROPY, *LOVASZ})
     colours = variant_colours(set(names))
     lines = {
-        name: Line(variant_title(name), *curve, colours[name], variant_dash(name))
+        name: Series(variant_title(name), *curve, colours[name], variant_dash(name))
         for name in names
         if (curve := _curve(store, cohort.select(name), DATASET))
     }
@@ -160,17 +160,17 @@ def _losses(store: RunStore, cohort: Cohort) -> list[Line]:
 
 def _measures(
     store: RunStore, cohort: Cohort, name: str, other: str, *, aside: bool = False
-) -> list[Line]:
+) -> list[Series]:
     """Dataset-mIoU and another measure of a variant; none where it lacks one of them."""
     lines = []
     for metric in (DATASET, other):
         curve = _curve(store, cohort.select(name), metric)
         if curve is None:
             return []
-        label, colour = MEASURES[metric]
+        label, colour = MEASURE_LOOKS[metric]
         label = f"{label}, optimised per batch" if aside else label
         dash = "--" if aside else "-"
-        lines.append(Line(label, *curve, colour, dash, right=metric == other, aside=aside))
+        lines.append(Series(label, *curve, colour, dash, right=metric == other, aside=aside))
     return lines
 
 
@@ -189,7 +189,7 @@ def _curve(
 
 def _drawing(
     store: RunStore,
-    panels: tuple[list[Line], list[Line], list[Line]],
+    panels: tuple[list[Series], list[Series], list[Series]],
     cohort: Cohort,
     heading: str,
 ) -> Drawing:
@@ -223,7 +223,7 @@ def _drawing(
     return Drawing(figure, caption, tuple(curves))
 
 
-def _panel(ax: Any, lines: Sequence[Line], title: str) -> list[Curve]:
+def _panel(ax: Any, lines: Sequence[Series], title: str) -> list[Curve]:
     """Draw one panel; one without lines says so."""
     ax.set_title(title, fontsize=7.5)
     ax.set_xlabel("iteration")
@@ -257,7 +257,7 @@ def legend_below(ax: Any, handles: Sequence[Any]) -> None:
               bbox_transform=ax.transAxes + down, borderaxespad=0, labelspacing=0.25)  # fmt: skip
 
 
-def _side(ax: Any, lines: Sequence[Line]) -> None:
+def _side(ax: Any, lines: Sequence[Series]) -> None:
     """Draw what is measured on one axis, which begins below the trained networks where these are
     far above the network before training."""
     for line in lines:
@@ -279,7 +279,7 @@ def _apart(left: Any, right: Any) -> None:
         ax.set_ylim(low - down * (high - low), high + up * (high - low))
 
 
-def _handle(line: Line) -> Any:
+def _handle(line: Series) -> Any:
     from matplotlib.lines import Line2D
 
     label = f"{line.label} (right)" if line.right and not line.aside else line.label
@@ -304,7 +304,7 @@ def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tu
 
 # -- what optimising each measure does to the others (Sec. 3.1) --------------------------------
 
-SHOWN = ("dataset", "image")
+DOTTED = ("dataset", "image")
 """Measures of the dots."""
 OVER_BATCHES = ("x-loss", "lovasz", "lovasz-all-classes")
 LABELS = {
@@ -346,7 +346,7 @@ def _study(store: RunStore, cohort: Cohort, heading: str) -> Drawing:
     axes = figure.subplots(1, 3, width_ratios=WIDTHS)
     axes[1].sharey(axes[0])
     curves: list[Curve] = []
-    for ax, measure in zip(axes, SHOWN, strict=False):
+    for ax, measure in zip(axes, DOTTED, strict=False):
         curves += _variant_dots(ax, store, cohort.of_batch_size(size), measure)
     axes[1].tick_params(axis="y", labelleft=False)
     axes[0].set_title(f"(a) after training, batch size {size}", fontsize=7.5, loc="left")

@@ -45,7 +45,7 @@ Window = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownImage:
     """An image as the compared runs see it."""
 
     name: str
@@ -82,7 +82,7 @@ class Pair:
     """Each image as either run lists it."""
 
 
-def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[Example]:
+def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[ShownImage]:
     """Of each category the image on which the losses differ most, then the next ones.
 
     Args:
@@ -99,7 +99,7 @@ def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[Ex
         ranked += [(place, runs, *item) for place, item in enumerate(images)]
     # shared categories come in their order, which decides among equals
     ranked.sort(key=lambda item: (item[0], -_spread(item[3])))
-    rows: list[Example] = []
+    rows: list[ShownImage] = []
     for _, runs, number, image in ranked:
         if len(rows) == ROWS:
             break
@@ -147,7 +147,7 @@ def find_pairs(
 
 def choose_of_pair(
     store: RunStore, pair: Pair, broken: list[str], *, details: bool = False
-) -> list[Example]:
+) -> list[ShownImage]:
     """The images on which two runs differ most, in that order.
 
     Args:
@@ -157,7 +157,7 @@ def choose_of_pair(
         details: cut out the part of each image where they differ most.
     """
 
-    def readable() -> Iterator[Example]:
+    def readable() -> Iterator[ShownImage]:
         for number, image in enumerate(pair.entries):
             try:
                 row = _read(store, pair.cohort, SEGMENTATIONS, pair.runs, number, image, pair.kind)
@@ -231,7 +231,7 @@ def _read(
     number: int,
     image: Mapping[str, Entry],
     kind: Kind,
-) -> Example:
+) -> ShownImage:
     """A whole image.
 
     Raises:
@@ -245,7 +245,7 @@ def _read(
         raise UserError(f"{first.name}: {_names(runs)} disagree on the labels")
     photograph = None if on_features(cohort) else pictures.photograph(number, first)
     window = (0, 0, first.height, first.width)
-    return Example(first.name, "", runs, photograph, labels[0], masks, {}, 0.0, window)
+    return ShownImage(first.name, "", runs, photograph, labels[0], masks, {}, 0.0, window)
 
 
 def _spread(image: Mapping[str, BinaryImage]) -> float:
@@ -254,8 +254,8 @@ def _spread(image: Mapping[str, BinaryImage]) -> float:
 
 
 def _with_basis(
-    store: RunStore, row: Example, number: int, image: Mapping[str, BinaryImage]
-) -> Example:
+    store: RunStore, row: ShownImage, number: int, image: Mapping[str, BinaryImage]
+) -> ShownImage:
     """A row of one category, with the mask and the score of the network before training."""
     (loss, run), *_ = row.runs.items()
     masks = {BASIS: Pictures(store, run, MASKS).mask(number, image[loss], "basis")}
@@ -270,8 +270,8 @@ def _with_basis(
 
 
 def _compared(
-    row: Example, image: Mapping[str, ClassesImage], kind: Kind, details: bool
-) -> Example:
+    row: ShownImage, image: Mapping[str, ClassesImage], kind: Kind, details: bool
+) -> ShownImage:
     """A row of two masks of all classes: where and how far they differ."""
     one, other = row.masks.values()
     scored = row.labels != VOID

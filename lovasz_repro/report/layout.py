@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lovasz_repro.report.model import Block, Cell, Column, Row, Table
+from lovasz_repro.report.model import Block, Cell, Column, Table, TableRow
 
 DASH, MINUS = "–", "−"
 SIDES = ("paper", "here", "difference")
@@ -196,7 +196,7 @@ def _best(
     return best
 
 
-def _best_of(values: dict[tuple[int, int], float], line: Row | Column) -> set[tuple[int, int]]:
+def _best_of(values: dict[tuple[int, int], float], line: TableRow | Column) -> set[tuple[int, int]]:
     if line.better is None or len(values) < 2:
         return set()
     target = max(values.values()) if line.better == "higher" else min(values.values())

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from lovasz_repro.report.runs import (
     Moment,
+    Provenance,
     Run,
     RunStore,
-    Source,
     mean_and_spread,
     score_at,
     sources,
@@ -31,7 +31,7 @@ class Cell:
     """Sample standard deviation over seeds; None for a single one."""
     n: int = 0
     """Number of values behind the mean."""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Provenance, ...] = ()
     published: float | None = None
     """The paper's number; None where the paper has none."""
     command: str = ""
@@ -58,7 +58,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row; a cell that is None does not apply."""
 
     key: str
@@ -73,7 +73,7 @@ class Block:
     """Rows that may be compared with each other, under one heading."""
 
     heading: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Curve:
     label: str
     data: Mapping[str, Sequence[float]]
     """Axis name -> values as drawn."""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Provenance, ...] = ()
     """Runs behind it; empty where it is computed from a definition alone."""
     computed: str = ""
     """What computes it, where no run is behind it."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from lovasz_repro.data.palettes import CITYSCAPES, RGB, VOC, ClassTable
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.examples import Example, Pair, choose_binary, choose_of_pair, find_pairs
+from lovasz_repro.report.examples import Pair, ShownImage, choose_binary, choose_of_pair, find_pairs
 from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.pictures import EXAMPLES, VOID, Kind, ListedWindow, Pictures
 from lovasz_repro.report.runs import (
@@ -191,7 +191,7 @@ def figure_4(store: RunStore) -> Drawing | Missing:
 
 
 def _of_categories(
-    cohort: Cohort, heading: str, examples: Sequence[Example], broken: Sequence[str]
+    cohort: Cohort, heading: str, examples: Sequence[ShownImage], broken: Sequence[str]
 ) -> Drawing:
     lacking = "" if is_papers(cohort) else NO_MASKS
     seeds = sorted({seed(run) for e in examples for run in e.runs.values()}, key=natural)
@@ -218,7 +218,7 @@ def _of_categories(
     return Drawing(figure, caption, tuple(curves))
 
 
-def _tiles_of_category(example: Example) -> list[Tile]:
+def _tiles_of_category(example: ShownImage) -> list[Tile]:
     """The pictures of a row; the best image-IoU is bold."""
     name = example.name[:14]
     truth = colours_of_truth(example.labels)
@@ -318,7 +318,7 @@ def figure_of_classes(store: RunStore, shown: Comparison) -> Drawing | Missing:
 
 
 def _of_classes(
-    shown: Comparison, pair: Pair, examples: Sequence[Example], broken: Sequence[str]
+    shown: Comparison, pair: Pair, examples: Sequence[ShownImage], broken: Sequence[str]
 ) -> Drawing:
     one, other = (variant_title(name) for name in pair.runs)
     lacking = "" if pair.kind == shown.kinds[0] else NO_CRF
@@ -358,7 +358,7 @@ def _of_classes(
     return Drawing(figure, caption, tuple(curves))
 
 
-def _tiles_of_classes(shown: Comparison, kind: Kind, example: Example) -> list[Tile]:
+def _tiles_of_classes(shown: Comparison, kind: Kind, example: ShownImage) -> list[Tile]:
     """The pictures of a row; the better IoU is bold."""
     name, differs = example.name[:14], f"masks differ on {100 * example.differs:.1f}%"
     truth = VOC_PALETTE.paint(example.labels)

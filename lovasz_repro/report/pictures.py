@@ -119,10 +119,10 @@ MASKS = Album(
     {"prediction": {0, 1}, "basis": {0, 1}, "labels": {0, 1, VOID}}, "value of a mask",
 )  # fmt: skip
 """One category against the rest, Sec. 4.2."""
-CLASSES = frozenset(range(len(VOC)))
+VOC_IDS = frozenset(range(len(VOC)))
 SEGMENTATIONS = Album(
     "segmentations", "segmentations", ClassesImage,
-    {"prediction": CLASSES, "crf": CLASSES, "labels": CLASSES | {VOID}}, "class of VOC",
+    {"prediction": VOC_IDS, "crf": VOC_IDS, "labels": VOC_IDS | {VOID}}, "class of VOC",
 )  # fmt: skip
 """All classes of Pascal VOC, Sec. 4.3."""
 LABEL_IDS = frozenset(range(256))

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from lovasz_repro.config.read import Strict, read_yaml, validate
 from lovasz_repro.config.schema import experiments_folder
-from lovasz_repro.report.model import Better, Block, Cell, Column, Row, Table
+from lovasz_repro.report.model import Better, Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.runs import Cohort
 from lovasz_repro.report.sets import Found, is_papers
 
@@ -130,13 +130,13 @@ def paper_table(name: str, ours: Cells | None = None, *notes: str) -> Table:
     )
 
 
-def _row(printed: PublishedTable, key: str, ours: Cells) -> Row:
+def _row(printed: PublishedTable, key: str, ours: Cells) -> TableRow:
     row = printed.rows[key]
     cells = tuple(
         _cell(value, ours.get((key, name)), column.command or row.command or printed.command)
         for (name, column), value in zip(printed.columns.items(), row.values, strict=True)
     )
-    return Row(key, row.title, cells, row.better)
+    return TableRow(key, row.title, cells, row.better)
 
 
 def _cell(value: Printed, ours: Cell | None, command: str) -> Cell | None:

@@ -83,7 +83,7 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """Where one number comes from."""
 
     run_id: str
@@ -136,17 +136,17 @@ class Cohort:
         return dict(self.settings).get(key, default)
 
 
-def source(run: Run) -> Source:
+def source(run: Run) -> Provenance:
     """Provenance of a run, from the tags that every run carries.
 
     An imported run keeps the id that it was made under, so a report is the same in every store;
     ``tags.origin_run_id`` finds it here.
     """
     made_as = run.tags.get("origin_run_id", run.run_id)
-    return Source(made_as, run.name, **{key: run.tags.get(key, "unknown") for key in MARKS})
+    return Provenance(made_as, run.name, **{key: run.tags.get(key, "unknown") for key in MARKS})
 
 
-def sources(runs: Iterable[Run]) -> tuple[Source, ...]:
+def sources(runs: Iterable[Run]) -> tuple[Provenance, ...]:
     """Provenance of several runs: each once, by name, seed and id."""
     unique = {source(run) for run in runs}
     return tuple(sorted(unique, key=lambda s: (s.name, natural(s.seed), s.run_id)))

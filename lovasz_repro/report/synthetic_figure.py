@@ -10,8 +10,8 @@ from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
 from lovasz_repro.report.style import GREY, LOSSES, PAGE
 
-REFERENCE = "jaccard"
-DASHES = {"hinge": "--"}
+JACCARD = "jaccard"
+LOSS_DASHES = {"hinge": "--"}
 """Its curve runs close to that of cross-entropy."""
 
 
@@ -80,15 +80,15 @@ def _images(axes: Sequence[Any], label: Any, features: Any) -> None:
 
 def _losses(ax: Any, curves: dict[str, list[float]], run: Run) -> tuple[Curve, ...]:
     b = curves["b"]
-    reference = relative(curves[REFERENCE])
+    reference = relative(curves[JACCARD])
     drawn = []
     for order, (name, (title, colour)) in enumerate(LOSSES.items()):
         if name not in curves:
             continue
         values = relative(curves[name])
         at = values.index(min(values))
-        is_reference = name == REFERENCE
-        ax.plot(b, values, DASHES.get(name, "-"), color=colour, label=title,
+        is_reference = name == JACCARD
+        ax.plot(b, values, LOSS_DASHES.get(name, "-"), color=colour, label=title,
                 lw=1.8 if is_reference else 1.1, zorder=4 if is_reference else 3)  # fmt: skip
         ax.plot(b[at], 0.0, "o", color=colour, clip_on=False, zorder=6 + order)
         if not is_reference:

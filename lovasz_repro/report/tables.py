@@ -13,9 +13,9 @@ from lovasz_repro.report.model import (
     Block,
     Cell,
     Column,
-    Row,
     Score,
     Table,
+    TableRow,
     count,
     measured,
     once,
@@ -64,12 +64,12 @@ SCORES = {
     "category-iiou": "category_iiou",
 }
 """Columns of Table 4 and the names of their metrics, without the split."""
-TITLES = ("Class IoU", "Class iIoU", "Cat. IoU", "Cat. iIoU")
+STREET_TITLES = ("Class IoU", "Class iIoU", "Cat. IoU", "Cat. iIoU")
 CAMVID_CLASSES = tuple(CITYSCAPES.names[i] for i in CAMVID_FROM_CITYSCAPES.values() if i)
 """The 11 classes of Cityscapes that CamVid's annotations hold."""
 CITYSCAPES_SCORES = tuple(
     Score(key, title, (f"val/{metric}",), "best")
-    for (key, metric), title in zip(SCORES.items(), TITLES, strict=True)
+    for (key, metric), title in zip(SCORES.items(), STREET_TITLES, strict=True)
 )
 LAYOUT_SCORES = (
     *(Score(s.key, f"val {s.title}", s.metrics, s.at) for s in CITYSCAPES_SCORES),
@@ -79,7 +79,7 @@ LAYOUT_SCORES = (
     ),
     Score("test-eleven", "test IoU, 11 classes", tuple(f"test/iou/{n}" for n in CAMVID_CLASSES)),
 )
-CLASSES = {
+CLASS_ROWS = {
     CAMVID: ("mean of the classes", sorted(palettes.CAMVID.names)),
     CAMVID_LAYOUT: ("Class IoU", CITYSCAPES.names),
 }
@@ -247,7 +247,7 @@ TABLES: dict[str, Callable[[RunStore], Table]] = {
 }
 
 
-def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[Row, ...]:
+def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[TableRow, ...]:
     """Rows of one stored search; every step of a metric's history is a seed."""
     rows = []
     for loss, (title, _) in LOSSES.items():
@@ -256,19 +256,19 @@ def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[Row, ...]:
             history = store.history(run.run_id, f"{key}/{loss}") if run else []
             runs, values = [run] if run else [], [value for _, value in history]
             cells.append(measured(values, runs, command("synthetic"), factor=factor))
-        rows.append(Row(loss, title, (*cells, count(cells[0]))))
+        rows.append(TableRow(loss, title, (*cells, count(cells[0]))))
     return tuple(rows)
 
 
-def _camvid_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
+def _camvid_rows(store: RunStore, cohort: Cohort | None) -> tuple[TableRow, ...]:
     fill, runs = fill_of(CAMVID, cohort), cohort.runs if cohort else ()
     before = [score.before(store, runs, fill) for score in CAMVID_SCORES]
-    rows = [Row("initial", "initial network, before training", (*before, None))]
+    rows = [TableRow("initial", "initial network, before training", (*before, None))]
     stored = set(cohort.variants) if cohort else set()
     for name in variant_order(stored | CAMVID_VARIANTS):
         chosen = cohort.select(name) if cohort else []
         cells = [score.after(store, chosen, fill) for score in CAMVID_SCORES]
-        rows.append(Row(name, variant_title(name), (*cells, count(cells[1]))))
+        rows.append(TableRow(name, variant_title(name), (*cells, count(cells[1]))))
     return tuple(rows)
 
 
@@ -291,15 +291,15 @@ def _street_scores(
 
 def _street_rows(
     store: RunStore, experiment: str, cohort: Cohort | None, scores: Sequence[Score]
-) -> tuple[Row, ...]:
+) -> tuple[TableRow, ...]:
     fill, runs = fill_of(experiment, cohort), cohort.runs if cohort else ()
     before = [score.before(store, runs, fill) for score in scores]
-    rows = [Row("initial", starting_point(cohort), (*_scored(before), None))]
+    rows = [TableRow("initial", starting_point(cohort), (*_scored(before), None))]
     for name, size in settings_of(experiment, cohort):
         chosen = cohort.select(name, size) if cohort else []
         after = [score.after(store, chosen, fill) for score in scores]
         label = f"{variant_title(name)}, batch size {size}"
-        rows.append(Row(f"{name}-b{size}", label, (*_scored(after), count(after[0]))))
+        rows.append(TableRow(f"{name}-b{size}", label, (*_scored(after), count(after[0]))))
     return tuple(rows)
 
 
@@ -315,15 +315,15 @@ def _class_blocks(
     """Test IoU of each class that occurs, and their mean, before and after training."""
     if found:
         return tuple(Block(heading, _class_rows(store, c, shown)) for c, heading in found)
-    mean, _ = CLASSES[experiment]
-    empty = Row(mean, mean, (Cell(command=command(experiment)),) * (1 + len(shown)))
+    mean, _ = CLASS_ROWS[experiment]
+    empty = TableRow(mean, mean, (Cell(command=command(experiment)),) * (1 + len(shown)))
     return (Block("", (empty,)),)
 
 
 def _class_rows(
     store: RunStore, cohort: Cohort, shown: Sequence[tuple[str, int | None]]
-) -> tuple[Row, ...]:
-    fill, (mean, classes) = fill_of(cohort.experiment, cohort), CLASSES[cohort.experiment]
+) -> tuple[TableRow, ...]:
+    fill, (mean, classes) = fill_of(cohort.experiment, cohort), CLASS_ROWS[cohort.experiment]
     keys = {name: f"test/iou/{name}" for name in classes}
     keys = {name: key for name, key in keys.items() if _occurs(cohort.runs, key)}
     mine = settings_of(cohort.experiment, cohort)
@@ -335,7 +335,7 @@ def _class_rows(
             runs = cohort.select(*setting)
             cell = _or_blank(score.after(store, runs, fill), runs)
             cells.append(cell if setting[1] is None or setting in mine else None)
-        rows.append(Row(name, name, tuple(cells), better="higher"))
+        rows.append(TableRow(name, name, tuple(cells), better="higher"))
     return tuple(rows)
 
 

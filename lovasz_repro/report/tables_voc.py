@@ -16,9 +16,9 @@ from lovasz_repro.report.model import (
     Block,
     Cell,
     Column,
-    Row,
     Score,
     Table,
+    TableRow,
     count,
     measured,
     once,
@@ -70,7 +70,7 @@ MEASURES: dict[str, tuple[str, str, Better]] = {
     "soft-iou": ("val/soft_iou", "soft IoU", "lower"),
     "image-iou": (IOU, "image-IoU", "higher"),
 }
-"""Row of the tables -> metric, title, which is better."""
+"""TableRow of the tables -> metric, title, which is better."""
 
 
 def table_1(store: RunStore) -> Table:
@@ -126,7 +126,7 @@ def voc_binary_classes(store: RunStore) -> Table:
     """Validation image-IoU of every category under each loss."""
     found = named_sets(store, BINARY)
     blocks = [Block(heading, _category_rows(cohort)) for cohort, heading in found]
-    empty = Row("mean", "mean", (Cell(command=command(BINARY)),) * (len(TRAINED) + 1))
+    empty = TableRow("mean", "mean", (Cell(command=command(BINARY)),) * (len(TRAINED) + 1))
     return Table(
         name=f"{BINARY}-classes",
         title="Binary segmentation on Pascal VOC: image-IoU per category",
@@ -162,18 +162,18 @@ def _all_over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell:
     return measured(means, used, fill, factor=100)
 
 
-def _measure_rows(cohort: Cohort | None, classes: Sequence[str]) -> tuple[Row, ...]:
+def _measure_rows(cohort: Cohort | None, classes: Sequence[str]) -> tuple[TableRow, ...]:
     fill, every = fill_of(BINARY, cohort), cohort.runs if cohort else ()
     rows = []
     for row, (key, title, better) in MEASURES.items():
         chosen = [cohort.select(name) if cohort else [] for name in TRAINED]
         cells = [_over_categories(runs, key, classes, fill) for runs in chosen]
         basis = _over_categories(every, BASIS_IOU, classes, fill) if row == "image-iou" else None
-        rows.append(Row(row, title, (*cells, basis), better))
+        rows.append(TableRow(row, title, (*cells, basis), better))
     return tuple(rows)
 
 
-def _category_rows(cohort: Cohort) -> tuple[Row, ...]:
+def _category_rows(cohort: Cohort) -> tuple[TableRow, ...]:
     fill = fill_of(BINARY, cohort)
     rows = []
     for name in CATEGORIES:
@@ -181,12 +181,12 @@ def _category_rows(cohort: Cohort) -> tuple[Row, ...]:
         if runs:
             cells = [over_seeds([r for r in runs if variant(r) == t], IOU, fill) for t in TRAINED]
             basis = [(run, run.metrics[BASIS_IOU]) for run in having(runs, BASIS_IOU)]
-            rows.append(Row(name, name, (*cells, once(basis, fill)), "higher"))
+            rows.append(TableRow(name, name, (*cells, once(basis, fill)), "higher"))
     shared = shared_categories(cohort)
     means = [_over_categories(cohort.select(t), IOU, shared, fill) for t in TRAINED]
     means.append(_over_categories(cohort.runs, BASIS_IOU, shared, fill))
     label = "mean" if len(shared) == len(rows) else f"mean of {len(shared)} categories"
-    return (*rows, Row("mean", label, tuple(replace(m, spread=None) for m in means), "higher"))
+    return (*rows, TableRow("mean", label, tuple(replace(m, spread=None) for m in means), "higher"))
 
 
 def _loss_columns(prefix: str) -> tuple[Column, ...]:
@@ -295,7 +295,7 @@ def voc_multiclass_classes(store: RunStore) -> Table:
     for cohort, heading in found:
         prefix, regime, _ = REGIMES[_last_regime(cohort)]
         blocks.append(Block(f"{heading}, {regime}", _class_rows(cohort, prefix, shown)))
-    empty = Row(MEAN, MEAN, (Cell(command=command(MULTICLASS)),) * len(shown))
+    empty = TableRow(MEAN, MEAN, (Cell(command=command(MULTICLASS)),) * len(shown))
     return Table(
         name=f"{MULTICLASS}-classes",
         title="Multiclass segmentation on Pascal VOC: IoU per class",
@@ -315,7 +315,7 @@ def _of_ten(found: Found) -> Found:
     return [pair for pair in found if pair[0].batch_sizes == [PAPER_BATCH]]
 
 
-def _scale_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
+def _scale_rows(store: RunStore, cohort: Cohort | None) -> tuple[TableRow, ...]:
     fill = fill_of(MULTICLASS, cohort)
     rows = _start(store, cohort, MULTICLASS_SCORES)
     for name in planned_variants(MULTICLASS, cohort):
@@ -325,17 +325,17 @@ def _scale_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
             for score in MULTICLASS_SCORES
         ]
         seeds = count(cells[0]) if cells[0] else None
-        rows.append(Row(name, variant_title(name), (*cells, seeds)))
+        rows.append(TableRow(name, variant_title(name), (*cells, seeds)))
     return tuple(rows)
 
 
-def _start(store: RunStore, cohort: Cohort | None, scores: Sequence[Score]) -> list[Row]:
+def _start(store: RunStore, cohort: Cohort | None, scores: Sequence[Score]) -> list[TableRow]:
     """What the network scored before the first step; nothing where that is not known."""
     if cohort is None:
         return []
     found = [score.before(store, cohort.runs, "") for score in scores]
     cells = [cell if cell.value is not None else None for cell in found]
-    return [Row("initial", starting_point(cohort), (*cells, None))] if any(cells) else []
+    return [TableRow("initial", starting_point(cohort), (*cells, None))] if any(cells) else []
 
 
 def _applies(cohort: Cohort | None, column: str) -> bool:
@@ -354,7 +354,7 @@ def _last_regime(cohort: Cohort) -> str:
     return scored[-1] if scored else "val-single"
 
 
-def _class_rows(cohort: Cohort, prefix: str, shown: Sequence[str]) -> tuple[Row, ...]:
+def _class_rows(cohort: Cohort, prefix: str, shown: Sequence[str]) -> tuple[TableRow, ...]:
     """A row per class, and their mean; blank where a variant or a class is not of the set."""
     fill = fill_of(MULTICLASS, cohort)
     planned, mean = planned_variants(MULTICLASS, cohort), f"{prefix}dataset_miou"
@@ -367,7 +367,7 @@ def _class_rows(cohort: Cohort, prefix: str, shown: Sequence[str]) -> tuple[Row,
         return None if name not in planned or (found.value is None and scored) else found
 
     return tuple(
-        Row(label, label, tuple(cell(name, key) for name in shown), better="higher")
+        TableRow(label, label, tuple(cell(name, key) for name in shown), better="higher")
         for label, key in keys.items()
     )
 
@@ -437,14 +437,14 @@ def studied_batch(cohort: Cohort) -> int:
     return PAPER_BATCH if PAPER_BATCH in sizes else max(sizes)
 
 
-def _study_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
+def _study_rows(store: RunStore, cohort: Cohort | None) -> tuple[TableRow, ...]:
     fill = command(MULTICLASS, cohort.profile if cohort else FEATURES)
     rows = _start(store, cohort, STUDY_SCORES)
     others = sorted(set(cohort.variants) - set(STUDIED)) if cohort else []
     for name, title in (STUDIED | {name: variant_title(name) for name in others}).items():
         chosen = cohort.select(name) if cohort else []
         cells = [score.after(store, chosen, fill) for score in STUDY_SCORES]
-        rows.append(Row(name, title, (*cells, count(cells[0]))))
+        rows.append(TableRow(name, title, (*cells, count(cells[0]))))
     return tuple(rows)
 
 
@@ -453,11 +453,11 @@ def _study_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
 # and by the rule. Step k of both metrics is batch k, so differences are taken batch by batch.
 
 ARG_MAX, RULE = "batches/miou", "batches/miou_decision_rule"
-REFERENCE = "x-loss-equibatch"
+RULE_REFERENCE = "x-loss-equibatch"
 """The network that the paper applies the rule to, its best one trained with cross-entropy."""
 PAPER_ROWS = {
-    "cross-entropy": (REFERENCE, ARG_MAX),
-    "decision-rule": (REFERENCE, RULE),
+    "cross-entropy": (RULE_REFERENCE, ARG_MAX),
+    "decision-rule": (RULE_REFERENCE, RULE),
     "lovasz-softmax": ("lovasz-equibatch-30k", ARG_MAX),
 }
 """Rows of the paper's comparison -> variant and metric."""
@@ -465,7 +465,7 @@ BY_SCALE = "decision-rule-by-scale"
 
 
 @dataclass(frozen=True)
-class BatchScores:
+class OverBatches:
     """What the runs of a variant reached on each batch, the mean over seeds."""
 
     by_batch: dict[Any, float]
@@ -475,7 +475,7 @@ class BatchScores:
         """Mean and standard deviation over batches, in percent."""
         return measured(list(self.by_batch.values()), self.runs, fill, factor=100)
 
-    def above(self, other: "BatchScores", fill: str) -> Cell:
+    def above(self, other: "OverBatches", fill: str) -> Cell:
         """Mean difference to other scores of the same batches, in points, ± its standard error."""
         shared = [batch for batch in self.by_batch if batch in other.by_batch]
         differences = [self.by_batch[batch] - other.by_batch[batch] for batch in shared]
@@ -500,7 +500,7 @@ def decision_rule(store: RunStore) -> Table:
 
 def decision_rule_by_scale(store: RunStore) -> Table:
     """Arg max and decision rule side by side, of every stored set of runs."""
-    reference = variant_title(REFERENCE)
+    reference = variant_title(RULE_REFERENCE)
     return Table(
         name=BY_SCALE,
         title="Arg max and decision rule on batches of validation images, by scale",
@@ -533,7 +533,7 @@ def decision_rule_by_scale(store: RunStore) -> Table:
     )
 
 
-def _batch_scores(store: RunStore, runs: Sequence[Run], metric: str) -> BatchScores:
+def _batch_scores(store: RunStore, runs: Sequence[Run], metric: str) -> OverBatches:
     """Batch -> mean over seeds, of the batches that every run with this metric has."""
     import pandas as pd
 
@@ -541,12 +541,12 @@ def _batch_scores(store: RunStore, runs: Sequence[Run], metric: str) -> BatchSco
     scored = [(run, history) for run, history in found if history]
     grid = pd.DataFrame([history for _, history in scored], dtype=float)
     means = grid.dropna(axis="columns").mean().sort_index()
-    return BatchScores(means.to_dict(), tuple(run for run, _ in scored))
+    return OverBatches(means.to_dict(), tuple(run for run, _ in scored))
 
 
-def _rule_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
+def _rule_rows(store: RunStore, cohort: Cohort | None) -> tuple[TableRow, ...]:
     fill = fill_of(MULTICLASS, cohort)
-    reference = _batch_scores(store, cohort.select(REFERENCE) if cohort else [], ARG_MAX)
+    reference = _batch_scores(store, cohort.select(RULE_REFERENCE) if cohort else [], ARG_MAX)
     rows = []
     for name in planned_variants(MULTICLASS, cohort):
         chosen = cohort.select(name) if cohort else []
@@ -555,11 +555,11 @@ def _rule_rows(store: RunStore, cohort: Cohort | None) -> tuple[Row, ...]:
             arg_max.cell(fill),
             rule.cell(fill),
             rule.above(arg_max, fill),
-            None if name == REFERENCE else arg_max.above(reference, fill),
+            None if name == RULE_REFERENCE else arg_max.above(reference, fill),
             _number(len(arg_max.by_batch), arg_max.cell(fill)),
             _number(len(arg_max.runs), arg_max.cell(fill)),
         ]
-        rows.append(Row(name, variant_title(name), tuple(cells)))
+        rows.append(TableRow(name, variant_title(name), tuple(cells)))
     return tuple(rows)
 
 

@@ -9,7 +9,7 @@ DEMO = (
     " A demo trains small networks from random weights for minutes on drawn pictures: which loss "
     "comes out ahead in it says nothing of the paper."
 )
-FEATURES = (
+ON_FEATURES = (
     " The networks saw features: noise drawn from the masks in the place of photographs, as "
     "Sec. 4.1 does for circles."
 )
@@ -33,7 +33,7 @@ def caveats(figure: int, cohort: Cohort, lacking: str) -> str:
     return (
         (f" This is not the paper's Figure {figure}: {lacking}." if lacking else "")
         + (DEMO if cohort.scale == "demo" else "")
-        + (FEATURES if on_features(cohort) else "")
+        + (ON_FEATURES if on_features(cohort) else "")
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from lovasz_repro.errors import UserError
+
 History = Mapping[str, list[tuple[int, float]]]
 
 
@@ -37,6 +39,10 @@ class FakeStore:
 
     def artifact(self, run_id: str, relative_path: str) -> Path:
         return self.folder / run_id / relative_path
+
+    def strict(self) -> Any:
+        """The same, refusing to name a file that is not there, as the store of the tool does."""
+        return StrictStore(self)
 
     def add(
         self,
@@ -76,6 +82,17 @@ class FakeStore:
         self.stored.append(run)
         self.histories[run.run_id] = dict(history or {})
         return run
+
+
+class StrictStore:
+    def __init__(self, store: FakeStore) -> None:
+        self.runs, self.history, self.known = store.runs, store.history, store.artifact
+
+    def artifact(self, run_id: str, relative_path: str) -> Path:
+        path = self.known(run_id, relative_path)
+        if not path.is_file():
+            raise UserError(f"run {run_id} has no artifact {relative_path}")
+        return path
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Sec. 4.4: the paper's Table 4 and Figures 8 and 9, and what stands beside them for CamVid."""
 
-import io
 import itertools
 import json
 import math
@@ -8,10 +7,8 @@ import math
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from PIL import Image
 
-from lovasz_repro.errors import UserError
-from lovasz_repro.report.curves import Look
+from lovasz_repro.report.curves import CurveLook
 from lovasz_repro.report.figures import FIGURES as DRAWN
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.layout import DASH, layout
@@ -20,6 +17,7 @@ from lovasz_repro.report.picture_figures import CITYSCAPES_PALETTE
 from lovasz_repro.report.runs import cohorts
 from lovasz_repro.report.style import RC, VARIANTS, shades
 from lovasz_repro.report.tables import TABLES, camvid_as_cityscapes, cityscapes_enet, table_4
+from tests.fake_segmentations import png
 from tests.report_files import write_tables
 
 figure_8, figure_9 = DRAWN["figure-8"], DRAWN["figure-9"]
@@ -358,7 +356,7 @@ def test_camvid_curves_say_that_the_paper_has_none(store):
 
 
 def test_batch_sizes_are_told_apart_by_lightness(sizes):
-    look = Look.by_shades(cohorts(sizes, ENET, ("data.equibatch",)))
+    look = CurveLook.by_shades(cohorts(sizes, ENET, ("data.equibatch",)))
     lightness = [sum(to_rgb(look.styles[LOVASZ, size][0])) for size in (2, 5, 10, 20)]
     assert lightness == sorted(lightness, reverse=True)
     assert min(a - b for a, b in itertools.pairwise(lightness)) > 0.25
@@ -368,13 +366,6 @@ def test_batch_sizes_are_told_apart_by_lightness(sizes):
 
 
 # -- figure 8 ----------------------------------------------------------------------------------
-
-
-def png(pixels, mode=None):
-    buffer = io.BytesIO()
-    image = Image.fromarray(np.asarray(pixels, np.uint8))
-    (image.convert(mode) if mode else image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def put(store, run, entries=1, **changed):
@@ -460,24 +451,15 @@ def test_sidecar_has_the_entries(store):
 
 
 def test_runs_without_pictures_are_passed_over(store):
-    class Strict:
-        runs, history = store.runs, store.history
-
-        def artifact(self, run_id, relative_path):
-            path = store.artifact(run_id, relative_path)
-            if not path.is_file():
-                raise UserError(f"run {run_id} has no artifact {relative_path}")
-            return path
-
     add(store, 0.63)
-    missing = figure_8(Strict())
+    missing = figure_8(store.strict())
     assert isinstance(missing, Missing)
     assert (missing.reason, missing.command) == (
         "no finished cityscapes-enet run with Lovász-Softmax has pictures (examples/)",
         "lovasz-repro run cityscapes-enet",
     )
     older = put(store, add(store, 0.63, seed=1))
-    for asked in (store, Strict()):
+    for asked in (store, store.strict()):
         drawing = figure_8(asked)
         assert drawing.curves[0].sources[0].run_id == older.run_id
         assert "Passed over" not in drawing.caption

@@ -12,7 +12,7 @@ import pytest
 from lovasz_repro.errors import UserError
 from lovasz_repro.report import style
 from lovasz_repro.report.curves import band, camvid_classes, camvid_curves
-from lovasz_repro.report.curves_voc import MEASURES
+from lovasz_repro.report.curves_voc import MEASURE_LOOKS
 from lovasz_repro.report.figures import FIGURES, write_figures
 from lovasz_repro.report.model import Drawing, Missing
 from lovasz_repro.report.surfaces import (
@@ -208,7 +208,7 @@ def contrast_with_white(colour):
 
 def test_lines_and_grey_text_stand_out_from_white():
     lines = {colour for _, colour in (*style.LOSSES.values(), *style.VARIANTS.values())}
-    for colour in (*lines, *style.SPARE, *(colour for _, colour in MEASURES.values())):
+    for colour in (*lines, *style.SPARE, *(colour for _, colour in MEASURE_LOOKS.values())):
         assert contrast_with_white(colour) >= 3, colour
     assert contrast_with_white(style.GREY) >= 4.5
 

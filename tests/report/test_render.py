@@ -19,7 +19,7 @@ from lovasz_repro.host.output import visible
 from lovasz_repro.host.terminal import Terminal
 from lovasz_repro.report.latex import latex_text, to_latex
 from lovasz_repro.report.layout import layout
-from lovasz_repro.report.model import Block, Cell, Column, Row, Table
+from lovasz_repro.report.model import Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.render import (
     md_escape,
     print_table,
@@ -34,7 +34,7 @@ from tests.report_files import write_tables
 
 def awkward() -> Table:
     """A table whose words mean something in every format."""
-    row = Row(
+    row = TableRow(
         "r",
         "a_b | 50% & #1 ~ x^2 {y} $z \\w <i>",
         (Cell(-1.5, 0.25, 2), Cell(command="do it_now --all")),
@@ -112,7 +112,7 @@ HOSTILE = "[x] \x1b]0;x\x07 `code` *b*\n| forged | 99.9 |\n\n# head\\input{/etc/
 def hostile() -> Table:
     """A table of which every word came from a stranger."""
     cells = (Cell(-1.5, 0.25, 2), Cell(command=command("voc-binary", HOSTILE)))
-    row = Row(f"={HOSTILE}", HOSTILE, cells)
+    row = TableRow(f"={HOSTILE}", HOSTILE, cells)
     columns = (Column("@c", HOSTILE, "%"), Column("d", HOSTILE))
     blocks = (Block(HOSTILE, (row, row)),)
     return Table("hostile", HOSTILE, HOSTILE, HOSTILE, columns, blocks, (HOSTILE,))

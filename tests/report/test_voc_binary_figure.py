@@ -1,15 +1,12 @@
 """Figure 4: which masks it shows, how it paints them, and that it trusts no stored file."""
 
-import io
 import itertools
 import json
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from PIL import Image
 
-from lovasz_repro.errors import UserError
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.model import Drawing, Missing
 from lovasz_repro.report.picture_figures import (
@@ -20,19 +17,13 @@ from lovasz_repro.report.picture_figures import (
     figure_4,
 )
 from lovasz_repro.report.style import RC
+from tests.fake_segmentations import png
 
 LOSSES = ("cross-entropy", "hinge", "lovasz-hinge", "soft-iou")
 RUN = "lovasz-repro run voc-binary"
 LABELS = [[1, 0, 255], [1, 0, 0]]
 PREDICTION = [[1, 1, 1], [0, 0, 0]]
 PHOTO = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
-
-
-def png(pixels, mode=None):
-    buffer = io.BytesIO()
-    image = Image.fromarray(np.asarray(pixels, np.uint8))
-    (image.convert(mode) if mode else image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def add(store, loss="hinge", category="bird", ious=(0.5,), seed=0, *, scale="paper",
@@ -202,20 +193,11 @@ def test_one_loss_alone_is_not_compared(store):
 
 
 def test_a_store_that_lacks_the_file_is_asked_no_further(store):
-    class Strict:
-        runs, history = store.runs, store.history
-
-        def artifact(self, run_id, relative_path):
-            path = store.artifact(run_id, relative_path)
-            if not path.is_file():
-                raise UserError(f"run {run_id} has no artifact {relative_path}")
-            return path
-
     for loss in ("hinge", "lovasz-hinge"):
         add(store, loss, **{"masks.json": None})
-    assert isinstance(figure_4(Strict()), Missing)
+    assert isinstance(figure_4(store.strict()), Missing)
     add_all(store, "cat", (0.1, 0.9), losses=("hinge", "lovasz-hinge"))
-    assert under(figure_4(Strict()))[0][0] == "cat"
+    assert under(figure_4(store.strict()))[0][0] == "cat"
 
 
 # -- files that are not what they should be ----------------------------------------------------

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lovasz_repro.errors import UserError
 from lovasz_repro.report.examples import detail_window
 from lovasz_repro.report.figures import FIGURES, write_figures
 from lovasz_repro.report.model import Drawing, Missing
@@ -234,21 +233,12 @@ def test_without_runs_or_masks_a_note_with_the_command(store):
 
 
 def test_a_store_that_lacks_the_file_is_asked_no_further(store):
-    class Strict:
-        runs, history = store.runs, store.history
-
-        def artifact(self, run_id, relative_path):
-            path = store.artifact(run_id, relative_path)
-            if not path.is_file():
-                raise UserError(f"run {run_id} has no artifact {relative_path}")
-            return path
-
     for name in ("lovasz", "x-loss"):
         add(store, name, masks_of(0), files={LIST: None}, seed=0)
-    assert isinstance(figure_5(Strict()), Missing)
+    assert isinstance(figure_5(store.strict()), Missing)
     for name in ("lovasz-equibatch", "x-loss-equibatch"):
         add(store, name, masks_of(0))
-    assert isinstance(figure_5(Strict()), Drawing)
+    assert isinstance(figure_5(store.strict()), Drawing)
 
 
 @pytest.mark.parametrize(
