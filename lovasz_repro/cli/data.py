@@ -150,22 +150,22 @@ def convert(
 
 def check_layout(name: Checked, folder: Path, masks_only: bool, processes: int) -> "CheckReport":
     """Check a tree, with a progress bar."""
-    from lovasz_repro.data.check_camvid import check_camvid, count_pairs
-    from lovasz_repro.data.check_cityscapes import check_cityscapes, count_photographs
-    from lovasz_repro.data.check_voc import check_voc, count_images
+    from lovasz_repro.data.check_camvid import check_camvid
+    from lovasz_repro.data.check_cityscapes import check_cityscapes
+    from lovasz_repro.data.check_voc import check_voc
     from lovasz_repro.host.progress import Progress
 
-    check_tree: Callable[..., CheckReport]
-    if name is Checked.voc:
-        images = count_images(folder, masks_only=masks_only)
-        check_tree = partial(check_voc, masks_only=masks_only)
-    elif name is Checked.camvid:
-        images, check_tree = count_pairs(folder), check_camvid
-    else:
-        images, check_tree = count_photographs(folder), check_cityscapes
+    checks: dict[Checked, Callable[..., CheckReport]] = {
+        Checked.camvid: check_camvid,
+        Checked.cityscapes: check_cityscapes,
+        Checked.voc: partial(check_voc, masks_only=masks_only),
+    }
     with Progress() as progress:
-        task = progress.task(f"check {name.value}", images)
-        return check_tree(folder, task.advance, processes=processes)
+
+        def begin(images: int) -> Callable[[int], None]:
+            return progress.task(f"check {name.value}", images).advance
+
+        return checks[name](folder, begin, processes=processes)
 
 
 def parse_counts(text: str) -> tuple[int, int, int]:

@@ -7,19 +7,28 @@ has none.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lovasz_repro.data.images import opened
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import unfinished
+from lovasz_repro.host.processes import mapped
 
 SHOWN = 5
 """Ids, names or files that are named one by one; of more, the first and how many there are."""
 Size = tuple[int, int]
+Begin = Callable[[int], Callable[[int], None]]
+"""Told how many images will be read, gives what is called with 1 after each."""
+
+
+def unseen(images: int) -> Callable[[int], None]:
+    """Shows no progress."""
+    return lambda done: None
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,22 @@ class Job:
         """The faults of a file as problems."""
         where = file.relative_to(self.root).as_posix()
         return [Problem(self.split, where, fault) for fault in faults]
+
+
+def check_each(
+    jobs: Sequence[Job], check: Callable[[Any], list[Problem]], begin: Begin, processes: int
+) -> list[Problem]:
+    """What is wrong with the files of every image, in the order of the images.
+
+    Raises:
+        RunFailed: a process died.
+    """
+    advance, found = begin(len(jobs)), []
+    with mapped(min(processes, len(jobs)), "read images") as map_:
+        for problems in map_(check, jobs):
+            found += problems
+            advance(1)
+    return found
 
 
 def verify_png(file: Path) -> None:

@@ -1,15 +1,22 @@
 """Is CamVid in SegNet's layout whole? Finds everything that is wrong, file by file."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lovasz_repro.data.check import CheckReport, Job, Problem, SplitReport, by
+from lovasz_repro.data.check import (
+    Begin,
+    CheckReport,
+    Job,
+    Problem,
+    SplitReport,
+    by,
+    check_each,
+    unseen,
+)
 from lovasz_repro.data.images import by_name, read_mask, read_photograph
 from lovasz_repro.data.palettes import CAMVID_IDS
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.processes import mapped
 
 SPLIT_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
 
@@ -22,14 +29,12 @@ class _Job(Job):
     mask: Path
 
 
-def check_camvid(
-    root: Path, advance: Callable[[int], None] = lambda images: None, *, processes: int = 1
-) -> CheckReport:
+def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> CheckReport:
     """Read a whole tree, hold it against the published numbers, and list all that is wrong.
 
     Args:
         root: the folder that holds ``train``, ``trainannot`` and so on.
-        advance: called with 1 after each image.
+        begin: see ``Begin``.
         processes: how many share the images.
 
     Raises:
@@ -37,10 +42,7 @@ def check_camvid(
         RunFailed: a process died.
     """
     jobs, problems = read_tree(root)
-    with mapped(min(processes, len(jobs)), "read images") as map_:
-        for found in map_(check_pair, jobs):
-            problems += found
-            advance(1)
+    problems += check_each(jobs, check_pair, begin, processes)
     rows = [
         SplitReport(
             split,
@@ -52,15 +54,6 @@ def check_camvid(
     ]
     by_split = sorted(problems, key=lambda problem: [*SPLIT_SIZES].index(problem.split))
     return CheckReport(str(root), "official", None, tuple(rows), tuple(by_split))
-
-
-def count_pairs(root: Path) -> int:
-    """How many images there are to check.
-
-    Raises:
-        UserError: there is no such tree.
-    """
-    return len(read_tree(root)[0])
 
 
 def read_tree(root: Path) -> tuple[list[_Job], list[Problem]]:

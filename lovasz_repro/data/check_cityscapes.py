@@ -5,7 +5,7 @@ neither torch nor the loader, so that they start at once and stay small.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from lovasz_repro.data.check import (
     SHOWN,
+    Begin,
     CheckReport,
     Job,
     Problem,
@@ -22,12 +23,13 @@ from lovasz_repro.data.check import (
     SplitReport,
     TreeNote,
     by,
+    check_each,
     read_note,
+    unseen,
 )
 from lovasz_repro.data.images import read_mask, read_photograph
 from lovasz_repro.data.palettes import CITYSCAPES_IDS, CITYSCAPES_INSTANCES, MaskIds
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.processes import mapped
 
 if TYPE_CHECKING:
     from lovasz_repro.data.cityscapes import Frame
@@ -55,9 +57,7 @@ class _Job(Job):
     size: Size
 
 
-def check_cityscapes(
-    root: Path, advance: Callable[[int], None] = lambda images: None, *, processes: int = 1
-) -> CheckReport:
+def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -> CheckReport:
     """Read a whole tree and list everything that is wrong.
 
     A tree that this tool wrote is held against its note, any other against the official release.
@@ -66,7 +66,7 @@ def check_cityscapes(
 
     Args:
         root: the folder that holds ``leftImg8bit`` and ``gtFine``.
-        advance: called with 1 after each photograph.
+        begin: see ``Begin``.
         processes: how many share the photographs.
 
     Raises:
@@ -79,19 +79,16 @@ def check_cityscapes(
     note = read_note(root)
     expected = note.images if note else SPLIT_SIZES
     size = note.size if note else FULL_SIZE
-    found: dict[str, list[Problem]] = {}
+    problems: list[Problem] = []
     jobs: list[_Job] = []
     for split in SPLITS:
-        found[split] = [
+        problems += [
             *_wrong_count(split, len(frames[split]), expected.get(split, 0)),
             *_missing_annotations(root, split, frames[split], _is_labelled(split, note)),
             *_lonely_annotations(root, split, {frame.name for frame in frames[split]}),
         ]
         jobs += [_job(root, split, frame, size) for frame in frames[split]]
-    with mapped(min(processes, len(jobs)), "read images") as map_:
-        for job, problems in zip(jobs, map_(check_files, jobs), strict=True):
-            found[job.split] += problems
-            advance(1)
+    problems += check_each(jobs, check_files, begin, processes)
     return CheckReport(
         str(root),
         note.content if note else "official",
@@ -101,24 +98,13 @@ def check_cityscapes(
                 split,
                 len(frames[split]),
                 expected.get(split, 0),
-                problems=len(found[split]),
+                problems=sum(problem.split == split for problem in problems),
                 cities=len({frame.city for frame in frames[split]}),
             )
             for split in SPLITS
         ),
-        tuple(problem for split in SPLITS for problem in found[split]),
+        tuple(sorted(problems, key=lambda problem: SPLITS.index(problem.split))),
     )
-
-
-def count_photographs(root: Path) -> int:
-    """How many photographs there are to check.
-
-    Raises:
-        UserError: there is no tree in this layout at ``root``.
-    """
-    from lovasz_repro.data.cityscapes import SPLITS
-
-    return sum(len(list_photographs(root, split)) for split in SPLITS)
 
 
 def list_photographs(root: Path, split: str) -> "list[Frame]":

@@ -7,19 +7,22 @@ fault of a list; here reading goes on.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lovasz_repro.data.check import (
     SHOWN,
+    Begin,
     CheckReport,
     Job,
     Problem,
     SplitReport,
     TreeNote,
     by,
+    check_each,
     read_note,
+    unseen,
 )
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc import (
@@ -37,7 +40,6 @@ from lovasz_repro.data.voc import (
     voc_folder,
 )
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.processes import mapped
 
 ADVICE = (
     "{:,} photographs are missing. Noisy evidence (data.images=features) does without them: "
@@ -121,7 +123,7 @@ class Lists:
 
 def check_voc(
     root: Path,
-    advance: Callable[[int], None] = lambda images: None,
+    begin: Begin = unseen,
     *,
     masks_only: bool = False,
     processes: int = 1,
@@ -133,7 +135,7 @@ def check_voc(
 
     Args:
         root: the folder that holds ``VOCdevkit`` and ``benchmark_RELEASE``, or ``VOC2012``.
-        advance: called with 1 after each image.
+        begin: see ``Begin``.
         masks_only: do without the photographs, and so without the test set.
         processes: how many share the images.
 
@@ -154,10 +156,7 @@ def check_voc(
         problems += wrong_names(root, split, masks, expected.get(split, 0), published=not note)
         problems += missing(jobs[split])
     every = [job for of_split in jobs.values() for job in of_split]
-    with mapped(min(processes, len(every)), "read images") as map_:
-        for found in map_(check_pair, every):
-            problems += found
-            advance(1)
+    problems += check_each(every, check_pair, begin, processes)
     rows = [count(split, jobs[split], expected.get(split, 0), problems) for split in jobs]
     absent = 0 if masks_only else sum(row.images - row.photographs for row in rows)
     return CheckReport(
@@ -182,15 +181,6 @@ def count(
         masks=sum(job.mask is not None and job.mask.is_file() for job in jobs),
         photographs=sum(job.image.is_file() for job in jobs),
     )
-
-
-def count_images(root: Path, *, masks_only: bool = False) -> int:
-    """How many images there are to check.
-
-    Raises:
-        UserError: there is no such tree, or its note cannot be read.
-    """
-    return sum(map(len, read_tree(root, masks_only)[1].masks.values()))
 
 
 def read_tree(root: Path, masks_only: bool) -> tuple[TreeNote | None, Lists]:
