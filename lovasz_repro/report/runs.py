@@ -196,9 +196,10 @@ def frame(runs: Iterable[Run]) -> "pd.DataFrame":
 
     unknown = dict.fromkeys(MARKS, "unknown") | {"variant": "", "seed": ""}
     rows = [
-        {"run": run, **run.metrics}
-        | {key: typed(value) for key, value in run.params.items()}
+        {key: typed(value) for key, value in run.params.items()}
+        | dict(run.metrics)
         | {key: run.tags.get(key, other) for key, other in unknown.items()}
+        | {"run": run}
         for run in runs
     ]
     return pd.DataFrame(rows)

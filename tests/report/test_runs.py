@@ -160,3 +160,14 @@ def test_a_run_is_a_row_and_a_setting_a_typed_column(store):
     assert table["evaluation.crf"].isna().all()
     assert table["training.batch_size"][0] == 5
     assert table["val/dataset_miou"].mean() == 0.5  # of those that have it
+
+
+def test_names_that_a_stranger_gave_hide_no_column_of_ours(store):
+    names = {"run": 1.0, "scale": 2.0, "settings": 3.0, "variant": 4.0}
+    store.add(metrics=names, params=dict.fromkeys([*names, "val/dataset_miou"], "7"))
+    store.add(
+        metrics=names | {"val/dataset_miou": 0.5}, params={"val/dataset_miou": "text"}, seed=1
+    )
+    assert frame(store.stored)["run"].tolist() == store.stored
+    assert frame(store.stored[1:])["val/dataset_miou"].tolist() == [0.5]
+    assert [c.scale for c in cohorts(store, "camvid-enet")] == ["reduced", "reduced"]
