@@ -67,7 +67,7 @@ class Progress:
 
 
 class ProgressTask:
-    """One bar; ``advance`` moves it, ``close`` takes it away."""
+    """One bar; ``advance`` moves it, ``close`` or the end of its context takes it away."""
 
     def __init__(self, progress: Progress, description: str, total: int, completed: int) -> None:
         description = visible(description)
@@ -98,8 +98,14 @@ class ProgressTask:
         self.advance(completed - self._completed)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """For who holds the bar longer than a block."""
         self._progress._bars.remove_task(self._id)
+
+    def __enter__(self) -> "ProgressTask":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class _Bars(RichProgress):

@@ -26,7 +26,7 @@ from lovasz_repro.run.build import in_one_line
 from lovasz_repro.run.datasets import DATASETS, ScoredSet
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.run.shared_session import SharedSession
+from lovasz_repro.run.session import Session
 from lovasz_repro.training.distributed import Team
 
 SEED = 0
@@ -64,7 +64,7 @@ def score_batches_of_run(
     batches: Sequence[Sequence[int]],
     cell: CellConfig,
     place: Place,
-    session: SharedSession,
+    session: Session,
     prefix: str = "",
 ) -> None:
     """Score every batch by arg max and by the decision rule, and log what comes out.

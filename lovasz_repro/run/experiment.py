@@ -37,8 +37,7 @@ from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.overview import Overview
 from lovasz_repro.run.preflight import check_grid
 from lovasz_repro.run.regimes import score_regimes_of_run
-from lovasz_repro.run.session import RunSession
-from lovasz_repro.run.shared_session import SharedSession
+from lovasz_repro.run.session import Session
 from lovasz_repro.run.stages import count_classes, keep_examples, score_basis, score_on
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import InUse
@@ -93,10 +92,9 @@ def run_experiment(
         team.on_leader(partial(fetch_start, cell, inputs, store))
         run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
         folder = run_folder(place.results, cell, inputs.identity)
-        session = RunSession(store, run_id, folder, cell, progress, label) if team.leads else None
         try:
-            with SharedSession(team, session, progress) as shared:
-                scores = run_cell(cell, inputs, place, shared)
+            with Session(team, store, run_id, folder, cell, progress, label) as session:
+                scores = run_cell(cell, inputs, place, session)
             outcome.finished.append(cell.name)
             overview.done(cell, scores)
         except InUse as error:
@@ -115,9 +113,7 @@ def run_experiment(
     return outcome
 
 
-def run_cell(
-    cell: CellConfig, inputs: Inputs, place: Place, session: SharedSession
-) -> dict[str, float]:
+def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -> dict[str, float]:
     """The pipeline of one run, from wherever it stands to its stored scores.
 
     Returns:
@@ -130,7 +126,7 @@ def run_cell(
     batches = team.on_leader(lambda: batches_of_run(cell, inputs.data))
     model = build_model(cell, inputs, place.device)
     state = TrainingState(model, build_optimizer(model, config, cell.model.name))
-    session.resume(state, place.device)
+    session.resume(state)
     spread_model(model, config, team)
     counted = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
     counts = None if counted is None else counted.numpy()

@@ -11,7 +11,7 @@ from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.run.shared_session import SharedSession
+from lovasz_repro.run.session import Session
 
 PROBABILITIES = "probabilities"
 """Folder below ``<results>/work`` of what networks predicted."""
@@ -23,7 +23,7 @@ def score_regimes_of_run(
     cell: CellConfig,
     inputs: Inputs,
     place: Place,
-    session: SharedSession,
+    session: Session,
     *,
     split: str = "val",
 ) -> None:
@@ -82,7 +82,7 @@ def score_regimes_of_run(
     session.line(f"probabilities in {folder} ({size / 1e6:,.0f} MB); they may be removed")
 
 
-def do_and_look(work: Callable[[], None], session: SharedSession) -> None:
+def do_and_look(work: Callable[[], None], session: Session) -> None:
     """Do a part of the work on every rank.
 
     Raises:

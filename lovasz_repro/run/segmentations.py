@@ -24,7 +24,7 @@ from lovasz_repro.evaluation.voc_probabilities import fused_probabilities
 from lovasz_repro.run.datasets import ScoredSet
 from lovasz_repro.run.inputs import Inputs
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.run.shared_session import SharedSession
+from lovasz_repro.run.session import Session
 
 FOLDER = "segmentations"
 
@@ -35,7 +35,7 @@ def keep_segmentations(
     cell: CellConfig,
     inputs: Inputs,
     device: torch.device,
-    session: SharedSession,
+    session: Session,
 ) -> None:
     """Store what a network finds in a few images of "val" that show as many classes as possible.
 

@@ -5,37 +5,69 @@
 
 Entering a session locks the folder and opens the stored run; leaving it ends the stored run as
 FINISHED, KILLED or FAILED. Training meets the store only through ``log`` and ``save``, which never
-wait for it. One process has the session; ``shared_session.py`` shares it with other ranks.
+wait for it.
+
+Every rank of a team has the session, and its leader alone the files. What the leader cannot do
+(read a checkpoint, write the journal, save) fails on every rank with the same error, at the same
+step, so a run that fails leaves the team in order for the next run.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import yaml
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.progress import Progress, ProgressTask
-from lovasz_repro.host.stopping import Interrupted
+from lovasz_repro.host.stopping import Interrupted, StopRequest
 from lovasz_repro.run.inputs import WEIGHTS
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import Journal
 from lovasz_repro.store.shipping import Shipper
 from lovasz_repro.training.checkpoint import Checkpoints
+from lovasz_repro.training.distributed import Team
 from lovasz_repro.training.loop import TrainingState
 
+STOPPING = "stopping after this step; Ctrl-C again stops at once, back to the last checkpoint"
+FAILED = 1000  # what a rank brings to `stop_asked` when its log failed; above any signal
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
-class RunSession:
-    """Everything a run needs around its training; use as a context.
+
+def by_leader(
+    method: Callable[Concatenate["Session", Given], Result],
+) -> Callable[Concatenate["Session", Given], Result]:
+    """A method that runs on the leader; every rank gets its result, or its error.
+
+    An error of the log, which no rank was told yet, comes first. Such a method calls no other one.
+    """
+
+    @wraps(method)
+    def shared(session: "Session", *given: Given.args, **named: Given.kwargs) -> Result:
+        def on_leader() -> Result:
+            if session._failure:
+                raise session._failure
+            return method(session, *given, **named)
+
+        return session.team.on_leader(on_leader)
+
+    return shared
+
+
+class Session:
+    """Everything a run needs around its training, on every rank; use as a context.
 
     Args:
+        team: the ranks.
         store: where the run is kept.
         run_id: the stored run, open.
         folder: where the run works.
         cell: the run's resolved config.
-        progress: the screen.
+        progress: the screen, silent on all ranks but the leader.
         label: what the run is called there.
 
     Raises:
@@ -45,6 +77,7 @@ class RunSession:
 
     def __init__(
         self,
+        team: Team,
         store: Store,
         run_id: str,
         folder: Path,
@@ -52,15 +85,16 @@ class RunSession:
         progress: Progress,
         label: str,
     ) -> None:
-        self.folder, self.cell, self.progress, self.label = folder, cell, progress, label
+        self.team, self.folder, self.cell = team, folder, cell
+        self.progress, self.label = progress, label
         self._store, self._run_id = store, run_id
         self._task: ProgressTask | None = None
+        self._stop = StopRequest(lambda: self.line(STOPPING))
+        self._failure: RunFailed | None = None
 
-    def __enter__(self) -> "RunSession":
-        self._journal = Journal(self.folder / "journal.jsonl")
-        self._checkpoints = Checkpoints(self.folder)
-        self._write_config()
-        self._shipper = Shipper(self._store, self._run_id, self._journal, say=self.progress.line)
+    def __enter__(self) -> "Session":
+        self._open()
+        self._stop.__enter__()
         return self
 
     def __exit__(
@@ -69,17 +103,46 @@ class RunSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._task:
-            self._task.close()
-        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-        self._shipper.close("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
-        self._journal.close()
+        try:
+            if self._task:
+                self._task.close()
+            if self.team.leads:
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+                self._shipper.close("KILLED" if stopped else "FAILED" if error else "FINISHED")
+                self._journal.close()
+        finally:
+            self._stop.__exit__()  # last: a second signal must not end a rank amid its farewell
 
-    def last_checkpoint(self) -> dict[str, Any] | None:
-        """Content of the last checkpoint, on the CPU, or None where there is none."""
+    @by_leader
+    def _open(self) -> None:
+        self._journal = Journal(self.folder / "journal.jsonl")
+        self._checkpoints = Checkpoints(self.folder)
+        content = yaml.safe_dump(self.cell.model_dump(mode="json"), sort_keys=False)
+        try:
+            (self.folder / "config.yaml").write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise RunFailed(f"{self.folder}: cannot be written ({error.strerror}).") from error
+        self._shipper = Shipper(self._store, self._run_id, self._journal, say=self.progress.line)
+
+    def resume(self, state: TrainingState) -> None:
+        """Bring ``state`` to the last checkpoint, if there is one."""
+        checkpoint = self._last_checkpoint()
+        if checkpoint:
+            try:
+                state.restore(checkpoint)
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise RunFailed(
+                    f"the last checkpoint in {self.folder} is not of this run's network; move it "
+                    "away and run again"
+                ) from error
+        self._go_on_from(state.iteration)
+
+    @by_leader
+    def _last_checkpoint(self) -> dict[str, Any] | None:
         return self._checkpoints.load_latest()
 
-    def go_on_from(self, iteration: int) -> None:
+    @by_leader
+    def _go_on_from(self, iteration: int) -> None:
         """Bring journal and screen to the iteration at which training begins."""
         if iteration:
             self.line(f"goes on from iteration {iteration}")
@@ -88,17 +151,53 @@ class RunSession:
         self._task = self.progress.task(self.label, total, completed=iteration)
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
-        """Note metric values; moves the bar when they are a training step's."""
-        self._journal.log(iteration, values)
+        """Note metric values; moves the bar when they are a training step's.
+
+        All ranks learn of a failure when they meet next.
+        """
+        if not self.team.leads:
+            return
+        try:
+            self._journal.log(iteration, values)
+        except RunFailed as error:
+            self._failure = error
         if self._task and "train/loss" in values:
             self._task.advance(note=f"loss {values['train/loss']:.3f}")
 
+    @by_leader
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint; only then may the metrics up to it go to the store."""
         self._journal.sync()
         self._checkpoints.save(state.iteration, state.to_checkpoint())
         self._shipper.commit(state.iteration)
 
+    def stop_asked(self) -> int:
+        """The signal that asked any rank to stop, or 0; the same on every rank.
+
+        Raises:
+            RunFailed: the leader cannot write its log.
+        """
+        number = self.team.largest(FAILED if self._failure else self._stop.number or 0)
+        if number == FAILED:
+            self._raise_failure()
+        return number
+
+    @by_leader
+    def _raise_failure(self) -> None:
+        """``by_leader`` does it."""
+
+    def stop_if_asked(self) -> None:
+        """End a stretch without checkpoints at once, where no other rank would wait.
+
+        Raises:
+            Interrupted: a signal asked to stop.
+        """
+        if self._stop.number and self.team.size == 1:
+            raise Interrupted(
+                self._stop.number, "Stopped while scoring. Run the same command to go on."
+            )
+
+    @by_leader
     def keep_weights(self, write: Callable[[Path], None]) -> None:
         """Have ``write`` write the weights file; the stored run gets it and the config.
 
@@ -113,6 +212,7 @@ class RunSession:
         for file in (self.folder / "config.yaml", weights):
             self._journal.artifact(file)
 
+    @by_leader
     def keep_files(self, folder: str, write: Callable[[Path], list[Path]]) -> None:
         """Have ``write`` write files into a folder; the stored run gets them, under its name.
 
@@ -130,10 +230,3 @@ class RunSession:
     def line(self, text: str) -> None:
         """A line about this run that stays on the screen."""
         self.progress.line(f"{self.label}  {text}")
-
-    def _write_config(self) -> None:
-        content = yaml.safe_dump(self.cell.model_dump(mode="json"), sort_keys=False)
-        try:
-            (self.folder / "config.yaml").write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise RunFailed(f"{self.folder}: cannot be written ({error.strerror}).") from error

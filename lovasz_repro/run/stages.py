@@ -26,11 +26,11 @@ from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.segmentations import keep_segmentations
-from lovasz_repro.run.shared_session import SharedSession
+from lovasz_repro.run.session import Session
 
 
 def count_classes(
-    cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: SharedSession
+    cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: Session
 ) -> torch.Tensor | None:
     """Pixels of each label in each training image, (N, 256), where a cell needs them."""
     wanted = cell.loss.class_weights != "none" or cell.data.equibatch or cell.data.category
@@ -73,7 +73,7 @@ def score_on(
     split: str,
     cell: CellConfig,
     place: Place,
-    session: SharedSession,
+    session: Session,
     scoring: Scoring | None = None,
     *,
     when: str = "",
@@ -110,7 +110,7 @@ def score_on(
 
 
 def score_basis(
-    model: nn.Module, images: ScoredSet, cell: CellConfig, place: Place, session: SharedSession
+    model: nn.Module, images: ScoredSet, cell: CellConfig, place: Place, session: Session
 ) -> dict[str, float]:
     """``basis/image_iou``: what the network of all classes reaches before it is trained further."""
     kind, category = DATASETS[cell.data.name], category_of(cell.data)
@@ -125,7 +125,7 @@ def keep_examples(
     cell: CellConfig,
     inputs: Inputs,
     place: Place,
-    session: SharedSession,
+    session: Session,
 ) -> None:
     """Store crops in which the network differs most from what it was before training, or masks."""
     kind, category = DATASETS[cell.data.name], category_of(cell.data)
@@ -165,7 +165,7 @@ def keep_masks(
     cell: CellConfig,
     inputs: Inputs,
     place: Place,
-    session: SharedSession,
+    session: Session,
 ) -> None:
     """Store what the network and the one before training find in the first images (Figure 4)."""
     network = NETWORKS[cell.model.name]

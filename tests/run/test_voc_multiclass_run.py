@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from lovasz_repro.run import regimes
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.run.shared_session import SharedSession
+from lovasz_repro.run.session import Session
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import ALONE, Team
 from tests.ranks import RankPool
@@ -135,7 +135,7 @@ def test_a_run_that_is_stopped_while_scoring_goes_on_there(
     plain = regimes.do_and_look
     chunks: list[int] = []
 
-    def stop_after_two(work: Callable[[], None], session: SharedSession) -> None:
+    def stop_after_two(work: Callable[[], None], session: Session) -> None:
         chunks.append(1)
         if len(chunks) == 2:
             signal.raise_signal(signal.SIGTERM)
@@ -186,11 +186,12 @@ def test_a_missing_crf_is_told_before_training(
 # -- ranks ---------------------------------------------------------------------------------------
 
 
-class Log(SharedSession):
+class Log(Session):
     """A session that keeps what is logged."""
 
     def __init__(self, team: Team) -> None:
-        super().__init__(team, None, Progress())
+        cell = load_experiment("voc-multiclass").cells("demo")[0]
+        super().__init__(team, cast(Store, None), "", Path(), cell, Progress(), "run")
         self.logged: dict[str, float] = {}
 
     def log(self, iteration: int, values: dict[str, float]) -> None:
