@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from lovasz_repro.store import Store
     from tests.ranks import RankPool
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other core is the other worker's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile(
     "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
