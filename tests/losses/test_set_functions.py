@@ -90,7 +90,7 @@ def test_tversky_of_hand_computed_sets() -> None:
         TverskyLoss(1.0, 4.0),
         TverskyLoss(3.0, 1.0),
     ],
-    ids=str,
+    ids=lambda f: type(f).__name__,
 )
 @pytest.mark.parametrize("pixels", [2, 4])
 def test_submodular_by_brute_force(oracle, function: SetFunction, pixels: int) -> None:
@@ -112,7 +112,9 @@ def test_tversky_refuses_weights_out_of_range(a: float, b: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [JaccardLoss(), HammingLoss(), TVERSKY, CountFunction(dice_loss)], ids=str
+    "function",
+    [JaccardLoss(), HammingLoss(), TVERSKY, CountFunction(dice_loss)],
+    ids=lambda f: type(f).__name__,
 )
 def test_gains_are_the_differences(oracle, function: SetFunction) -> None:
     pixels = 4
@@ -130,7 +132,9 @@ def test_gains_are_the_differences(oracle, function: SetFunction) -> None:
                 assert float(gain) == pytest.approx(difference, abs=1e-14)
 
 
-@pytest.mark.parametrize("function", [JaccardLoss(), TverskyLoss(2.5, 0.25)], ids=str)
+@pytest.mark.parametrize(
+    "function", [JaccardLoss(), TverskyLoss(2.5, 0.25)], ids=lambda f: type(f).__name__
+)
 def test_float32_gains_of_large_counts_against_exact_fractions(function: SetFunction) -> None:
     a = Fraction(getattr(function, "false_negative_weight", 1.0))
     b = Fraction(getattr(function, "false_positive_weight", 1.0))

@@ -46,7 +46,7 @@ def root(fn: Tensor, fp: Tensor, size: Tensor) -> Tensor:
         TverskyLoss(1.0, 4.0),
         CountFunction(root),
     ],
-    ids=str,
+    ids=lambda f: type(f).__name__,
 )
 def test_submodular_functions_pass(function: SetFunction) -> None:
     check_submodular(function)
