@@ -74,7 +74,7 @@ def bench_losses(
         Path | None,
         typer.Option(
             help="Also measure how time grows with pixels (1e4 to 1e7) and classes (2 to 150); "
-            "draw it into this .pdf, .png or .svg."
+            "draw it into this .pdf, .png or .svg. Default: neither."
         ),
     ] = None,
     as_markdown: AsMarkdown = False,
