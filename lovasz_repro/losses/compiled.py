@@ -127,9 +127,8 @@ def count(
     counted: Tensor,
     rows: int,
     bins: ProbabilityBins,
-    weights: PixelWeights | None = None,
 ) -> tuple[Tally, Softmax]:
-    """The first pass, of pixels without weights; as :func:`.plain_passes.count`."""
+    """The first pass; as :func:`.plain_passes.count` of pixels without weights."""
     source, wanted = Logits(logits), counted.numpy()
     label = with_ignored(labels, valid).view(-1).numpy()
     batch, classes, _ = logits.shape

@@ -20,7 +20,7 @@ from .inputs import (
     multiclass_pixels,
     pixel_weights,
 )
-from .passes import cpu_kernels
+from .passes import jaccard_kernels
 from .ranks import ONE_PROCESS, Ranks
 from .row_gains import row_gains
 from .set_functions import JaccardLoss, SetFunction
@@ -215,9 +215,8 @@ class _LovaszHinge(torch.autograd.Function):
         weights: Tensor | None,
         ranks: Ranks,
     ) -> Tensor:
-        jaccard = isinstance(set_function, JaccardLoss) and weights is None and ranks.alone
-        compiled = cpu_kernels(logits) if jaccard and how.name != "histogram" else None
-        if compiled is not None:
+        compiled = jaccard_kernels(logits, set_function, weights, logits.shape[1])
+        if compiled is not None and ranks.alone and how.name != "histogram":
             factor = 1 / max(1, pixels.total_rows)
             value, gradient = compiled.sorted_hinge(logits, pixels.foreground, pixels.valid, factor)
             ctx.save_for_backward(gradient)

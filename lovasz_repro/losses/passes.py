@@ -20,6 +20,7 @@ from . import plain_passes as plain
 from .error_bins import ProbabilityBins
 from .inputs import PixelWeights
 from .plain_passes import Softmax, Tally
+from .set_functions import JaccardLoss, SetFunction
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,23 @@ def cpu_kernels(numbers: Tensor) -> ModuleType | None:
     if numbers.device.type != "cpu" or numbers.dtype == torch.float64:
         return None
     return None if os.environ.get("LOVASZ_REPRO_KERNELS") == "0" else _compiled()
+
+
+def jaccard_kernels(
+    numbers: Tensor, set_function: SetFunction, weights: object, pixels: int = 0
+) -> ModuleType | None:
+    """``compiled.py``, if it can also take the gains: of the Jaccard loss, without weights.
+
+    Args:
+        numbers: what the kernels work on.
+        set_function: a class derived from the Jaccard loss may gain something else.
+        weights: of the pixels, or None.
+        pixels: in a row that is sorted; a word of a sort has room for the number of 2^26.
+    """
+    if weights is not None or type(set_function) is not JaccardLoss:
+        return None
+    compiled = cpu_kernels(numbers)
+    return compiled if compiled and pixels <= 1 << compiled.kernels.INDEX_BITS else None
 
 
 @functools.cache

@@ -9,9 +9,9 @@ from .averaging import Measure, Rows, class_gains
 from .error_bins import ProbabilityBins
 from .histogram import Bins, Method, bin_gains, edges_of, error_bounds
 from .inputs import MulticlassPixels, PixelWeights
-from .passes import count, gradient
+from .passes import count, gradient, jaccard_kernels
 from .plain_passes import Softmax, class_errors
-from .softmax_sort import ONCE, jaccard_kernels
+from .softmax_sort import ONCE
 from .sorting import EXACT_FLOAT32_COUNT, decreasing_keys
 from .window import AccumulationWindow
 
@@ -107,8 +107,8 @@ def _read(sums: Tensor, problem: _Problem, dtype: torch.dtype) -> _Readings:
     """Gains, values and error bounds from the sums of the first pass."""
     bins, measure, rows = problem.bins, problem.measure, problem.rows
     weighted, device, shape = measure.weights is not None, sums.device, sums.shape[-4:]
-    compiled = jaccard_kernels(sums, measure) if dtype == torch.float32 else None
-    if compiled is not None:
+    compiled = jaccard_kernels(sums, measure.set_function, measure.weights)
+    if compiled is not None and dtype == torch.float32:
         return _Readings(*compiled.jaccard_tables(sums, rows.weights, bins))
     weights = rows.weights.T.flatten()  # (C R,) float64, on the CPU
     used = weights.nonzero()[:, 0]
@@ -148,8 +148,9 @@ def _exact_gains(
     items = coarse.any(1).nonzero()[:, 0].tolist()
     part = torch.zeros((), dtype=torch.float64, device=logits.device)
     exact: dict[int, Tensor] = {}
-    compiled = jaccard_kernels(logits, measure) if measure.row_ranks.alone else None
-    if items and compiled is not None:
+    row = pixels.labels.numel() // max(1, len(rows.counts))
+    compiled = jaccard_kernels(logits, measure.set_function, measure.weights, row)
+    if items and compiled is not None and measure.row_ranks.alone:
         exact = compiled.exact_gains(logits, pixels.labels, pixels.valid, rows.weights, items)
     for item in items:
         errors = class_errors(logits, pixels.labels, softmax, item)

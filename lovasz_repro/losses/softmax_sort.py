@@ -1,6 +1,5 @@
 """Lovász-Softmax with every class sorted in float64: as exact as its logits (Eq. 11-13)."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -8,17 +7,10 @@ from torch import Tensor
 
 from .averaging import Measure, Rows, class_gains
 from .inputs import MulticlassPixels
-from .passes import cpu_kernels
-from .set_functions import JaccardLoss
+from .passes import jaccard_kernels
 from .softmax import log_error_keys, softmax_of, through_softmax_
 
 ONCE = "lovasz_softmax can be differentiated once: no backward with create_graph=True"
-
-
-def jaccard_kernels(numbers: Tensor, measure: Measure) -> ModuleType | None:
-    """The compiled kernels for the Jaccard loss of pixels without weights, if they can do it."""
-    plain = measure.weights is None and isinstance(measure.set_function, JaccardLoss)
-    return cpu_kernels(numbers) if plain else None
 
 
 class SortedLovaszSoftmax(torch.autograd.Function):
@@ -39,8 +31,9 @@ class SortedLovaszSoftmax(torch.autograd.Function):
         needs_gradient: bool,
     ) -> Tensor:
         ctx.logits_dtype = logits.dtype
-        compiled = jaccard_kernels(logits, measure) if measure.row_ranks.alone else None
-        if compiled is not None:
+        row = pixels.labels.numel() // max(1, len(rows.counts))
+        compiled = jaccard_kernels(logits, measure.set_function, measure.weights, row)
+        if compiled is not None and measure.row_ranks.alone:
             args = (logits, pixels.labels, pixels.valid, rows.weights)
             value, gradient = compiled.sorted_loss(*args)
             ctx.save_for_backward(gradient)

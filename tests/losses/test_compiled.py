@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import lovasz_repro
-from lovasz_repro.losses import lovasz_hinge, lovasz_softmax
+from lovasz_repro.losses import JaccardLoss, lovasz_hinge, lovasz_softmax, passes
 from lovasz_repro.losses.error_bins import ProbabilityBins
 
 compiled = pytest.importorskip("lovasz_repro.losses.compiled", exc_type=ImportError)
@@ -210,6 +210,43 @@ def test_a_process_that_is_forked_afterwards_computes_too() -> None:
         assert int(pipe.read())
     os.waitpid(child, 0)
     assert lovasz_softmax(logits, labels, method="histogram").item() == expected
+
+
+class HalfJaccard(JaccardLoss):
+    """Derived from the Jaccard loss, and another function."""
+
+    def __call__(self, counts):
+        return super().__call__(counts) / 2
+
+    def foreground_gain(self, counts, amount=1.0):
+        return super().foreground_gain(counts, amount) / 2
+
+    def background_gain(self, counts, amount=1.0):
+        return super().background_gain(counts, amount) / 2
+
+    def mean_gains(self, counts, foreground, background):
+        return tuple(gain / 2 for gain in super().mean_gains(counts, foreground, background))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_class_derived_from_the_jaccard_loss_has_its_own_gains(method: str) -> None:
+    logits, labels = batch(2, 40, 40)
+    options = {"method": method}
+    value, gradient = found(lovasz_softmax, logits, labels, **options)
+    half, other = found(lovasz_softmax, logits, labels, set_function=HalfJaccard(), **options)
+    assert half.item() == pytest.approx(value.item() / 2, abs=1e-6)
+    assert (other - gradient / 2).norm() <= 1e-4 * gradient.norm()
+    scores, truth = logits[:, 0], labels == 1
+    value = lovasz_hinge(scores, truth, **options).item()
+    half = lovasz_hinge(scores, truth, set_function=HalfJaccard(), **options).item()
+    assert half == pytest.approx(value / 2, rel=1e-4)
+
+
+def test_rows_beyond_the_numbers_of_a_word_are_left_to_plain_pytorch() -> None:
+    most, numbers = 1 << compiled.kernels.INDEX_BITS, torch.zeros(1)
+    assert passes.jaccard_kernels(numbers, JaccardLoss(), None, most) is compiled
+    assert passes.jaccard_kernels(numbers, JaccardLoss(), None, most + 1) is None
+    assert most == 2**26
 
 
 def test_importing_the_losses_does_not_import_numba() -> None:
