@@ -1,6 +1,7 @@
 """What happens to the leader's session happens on every rank, at the same step."""
 
 import signal
+import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -17,7 +18,7 @@ from lovasz_repro.run import session as session_module
 from lovasz_repro.run.session import Session
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import InUse
-from lovasz_repro.training.distributed import Team
+from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState
 from tests.ranks import RankPool
 
@@ -116,3 +117,43 @@ def test_every_rank_meets_what_the_leader_meets(
     answers = rank_pool.run(work, 3, fails)
     assert [answer[:2] for answer in answers] == [(told, done)] * 3
     assert [answer[2] for answer in answers] == [ended, "", ""]
+
+
+class Foreign(Fails):
+    """Checkpoints of a network with other weights, whole and of right hash."""
+
+    def load_latest(self) -> dict[str, Any] | None:
+        model = nn.Linear(5, 3)
+        return TrainingState(model, torch.optim.Adam(model.parameters())).to_checkpoint()
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    for name in ("Journal", "Checkpoints", "Shipper"):
+        monkeypatch.setattr(session_module, name, Fails)
+    monkeypatch.setattr(Fails, "at", "")
+    cell = load_experiment("camvid-enet").cells("demo")[0]
+    return Session(ALONE, cast(Store, None), "id", tmp_path, cell, Progress(), "run")
+
+
+def test_a_checkpoint_of_another_network_is_told_in_one_line(
+    alone: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "Checkpoints", Foreign)
+    with pytest.raises(RunFailed, match=f"{alone.folder}.*not of this run's network"), alone:
+        alone.resume(new_state())
+    assert Fails.ended == "FAILED"
+
+
+def test_a_request_to_stop_is_told_at_once_and_once(
+    alone: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, heard = list[str](), threading.Event()
+    monkeypatch.setattr(alone, "line", lambda text: (told.append(text), heard.set()))
+    with alone:
+        signal.raise_signal(signal.SIGTERM)
+        assert heard.wait(10)
+        signal.raise_signal(signal.SIGTERM)
+        assert alone.stop_asked() == signal.SIGTERM
+    assert len(told) == 1
+    assert "stopping after this step" in told[0]
