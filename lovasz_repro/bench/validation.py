@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from lovasz_repro.bench.harness import (
     Advance,
@@ -43,13 +43,19 @@ from lovasz_repro.data.demo import write_voc
 from lovasz_repro.data.locate import dataset_folder, find_dataset
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.multiscale import MultiScale, as_loaded, fused_scores
+from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.scoring import Scoring
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.run.build import EVALUATION_BATCH, build_model, evaluator, scored_batches
+from lovasz_repro.run.build import (
+    EVALUATION_BATCH,
+    build_model,
+    predictor_of,
+    score,
+    scored_batches,
+)
 from lovasz_repro.run.datasets import DATASETS, ScoredSet
 from lovasz_repro.run.inputs import Inputs, Place
-from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import ALONE
 
 DEFAULT_IMAGES = {"cpu": 1, "cuda": 100}
@@ -297,38 +303,37 @@ class _Bench:
         self.kind = DATASETS[self.cell.data.name]
         torch.manual_seed(self.cell.seed)
         network = build_model(self.cell, Inputs(root, None, {}, ""), self.place.device)
-        self.models: dict[str, tuple[nn.Module, dict[str, Any]]] = {SINGLE: (network, {})}
+        single = predictor_of(network, self.cell, self.place.device)
+        self.predictors: dict[str, Predictor] = {SINGLE: single}
         if settings.multi_scale:
-            fused = _fused(network, self.cell, settings.multi_scale)
-            how = {"prepare": as_loaded, "bfloat16": False}  # both are fused_scores' own
-            self.models[settings.regimes[-1]] = fused, how
+            self.predictors[settings.regimes[-1]] = _fused(single, self.cell, settings.multi_scale)
         batch = 1 if self.kind.sizes_differ else EVALUATION_BATCH
         self.untimed = batch * max(1, QUEUED * self._workers())
         self.images = Repeated(images, self.untimed + settings.images)
         self.on_device = self._on_device()
         seen = Seen()
-        self._evaluate(network, {}, iter(self.on_device), seen)
+        self._evaluate(single, iter(self.on_device), seen)
         self.seen = seen.batches
 
     def ways(self) -> dict[str, Callable[[int], float]]:
         """What is timed, by name: round -> milliseconds an image."""
         found: dict[str, Callable[[int], float]] = {}
-        for regime, (model, how) in self.models.items():
-            found[f"{WHOLE}, {regime}"] = partial(self._whole, model, how)
-            found[f"{NETWORK}, {regime}"] = partial(self._network, model, how)
+        for regime, predictor in self.predictors.items():
+            found[f"{WHOLE}, {regime}"] = partial(self._whole, predictor)
+            found[f"{NETWORK}, {regime}"] = partial(self._network, predictor)
         for workers in self.settings.workers:
             found[loading_by(workers)] = partial(self._loading, workers)
         found[METRIC] = self._metric
         return found
 
-    def _whole(self, model: nn.Module, how: dict[str, Any], round_: int) -> float:
+    def _whole(self, predictor: Predictor, round_: int) -> float:
         clock = ImageClock(self.untimed)
-        self._evaluate(model, how, self._batches(self.place), self._scoring(), clock)
+        self._evaluate(predictor, self._batches(self.place), self._scoring(), clock)
         return clock.milliseconds()
 
-    def _network(self, model: nn.Module, how: dict[str, Any], round_: int) -> float:
+    def _network(self, predictor: Predictor, round_: int) -> float:
         clock = ImageClock(self.untimed)
-        self._evaluate(model, how, iter(self.on_device), Unscored(), clock)
+        self._evaluate(predictor, iter(self.on_device), Unscored(), clock)
         return clock.milliseconds()
 
     def _loading(self, workers: int, round_: int) -> float:
@@ -347,15 +352,13 @@ class _Bench:
 
     def _evaluate(
         self,
-        model: nn.Module,
-        how: dict[str, Any],
+        predictor: Predictor,
         batches: Iterator[Any],
         scoring: Scoring,
         clock: ImageClock | None = None,
     ) -> None:
         advance = clock.tick if clock else lambda images: None
-        call = evaluator(self.cell, scoring)
-        call(model, batches, scoring, self.place.device, advance=advance, **how)
+        score(predictor, batches, scoring, advance=advance)
 
     def _scoring(self) -> Scoring:
         return self.kind.scoring(self.cell.data, self.cell.training.batch_size)
@@ -376,22 +379,11 @@ class _Bench:
         return [(moved(images), moved(targets)) for images, targets in self._batches(alone)]
 
 
-def _fused(network: nn.Module, cell: CellConfig, config: MultiScaleConfig) -> MultiScale:
-    kind = NETWORKS[cell.model.name]
-    if not isinstance(network, DeepLab):
+def _fused(single: Predictor, cell: CellConfig, config: MultiScaleConfig) -> MultiScale:
+    if not isinstance(single.network, DeepLab):
         raise UserError(f"{cell.model.name} is no DeepLab, which alone is fused over scales. "
                         "Add --set evaluation.multi_scale=null.")  # fmt: skip
-    scores = partial(
-        fused_scores,
-        prepare=kind.prepare,
-        to_size=kind.to_size,
-        scales=config.scales,
-        fusion=config.fusion,
-        least_side=config.least_side,
-        bfloat16=cell.training.precision == "bfloat16",
-        channels_last=cell.training.channels_last,
-    )
-    return MultiScale(network, scores).eval()
+    return MultiScale(**vars(single), multi_scale=config)
 
 
 def _find_or_draw(settings: ValidationSettings, stack: ExitStack) -> tuple[Path, bool]:

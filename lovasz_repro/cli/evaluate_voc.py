@@ -75,23 +75,19 @@ def check_options(request: Request, options: VocOptions, settings: VocSettings) 
 
 def score(job: Job, progress: "Progress") -> dict[str, Any]:
     """The scorings of "single_scale" and, where asked for, "multi_scale" and "crf"."""
+    from lovasz_repro.evaluation.predictor import Predictor
     from lovasz_repro.evaluation.voc_regimes import score_regimes
     from lovasz_repro.evaluation.voc_score import score_voc
 
     with bar(progress, f"single-scale on {LISTS[job.split]}", len(job.images)) as task:
-        network = job.network
-        scorings = {
-            "single_scale": score_voc(
-                job.model, job.images, job.device, network.prepare, network.to_size,
-                advance=task.advance,
-            )
-        }  # fmt: skip
+        single = Predictor(job.model, job.predictor.kind, job.device)
+        scorings = {"single_scale": score_voc(single, job.images, advance=task.advance)}
     if not job.settings.multi_scale:
         return scorings
     crf = next(iter(job.settings.crfs), None)
     with bars(job, progress, crf=bool(crf)) as (predicting, refining):
         return scorings | score_regimes(
-            job.network, job.images, job.folder, crf, processes=job.processes,
+            job.predictor, job.images, job.folder, crf, processes=job.processes,
             predicted=predicting.advance, refined=refining.advance,
         )  # fmt: skip
 
@@ -104,7 +100,7 @@ def search(job: Job, progress: "Progress") -> tuple[Any, list[Any]]:
 
     with bars(job, progress, crf=False) as (predicting, _):
         without = score_regimes(
-            job.network, job.images, job.folder, None, processes=job.processes,
+            job.predictor, job.images, job.folder, None, processes=job.processes,
             predicted=predicting.advance,
         )["multi_scale"]  # fmt: skip
     files = [png_file(job.folder, image.name) for image in job.images]
@@ -124,7 +120,7 @@ def predict_test(job: Job, progress: "Progress") -> Path:
     out, crf = job.request.predictions, next(iter(job.settings.crfs), None)
     with bars(job, progress, crf=bool(crf)) as (predicting, refining):
         write_predictions(
-            job.network, job.images, job.folder, crf, out, processes=job.processes,
+            job.predictor, job.images, job.folder, crf, out, processes=job.processes,
             predicted=predicting.advance, refined=refining.advance,
         )  # fmt: skip
     if job.request.submission:
@@ -139,7 +135,7 @@ def bars(
     job: Job, progress: "Progress", *, crf: bool
 ) -> "Iterator[tuple[ProgressTask, ProgressTask]]":
     """One bar for predicting and one for the CRF, or the first alone, twice."""
-    count, scales = len(job.images), len(job.network.multi_scale.scales)
+    count, scales = len(job.images), len(job.predictor.multi_scale.scales)
     scaled = f"at {scales} scales" if scales > 1 else "at one scale"
     with bar(progress, f"predicting {LISTS[job.split]} {scaled}", count) as predicting:
         if not crf:

@@ -8,14 +8,14 @@ are void in the labels and counted by no mIoU: what is deployed does not know th
 matters: on evidence drawn from Pascal VOC's masks, 0.1 points of a batch's mIoU at most.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lovasz_repro.evaluation.evaluate import AtSize, Prepare, logits_of
 from lovasz_repro.evaluation.expected_iou import expected_iou, expected_iou_labels
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.metrics import batch_miou
 
 
@@ -34,15 +34,7 @@ class BatchScores(NamedTuple):
 
 
 def score_batch(
-    model: nn.Module,
-    images: Iterable[tuple[Tensor, Tensor]],
-    void: int,
-    device: torch.device,
-    *,
-    prepare: Prepare,
-    to_size: AtSize,
-    bfloat16: bool = False,
-    channels_last: bool = False,
+    predictor: Predictor, images: Iterable[tuple[Tensor, Tensor]], void: int
 ) -> BatchScores:
     """Score a network on all pixels of a batch together.
 
@@ -50,28 +42,16 @@ def score_batch(
     0.6 GB.
 
     Args:
-        model: what ``prepare`` makes of an image -> logits (1, C, h, w).
+        predictor: of the network.
         images: (images (1, ., h, w), labels (1, H, W) integer), each at its own size.
         void: label of pixels that are not scored.
-        device: where the model is.
-        prepare, to_size: as the network's ``NetworkKind`` has them.
-        bfloat16: autocast around the network; probabilities are float32 or better.
-        channels_last: memory format of the images.
 
     Raises:
         ValueError: no images, or a label that is no class and not void.
     """
     held = list(images)
-    probabilities = batch_probabilities(
-        model,
-        held,
-        device,
-        prepare=prepare,
-        to_size=to_size,
-        bfloat16=bfloat16,
-        channels_last=channels_last,
-    )
-    labels = torch.cat([truth.flatten() for _, truth in held]).to(device)
+    probabilities = batch_probabilities(predictor, held)
+    labels = torch.cat([truth.flatten() for _, truth in held]).to(predictor.device)
     return scores_of(probabilities, labels, void)
 
 
@@ -90,22 +70,10 @@ def scores_of(probabilities: Tensor, labels: Tensor, void: int) -> BatchScores:
 
 
 @torch.inference_mode()
-def batch_probabilities(
-    model: nn.Module,
-    images: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
-    *,
-    prepare: Prepare,
-    to_size: AtSize,
-    bfloat16: bool = False,
-    channels_last: bool = False,
-) -> Tensor:
+def batch_probabilities(predictor: Predictor, images: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Softmax of the logits at the images' own sizes, the pixels of all images in a row.
 
-    Images pass the network one by one, in evaluation mode; logits are upsampled before the softmax.
-
-    Args:
-        model, images, device, prepare, to_size, bfloat16, channels_last: as of ``score_batch``.
+    Images pass the network one by one; logits are upsampled before the softmax.
 
     Returns:
         (C, N) on the device, N the pixels of all labels.
@@ -113,15 +81,12 @@ def batch_probabilities(
     Raises:
         ValueError: no images.
     """
-    model.eval()
-    held = list(images)
-    if not held:
+    if not images:
         raise ValueError("a batch without images has no scores")
-    total, first = sum(labels.numel() for _, labels in held), 0
+    total, first = sum(labels.numel() for _, labels in images), 0
     probabilities = None  # filled image by image, which needs half the memory of joining parts
-    for image, labels in held:
-        logits = logits_of(model, image, device, prepare, bfloat16, channels_last)
-        pixels = to_size(logits, labels.shape[-2:]).softmax(dim=1)[0].flatten(1)  # (C, H W)
+    for image, labels in images:
+        pixels = predictor.probabilities(image, labels.shape[-2:])[0].flatten(1)  # (C, H W)
         if probabilities is None:
             probabilities = pixels.new_empty(len(pixels), total)
         probabilities[:, first : first + pixels.shape[1]] = pixels

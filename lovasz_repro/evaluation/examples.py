@@ -13,12 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from lovasz_repro.data.palettes import ClassTable
-from lovasz_repro.evaluation.evaluate import predicted_classes
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.stored_pictures import write_pictures
-from lovasz_repro.models.enet import to_unit_range
 
 MOST_IMAGES = 100
 """Images that are looked at, spread evenly over the set; two networks go over each."""
@@ -83,35 +81,29 @@ def write_examples(examples: list[Example], folder: Path) -> list[Path]:
 
 
 def find_examples(
-    before: nn.Module,
-    after: nn.Module,
+    before: Predictor,
+    after: Predictor,
     images: Photographed,
     table: ClassTable,
     count: int,
-    device: torch.device,
     *,
-    first_class: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Example]:
     """Of each of ``count`` equal parts of a set the window in which two networks differ most.
 
     Args:
-        before, after: the networks, in evaluation mode afterwards.
+        before, after: the networks.
         images: the set.
         table: its classes.
         count: how many.
-        device: where the networks are.
-        first_class: classes below it are never predicted.
         advance: called with 1 after each image.
 
     Returns:
         At most ``count`` examples, the most different first.
     """
-    before.eval()
-    after.eval()
     best: dict[int, Example] = {}
     for index in _spread_over(len(images)):
-        example = _example(before, after, images, index, table, device, first_class)
+        example = _example(before, after, images, index, table)
         part = index * count // len(images)
         if part not in best or example.differs > best[part].differs:
             best[part] = example
@@ -119,25 +111,15 @@ def find_examples(
     return sorted(best.values(), key=lambda e: (-e.differs, e.name))
 
 
-@torch.inference_mode()
 def _example(
-    before: nn.Module,
-    after: nn.Module,
-    images: Photographed,
-    index: int,
-    table: ClassTable,
-    device: torch.device,
-    first_class: int,
+    before: Predictor, after: Predictor, images: Photographed, index: int, table: ClassTable
 ) -> Example:
-    labels = images.label_ids(index)
-    dtype = next(after.parameters()).dtype
-    inputs = to_unit_range(images[index][0][None].to(device), dtype=dtype)
+    labels, seen = images.label_ids(index), images[index][0][None]
     ids = np.array(table.label_ids, dtype=np.uint8)
     answers = [
-        ids[predicted_classes(network(inputs), labels.shape, first_class)[0].cpu().numpy()]
-        for network in (before, after)
+        ids[predictor.classes(seen, labels.shape)[0].cpu().numpy()] for predictor in (before, after)
     ]
-    scored = np.isin(labels, ids[first_class:])
+    scored = np.isin(labels, ids[after.first_class :])
     window, differs = widest_difference((answers[0] != answers[1]) & scored, scored)
     top, left, height, width = window
     crop = np.s_[top : top + height, left : left + width]

@@ -11,10 +11,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from lovasz_repro.data.voc import VOID
-from lovasz_repro.evaluation.evaluate import Predict, Prepare
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.stored_pictures import write_pictures
 from lovasz_repro.metrics import binary_image_iou
 
@@ -27,15 +26,6 @@ class NamedImages(Protocol):
     def name(self, index: int) -> str:
         """What the image is called."""
         ...
-
-
-@dataclass(frozen=True)
-class Answers:
-    """How the two networks are asked; both answers are bool (B, H, W)."""
-
-    before: Predict
-    after: Predict
-    prepare: Prepare
 
 
 @dataclass(frozen=True)
@@ -52,24 +42,14 @@ class Mask:
     image_iou: float
 
 
-@torch.inference_mode()
 def find_mask(
-    before: nn.Module,
-    after: nn.Module,
-    images: NamedImages,
-    index: int,
-    answers: Answers,
-    device: torch.device,
+    before: Predictor, after: Predictor, images: NamedImages, index: int, category: int
 ) -> Mask:
-    """Ask both networks, in evaluation mode afterwards, for one image of a set."""
-    before.eval()
-    after.eval()
+    """Ask both networks for one image: one of all classes, and one trained on the category."""
     seen, labels = images[index]
-    dtype = next(after.parameters()).dtype
-    inputs = answers.prepare(seen[None].to(device), False, dtype)
-    size = labels.shape
-    basis = answers.before(before(inputs), size).cpu().to(torch.uint8)
-    prediction = answers.after(after(inputs), size).cpu().to(torch.uint8)
+    image, size = seen[None], labels.shape
+    basis = (before.classes(image, size) == category).cpu().to(torch.uint8)
+    prediction = (after.category_logits(category, image, size) > 0).cpu().to(torch.uint8)
     target = labels[None].long()
     scores = [binary_image_iou(found.long(), target, VOID).item() for found in (basis, prediction)]
     photo = seen.permute(1, 2, 0).numpy() if seen.dtype == torch.uint8 else None

@@ -11,102 +11,60 @@ and shrunk. The scores of every scale are brought to the grid of scale 1, and fu
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lovasz_repro.evaluation.evaluate import AtSize, Prepare
+from lovasz_repro.config.schema import MultiScaleConfig
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.models.deeplab import STRIDE, upsample
 
-Fusion = Literal["probabilities", "max-logits"]
-
-SCALES = (1.0, 0.75, 0.5)
-"""Sec. 4.3."""
-LEAST_SIDE = 513
-"""Pixels to which smaller images are continued (crop_size of the DeepLab
-authors' data/test.prototxt, in isht7/pytorch-deeplab-resnet); no VOC photograph has more."""
 FINEST = 8
 """Scales are multiples of 1/8, so that a common grid is never far."""
 
 
-@torch.inference_mode()
-def fused_scores(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    prepare: Prepare,
-    to_size: AtSize,
-    scales: Sequence[float] = SCALES,
-    fusion: Fusion = "probabilities",
-    least_side: int = LEAST_SIDE,
-    bfloat16: bool = False,
-    channels_last: bool = False,
-) -> Tensor:
-    """Scores of every pixel, fused over scales of the images.
+@dataclass(frozen=True)
+class MultiScale(Predictor):
+    """A predictor whose scores are fused over scales of the images.
 
-    One scale passes the network after the other, and what it gave is added up: the memory needed
-    is that of scale 1 and a few maps of the size of the answer, however many scales there are.
+    Its network takes 8 n + 1 pixels a side and gives logits (B, C, h, w) on every 8th, n + 1
+    points a side, as DeepLab. One scale passes the network after the other, and what it gave is
+    added up: the memory needed is that of scale 1 and a few maps of the size of the answer, however
+    many scales there are. All but the network is float32.
+    """
 
-    Args:
-        model: in evaluation mode; 8 n + 1 pixels a side -> logits (B, C, h, w) on every 8th,
-            n + 1 points a side, as DeepLab.
-        images: RGB (B, 3, H, W) uint8, on the device of the model.
-        prepare: what the network takes at scale 1, in which 0 is the mean colour; may continue
-            images to 8 n + 1 pixels a side (``caffe_on_the_grid``).
-        to_size: logits on the grid of scale 1 -> logits (B, C, H, W) (``from_the_grid``).
-        scales: multiples of 1/8; the order does not matter.
-        fusion: "probabilities": the mean over scales of the softmax at the pixels;
+    multi_scale: MultiScaleConfig = field(default_factory=MultiScaleConfig)
+    """Scales, in any order, how they are fused, and the least sides of continued images."""
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Fused scores (B, C, H, W) at the size of the images.
+
+        Returns:
+            "probabilities": the mean over scales of the softmax at the pixels, 1 over the classes;
             "max-logits": the largest logit at each point of the grid, then to the pixels.
-        least_side: the least height and width, in pixels, to which images are continued.
-        bfloat16: autocast around the network; all else is float32.
-        channels_last: memory format of the images.
 
-    Returns:
-        (B, C, H, W): probabilities that sum to 1 over the classes, or logits.
+        Raises:
+            ValueError: a network with another grid.
+        """
+        scales, size = self.multi_scale.scales, images.shape[-2:]
+        inputs = self.inputs(images)
+        inputs = continue_to_step(inputs, common_step(scales), self.multi_scale.least_side)
+        logits = scale_logits(self.network, inputs, scales, self.bfloat16)
+        if self.multi_scale.fusion == "max-logits":
+            return self.kind.to_size(reduce(torch.maximum, logits), size)
+        probabilities = (self.kind.to_size(of_scale, size).softmax(dim=1) for of_scale in logits)
+        return reduce(Tensor.add_, probabilities).div_(len(scales))
 
-    Raises:
-        ValueError: no scales, a scale that is no multiple of 1/8, an unknown fusion, or a network
-            with another grid.
-    """
-    if fusion not in ("probabilities", "max-logits"):
-        raise ValueError(f"no fusion {fusion!r}; there are 'probabilities' and 'max-logits'")
-    step, size = common_step(scales), images.shape[-2:]
-    inputs = prepare(images, channels_last, next(model.parameters()).dtype)
-    inputs = continue_to_step(inputs, step, least_side)
-    logits = scale_logits(model, inputs, scales, bfloat16)
-    if fusion == "max-logits":
-        return to_size(reduce(torch.maximum, logits), size)
-    probabilities = (to_size(of_scale, size).softmax(dim=1) for of_scale in logits)
-    return reduce(Tensor.add_, probabilities).div_(len(scales))
-
-
-class MultiScale(nn.Module):
-    """A network that answers with fused scores at the size of the images: for ``evaluate``.
-
-    Its images are as they are loaded (``as_loaded``); its answers need no upsampling.
-
-    Args:
-        network: at one scale.
-        scores: (network, images) -> scores, ``fused_scores`` with its options.
-    """
-
-    def __init__(self, network: nn.Module, scores: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network = network
-        self.scores = scores
-
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB (B, 3, H, W) uint8 to scores (B, C, H, W)."""
-        return self.scores(self.network, images)
-
-
-def as_loaded(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
-    """The ``prepare`` of ``MultiScale``, which prepares images by itself."""
-    return images
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, C, H, W) float32; the size is that of the images."""
+        scores = self.logits(images)
+        return scores if self.multi_scale.fusion == "probabilities" else scores.softmax(dim=1)
 
 
 def scale_logits(
@@ -115,9 +73,9 @@ def scale_logits(
     """Logits (B, C, h, w), float32, at each scale, brought to the grid of scale 1.
 
     Args:
-        model: see ``fused_scores``.
+        model: see ``MultiScale``.
         inputs: (B, 3, H, W), sides that are 8 n + 1 at every scale.
-        scales: see ``fused_scores``.
+        scales: multiples of 1/8.
         bfloat16: autocast around the network.
 
     Raises:

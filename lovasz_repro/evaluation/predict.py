@@ -17,12 +17,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lovasz_repro.data.images import read_photograph
+from lovasz_repro.data.images import read_photograph, resize_image
 from lovasz_repro.data.palettes import ClassTable, class_table, colourise
 from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import write_durably
-from lovasz_repro.models.enet import STRIDE, ENet
+from lovasz_repro.models.enet import STRIDE, to_unit_range
 from lovasz_repro.models.snapshot import load_weights
 
 OPACITY = 0.55  # of the class colours over the photograph
@@ -74,18 +75,22 @@ def predict_images(
     check_request(images, out, size)
     loaded = load_weights(weights)
     table = class_table(loaded.dataset, loaded.class_names, loaded.num_classes)
-    model = loaded.build().eval().to(choose_device(device))
+    on = choose_device(device)
+    predictor = Predictor(
+        loaded.build().to(on), Feeding(prepare=on_the_stride), on, channels_last=True
+    )
     make_folder(out)
     done: list[Prediction] = []
     bad: list[str] = []
     for path in images:
         try:
-            photo = Image.fromarray(read_photograph(path))
-            classes = label_photo(model, photo, size, allowed(table), path)
+            photo = read_photograph(path)
+            own = (photo.shape[0], photo.shape[1])
+            classes = label_photograph(predictor, as_seen(photo, size), own, allowed(table), path)
         except UserError as error:
             bad.append(str(error).rstrip("."))
         else:
-            done.append(write_prediction(path, photo, classes, table, out))
+            done.append(write_prediction(path, Image.fromarray(photo), classes, table, out))
         if progress is not None:
             progress(path)
     if bad:
@@ -160,38 +165,49 @@ def allowed(table: ClassTable) -> list[int]:
     return [index for index, predictable in enumerate(table.predictable) if predictable]
 
 
-def label_photo(
-    model: ENet,
-    photo: Image.Image,
-    size: tuple[int, int] | None,
-    classes: Sequence[int],
-    path: Path,
+def as_seen(photo: np.ndarray, size: tuple[int, int] | None) -> Tensor:
+    """A photograph (H, W, 3) as the network sees it: RGB (1, 3, h, w) uint8."""
+    seen = photo if size is None else resize_image(photo, size)
+    return torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]
+
+
+@torch.inference_mode()
+def label_photograph(
+    predictor: Predictor, seen: Tensor, size: tuple[int, int], answers: Sequence[int], path: Path
 ) -> np.ndarray:
-    """Best of `classes` for every pixel of `photo`: (H, W) uint8 of output indices.
+    """Best of ``answers``, outputs of the network, for every pixel.
+
+    Arguments:
+        predictor: of a network whose logits have the size of what it sees, or a little more.
+        seen: (1, 3, h, w).
+        size: (H, W) of what comes out.
+        answers: outputs, the first of which is ``predictor.first_class`` where that upsamples
+            predictions.
+        path: of the photograph.
+
+    Returns (H, W) uint8.
 
     Raises UserError, which names `path`, where the image is too large for the device's memory.
     """
-    own = (photo.height, photo.width)
-    seen = photo if size in (None, own) else photo.resize(size[::-1], Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
-    device = next(model.parameters()).device
     try:
-        with torch.inference_mode():
-            logits = model(pad_to_stride(pixels.to(device).float() / 255))
-            logits = logits[:, :, : seen.height, : seen.width]
-            return best_class(logits, classes, own).cpu().numpy()
+        if predictor.upsample == "predictions":
+            return predictor.classes(seen, size)[0].to(torch.uint8).cpu().numpy()
+        logits = predictor.logits(seen)[..., : seen.shape[2], : seen.shape[3]]
+        return best_class(logits, answers, size).cpu().numpy()
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
-        raise UserError(f"{path}: is too large for the memory; give a smaller --size") from error
+        raise UserError(f"{path}: is too large for the memory of {predictor.device}; give a "
+                        "smaller --size or another --device") from error  # fmt: skip
 
 
-def pad_to_stride(images: Tensor) -> Tensor:
-    """(B, 3, h, w) with the last row and column repeated up to multiples of 8."""
+def on_the_stride(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
+    """RGB (B, 3, h, w) in [0, 1], its last row and column repeated up to multiples of 8."""
+    inputs = to_unit_range(images, channels_last, dtype)
     right, bottom = -images.shape[3] % STRIDE, -images.shape[2] % STRIDE
     if not right and not bottom:
-        return images
-    return functional.pad(images, (0, right, 0, bottom), mode="replicate")
+        return inputs
+    return functional.pad(inputs, (0, right, 0, bottom), mode="replicate")
 
 
 def best_class(logits: Tensor, classes: Sequence[int], size: tuple[int, int]) -> Tensor:

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 
 from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame
-from lovasz_repro.data.images import read_photograph, resize_image
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.evaluate import Upsample, predicted_classes
-from lovasz_repro.evaluation.predict import best_class, check_size
+from lovasz_repro.evaluation.predict import as_seen, check_size, label_photograph
 from lovasz_repro.evaluation.prediction_folder import (
     claimed,
     digest,
@@ -37,8 +36,8 @@ from lovasz_repro.evaluation.prediction_folder import (
     sizes,
     write_file,
 )
+from lovasz_repro.evaluation.predictor import Feeding, Predictor, Upsample
 from lovasz_repro.host.device import choose_device
-from lovasz_repro.models.enet import ENet, to_unit_range
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, Weights, load_weights
 
 INPUT_SIZE = (512, 1024)
@@ -86,7 +85,9 @@ def predict_split(
             or is in use, or a photograph cannot be read.
     """
     check_size(size)
-    model = load_cityscapes(weights).build().eval().to(choose_device(device))
+    on = choose_device(device)
+    model = load_cityscapes(weights).build().to(on)
+    predictor = Predictor(model, Feeding(), on, first_class=ANSWERS[0], upsample=upsample)
     manifest = {
         "weights": digest(weights),
         "split": split,
@@ -99,7 +100,7 @@ def predict_split(
         files = prediction_files(frames, out)
         pairs = zip(frames, files, strict=True)
         missing = [(frame, file) for frame, file in pairs if not is_complete(file)]
-        _predict(model, missing, size, upsample, advance)
+        _predict(predictor, missing, size, advance)
     return files
 
 
@@ -123,10 +124,9 @@ def load_cityscapes(weights: Path) -> Weights:
 
 
 def _predict(
-    model: ENet,
+    predictor: Predictor,
     missing: Sequence[tuple[Frame, Path]],
     size: tuple[int, int],
-    upsample: Upsample,
     advance: Callable[[int], None],
 ) -> None:
     """Photographs are decoded and predictions encoded in threads, while the network is at work."""
@@ -138,64 +138,21 @@ def _predict(
             writing.popleft().result()
             advance(1)
 
-    def read(pair: tuple[Frame, Path]) -> tuple[np.ndarray, tuple[int, int]]:
-        return as_seen(pair[0], size)
+    def read(pair: tuple[Frame, Path]) -> tuple[Tensor, tuple[int, int]]:
+        photograph = read_photograph(pair[0].image)
+        return as_seen(photograph, size), (photograph.shape[0], photograph.shape[1])
 
     try:
         with warnings.catch_warnings():  # threads do not put back each other's filters in order
             photographs = ahead(readers, read, missing, AHEAD)
             for (frame, file), (seen, own) in zip(missing, photographs, strict=True):
-                classes = label_photograph(model, seen, own, upsample, frame.image)
+                classes = label_photograph(predictor, seen, own, ANSWERS, frame.image)
                 writing.append(writers.submit(_write, file, classes))
                 finish(BEHIND)
             finish(0)
     finally:
         readers.shutdown(cancel_futures=True)
         writers.shutdown(cancel_futures=True)
-
-
-def as_seen(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """A photograph as the network sees it, RGB (3, h, w) uint8, and its own height and width.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    photograph = read_photograph(frame.image)
-    height, width, _ = photograph.shape
-    return np.array(resize_image(photograph, size).transpose(2, 0, 1)), (height, width)
-
-
-@torch.inference_mode()
-def label_photograph(
-    model: ENet, seen: np.ndarray, size: tuple[int, int], upsample: Upsample, name: Path
-) -> np.ndarray:
-    """The class of every pixel.
-
-    Args:
-        model: in evaluation mode.
-        seen: (3, h, w) uint8.
-        size: (H, W) of what comes out.
-        upsample: see ``predict_split``.
-        name: what the photograph is called in messages.
-
-    Returns:
-        (H, W) uint8, each one of ``ANSWERS``.
-
-    Raises:
-        UserError: the device has too little memory.
-    """
-    device = next(model.parameters()).device
-    try:
-        logits = model(to_unit_range(torch.from_numpy(seen)[None].to(device)))
-        if upsample == "logits":
-            return best_class(logits, ANSWERS, size).cpu().numpy()
-        classes = predicted_classes(logits, size, ANSWERS[0], upsample)
-        return classes[0].to(torch.uint8).cpu().numpy()
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        raise UserError(f"{name}: too large for the memory of {device}; give a smaller --size "
-                        "or another --device.") from error  # fmt: skip
 
 
 def ahead(

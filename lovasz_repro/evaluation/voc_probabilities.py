@@ -15,15 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.images import photograph_size, read_photograph
 from lovasz_repro.data.voc import VocImage
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation.evaluate import AtSize, Prepare
-from lovasz_repro.evaluation.multiscale import fused_scores
+from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probability_cache import (
     holds_probabilities,
     png_file,
@@ -33,22 +30,17 @@ from lovasz_repro.host.files import write_durably
 from lovasz_repro.host.processes import Map
 
 NOTE = "probabilities.json"
-Score = Callable[[Tensor], Tensor]
-"""RGB (1, 3, H, W) uint8 on the network's device -> probabilities (1, C, H, W)."""
 
 
-def about_probabilities(
-    model: nn.Module, multi_scale: MultiScaleConfig, data: str, bfloat16: bool = False
-) -> dict[str, Any]:
+def about_probabilities(predictor: MultiScale, data: str) -> dict[str, Any]:
     """Everything that probabilities depend on.
 
     Args:
-        model: its floating-point weights count, in float32, and so do the epsilons of its
-            normalisations.
-        multi_scale: scales and how they are fused.
+        predictor: its floating-point weights count, in float32, the epsilons of its normalisations,
+            its scales and how they are fused, and autocast.
         data: fingerprint of the photographs.
-        bfloat16: autocast around the network.
     """
+    model = predictor.network
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():
@@ -59,8 +51,8 @@ def about_probabilities(
     return {
         "weights": weights.hexdigest(),
         "data": data,
-        "multi_scale": multi_scale.model_dump(mode="json"),
-        "bfloat16": bfloat16,
+        "multi_scale": predictor.multi_scale.model_dump(mode="json"),
+        "bfloat16": predictor.bfloat16,
     }
 
 
@@ -69,13 +61,18 @@ def prediction_key(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def open_folder(root: Path, about: Mapping[str, Any]) -> Path:
-    """The folder of the probabilities that ``about`` describes, made where it does not exist.
+def open_folder(root: Path, predictor: MultiScale, data: str) -> Path:
+    """The folder of a network's probabilities below ``root``, made where it does not exist.
+
+    Args:
+        root: of all such folders.
+        predictor, data: see ``about_probabilities``.
 
     Raises:
         UserError: it holds something else.
         RunFailed: the disk refuses.
     """
+    about = about_probabilities(predictor, data)
     folder = root / prediction_key(about)
     note, expected = folder / NOTE, json.dumps(about, indent=2) + "\n"
     try:
@@ -94,37 +91,10 @@ def open_folder(root: Path, about: Mapping[str, Any]) -> Path:
     return folder
 
 
-def fused_probabilities(
-    model: nn.Module,
-    images: Tensor,
-    multi_scale: MultiScaleConfig,
-    *,
-    prepare: Prepare,
-    to_size: AtSize,
-    bfloat16: bool = False,
-    channels_last: bool = False,
-) -> Tensor:
-    """Probabilities (B, C, H, W) of every pixel, float32; arguments as ``fused_scores``."""
-    scores = fused_scores(
-        model,
-        images,
-        prepare=prepare,
-        to_size=to_size,
-        scales=multi_scale.scales,
-        fusion=multi_scale.fusion,
-        least_side=multi_scale.least_side,
-        bfloat16=bfloat16,
-        channels_last=channels_last,
-    )
-    return scores if multi_scale.fusion == "probabilities" else scores.softmax(dim=1)
-
-
 def predict_probabilities(
+    predictor: MultiScale,
     images: Sequence[VocImage],
     folder: Path,
-    score: Score,
-    device: torch.device,
-    *,
     map_: Map = map,
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
@@ -133,10 +103,9 @@ def predict_probabilities(
     A file stays if it is whole and of a photograph of this name and size.
 
     Args:
+        predictor: what predicts.
         images: the photographs; masks are not read.
         folder: see ``open_folder``.
-        score: see ``Score``.
-        device: of the network.
         map_: that of a pool of processes, which write while the network goes on; it then holds all
             probabilities that are not written yet, 16 MB for a photograph of 375x500.
         advance: called with 1 after each photograph, also after those that were there.
@@ -153,7 +122,7 @@ def predict_probabilities(
     missing = [(image, file) for image, file in pairs if not is_there(image, file)]
     advance(len(images) - len(missing))
     predictions: Iterator[np.ndarray] = (
-        of_photograph(read_photograph(image.image), score, device) for image, _ in missing
+        of_photograph(read_photograph(image.image), predictor) for image, _ in missing
     )
     names = [image.name for image, _ in missing]
     for _ in map_(write_probabilities, [file for _, file in missing], names, predictions):
@@ -169,7 +138,7 @@ def is_there(image: VocImage, file: Path) -> bool:
         return False
 
 
-def of_photograph(photograph: np.ndarray, score: Score, device: torch.device) -> np.ndarray:
+def of_photograph(photograph: np.ndarray, predictor: MultiScale) -> np.ndarray:
     """Probabilities (C, H, W) float32 of a photograph, RGB (H, W, 3) uint8."""
-    batch = torch.from_numpy(np.array(photograph.transpose(2, 0, 1))[None]).to(device)
-    return score(batch)[0].float().cpu().numpy()
+    batch = torch.from_numpy(np.array(photograph.transpose(2, 0, 1))[None])
+    return predictor.probabilities(batch, photograph.shape[:2])[0].float().cpu().numpy()

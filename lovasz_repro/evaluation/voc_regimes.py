@@ -8,28 +8,22 @@ computed before a restart and what is computed now are scored alike.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import distributed
 
-from lovasz_repro.config.schema import CrfConfig, MultiScaleConfig
+from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import VOID, VocImage, read_labels
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
-from lovasz_repro.evaluation.evaluate import AtSize, Prepare
+from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probability_cache import read_classes
 from lovasz_repro.evaluation.scoring import SegmentationScoring
-from lovasz_repro.evaluation.voc_probabilities import (
-    about_probabilities,
-    fused_probabilities,
-    open_folder,
-    predict_probabilities,
-)
+from lovasz_repro.evaluation.voc_probabilities import predict_probabilities
 from lovasz_repro.host.processes import Map, mapped
 
 CHUNK = 32
@@ -39,51 +33,8 @@ CHUNK_EACH = 4
 Advance = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network, and how its probabilities are computed."""
-
-    model: nn.Module
-    prepare: Prepare
-    to_size: AtSize
-    device: torch.device
-    multi_scale: MultiScaleConfig
-    bfloat16: bool = False
-    channels_last: bool = False
-
-    def open_folder(self, root: Path, data: str) -> Path:
-        """The folder of its probabilities below ``root``; ``data``: fingerprint of photographs.
-
-        Raises:
-            UserError: it holds something else.
-            RunFailed: the disk refuses.
-        """
-        about = about_probabilities(self.model, self.multi_scale, data, self.bfloat16)
-        return open_folder(root, about)
-
-    def predict(
-        self,
-        images: Sequence[VocImage],
-        folder: Path,
-        map_: Map = map,
-        advance: Advance = lambda images: None,
-    ) -> list[Path]:
-        """The file of each photograph's probabilities, see ``predict_probabilities``."""
-        self.model.eval()
-        score = partial(
-            fused_probabilities,
-            self.model,
-            multi_scale=self.multi_scale,
-            prepare=self.prepare,
-            to_size=self.to_size,
-            bfloat16=self.bfloat16,
-            channels_last=self.channels_last,
-        )
-        return predict_probabilities(images, folder, score, self.device, map_=map_, advance=advance)
-
-
 def score_regimes(
-    network: Network,
+    predictor: MultiScale,
     images: Sequence[VocImage],
     folder: Path,
     crf: CrfConfig | None,
@@ -99,9 +50,9 @@ def score_regimes(
     """Predict, refine and score photographs, chunk by chunk; what is there as a file stays.
 
     Args:
-        network: what predicts.
+        predictor: what predicts.
         images: photographs and masks, this rank's share of them.
-        folder: see ``Network.open_folder``; labels of the CRF go to ``crf/`` in it.
+        folder: see ``open_folder``; labels of the CRF go to ``crf/`` in it.
         crf: parameters of the CRF; None: without it.
         processes: that write and refine.
         batch_size: see ``SegmentationScoring``.
@@ -122,7 +73,7 @@ def score_regimes(
     scorings = {name: SegmentationScoring(VOC.names, VOID, batch_size) for name in regimes}
 
     def work(some: Sequence[VocImage], map_: Map) -> None:
-        files = network.predict(some, folder, map_, predicted)
+        files = predict_probabilities(predictor, some, folder, map_, predicted)
         labels = map_(read_classes, files, [image.name for image in some])
         count(scorings["multi_scale"], some, labels)
         if crf:

@@ -1,17 +1,16 @@
 """Scores of a DeepLab-v2 on labelled photographs of Pascal VOC, single scale."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-import torch
 from torch.utils.data import DataLoader
 
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import VOID, VocImage
 from lovasz_repro.data.voc_training import VocScored
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.evaluate import AtSize, Prepare, evaluate, predicted_classes
+from lovasz_repro.evaluation.evaluate import evaluate
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import block_counts, load_deeplab_weights
@@ -36,33 +35,21 @@ def load_voc_network(path: Path) -> DeepLab:
 
 
 def score_voc(
-    model: DeepLab,
+    predictor: Predictor,
     images: Sequence[VocImage],
-    device: torch.device,
-    prepare: Prepare,
-    to_size: AtSize,
     workers: int = 0,
     advance: Callable[[int], None] = lambda images: None,
 ) -> SegmentationScoring:
     """Dataset-mIoU, image-mIoU and the IoU of each class, at the photographs' own size.
 
     Args:
-        model: 21 outputs.
+        predictor: of 21 outputs.
         images: photographs and masks.
-        device: where to compute.
-        prepare, to_size: how a DeepLab-v2 is fed and how its logits come to the photograph's size.
         workers: processes that decode photographs.
         advance: called with 1 after each image.
 
     Raises:
         UserError: files are missing or unreadable.
     """
-    return evaluate(
-        model.to(device),
-        DataLoader(VocScored(images), batch_size=1, num_workers=workers),
-        SegmentationScoring(VOC.names, VOID),
-        device,
-        predict=partial(predicted_classes, to_size=to_size),
-        prepare=prepare,
-        advance=advance,
-    )
+    batches = DataLoader(VocScored(images), batch_size=1, num_workers=workers)
+    return evaluate(predictor, batches, SegmentationScoring(VOC.names, VOID), advance=advance)

@@ -7,14 +7,16 @@ import numpy as np
 
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.voc import VocImage, read_labels
+from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probability_cache import read_classes
-from lovasz_repro.evaluation.voc_regimes import Network, chunks_of, refine_photographs
+from lovasz_repro.evaluation.voc_probabilities import predict_probabilities
+from lovasz_repro.evaluation.voc_regimes import chunks_of, refine_photographs
 from lovasz_repro.evaluation.voc_submission import write_prediction
 from lovasz_repro.host.processes import mapped
 
 
 def write_predictions(
-    network: Network,
+    predictor: MultiScale,
     images: Sequence[VocImage],
     folder: Path,
     crf: CrfConfig | None,
@@ -27,9 +29,9 @@ def write_predictions(
     """Predict photographs, refine them where parameters are given, and write all label files anew.
 
     Args:
-        network: what predicts.
+        predictor: what predicts.
         images: the photographs; masks are not read.
-        folder: see ``Network.open_folder``; what is there is not computed again.
+        folder: see ``open_folder``; what is there is not computed again.
         crf: parameters of the CRF; None: without it.
         out: see ``voc_submission.write_prediction``.
         processes: that write and refine.
@@ -44,7 +46,7 @@ def write_predictions(
         for chunk in chunks_of(len(images), processes):
             some = images[chunk]
             names = [image.name for image in some]
-            files = network.predict(some, folder, map_, predicted)
+            files = predict_probabilities(predictor, some, folder, map_, predicted)
             labels: Iterable[np.ndarray]
             if crf:
                 refined_files = refine_photographs(some, files, folder, crf, map_, refined)

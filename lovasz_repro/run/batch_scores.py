@@ -20,12 +20,12 @@ from lovasz_repro.data.voc_training import presence_of
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.batch_protocol import BatchScores, score_batch
 from lovasz_repro.evaluation.covering_batches import covering_batches
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.metrics import sum_over_ranks
-from lovasz_repro.run.build import in_one_line
+from lovasz_repro.run.build import in_one_line, predictor_of
 from lovasz_repro.run.datasets import DATASETS, ScoredSet
 from lovasz_repro.run.inputs import Place
-from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.session import Session
 from lovasz_repro.training.distributed import Team
 
@@ -87,20 +87,19 @@ def score_batches_of_run(
     team, found = session.team, list[BatchScores]()
     mine = batches[team.rank :: team.size]
     loaded, sizes = _images_in_order(images, mine, place), iter([len(batch) for batch in mine])
-    task = session.progress.task("  scoring batches", len(batches))
-    try:
+    predictor = predictor_of(model, cell, place.device)
+    void = DATASETS[cell.data.name].ignore_index
+    with session.progress.task("  scoring batches", len(batches)) as bar:
         while len(found) < len(batches):
-            own = team.on_all(lambda: _score_next(model, loaded, sizes, cell, place))
+            own = team.on_all(lambda: _score_next(predictor, loaded, sizes, void))
             for scores in _of_all_ranks(own, team)[: len(batches) - len(found)]:
                 session.log(len(found), _named(f"{prefix}batches/", scores))
                 found.append(scores)
-                task.advance()
+                bar.advance()
             stop = session.stop_asked()
             if stop and len(found) < len(batches):
                 where = f"Stopped after {len(found)} of {len(batches)} batches, training is saved."
                 raise Interrupted(stop, f"{where} Run the same command to go on.")
-    finally:
-        task.close()
     means = BatchScores(*(statistics.fmean(column) for column in zip(*found, strict=True)))
     session.log(cell.training.iterations, _named(f"{prefix}batches/mean_", means))
     session.line(_summary(found, len(batches[0])))
@@ -121,27 +120,14 @@ def _images_in_order(
 
 
 def _score_next(
-    model: nn.Module,
+    predictor: Predictor,
     images: Iterator[tuple[torch.Tensor, torch.Tensor]],
     sizes: Iterator[int],
-    cell: CellConfig,
-    place: Place,
+    void: int,
 ) -> BatchScores | None:
     """Scores of the next batch of this rank, or None where it has no more."""
     size = next(sizes, None)
-    if size is None:
-        return None
-    network = NETWORKS[cell.model.name]
-    return score_batch(
-        model,
-        islice(images, size),
-        DATASETS[cell.data.name].ignore_index,
-        place.device,
-        prepare=network.prepare,
-        to_size=network.to_size,
-        bfloat16=cell.training.precision == "bfloat16",
-        channels_last=cell.training.channels_last,
-    )
+    return None if size is None else score_batch(predictor, islice(images, size), void)
 
 
 def _of_all_ranks(own: BatchScores | None, team: Team) -> list[BatchScores]:

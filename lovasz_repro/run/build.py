@@ -1,6 +1,6 @@
 """What a cell's config names, as objects: data sets, network, optimiser, batches."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,9 @@ from lovasz_repro.data.sampling import (
 )
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.binary import BinaryScoring
-from lovasz_repro.evaluation.evaluate import (
-    AnyScoring,
-    Predict,
-    category_logits,
-    evaluate,
-    predicted_classes,
-)
+from lovasz_repro.evaluation.evaluate import AnyScoring, evaluate
+from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.layers import BatchShare, share_dropout
 from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of
@@ -207,26 +203,34 @@ def scored_batches(cell: CellConfig, images: ScoredSet, place: Place, team: Team
     )
 
 
-def evaluator(cell: CellConfig, scoring: AnyScoring) -> Callable[..., AnyScoring]:
-    """``evaluate`` as a run calls it for a scoring: still to be given are the model, the batches,
-    the scoring and the device."""
-    kind, network = DATASETS[cell.data.name], NETWORKS[cell.model.name]
+def predictor_of(model: nn.Module, cell: CellConfig, device: torch.device) -> Predictor:
+    """How a run asks its network, at one scale."""
+    return Predictor(model, NETWORKS[cell.model.name], device, **_asked(cell))
+
+
+def multi_scale_of(model: nn.Module, cell: CellConfig, device: torch.device) -> MultiScale:
+    """How a run asks its network at several scales, which its config has to name."""
+    assert cell.evaluation.multi_scale, "several scales are asked for where the config says so"
+    kind, scales = NETWORKS[cell.model.name], cell.evaluation.multi_scale
+    return MultiScale(model, kind, device, multi_scale=scales, **_asked(cell))
+
+
+def _asked(cell: CellConfig) -> dict[str, Any]:
+    return {
+        "precision": cell.training.precision,
+        "channels_last": cell.training.channels_last,
+        "first_class": DATASETS[cell.data.name].first_class,
+        "upsample": cell.evaluation.upsample,
+    }
+
+
+def score(
+    predictor: Predictor, batches: Iterable[Any], scoring: AnyScoring, **how: Any
+) -> AnyScoring:
+    """``evaluate``, which asks for what the scoring takes: one category's logits, or classes."""
     if isinstance(scoring, BinaryScoring):
-        predict: Predict = partial(category_logits, scoring.category, network.to_size)
-    else:
-        predict = partial(
-            predicted_classes,
-            first_class=kind.first_class,
-            upsample=cell.evaluation.upsample,
-            to_size=network.to_size,
-        )
-    return partial(
-        evaluate,
-        predict=predict,
-        prepare=network.prepare,
-        bfloat16=cell.training.precision == "bfloat16",
-        channels_last=cell.training.channels_last,
-    )
+        how["ask"] = partial(predictor.category_logits, scoring.category)
+    return evaluate(predictor, batches, scoring, **how)
 
 
 def in_one_line(batches: Iterable[Any]) -> Iterator[Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lovasz_repro.data.check import TreeNote
     from lovasz_repro.data.voc import VocImage
-    from lovasz_repro.evaluation.voc_regimes import Network
+    from lovasz_repro.evaluation.multiscale import MultiScale
     from lovasz_repro.models.deeplab import DeepLab
 
 LISTS = {"train": "train_aug", "val": "val", "test": "test"}
@@ -55,19 +55,20 @@ class Job:
         return self.request.processes or several
 
     @cached_property
-    def network(self) -> "Network":
+    def predictor(self) -> "MultiScale":
         """At the scales that are asked for."""
-        from lovasz_repro.evaluation.voc_regimes import Network
+        from lovasz_repro.evaluation.multiscale import MultiScale
         from lovasz_repro.run.networks import NETWORKS
 
         kind = NETWORKS["deeplab-v2"]
-        bfloat16 = self.request.network.params.get("training.precision") == "bfloat16"
+        precision = self.request.network.params.get("training.precision", "float32")
         scales = self.settings.multi_scale or SINGLE_SCALE
-        return Network(self.model, kind.prepare, kind.to_size, self.device, scales, bfloat16)
+        return MultiScale(self.model, kind, self.device, precision, multi_scale=scales)
 
     @cached_property
     def folder(self) -> Path:
         """Of the probabilities; a run of the same network keeps its own there, too."""
+        from lovasz_repro.evaluation.voc_probabilities import open_folder
         from lovasz_repro.host.provenance import fingerprint_files
         from lovasz_repro.run.regimes import PROBABILITIES
 
@@ -77,7 +78,7 @@ class Job:
             data = fingerprint_files(photographs, self.root, work / "fingerprints.json")
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror or error}.") from error
-        return self.network.open_folder(work / PROBABILITIES, data)
+        return open_folder(work / PROBABILITIES, self.predictor, data)
 
 
 def open_job(request: Request, options: VocOptions, settings: VocSettings) -> Job:

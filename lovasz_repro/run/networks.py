@@ -16,17 +16,17 @@ from torch.nn import functional
 from lovasz_repro.config.schema import CellConfig, ModelConfig, TrainingConfig
 from lovasz_repro.data.voc_training import to_caffe
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.evaluate import AtSize, Prepare, at_size
+from lovasz_repro.evaluation.predictor import Feeding
 from lovasz_repro.models import deeplab, snapshot
 from lovasz_repro.models.deeplab import STRIDE
-from lovasz_repro.models.enet import ENet, map_classifier, to_unit_range
+from lovasz_repro.models.enet import ENet, map_classifier
 from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, load_weights
 from lovasz_repro.run.datasets import DATASETS
 
 
-@dataclass(frozen=True)
-class NetworkKind:
+@dataclass(frozen=True, kw_only=True)
+class NetworkKind(Feeding):
     """What the pipeline needs to know of a network."""
 
     build: Callable[[int, ModelConfig], nn.Module]
@@ -35,10 +35,6 @@ class NetworkKind:
     """Gives a network the starting weights in a file."""
     save: Callable[[Any, Path, Mapping[str, Any]], None]
     """Writes a weights file with metadata."""
-    prepare: Prepare
-    """Images as they are loaded -> what the network takes."""
-    to_size: AtSize
-    """Logits -> logits at the size of the labels."""
     groups: Callable[[nn.Module, TrainingConfig], Iterable[Any]]
     """What the optimiser is given."""
 
@@ -132,8 +128,6 @@ NETWORKS: dict[str, NetworkKind] = {
         build=lambda classes, config: ENet(classes, config.decoder, config.dropout),
         load=load_enet,
         save=snapshot.save_weights,
-        prepare=to_unit_range,
-        to_size=at_size,
         groups=all_parameters,
     ),
     "deeplab-v2": _DEEPLAB(

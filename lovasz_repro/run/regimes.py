@@ -1,16 +1,18 @@
 """A trained run's scores at several scales and with the CRF (Sec. 4.3, Table 2)."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from torch import nn
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.data.voc import VocImage, list_images
-from lovasz_repro.evaluation.voc_regimes import Network, chunks_of, score_regimes
+from lovasz_repro.evaluation.voc_probabilities import open_folder
+from lovasz_repro.evaluation.voc_regimes import chunks_of, score_regimes
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.host.stopping import Interrupted
+from lovasz_repro.run.build import multi_scale_of
 from lovasz_repro.run.inputs import Inputs, Place
-from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.session import Session
 
 PROBABILITIES = "probabilities"
@@ -37,29 +39,21 @@ def score_regimes_of_run(
         RunFailed: the disk refuses, or a process died.
         Interrupted: a signal asked to stop; what is done is kept.
     """
-    wanted, team, network = cell.evaluation, session.team, NETWORKS[cell.model.name]
-    assert wanted.multi_scale, "a run is scored at several scales where its config says so"
+    wanted, team = cell.evaluation, session.team
     images = list_images(inputs.data, "val")
     own = images[team.share(len(images))]
-    predictor = Network(
-        model,
-        network.prepare,
-        network.to_size,
-        place.device,
-        wanted.multi_scale,
-        bfloat16=cell.training.precision == "bfloat16",
-        channels_last=cell.training.channels_last,
-    )
+    predictor = multi_scale_of(model, cell, place.device)
     if cell.training.batch_norm == "per-rank":
         team.share_buffers(model)
     root = place.results / "work" / PROBABILITIES
     data = photographs_fingerprint(images, inputs, place)
-    folder = team.on_all(lambda: predictor.open_folder(root, data))
+    folder = team.on_all(lambda: open_folder(root, predictor, data))
     processes = -team.largest(-place.processes)  # the fewest of any rank: chunks are alike
-    bars = [session.progress.task("  predicting at several scales", len(images))]
-    if wanted.crf:
-        bars.append(session.progress.task("  refining by the CRF", len(images)))
-    try:
+    with ExitStack() as stack:
+        task = session.progress.task
+        bars = [stack.enter_context(task("  predicting at several scales", len(images)))]
+        if wanted.crf:
+            bars.append(stack.enter_context(task("  refining by the CRF", len(images))))
         scorings = score_regimes(
             predictor,
             own,
@@ -72,9 +66,6 @@ def score_regimes_of_run(
             predicted=lambda count: bars[0].advance(count * team.size),
             refined=lambda count: bars[-1].advance(count * team.size),
         )
-    finally:
-        for bar in bars:
-            bar.close()
     for regime, scoring in scorings.items():
         session.log(cell.training.iterations, scoring.as_metrics(f"{split}/{regime}"))
         session.line(f"{split} {DESCRIPTIONS[regime]}: {scoring.summary()}")

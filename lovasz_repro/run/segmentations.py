@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lovasz_repro.config.schema import CellConfig, CrfConfig, MultiScaleConfig
+from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.data.voc_training import presence_of
 from lovasz_repro.evaluation.crf import refine
-from lovasz_repro.evaluation.evaluate import logits_of, predicted_classes
 from lovasz_repro.evaluation.masks import NamedImages
 from lovasz_repro.evaluation.multiclass_masks import (
     Regime,
@@ -20,10 +19,9 @@ from lovasz_repro.evaluation.multiclass_masks import (
     segment,
     write_segmentations,
 )
-from lovasz_repro.evaluation.voc_probabilities import fused_probabilities
+from lovasz_repro.run.build import multi_scale_of, predictor_of
 from lovasz_repro.run.datasets import ScoredSet
 from lovasz_repro.run.inputs import Inputs
-from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.session import Session
 
 FOLDER = "segmentations"
@@ -40,7 +38,7 @@ def keep_segmentations(
     """Store what a network finds in a few images of "val" that show as many classes as possible.
 
     Args:
-        model: in evaluation mode afterwards.
+        model: the network.
         images: all of the split, in the order of ``list_images``.
         cell: says how many images, and whether there is a CRF.
         inputs: where the data are.
@@ -53,17 +51,13 @@ def keep_segmentations(
     """
 
     def write(folder: Path) -> list[Path]:
-        model.eval()
         chosen = choose_images(presence_of(inputs.data, "val"), cell.evaluation.examples)
         regimes = regimes_of(model, cell, device)
-        task = session.progress.task("  predicting examples", len(chosen))
-        try:
-            found = []
+        found = []
+        with session.progress.task("  predicting examples", len(chosen)) as bar:
             for index in chosen:
                 found.append(segment(cast(NamedImages, images), index, regimes))
-                task.advance()
-        finally:
-            task.close()
+                bar.advance()
         return write_segmentations(found, folder)
 
     session.keep_files(FOLDER, write)
@@ -71,32 +65,19 @@ def keep_segmentations(
 
 def regimes_of(model: nn.Module, cell: CellConfig, device: torch.device) -> dict[str, Regime]:
     """How a run's network predicts: ``prediction`` at one scale, ``crf`` where it has one."""
-    network, training, evaluation = NETWORKS[cell.model.name], cell.training, cell.evaluation
-    bfloat16, channels_last = training.precision == "bfloat16", training.channels_last
+    evaluation = cell.evaluation
+    single = predictor_of(model, cell, device)
 
     def prediction(image: Tensor, size: Sequence[int]) -> np.ndarray:
-        logits = logits_of(model, image[None], device, network.prepare, bfloat16, channels_last)
-        found = predicted_classes(
-            logits, size, upsample=evaluation.upsample, to_size=network.to_size
-        )
-        return found[0].to(torch.uint8).cpu().numpy()
-
-    def refined(scales: MultiScaleConfig, parameters: CrfConfig) -> Regime:
-        def crf(image: Tensor, size: Sequence[int]) -> np.ndarray:
-            probabilities = fused_probabilities(
-                model,
-                image[None].to(device),
-                scales,
-                prepare=network.prepare,
-                to_size=network.to_size,
-                bfloat16=bfloat16,
-                channels_last=channels_last,
-            )
-            return refine(pixels_of(image), probabilities[0].cpu().numpy(), parameters)
-
-        return crf
+        return single.classes(image[None], size)[0].to(torch.uint8).cpu().numpy()
 
     regimes: dict[str, Regime] = {"prediction": prediction}
     if evaluation.multi_scale and evaluation.crf:
-        regimes["crf"] = refined(evaluation.multi_scale, evaluation.crf)
+        fused, parameters = multi_scale_of(model, cell, device), evaluation.crf
+
+        def crf(image: Tensor, size: Sequence[int]) -> np.ndarray:
+            probabilities = fused.probabilities(image[None], size)[0].cpu().numpy()
+            return refine(pixels_of(image), probabilities, parameters)
+
+        regimes["crf"] = crf
     return regimes

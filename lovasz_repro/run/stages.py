@@ -11,17 +11,17 @@ from torch import nn
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.data.statistics import Labelled, class_counts
 from lovasz_repro.evaluation.binary import BasisScoring
-from lovasz_repro.evaluation.evaluate import category_logits, predicted_classes
 from lovasz_repro.evaluation.examples import (
     MOST_IMAGES,
     Photographed,
     find_examples,
     write_examples,
 )
-from lovasz_repro.evaluation.masks import Answers, find_mask, write_masks
+from lovasz_repro.evaluation.masks import find_mask, write_masks
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.scoring import Scoring
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.run.build import build_model, evaluator, scored_batches
+from lovasz_repro.run.build import build_model, predictor_of, score, scored_batches
 from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
@@ -53,18 +53,15 @@ def count_labels(
     size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
     part = {"train_aug": "", "trainval_aug": "-trainval"}.get(split, f"-{split}")
     name = f"{inputs.fingerprints['data_fingerprint']}-{size}{part}.npy"
-    task = progress.task("  reading masks", len(images))
+    cache = place.results / "work" / "class-counts" / name
+    with progress.task("  reading masks", len(images)) as bar:
 
-    def follow(indices: Iterable[int]) -> Iterator[int]:
-        for index in indices:
-            yield index
-            task.advance()
+        def follow(indices: Iterable[int]) -> Iterator[int]:
+            for index in indices:
+                yield index
+                bar.advance()
 
-    try:
-        cache = place.results / "work" / "class-counts" / name
         return class_counts(images, cache, follow)
-    finally:
-        task.close()
 
 
 def score_on(
@@ -89,24 +86,16 @@ def score_on(
     """
     team = session.team
     scoring = scoring or DATASETS[cell.data.name].scoring(cell.data, cell.training.batch_size)
-    task = session.progress.task(f"  scoring {split} {when}".rstrip(), len(images))
+    predictor = predictor_of(model, cell, place.device)
+    batches = scored_batches(cell, images, place, team)
+    with session.progress.task(f"  scoring {split} {when}".rstrip(), len(images)) as bar:
 
-    def advance(count: int) -> None:
-        task.advance(count * team.size)
-        if not unsaved:
-            session.stop_if_asked()
+        def advance(count: int) -> None:
+            bar.advance(count * team.size)
+            if not unsaved:
+                session.stop_if_asked()
 
-    try:
-        return evaluator(cell, scoring)(
-            model,
-            scored_batches(cell, images, place, team),
-            scoring,
-            place.device,
-            group=team.group,
-            advance=advance,
-        )
-    finally:
-        task.close()
+        return score(predictor, batches, scoring, group=team.group, advance=advance)
 
 
 def score_basis(
@@ -138,21 +127,21 @@ def keep_examples(
 
     def write(folder: Path) -> list[Path]:
         torch.manual_seed(cell.seed)  # a network that began at random begins so again
-        before = build_model(cell, inputs, place.device)
-        task = session.progress.task("  looking for examples", min(len(images), MOST_IMAGES))
-        try:
+        network = NETWORKS[cell.model.name]
+        before, after = (
+            Predictor(of_run, network, place.device, first_class=kind.first_class)
+            for of_run in (build_model(cell, inputs, place.device), model)
+        )
+        most = min(len(images), MOST_IMAGES)
+        with session.progress.task("  looking for examples", most) as bar:
             found = find_examples(
                 before,
-                model,
+                after,
                 cast(Photographed, images),
                 kind.table,
                 cell.evaluation.examples,
-                place.device,
-                first_class=kind.first_class,
-                advance=task.advance,
+                advance=bar.advance,
             )
-        finally:
-            task.close()
         return write_examples(found, folder)
 
     session.keep_files("examples", write)
@@ -171,16 +160,10 @@ def keep_masks(
     network = NETWORKS[cell.model.name]
 
     def write(folder: Path) -> list[Path]:
-        before = build_model(cell, inputs, place.device)
-        networks = Answers(
-            before=lambda logits, size: (
-                predicted_classes(logits, size, to_size=network.to_size) == category
-            ),
-            after=lambda logits, size: category_logits(category, network.to_size, logits, size) > 0,
-            prepare=network.prepare,
-        )
+        before = Predictor(build_model(cell, inputs, place.device), network, place.device)
+        after = Predictor(model, network, place.device)
         count = min(cell.evaluation.examples, len(images))
-        found = [find_mask(before, model, images, i, networks, place.device) for i in range(count)]
+        found = [find_mask(before, after, images, i, category) for i in range(count)]
         return write_masks(found, folder)
 
     session.keep_files("masks", write)

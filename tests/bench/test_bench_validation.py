@@ -23,9 +23,10 @@ from lovasz_repro.bench.validation import (
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import evaluate
-from lovasz_repro.evaluation.multiscale import as_loaded
+from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.run.inputs import Place
-from lovasz_repro.run.networks import caffe_on_the_grid
+from lovasz_repro.run.networks import NETWORKS
 from tests.bench.toy_machine import TOY
 from tests.tiny_camvid import write_camvid, write_experiment
 from tests.tiny_voc import write_voc
@@ -165,19 +166,24 @@ def test_images_come_again_where_there_are_few() -> None:
 def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every pass goes through ``evaluate``, with the network's options, over every image."""
     write_voc(tmp_path / "tiny", val=3)
-    seen: list[tuple[int, object]] = []
+    seen: list[tuple[int, type]] = []
     real = evaluate.evaluate
 
-    def spy(*given: Any, advance: Callable[[int], None], **options: Any) -> Any:
+    def spy(
+        predictor: Predictor, *given: Any, advance: Callable[[int], None], **options: Any
+    ) -> Any:
         images: list[int] = []
-        found = real(*given, advance=lambda n: (images.append(n), advance(n))[0], **options)
-        seen.append((sum(images), options["prepare"]))
+        found = real(
+            predictor, *given, advance=lambda n: (images.append(n), advance(n))[0], **options
+        )
+        seen.append((sum(images), type(predictor)))
+        assert predictor.kind is NETWORKS["deeplab-v2-small"]
         return found
 
     monkeypatch.setattr("lovasz_repro.run.build.evaluate", spy)
     settings = choose_settings(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 2, 1)
     run_bench(settings)
-    fused, plain = as_loaded, caffe_on_the_grid
+    fused, plain = MultiScale, Predictor
     first, *timed = seen
     assert first == (3, plain)
     assert timed == [(3, plain), (3, plain), (3, fused), (3, fused)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lovasz_repro.evaluation.batch_protocol import batch_probabilities, score_batch, scores_of
-from lovasz_repro.evaluation.evaluate import at_size
+from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.models.enet import to_unit_range
 from lovasz_repro.run.networks import as_they_are, from_the_grid
 
@@ -27,6 +27,9 @@ class Pixels(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.scale * images
+
+
+PIXELS = Predictor(Pixels(), Feeding(prepare=as_they_are), CPU)
 
 
 def few_pixels(seed: int) -> list[Pair]:
@@ -69,7 +72,7 @@ def test_a_batch_is_decided_as_a_whole_and_void_is_not_known() -> None:
         truth = np.concatenate([labels.flatten().numpy() for _, labels in images])
         best = max(everything, key=lambda labels: expectation(p, labels))
         argmax = p.argmax(axis=1)
-        found = score_batch(Pixels(), images, VOID, CPU, prepare=as_they_are, to_size=at_size)
+        found = score_batch(PIXELS, images, VOID)
         assert found.miou == pytest.approx(mean_of_present(argmax, truth), abs=1e-6)
         assert found.miou_decision_rule == pytest.approx(mean_of_present(best, truth), abs=1e-6)
         assert found.expected_miou == pytest.approx(expectation(p, argmax), abs=1e-6)
@@ -92,8 +95,9 @@ def test_probabilities_are_those_of_the_logits_at_the_images_own_sizes() -> None
         pad = [0, -(photographs.shape[3] - 1) % 8, 0, -(photographs.shape[2] - 1) % 8]
         return F.pad(to_unit_range(photographs, channels_last, dtype), pad)
 
+    kind = Feeding(prepare=prepare, to_size=from_the_grid)
     before = [image.clone() for image, _ in images]
-    found = batch_probabilities(model, images, CPU, prepare=prepare, to_size=from_the_grid)
+    found = batch_probabilities(Predictor(model, kind, CPU), images)
     parts = []
     for (height, width), image in zip(sizes, before, strict=True):
         with torch.no_grad():
@@ -103,9 +107,7 @@ def test_probabilities_are_those_of_the_logits_at_the_images_own_sizes() -> None
         exponentials = full[0, :, :height, :width].double().exp().numpy()
         parts.append((exponentials / exponentials.sum(axis=0)).reshape(4, -1))
     np.testing.assert_allclose(found.numpy(), np.concatenate(parts, axis=1), atol=1e-6)
-    half = batch_probabilities(
-        model, images, CPU, prepare=prepare, to_size=from_the_grid, bfloat16=True
-    )
+    half = batch_probabilities(Predictor(model, kind, CPU, "bfloat16"), images)
     assert half.dtype == torch.float32
     np.testing.assert_allclose(half.sum(dim=0).numpy(), 1, atol=1e-6)
     assert not torch.equal(half, found)
@@ -141,11 +143,11 @@ def test_too_much_confidence_promises_too_much() -> None:
 
 def test_a_batch_that_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="without images"):
-        score_batch(Pixels(), [], VOID, CPU, prepare=as_they_are, to_size=at_size)
+        score_batch(PIXELS, [], VOID)
     wrong = [(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 3))]
     with pytest.raises(ValueError, match="label 3 is out of range for 3 classes"):
-        score_batch(Pixels(), wrong, VOID, CPU, prepare=as_they_are, to_size=at_size)
+        score_batch(PIXELS, wrong, VOID)
     nothing = [(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), VOID))]
-    scores = score_batch(Pixels(), nothing, VOID, CPU, prepare=as_they_are, to_size=at_size)
+    scores = score_batch(PIXELS, nothing, VOID)
     assert np.isnan(scores.miou)
     assert np.isnan(scores.miou_decision_rule)

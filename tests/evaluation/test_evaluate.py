@@ -1,11 +1,14 @@
 """Scores of a network against a plain loop over pixels."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lovasz_repro.evaluation.evaluate import at_size, evaluate, predicted_classes
+from lovasz_repro.evaluation.evaluate import evaluate
+from lovasz_repro.evaluation.predictor import Feeding, Predictor, at_size
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 
 CPU = torch.device("cpu")
@@ -26,6 +29,26 @@ def batches() -> list[Batch]:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.9))
+
+
+def predictor(model: nn.Module, device: torch.device = CPU, **how: Any) -> Predictor:
+    return Predictor(model, Feeding(), device, **how)
+
+
+class Same(nn.Module):
+    """A network whose logits are the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.scale
+
+
+def classes_of(logits: torch.Tensor, size: tuple[int, int], **how: Any) -> torch.Tensor:
+    kind = Feeding(prepare=lambda images, channels_last, dtype: images)
+    return Predictor(Same(), kind, CPU, **how).classes(logits, size)
 
 
 def by_hand(model: nn.Module, void: int) -> tuple[float, float, list[float]]:
@@ -63,11 +86,9 @@ def test_scores_are_those_of_a_plain_count(channels_last: bool) -> None:
     model = network().train()
     seen: list[int] = []
     scores = evaluate(
-        model,
+        predictor(model, channels_last=channels_last),
         batches(),
         empty_scoring(),
-        CPU,
-        channels_last=channels_last,
         advance=seen.append,
     ).as_metrics("val")
     dataset, image, classes = by_hand(model, void=4)
@@ -83,14 +104,14 @@ def test_no_random_number_is_drawn_and_nothing_learns() -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    evaluate(model, batches(), empty_scoring(), CPU)
+    evaluate(predictor(model), batches(), empty_scoring())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_an_empty_set_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
-        evaluate(network(), [], empty_scoring(None), CPU)
+        evaluate(predictor(network()), [], empty_scoring(None))
 
 
 def test_logits_that_fit_are_not_resampled() -> None:
@@ -102,7 +123,7 @@ def test_logits_that_fit_are_not_resampled() -> None:
 def test_classes_below_the_first_are_no_answer(first_class: int) -> None:
     logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
     logits[:, 0] += 10
-    found = predicted_classes(logits, (6, 7), first_class)
+    found = classes_of(logits, (6, 7), first_class=first_class)
     for image in range(2):
         for row in range(6):
             for column in range(7):
@@ -112,11 +133,11 @@ def test_classes_below_the_first_are_no_answer(first_class: int) -> None:
 
 def test_predictions_upsampled_after_the_arg_max_repeat_pixels() -> None:
     logits = torch.randn(1, 5, 3, 4, generator=torch.Generator().manual_seed(2))
-    small = predicted_classes(logits, (3, 4))
-    large = predicted_classes(logits, (6, 8), upsample="predictions")
+    small = classes_of(logits, (3, 4))
+    large = classes_of(logits, (6, 8), upsample="predictions")
     assert torch.equal(large, small.repeat_interleave(2, 1).repeat_interleave(2, 2))
     smooth = F.interpolate(logits, size=(6, 8), mode="bilinear", align_corners=False).argmax(1)
-    assert torch.equal(predicted_classes(logits, (6, 8)), smooth)
+    assert torch.equal(classes_of(logits, (6, 8)), smooth)
     assert not torch.equal(large, smooth)
 
 
@@ -130,7 +151,7 @@ def test_several_maps_reach_the_scoring_as_they_are() -> None:
 
     first, second = torch.zeros(1, 12, 10), torch.ones(1, 12, 10)
     batch = (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (first, second))
-    scoring = evaluate(network(), [batch], Recording(), CPU)  # type: ignore[type-var]
+    scoring = evaluate(predictor(network()), [batch], Recording())  # type: ignore[type-var]
     ((shape, targets),) = scoring.seen
     assert shape == (1, 12, 10)
     assert targets == (first, second)
@@ -139,9 +160,9 @@ def test_several_maps_reach_the_scoring_as_they_are() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_scores_as_the_cpu_does() -> None:
     model = network().double()
-    expected = evaluate(model, batches(), empty_scoring(), CPU)
+    expected = evaluate(predictor(model), batches(), empty_scoring())
     device = torch.device("cuda")
-    found = evaluate(model.to(device), batches() * 3, empty_scoring(), device)
+    found = evaluate(predictor(model.to(device), device), batches() * 3, empty_scoring())
     assert torch.equal(found.confusion.counts, 3 * expected.confusion.counts)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from lovasz_repro.data.palettes import CITYSCAPES
 from lovasz_repro.evaluation import examples
 from lovasz_repro.evaluation.examples import find_examples, widest_difference, write_examples
+from lovasz_repro.evaluation.predictor import Feeding, Predictor
 
 CPU = torch.device("cpu")
 ROAD, CAR, VOID = 7, 26, 4
@@ -33,6 +34,10 @@ class Answers(nn.Module):
         logits[:, self.everywhere] = 1
         logits[:, self.bright] += 2 * (images[:, 0] > 0.5)
         return logits
+
+
+def answers(everywhere: int, bright: int) -> Predictor:
+    return Predictor(Answers(everywhere, bright), Feeding(), CPU, first_class=1)
 
 
 class Pictures:
@@ -62,9 +67,8 @@ def test_the_most_different_window_of_each_part_comes_first(tmp_path: Path) -> N
     road, car = CITYSCAPES.names.index("road"), CITYSCAPES.names.index("car")
     seen: list[int] = []
     found = find_examples(
-        Answers(road, road), Answers(road, car), Pictures(), CITYSCAPES, 2, CPU, first_class=1,
-        advance=seen.append,
-    )  # fmt: skip
+        answers(road, road), answers(road, car), Pictures(), CITYSCAPES, 2, advance=seen.append
+    )
     assert seen == [1, 1, 1, 1]
     # of pictures 0 and 1, and of 2 and 3, whose windows can be half and all bright
     assert [e.name for e in found] == ["picture 2", "picture 1"]
@@ -87,9 +91,7 @@ def test_the_most_different_window_of_each_part_comes_first(tmp_path: Path) -> N
 
 def test_networks_that_agree_give_windows_without_difference() -> None:
     road = CITYSCAPES.names.index("road")
-    found = find_examples(
-        Answers(road, road), Answers(road, road), Pictures(), CITYSCAPES, 9, CPU, first_class=1
-    )
+    found = find_examples(answers(road, road), answers(road, road), Pictures(), CITYSCAPES, 9)
     assert [e.differs for e in found] == [0.0] * 4
 
 

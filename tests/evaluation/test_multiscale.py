@@ -9,23 +9,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.voc_training import MEAN_BGR
 from lovasz_repro.evaluation import multiscale
-from lovasz_repro.evaluation.evaluate import evaluate, predicted_classes
+from lovasz_repro.evaluation.evaluate import evaluate
 from lovasz_repro.evaluation.multiscale import (
     FINEST,
     MultiScale,
-    as_loaded,
     common_step,
     continue_to_step,
-    fused_scores,
 )
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.models.deeplab import small_deeplab
-from lovasz_repro.run.networks import STRIDE, caffe_on_the_grid, from_the_grid
+from lovasz_repro.run.networks import NETWORKS, STRIDE, caffe_on_the_grid, from_the_grid
 
 CLASSES = 4
-fuse = partial(fused_scores, prepare=caffe_on_the_grid, to_size=from_the_grid)
+KIND = NETWORKS["deeplab-v2"]
+CPU = torch.device("cpu")
+
+
+def fused(
+    model: nn.Module, *, precision: str = "float32", channels_last: bool = False, **scales: Any
+) -> MultiScale:
+    return MultiScale(
+        model, KIND, CPU, precision, channels_last, multi_scale=MultiScaleConfig(**scales)
+    )
+
+
+def fuse(model: nn.Module, images: Tensor, **how: Any) -> Tensor:
+    return fused(model, **how).logits(images)
 
 
 class EveryEighth(nn.Module):
@@ -152,7 +164,7 @@ def test_half_the_scale_has_33_points_a_side() -> None:
 
     model = EveryEighth()
     model.forward = peak  # type: ignore[method-assign]
-    found = fuse(model, photographs(513, 513), scales=(0.5,), fusion="max-logits")
+    found = fuse(model, photographs(513, 513), scales=[0.5], fusion="max-logits")
     assert answers[0].shape == (1, 2, 33, 33)
     assert found[0, 1, 256, 256] == 1
     assert found[0, 1, 256, 256 + 8] == pytest.approx(0.5)
@@ -163,7 +175,7 @@ def test_half_the_scale_has_33_points_a_side() -> None:
 def test_one_scale_is_the_plain_path() -> None:
     model, images = EveryEighth(), photographs(60, 90, count=2)
     plain = from_the_grid(model(caffe_on_the_grid(images, False, torch.float32)), (60, 90))
-    alone = partial(fuse, model, images, scales=(1,), least_side=1)
+    alone = partial(fuse, model, images, scales=[1], least_side=1)
     assert torch.equal(alone(fusion="max-logits"), plain)
     torch.testing.assert_close(alone(fusion="probabilities"), plain.softmax(dim=1))
     assert model.seen[1].shape == (2, 3, 65, 97)
@@ -191,8 +203,8 @@ def test_how_scores_are_fused_matters_and_the_order_of_scales_does_not() -> None
     )
     torch.testing.assert_close(mean.sum(dim=1), torch.ones(1, 97, 97))
     assert (mean.max(dim=1).indices != largest.max(dim=1).indices).any()
-    assert (largest >= fuse(model, images, fusion="max-logits", scales=(1,), least_side=97)).all()
-    turned = fuse(model, images, scales=(0.5, 1.0, 0.75), least_side=97)
+    assert (largest >= fuse(model, images, fusion="max-logits", scales=[1], least_side=97)).all()
+    turned = fuse(model, images, scales=[0.5, 1.0, 0.75], least_side=97)
     torch.testing.assert_close(turned, mean)
 
 
@@ -209,34 +221,26 @@ def test_bfloat16_and_channels_last_change_little() -> None:
     plain = fuse(model, images, least_side=97)
     last = fuse(model, images, least_side=97, channels_last=True)
     torch.testing.assert_close(last, plain, rtol=0, atol=1e-5)
-    half = fuse(model, images, least_side=97, bfloat16=True)
+    half = fuse(model, images, least_side=97, precision="bfloat16")
     assert half.dtype == torch.float32
     assert not torch.equal(half, plain)
     torch.testing.assert_close(half, plain, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("fusion", ["probabilities", "max-logits"])
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_a_split_is_scored_with_it(fusion: Any, bfloat16: bool) -> None:
-    """Through ``evaluate``, whose own autocast leaves the fusion alone."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_split_is_scored_with_it(fusion: Any, precision: str) -> None:
+    """Through ``evaluate``, and autocast leaves the fusion alone."""
     torch.manual_seed(1)
     network = small_deeplab(CLASSES)
-    fused = partial(fuse, fusion=fusion, least_side=65, bfloat16=bfloat16)
+    how = {"fusion": fusion, "least_side": 65, "precision": precision}
     batches = [(photographs(40 + k, 50), torch.full((1, 40 + k, 50), k % 3)) for k in range(3)]
     scoring = SegmentationScoring(("a", "b", "c", "d"), None)
-    found = evaluate(
-        MultiScale(network, fused),
-        batches,
-        scoring,
-        torch.device("cpu"),
-        predict=predicted_classes,
-        prepare=as_loaded,
-        bfloat16=bfloat16,
-    )
+    found = evaluate(fused(network, **how), batches, scoring)
     assert not network.training
     expected = SegmentationScoring(("a", "b", "c", "d"), None)
     for images, labels in batches:
-        expected.update(fused(network, images).max(dim=1).indices, labels)
+        expected.update(fuse(network, images, **how).max(dim=1).indices, labels)
     np.testing.assert_equal(found.as_metrics("val"), expected.as_metrics("val"))
 
 
@@ -258,12 +262,14 @@ def test_sides_at_which_every_scale_is_on_the_grid() -> None:
 )
 def test_scales_that_are_none(scales: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=f"positive multiples of 1/{FINEST}"):
-        fuse(EveryEighth(), photographs(9, 9), scales=scales)
+        common_step(scales)
+    with pytest.raises(ValueError, match="scales"):
+        MultiScaleConfig(scales=list(scales))
 
 
 def test_other_fusions_and_grids_are_refused() -> None:
-    with pytest.raises(ValueError, match="no fusion 'mean'"):
-        fuse(EveryEighth(), photographs(9, 9), fusion="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="fusion"):
+        fuse(EveryEighth(), photographs(9, 9), fusion="mean")
     model = EveryEighth()
     model.forward = lambda images: images  # type: ignore[method-assign]
     told = "33x33 gave logits of 33x33, not 5x5: the network's grid is not every 8th pixel"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from lovasz_repro.config.schema import MultiScaleConfig
@@ -18,6 +18,7 @@ from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc import VocImage, list_images
 from lovasz_repro.data.voc_training import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probability_cache import (
     STEP,
     read_classes,
@@ -26,7 +27,6 @@ from lovasz_repro.evaluation.probability_cache import (
 from lovasz_repro.evaluation.voc_probabilities import (
     NOTE,
     about_probabilities,
-    fused_probabilities,
     open_folder,
     predict_probabilities,
     prediction_key,
@@ -35,7 +35,7 @@ from lovasz_repro.evaluation.voc_score import load_voc_network
 from lovasz_repro.host.processes import mapped
 from lovasz_repro.models.deeplab import DeepLab, small_deeplab
 from lovasz_repro.models.snapshot import save_weights
-from lovasz_repro.run.networks import caffe_on_the_grid, from_the_grid
+from lovasz_repro.run.networks import NETWORKS
 from tests.tiny_voc import write_voc
 
 CPU = torch.device("cpu")
@@ -75,9 +75,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(0)
 
 
-def scorer(model: nn.Module, settings: MultiScaleConfig = SETTINGS) -> Any:
-    grid = {"prepare": caffe_on_the_grid, "to_size": from_the_grid}
-    return partial(fused_probabilities, model, multi_scale=settings, **grid)
+def scorer(
+    model: nn.Module, settings: MultiScaleConfig = SETTINGS, precision: str = "float32"
+) -> MultiScale:
+    return MultiScale(model, NETWORKS["deeplab-v2"], CPU, precision, multi_scale=settings)
 
 
 def forwards(model: nn.Module) -> list[int]:
@@ -104,7 +105,7 @@ def test_files_hold_what_a_plain_loop_over_scales_gives(
 ) -> None:
     model = network()
     settings = MultiScaleConfig(least_side=SIDE, fusion=fusion)
-    files = predict_probabilities(images, folder, scorer(model, settings), CPU)
+    files = predict_probabilities(scorer(model, settings), images, folder)
     assert [file.name for file in files] == [f"{image.name}.png" for image in images]
     shown = set()
     for image, file in zip(images, files, strict=True):
@@ -128,7 +129,7 @@ def test_what_is_there_and_whole_is_not_predicted_again(
 ) -> None:
     model = network()
     passes, advanced = forwards(model), list[int]()
-    files = predict_probabilities(images, folder, scorer(model), CPU, advance=advanced.append)
+    files = predict_probabilities(scorer(model), images, folder, advance=advanced.append)
     assert sum(advanced) == len(images)
     assert len(passes) == 3 * len(images)
     right = [file.read_bytes() for file in files]
@@ -144,7 +145,7 @@ def test_what_is_there_and_whole_is_not_predicted_again(
         damaged = sum(a != b for a, b in zip(wrong, right, strict=False))
         passes.clear()
         advanced.clear()
-        again = predict_probabilities(images, folder, scorer(model), CPU, advance=advanced.append)
+        again = predict_probabilities(scorer(model), images, folder, advance=advanced.append)
         assert len(passes) == 3 * damaged
         assert sum(advanced) == len(images)
         assert [file.read_bytes() for file in again] == right
@@ -154,14 +155,14 @@ def test_a_photograph_of_another_size_is_predicted_again(
     images: list[VocImage], folder: Path
 ) -> None:
     model = network()
-    files = predict_probabilities(images, folder, scorer(model), CPU)
+    files = predict_probabilities(scorer(model), images, folder)
     kept = [file.stat().st_mtime_ns for file in files]
     with Image.open(images[1].image) as opened:
         turned = opened.transpose(Image.Transpose.ROTATE_90)
         if turned.size == opened.size:
             turned = turned.crop((0, 0, turned.width, turned.height - 1))
         turned.save(images[1].image)
-    again = predict_probabilities(images, folder, scorer(model), CPU)
+    again = predict_probabilities(scorer(model), images, folder)
     assert [file.stat().st_mtime_ns == t for file, t in zip(again, kept, strict=True)] == [
         True, False, True, True,
     ]  # fmt: skip
@@ -173,19 +174,20 @@ def test_a_call_that_was_cut_short_is_continued(images: list[VocImage], folder: 
     plain = scorer(model)
     calls: list[int] = []
 
-    def interrupted(photograph: Tensor) -> Tensor:
+    def interrupt(*_: Any) -> None:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 3 * 2 + 1:  # the first scale of the third photograph
             raise KeyboardInterrupt
-        return plain(photograph)
 
+    hook = model.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        predict_probabilities(images, folder, interrupted, CPU)
+        predict_probabilities(plain, images, folder)
+    hook.remove()
     assert sorted(file.name for file in folder.iterdir()) == [
         f"{image.name}.png" for image in images[:2]
     ]
     passes = forwards(model)
-    predict_probabilities(images, folder, plain, CPU)
+    predict_probabilities(plain, images, folder)
     assert len(passes) == 3 * 2
 
 
@@ -193,35 +195,35 @@ def test_other_processes_write_the_same_files(images: list[VocImage], tmp_path: 
     model = network()
     for name in ("alone", "shared"):
         (tmp_path / name).mkdir()
-    alone = predict_probabilities(images, tmp_path / "alone", scorer(model), CPU)
+    alone = predict_probabilities(scorer(model), images, tmp_path / "alone")
     with mapped(2, "wrote") as map_:
-        shared = predict_probabilities(images, tmp_path / "shared", scorer(model), CPU, map_=map_)
+        shared = predict_probabilities(scorer(model), images, tmp_path / "shared", map_=map_)
         with pytest.raises(RunFailed, match="cannot write"):
-            predict_probabilities(images, tmp_path / "none", scorer(model), CPU, map_=map_)
+            predict_probabilities(scorer(model), images, tmp_path / "none", map_=map_)
     assert [file.read_bytes() for file in shared] == [file.read_bytes() for file in alone]
 
 
 def test_photographs_that_cannot_be_read_are_named(images: list[VocImage], folder: Path) -> None:
     images[1].image.write_bytes(images[1].image.read_bytes()[:200])
     with pytest.raises(UserError, match=rf"{images[1].name}\.jpg: unreadable image"):
-        predict_probabilities(images, folder, scorer(network()), CPU)
+        predict_probabilities(scorer(network()), images, folder)
     images[0].image.unlink()
     with pytest.raises(UserError, match=rf"{images[0].name}\.jpg: no such file"):
-        predict_probabilities(images, folder, scorer(network()), CPU)
+        predict_probabilities(scorer(network()), images, folder)
 
 
 # -- whose they are ------------------------------------------------------------------------------
 
 
-def abouts() -> Iterator[dict[str, Any]]:
+def predictors() -> Iterator[tuple[MultiScale, str]]:
     """One by one, everything that makes other probabilities."""
-    yield about_probabilities(network(), SETTINGS, "data")
-    yield about_probabilities(network(seed=1), SETTINGS, "data")
+    yield scorer(network()), "data"
+    yield scorer(network(seed=1)), "data"
     for change in ({"scales": [1.0, 0.5]}, {"fusion": "max-logits"}, {"least_side": 97}):
         other = MultiScaleConfig.model_validate(SETTINGS.model_dump() | change)
-        yield about_probabilities(network(), other, "data")
-    yield about_probabilities(network(), SETTINGS, "other data")
-    yield about_probabilities(network(), SETTINGS, "data", bfloat16=True)
+        yield scorer(network(), other), "data"
+    yield scorer(network()), "other data"
+    yield scorer(network(), precision="bfloat16"), "data"
     for change in ("eps", "bias", "running_var"):
         model = network()
         with torch.no_grad():
@@ -231,40 +233,40 @@ def abouts() -> Iterator[dict[str, Any]]:
                 model.aspp[3].bias[20] += 1e-6
             else:
                 model.layer4[0].bn1.running_var[0] *= 1.0001
-        yield about_probabilities(model, SETTINGS, "data")
+        yield scorer(model), "data"
 
 
 def test_a_key_names_everything_that_probabilities_depend_on() -> None:
-    keys = [prediction_key(about) for about in abouts()]
+    keys = [prediction_key(about_probabilities(*given)) for given in predictors()]
     assert len(set(keys)) == len(keys) == 10
     assert all(len(key) == 12 for key in keys)
 
 
 def test_a_network_keeps_its_key_in_its_file_and_in_other_formats(tmp_path: Path) -> None:
     model = network()
-    key = prediction_key(about_probabilities(model, SETTINGS, "data"))
+    key = prediction_key(about_probabilities(scorer(model, SETTINGS), "data"))
     file = tmp_path / "weights.safetensors"
     save_weights(model, file, {"dataset": "voc", "class_names": tuple("c" * 21)})
     model.train().double()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for same in (model, load_voc_network(file)):
-        assert prediction_key(about_probabilities(same, SETTINGS, "data")) == key
+        assert prediction_key(about_probabilities(scorer(same, SETTINGS), "data")) == key
 
 
 def test_a_folder_is_of_one_network(tmp_path: Path) -> None:
-    about, other, *_ = abouts()
-    folder = open_folder(tmp_path, about)
-    assert json.loads((folder / NOTE).read_text()) == about
-    assert open_folder(tmp_path, about) == folder
-    assert open_folder(tmp_path, other) != folder
+    about, other, *_ = predictors()
+    folder = open_folder(tmp_path, *about)
+    assert json.loads((folder / NOTE).read_text()) == about_probabilities(*about)
+    assert open_folder(tmp_path, *about) == folder
+    assert open_folder(tmp_path, *other) != folder
     (folder / "2007_000033.png").touch()
-    for content in (json.dumps(other).encode(), b"", b"\xff"):
+    for content in (json.dumps(about_probabilities(*other)).encode(), b"", b"\xff"):
         (folder / NOTE).write_bytes(content)
         with pytest.raises(UserError, match=r"holds other probabilities .* Remove the folder"):
-            open_folder(tmp_path, about)
+            open_folder(tmp_path, *about)
     (folder / NOTE).unlink()
     with pytest.raises(UserError, match="holds other probabilities"):
-        open_folder(tmp_path, about)
+        open_folder(tmp_path, *about)
     (tmp_path / "file").touch()
     with pytest.raises(RunFailed, match="cannot write"):
-        open_folder(tmp_path / "file", about)
+        open_folder(tmp_path / "file", *about)

@@ -21,10 +21,12 @@ from lovasz_repro.data.voc_training import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation import voc_regimes
 from lovasz_repro.evaluation.crf import refine
+from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probability_cache import read_probabilities
-from lovasz_repro.evaluation.voc_regimes import CHUNK, Network, chunks_of, score_regimes
+from lovasz_repro.evaluation.voc_probabilities import open_folder
+from lovasz_repro.evaluation.voc_regimes import CHUNK, chunks_of, score_regimes
 from lovasz_repro.models.deeplab import small_deeplab
-from lovasz_repro.run.networks import caffe_on_the_grid, from_the_grid
+from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import Team
 from tests.ranks import RankPool
 from tests.tiny_voc import write_voc
@@ -35,18 +37,18 @@ CRF = CrfConfig(iterations=3, bilateral_xy=20, bilateral_rgb=20)
 CLASSES = 21
 
 
-def network() -> Network:
+def network() -> MultiScale:
     torch.manual_seed(0)
     model = small_deeplab(CLASSES)
     with torch.no_grad():
         for branch in model.aspp:
             branch.weight *= 40
-    return Network(model, caffe_on_the_grid, from_the_grid, CPU, SCALES)
+    return MultiScale(model, NETWORKS["deeplab-v2"], CPU, multi_scale=SCALES)
 
 
-def forwards(scored: Network) -> list[int]:
+def forwards(scored: MultiScale) -> list[int]:
     passes: list[int] = []
-    scored.model.register_forward_hook(lambda *_: passes.append(1))
+    scored.network.register_forward_hook(lambda *_: passes.append(1))
     return passes
 
 
@@ -99,14 +101,14 @@ def test_scores_are_those_of_a_plain_loop(
 
         return by
 
-    folder = scored.open_folder(tmp_path / "out", "data")
+    folder = open_folder(tmp_path / "out", scored, "data")
     found = score_regimes(
         scored, images, folder, CRF, predicted=advance("predicted"), refined=advance("refined")
     )
     assert list(found) == ["multi_scale", "crf"]
     assert advanced == {"predicted": 7, "refined": 7}
     expected = {
-        "multi_scale": confusion_by_hand(images, lambda i: classes_by_hand(scored.model, i))
+        "multi_scale": confusion_by_hand(images, lambda i: classes_by_hand(scored.network, i))
     }
 
     def refined(image: VocImage) -> np.ndarray:
@@ -126,7 +128,7 @@ def test_a_crf_without_energies_changes_nothing(
     densecrf: Any, images: list[VocImage], tmp_path: Path
 ) -> None:
     scored = network()
-    folder = scored.open_folder(tmp_path, "data")
+    folder = open_folder(tmp_path, scored, "data")
     nothing = CrfConfig(smoothness_weight=0, bilateral_weight=0)
     found = score_regimes(scored, images, folder, nothing)
     assert torch.equal(found["crf"].confusion.counts, found["multi_scale"].confusion.counts)
@@ -137,10 +139,10 @@ def test_what_was_stopped_between_chunks_is_gone_on_with(
     densecrf: Any, images: list[VocImage], tmp_path: Path
 ) -> None:
     whole = network()
-    expected = score_regimes(whole, images, whole.open_folder(tmp_path / "whole", "data"), CRF)
+    expected = score_regimes(whole, images, open_folder(tmp_path / "whole", whole, "data"), CRF)
     scored = network()
     passes, done = forwards(scored), list[int]()
-    folder = scored.open_folder(tmp_path / "out", "data")
+    folder = open_folder(tmp_path / "out", scored, "data")
 
     def stop_after_two(work: Callable[[], None]) -> None:
         work()
@@ -175,7 +177,7 @@ def test_processes_give_the_same_scores(
     found = []
     for processes in (1, 2):
         scored = network()
-        folder = scored.open_folder(tmp_path / str(processes), "data")
+        folder = open_folder(tmp_path / str(processes), scored, "data")
         found.append(score_regimes(scored, images, folder, CRF, processes=processes))
     for regime in ("multi_scale", "crf"):
         alone, shared = (one[regime].confusion.counts for one in found)
@@ -186,7 +188,7 @@ def test_a_mask_of_another_size_is_named(images: list[VocImage], tmp_path: Path)
     scored = network()
     Image.fromarray(np.zeros((7, 9), np.uint8)).save(images[2].mask)
     with pytest.raises(UserError, match=rf"{images[2].name}\.png: 7x9, its photograph is"):
-        score_regimes(scored, images, scored.open_folder(tmp_path, "data"), None)
+        score_regimes(scored, images, open_folder(tmp_path, scored, "data"), None)
 
 
 @given(st.integers(0, 200), st.integers(1, 40), st.integers(1, 9))
@@ -223,7 +225,7 @@ def on_ranks(
     found = score_regimes(
         scored,
         own,
-        scored.open_folder(out, "data"),
+        open_folder(out, scored, "data"),
         crf,
         batch_size=2,
         chunks=chunks_of(len(own), 1, -(-len(images) // team.size)),
@@ -243,7 +245,7 @@ def test_ranks_share_the_photographs_and_agree(
     alone = score_regimes(
         scored,
         list_images(root, "val"),
-        scored.open_folder(tmp_path / "alone", "data"),
+        open_folder(tmp_path / "alone", scored, "data"),
         CRF,
         batch_size=2,
     )
@@ -280,9 +282,9 @@ def test_a_disk_that_is_full_on_one_rank_fails_them_all(
 def test_the_precision_is_the_networks_own(images: list[VocImage], tmp_path: Path) -> None:
     """A network in double precision is scored too, and bfloat16 has a folder of its own."""
     scored = network()
-    folder = scored.open_folder(tmp_path, "data")
-    rounded = replace(scored, bfloat16=True)
-    assert rounded.open_folder(tmp_path, "data") != folder
-    score_regimes(rounded, images[:1], rounded.open_folder(tmp_path, "data"), None)
-    scored.model.double()
+    folder = open_folder(tmp_path, scored, "data")
+    rounded = replace(scored, precision="bfloat16")
+    assert open_folder(tmp_path, rounded, "data") != folder
+    score_regimes(rounded, images[:1], open_folder(tmp_path, rounded, "data"), None)
+    scored.network.double()
     score_regimes(scored, images[:1], folder, None)

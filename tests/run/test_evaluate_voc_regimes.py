@@ -19,7 +19,7 @@ from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.palettes import voc_colour
 from lovasz_repro.data.voc import IMAGES, LISTS
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation import voc_regimes
+from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probability_cache import read_probabilities
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import save_weights
@@ -202,7 +202,7 @@ def test_the_crf_and_its_search_without_the_network(
     def no_network(*arguments: object, **options: object) -> None:
         raise AssertionError("the network was asked again")
 
-    monkeypatch.setattr(voc_regimes, "fused_probabilities", no_network)
+    monkeypatch.setattr(MultiScale, "probabilities", no_network)
     search = (weights, *SMALL, "--images", 3, "--crf-set", "bilateral_rgb=3,40",
               "--crf-set", "bilateral_weight=4,9")  # fmt: skip
     told = json.loads(call(*search, "--json", "--processes", 2).out)
@@ -227,7 +227,7 @@ def test_the_crf_and_its_search_without_the_network(
 def test_what_was_stopped_is_gone_on_with(
     call: Call, weights: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, asked = voc_regimes.fused_probabilities, []
+    original, asked = MultiScale.probabilities, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
         if len(asked) == 2:
@@ -236,7 +236,7 @@ def test_what_was_stopped_is_gone_on_with(
         asked.append("predicted")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(voc_regimes, "fused_probabilities", counted)
+    monkeypatch.setattr(MultiScale, "probabilities", counted)
     once = (weights, "--multi-scale", *SMALL, "--processes", 1, "--json")
     assert call(*once).code == 130
     told = json.loads(call(*once).out)

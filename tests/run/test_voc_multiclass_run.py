@@ -16,7 +16,9 @@ from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import crf_key
-from lovasz_repro.evaluation.voc_regimes import Network, score_regimes
+from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.voc_probabilities import open_folder
+from lovasz_repro.evaluation.voc_regimes import score_regimes
 from lovasz_repro.evaluation.voc_score import load_voc_network
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
@@ -104,15 +106,14 @@ def test_a_run_is_scored_at_three_scales_and_with_the_crf(
     cell = load_experiment(str(place.results.parent / "voc-multiclass.yaml")).cells("demo")[0]
     images, network = list_images(root, "val"), NETWORKS["deeplab-v2-small"]
     assert cell.evaluation.multi_scale
-    predictor = Network(
+    predictor = MultiScale(
         load_voc_network(store.artifact(stored.run_id, "best.safetensors")),
-        network.prepare,
-        network.to_size,
+        network,
         CPU,
-        cell.evaluation.multi_scale,
+        multi_scale=cell.evaluation.multi_scale,
     )
     data = fingerprint_files([image.image for image in images], root)
-    elsewhere = predictor.open_folder(place.results / "elsewhere", data)
+    elsewhere = open_folder(place.results / "elsewhere", predictor, data)
     scorings = score_regimes(predictor, images, elsewhere, cell.evaluation.crf)
     assert len(passes) == 10
     for regime, scoring in scorings.items():
@@ -120,7 +121,7 @@ def test_a_run_is_scored_at_three_scales_and_with_the_crf(
             if name in stored.metrics:
                 assert stored.metrics[name] == pytest.approx(value, abs=1e-9, nan_ok=True)
     # ... and its folder is found by these weights
-    folder = predictor.open_folder(place.results / "work" / "probabilities", data)
+    folder = open_folder(place.results / "work" / "probabilities", predictor, data)
     assert str(folder) in told
     assert cell.evaluation.crf
     labels = folder / "crf" / crf_key(cell.evaluation.crf)

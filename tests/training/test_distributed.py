@@ -11,6 +11,7 @@ from lovasz_repro.config.schema import LossConfig, TrainingConfig
 from lovasz_repro.data.sampling import Draw, ShareOfBatches, ShuffledBatches
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.evaluate import evaluate
+from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.layers import SpatialDropout
@@ -88,7 +89,7 @@ def run(
     def validate() -> dict[str, float]:
         loader = evaluation_batches(images, (1, 1), team)  # type: ignore[arg-type]
         scoring = SegmentationScoring(NAMES, VOID)
-        found = evaluate(model, loader, scoring, CPU, group=team.group)
+        found = evaluate(Predictor(model, Feeding(), CPU), loader, scoring, group=team.group)
         scores.append(found.as_metrics("val"))
         return scores[-1]
 
