@@ -38,8 +38,8 @@ from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.cli.synthetic import synthetic
 from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.errors import RunFailed, UserError, one_line
-from lovasz_repro.host.orphan import stop_when_orphaned
 from lovasz_repro.host.output import never_fail_to_encode, say, visible
+from lovasz_repro.host.processes import stop_when_orphaned
 from lovasz_repro.launch.rank import is_rank, tell
 
 DEBUG = "LOVASZ_REPRO_DEBUG"

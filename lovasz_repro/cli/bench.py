@@ -197,7 +197,7 @@ def bench_validation(
     from lovasz_repro.config.read import validate
     from lovasz_repro.config.schema import MultiScaleConfig
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.host.cores import decoding_workers
+    from lovasz_repro.host.processes import decoding_workers
     from lovasz_repro.run.inputs import Place
 
     cell, where = last_cell(experiment, profile, set_), chosen(device)
@@ -238,7 +238,7 @@ def bench_crf(
     as_json: AsJson = False,
 ) -> None:
     """How many photographs a second the dense CRF refines, by the number of processes."""
-    from lovasz_repro.host.cores import cores
+    from lovasz_repro.host.processes import cores
 
     measure("crf", as_markdown, as_json, processes, images, rounds, seed, cores())
 

@@ -73,7 +73,7 @@ def check(
     if masks_only and name is not Checked.voc:
         raise UserError(f"--masks-only is for voc: {name.value} has no use for masks alone.")
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.host.cores import cores
+    from lovasz_repro.host.processes import cores
 
     report = check_layout(
         name, root or data_folder(data) / name.value, masks_only, processes or cores()

@@ -140,7 +140,7 @@ def score(
 ) -> "CityscapesScores":
     """Our scores, under a bar."""
     from lovasz_repro.evaluation.cityscapes_files import score_files
-    from lovasz_repro.host.cores import cores
+    from lovasz_repro.host.processes import cores
 
     several = min(cores(), MOST_PROCESSES, 1 + len(frames) // IMAGES_EACH)
     task = progress.task("scoring", len(frames))

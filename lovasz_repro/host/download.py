@@ -17,7 +17,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import IncompleteRead
-from io import BufferedWriter
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urljoin, urlsplit
@@ -126,18 +125,9 @@ def redirected(url: str, location: str) -> str:
     return onward
 
 
-@dataclass(frozen=True)
-class _Beginning:
-    """The first bytes of a file: how many are there, of which version, of how many in all."""
-
-    length: int = 0
-    version: str | None = None
-    total: int | None = None
-
-
 @dataclass
 class _Download:
-    """A file that is wanted; for the attributes see `download`."""
+    """A file that is wanted; for the first attributes see `download`."""
 
     url: str
     target: Path
@@ -146,6 +136,10 @@ class _Download:
     progress: Progress
     timeout: float
     sleep: Callable[[float], object]
+    length: int = 0
+    """Bytes that are there, of a version, of how many in all where that is known."""
+    version: str | None = None
+    total: int | None = None
 
     def __post_init__(self) -> None:
         self.part = self.target.with_name(f"{self.target.name}.part")
@@ -153,58 +147,60 @@ class _Download:
 
     def receive(self) -> None:
         """Fetch what is missing, with as many connections as it takes."""
-        self.started, there, in_vain = time.monotonic(), self.find(), 0
-        self.first = furthest = there.length
-        while there.total is None or there.length < there.total:
+        self.find()
+        self.started, self.first = time.monotonic(), self.length
+        furthest, in_vain = self.length, 0
+        while self.total is None or self.length < self.total:
             try:
-                self._go_on(there)
+                self._go_on()
                 return
             except BrokenOffError as error:
-                there = self.find()
-                in_vain = 0 if there.length > furthest else in_vain + 1
-                furthest = max(furthest, there.length)
+                self.find()
+                in_vain = 0 if self.length > furthest else in_vain + 1
+                furthest = max(furthest, self.length)
                 if in_vain == ATTEMPTS:
                     why = f"{error}; {ATTEMPTS} attempts in a row brought nothing"
                     raise self._stopped(why) from error
                 self.sleep(2.0**in_vain)
 
-    def _go_on(self, there: _Beginning) -> None:
+    def _go_on(self) -> None:
         """Ask for what is missing and write what comes to the end of the part."""
-        with self._ask(there) as response, self._part_for(response, there) as file:
-            length, whole = file.tell(), _total(response) or self.size
-            self.progress(length, whole)
-            for block in _blocks(response):
-                length += len(block)
-                if length > (most := whole or MOST_BYTES):
-                    self.remove()
-                    raise self._refused(f"sends more than the {most:,} bytes of the file")
-                file.write(block)
-                self.progress(length, whole)
-                allowance = PATIENCE_SECONDS + (length - self.first) / SLOWEST
-                if time.monotonic() - self.started > allowance:
-                    file.flush()
-                    raise self._stopped("comes too slowly")
-        if whole is not None and length < whole:
+        with self._ask() as response:
+            self._begin(response)
+            whole = _total(response) or self.size
+            with self.part.open("ab") as file:
+                self.progress(self.length, whole)
+                for block in _blocks(response):
+                    self.length += len(block)
+                    if self.length > (most := whole or MOST_BYTES):
+                        self.remove()
+                        raise self._refused(f"sends more than the {most:,} bytes of the file")
+                    file.write(block)
+                    self.progress(self.length, whole)
+                    allowance = PATIENCE_SECONDS + (self.length - self.first) / SLOWEST
+                    if time.monotonic() - self.started > allowance:
+                        file.flush()
+                        raise self._stopped("comes too slowly")
+        if whole is not None and self.length < whole:
             raise BrokenOffError("broke off")
 
     @contextmanager
-    def _ask(self, there: _Beginning) -> Iterator[requests.Response]:
+    def _ask(self) -> Iterator[requests.Response]:
         """The answer to a request for the rest, of which nothing but the header has been read."""
         headers = {"User-Agent": f"lovasz-repro/{__version__}", "Accept-Encoding": "identity"}
-        if there.length and there.version:
-            headers |= {"Range": f"bytes={there.length}-", "If-Range": there.version}
+        if self.length and self.version:
+            headers |= {"Range": f"bytes={self.length}-", "If-Range": self.version}
         url = self.url
         for _ in range(REDIRECTS):
             with _header(url, headers, self.timeout) as response:
                 if not response.is_redirect:
-                    self._check_header(response)
                     yield response
                     return
                 url = redirected(url, response.headers["Location"])
         raise self._refused(f"redirects more than {REDIRECTS} times")
 
-    def _check_header(self, response: requests.Response) -> None:
-        """Raise unless an answer is (the rest of) a file as it is."""
+    def _begin(self, response: requests.Response) -> None:
+        """Make sure that an answer is the file as it is, or its rest, and that there is room."""
         status, header = response.status_code, response.headers
         if status == 416:
             self.remove()
@@ -217,38 +213,30 @@ class _Download:
             raise self._refused("a web page came in place of a file. Open it in a browser")
         if (packed := header.get("Content-Encoding", "identity")) != "identity":
             raise self._refused(f"came as {packed}, which is not read")
-
-    def _part_for(self, response: requests.Response, there: _Beginning) -> BufferedWriter:
-        """The part that an answer is to be added to; raises where it does not fit."""
-        header, total = response.headers, _total(response)
-        etag = header.get("ETag", "")
+        etag, total = header.get("ETag", ""), _total(response)
         version = etag if etag.startswith('"') else header.get("Last-Modified")
-        if response.status_code == 206:
+        if status == 206:
             extent = header.get("Content-Range", "")
-            same = version in (None, there.version) and there.total in (None, total)
-            if not (total and same and extent.startswith(f"bytes {there.length}-")):
+            same = version in (None, self.version) and self.total in (None, total)
+            if not (total and same and extent.startswith(f"bytes {self.length}-")):
                 self.remove()
                 raise BrokenOffError("the rest of another file came")
-            there = _Beginning(there.length, there.version, total)
-        else:
-            there = _Beginning(0, version, total)
-        self._check_size(there, response.raw.chunked)
-        if not there.length:
+        self._check_size(total, self.length if status == 206 else 0, response.raw.chunked)
+        if status == 200:
             self.remove()
             if version:
                 note = {"url": self.url, "version": version, "total": total}
                 write_durably(self.note, json.dumps(note).encode())
-        return self.part.open("ab")
 
-    def _check_size(self, there: _Beginning, chunked: bool) -> None:
-        total = self.size if there.total is None else there.total
+    def _check_size(self, total: int | None, length: int, chunked: bool) -> None:
+        total = self.size if total is None else total
         if total != self.size is not None:
             raise self._refused(f"has {total:,} bytes, expected {self.size:,}")
         if total is None and self.sha256 is None and not chunked:
             raise self._refused("nobody says how long the file is. Give its --sha256")
         if (total or 0) > (self.size or MOST_BYTES):
             raise self._refused(f"has {total:,} bytes, more than any weights")
-        free, missing = shutil.disk_usage(self.part.parent).free, (total or 0) - there.length
+        free, missing = shutil.disk_usage(self.part.parent).free, (total or 0) - length
         if missing > free:
             text = f"{free:,} bytes are free, {missing:,} are missing."
             raise RunFailed(f"{self.part.parent}: {text}")
@@ -259,22 +247,21 @@ class _Download:
     def _stopped(self, why: str) -> UnavailableError:
         return self._refused(f"{why}. {self.kept()}; the same command goes on")
 
-    def find(self) -> _Beginning:
-        """What an earlier call left of this address; anything else is removed."""
-        length = self.part.stat().st_size if self.part.exists() else 0
+    def find(self) -> None:
+        """Learn what an earlier attempt left of this address; anything else is removed."""
         try:
-            note = json.loads(self.note.read_text())
-            version, total = str(note["version"]), note["total"]
-            fits = note["url"] == self.url and (total is None or length <= int(total))
+            length, note = self.part.stat().st_size, json.loads(self.note.read_text())
+            total = None if note["total"] is None else int(note["total"])
+            if length and note["url"] == self.url and (total is None or length <= total):
+                self.length, self.version, self.total = length, str(note["version"]), total
+                return
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            fits = False
-        if length and fits:
-            return _Beginning(length, version, total if total is None else int(total))
+            pass
         self.remove()
-        return _Beginning()
 
     def remove(self) -> None:
         """Forget what has come."""
+        self.length, self.version, self.total = 0, None, None
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 

@@ -1,21 +1,144 @@
-"""``map`` over several processes, for work that is done file by file."""
+"""Processes: cores for each, stop requests, the end of a launcher, ``map`` over several.
+
+A launcher that is killed outright cannot stop the processes it started: each of them looks every
+second whether its parent still lives, and where it does not, saves and stops, so that the next
+command can go on.
+"""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from types import FrameType
 from typing import Any
 
 from lovasz_repro.errors import RunFailed
 
+MOST_WORKERS = 8  # processes that decode images, for each GPU
+PARENT = "LOVASZ_REPRO_PARENT"  # process id of the launcher
+GRACE = 60.0  # seconds that an orphan may take to save and stop
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""kill, Ctrl-C, Slurm's pre-emption. Ctrl-C reaches every process of a terminal, and a cluster's
+signals every one of a job."""
+
 Map = Callable[..., Iterator[Any]]
 """``map``, or that of a pool of processes."""
-LEFT_TO_THE_FIRST = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""Ctrl-C reaches every process of a terminal, and a cluster's signals every one of a job."""
+
+
+# -- cores -----------------------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """Cores that this job may use here: what Slurm allotted it, else those it is bound to.
+
+    Not every cluster binds a job to its cores, and threads beyond them slow each other down by far
+    more than they help.
+    """
+    allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if allotted.isdigit():
+        return max(int(allotted), 1)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def decoding_workers(device: str, ranks: int = 1) -> int:
+    """Processes that decode images for each of the ranks on a machine, where nobody says how many.
+
+    On a CPU the training needs the cores itself.
+    """
+    return 0 if device == "cpu" else min(MOST_WORKERS, cores() // ranks)
+
+
+def threads_of(processes: int) -> dict[str, str]:
+    """Environment that gives each of ``processes`` its part of the cores, unless the user did."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(cores() // processes, 1))}
+
+
+# -- stop requests ---------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    """The run stopped because a signal asked it to, after writing a checkpoint."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """130 after Ctrl-C, 143 after SIGTERM, as a shell reports them."""
+
+
+class StopRequest:
+    """Context in which SIGTERM, SIGINT and SIGUSR2 are noted instead of ending the process.
+
+    A second SIGINT (Ctrl-C again) raises KeyboardInterrupt at once.
+
+    Args:
+        say: called at the first request, to tell the user that it was heard.
+    """
+
+    def __init__(self, say: Callable[[], None] = lambda: None) -> None:
+        self.number: int | None = None
+        """The signal that asked, or None."""
+        self._say, self._process = say, os.getpid()
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in STOPS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked_before, self.number = self.number, number
+        if not asked_before and os.getpid() == self._process:  # not in a forked reader of images
+            threading.Thread(target=self._say).start()  # this one may be amid a line of its own
+
+
+# -- parents ---------------------------------------------------------------------------------------
+
+
+def child_environment() -> dict[str, str]:
+    """What a child needs in its environment to outlive this process by no more than it must."""
+    return {PARENT: str(os.getpid())}
+
+
+def stop_when_orphaned() -> None:
+    """Watch the parent named in the environment, if there is one; returns at once."""
+    parent = os.environ.pop(PARENT, None)
+    if parent:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended; returns at once."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+# -- a pool ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -32,12 +155,14 @@ def mapped(processes: int, what: str) -> Iterator[Map]:
     if processes <= 1:
         yield map
         return
+    from concurrent.futures import ProcessPoolExecutor  # slow to import, and seldom needed
+    from multiprocessing import get_context
+
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_process)
 
     def map_(function: Callable[..., Any], *items: Iterable[Any]) -> Iterator[Any]:
         with _deaths_told(what):
-            results = pool.map(function, *items)  # hands out everything at once
-        return _told(results, what)
+            return _told(pool.map(function, *items), what)  # hands out everything at once
 
     try:
         yield map_
@@ -52,6 +177,8 @@ def _told(results: Iterator[Any], what: str) -> Iterator[Any]:
 
 @contextmanager
 def _deaths_told(what: str) -> Iterator[None]:
+    from concurrent.futures.process import BrokenProcessPool
+
     try:
         yield
     except BrokenProcessPool:
@@ -60,18 +187,6 @@ def _deaths_told(what: str) -> Iterator[None]:
 
 def _start_process() -> None:
     """Leave requests to stop to the process that started this one; end when it ends."""
-    for number in LEFT_TO_THE_FIRST:
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended; returns at once."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)

@@ -7,9 +7,9 @@ import torch
 
 from lovasz_repro.config.schema import ExperimentConfig
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.cores import cores, decoding_workers, threads_of
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.output import say
+from lovasz_repro.host.processes import cores, decoding_workers, threads_of
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.terminal import Terminal
 from lovasz_repro.launch.launcher import check_devices

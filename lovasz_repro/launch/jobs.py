@@ -14,10 +14,8 @@ from pathlib import Path
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.cores import threads_of
-from lovasz_repro.host.orphan import child_environment
+from lovasz_repro.host.processes import Interrupted, StopRequest, child_environment, threads_of
 from lovasz_repro.host.progress import Progress, ProgressTask
-from lovasz_repro.host.stopping import Interrupted, StopRequest
 from lovasz_repro.launch.attempts import (
     Attempts,
     Failure,

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.cores import threads_of
 from lovasz_repro.host.files import is_gone, machine
-from lovasz_repro.host.orphan import child_environment
 from lovasz_repro.host.output import say
-from lovasz_repro.host.stopping import Interrupted, StopRequest
+from lovasz_repro.host.processes import Interrupted, StopRequest, child_environment, threads_of
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, killed_by
 from lovasz_repro.launch.machines import Machines
 from lovasz_repro.launch.rank import ERROR_FILE, MEETING

@@ -28,8 +28,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.host.orphan import child_environment
 from lovasz_repro.host.output import say
+from lovasz_repro.host.processes import child_environment
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -21,7 +21,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.batch_protocol import BatchScores, score_batch
 from lovasz_repro.evaluation.covering_batches import covering_batches
 from lovasz_repro.evaluation.predictor import Predictor
-from lovasz_repro.host.stopping import Interrupted
+from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.metrics import sum_over_ranks
 from lovasz_repro.run.build import in_one_line, predictor_of
 from lovasz_repro.run.datasets import DATASETS, ScoredSet

@@ -49,7 +49,7 @@ class Job:
     @cached_property
     def processes(self) -> int:
         """That write and refine."""
-        from lovasz_repro.host.cores import cores
+        from lovasz_repro.host.processes import cores
 
         several = min(cores(), MOST_PROCESSES, 1 + len(self.images) // IMAGES_EACH)
         return self.request.processes or several

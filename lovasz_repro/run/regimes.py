@@ -9,8 +9,8 @@ from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.data.voc import VocImage, list_images
 from lovasz_repro.evaluation.voc_probabilities import open_folder
 from lovasz_repro.evaluation.voc_regimes import chunks_of, score_regimes
+from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.provenance import fingerprint_files
-from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.run.build import multi_scale_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.session import Session

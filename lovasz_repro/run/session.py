@@ -22,8 +22,8 @@ import yaml
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.processes import Interrupted, StopRequest
 from lovasz_repro.host.progress import Progress, ProgressTask
-from lovasz_repro.host.stopping import Interrupted, StopRequest
 from lovasz_repro.run.inputs import WEIGHTS
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import Journal

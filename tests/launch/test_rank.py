@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.cores import cores, threads_of
-from lovasz_repro.host.stopping import Interrupted
+from lovasz_repro.host.processes import Interrupted, cores, threads_of
 from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, newest_checkpoints
 from lovasz_repro.launch.dispatch import check_shell
 from lovasz_repro.launch.launcher import Ended, first_cause

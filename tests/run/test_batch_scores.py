@@ -15,8 +15,8 @@ from torch import distributed
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.data.voc import read_labels
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.snapshot import load_evidence_net
 from lovasz_repro.run import batch_scores as module

@@ -20,9 +20,9 @@ from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.voc_probabilities import open_folder
 from lovasz_repro.evaluation.voc_regimes import score_regimes
 from lovasz_repro.evaluation.voc_score import load_voc_network
+from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
-from lovasz_repro.host.stopping import Interrupted
 from lovasz_repro.launch.plan import print_plan
 from lovasz_repro.launch.request import Request
 from lovasz_repro.run import regimes

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lovasz_repro.config.schema import TrainingConfig
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.host.stopping import Interrupted, StopRequest
+from lovasz_repro.host.processes import Interrupted, StopRequest
 from lovasz_repro.training.loop import TrainingState, train
 from lovasz_repro.training.schedule import poly
 
