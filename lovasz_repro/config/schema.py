@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from lovasz_repro.config.losses import BINARY_LOSSES, check_loss
 from lovasz_repro.config.names import Name, Relative
 from lovasz_repro.config.read import (
     Strict,
@@ -25,11 +26,7 @@ from lovasz_repro.config.read import (
 from lovasz_repro.errors import UserError
 
 Scale = Literal["paper", "reduced", "demo"]
-LossName = Literal[
-    "cross_entropy", "lovasz_softmax", "binary_cross_entropy", "hinge", "lovasz_hinge", "soft_iou"
-]
-BINARY_LOSSES = ("binary_cross_entropy", "hinge", "lovasz_hinge", "soft_iou")
-"""Losses of one logit per pixel, for one category against the rest (Sec. 4.2)."""
+LossName = Annotated[str, AfterValidator(check_loss)]
 VocCategory = Literal[
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",

@@ -8,21 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor, distributed
 
-from lovasz_repro.losses import binary_cross_entropy, hinge, lovasz_hinge, soft_iou
+from lovasz_repro.config.losses import BINARY_LOSSES, SCORE_TITLES, loss_function
 from lovasz_repro.metrics import binary_image_iou, sum_over_ranks
 
-LOSSES = {
-    "cross_entropy": binary_cross_entropy,
-    "hinge": hinge,
-    "lovasz_hinge": lovasz_hinge,
-    "soft_iou": soft_iou,
-}
-
-TITLES = {
-    "cross_entropy": "cross-entropy",
-    "hinge": "hinge",
-    "lovasz_hinge": "Lovász hinge",
-    "soft_iou": "soft IoU",
+TITLES = SCORE_TITLES | {
     "image_iou": "image-IoU",
     "image_iou_with_category": "of images with the class",
     "image_iou_without": "without it",
@@ -81,7 +70,7 @@ class BinaryScoring(CategoryScoring):
     where it is 1 or 0.
     """
 
-    names = (*LOSSES, "image_iou", "image_iou_with_category", "image_iou_without")
+    names = (*SCORE_TITLES, "image_iou", "image_iou_with_category", "image_iou_without")
 
     def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
         """Of each image; a pixel is predicted as foreground where its logit is above 0."""
@@ -89,7 +78,7 @@ class BinaryScoring(CategoryScoring):
         losses = [
             torch.stack([loss(predictions[i : i + 1], labels[i : i + 1], ignore_index=void)
                          for i in each])
-            for loss in LOSSES.values()
+            for loss in map(loss_function, BINARY_LOSSES)
         ]  # fmt: skip
         iou = binary_image_iou((predictions > 0).long(), labels, void)
         shown = (labels == 1).flatten(1).any(1)

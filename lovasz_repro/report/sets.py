@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.schema import BASIS, experiments_folder, load_experiment
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.report.runs import (
@@ -23,7 +24,7 @@ from lovasz_repro.report.runs import (
     variant,
     with_batch_size,
 )
-from lovasz_repro.report.style import LOSSES, variant_order
+from lovasz_repro.report.style import variant_order
 
 CAMVID, CAMVID_LAYOUT, ENET = "camvid-enet", "camvid-as-cityscapes", "cityscapes-enet"
 BINARY, MULTICLASS = "voc-binary", "voc-multiclass"
@@ -45,7 +46,7 @@ FOLDERS = {
 }
 PAPER_BATCH = 10
 """Images per step, Sec. 4.3 and 4.4."""
-TRAINED = ("cross-entropy", "hinge", "lovasz-hinge", "soft-iou")
+TRAINED = tuple(score.replace("_", "-") for score in SCORE_TITLES)
 """Losses that binary networks are trained with: variants of the experiment."""
 CATEGORIES = VOC.names[1:]
 LONGER = "-30k"
@@ -160,7 +161,7 @@ def losses_of(cohort: Cohort) -> list[str]:
 
 def loss_title(name: str) -> str:
     """A loss (or the basis network) as a reader sees it."""
-    return "basis network" if name == BASIS else LOSSES[name.replace("-", "_")][0]
+    return "basis network" if name == BASIS else SCORE_TITLES[name.replace("-", "_")]
 
 
 def shared_categories(cohort: Cohort) -> list[str]:

@@ -7,6 +7,8 @@ contrast of 3 to 1 with white, as grey text has one of 4.5 to 1. Sky and yellow 
 
 from typing import Any
 
+from lovasz_repro.config.losses import SCORE_TITLES
+
 COLUMN, PAGE = 3.35, 6.95
 """Width of a column and of a page's text, inches."""
 
@@ -18,12 +20,9 @@ ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 DOT_RED = "#e3170a"
 """The red dots of Figures 1 and 2."""
 
-LOSSES = {
-    "jaccard": ("Jaccard loss", BLACK),
-    "lovasz_hinge": ("Lovász hinge", RED),
-    "hinge": ("hinge", PURPLE),
-    "cross_entropy": ("cross-entropy", BLUE),
-    "soft_iou": ("soft IoU", GREEN),
+LOSS_COLOURS = {"lovasz_hinge": RED, "hinge": PURPLE, "cross_entropy": BLUE, "soft_iou": GREEN}
+SEARCHED = {"jaccard": ("Jaccard loss", BLACK)} | {
+    name: (SCORE_TITLES[name], colour) for name, colour in LOSS_COLOURS.items()
 }
 """Losses of the synthetic experiment, in the order of tables and legends."""
 

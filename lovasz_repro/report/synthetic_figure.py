@@ -8,7 +8,7 @@ from typing import Any
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
-from lovasz_repro.report.style import GREY, LOSSES, PAGE
+from lovasz_repro.report.style import GREY, PAGE, SEARCHED
 
 JACCARD = "jaccard"
 LOSS_DASHES = {"hinge": "--"}
@@ -82,7 +82,7 @@ def _losses(ax: Any, curves: dict[str, list[float]], run: Run) -> tuple[Curve, .
     b = curves["b"]
     reference = relative(curves[JACCARD])
     drawn = []
-    for order, (name, (title, colour)) in enumerate(LOSSES.items()):
+    for order, (name, (title, colour)) in enumerate(SEARCHED.items()):
         if name not in curves:
             continue
         values = relative(curves[name])

@@ -34,7 +34,7 @@ from lovasz_repro.report.sets import (
     named_sets,
     settings_of,
 )
-from lovasz_repro.report.style import LOSSES, LOVASZ, variant_order, variant_title
+from lovasz_repro.report.style import LOVASZ, SEARCHED, variant_order, variant_title
 from lovasz_repro.report.tables_voc import (
     SEEDS,
     decision_rule,
@@ -250,7 +250,7 @@ TABLES: dict[str, Callable[[RunStore], Table]] = {
 def _synthetic_rows(store: RunStore, run: Run | None) -> tuple[TableRow, ...]:
     """Rows of one stored search; every step of a metric's history is a seed."""
     rows = []
-    for loss, (title, _) in LOSSES.items():
+    for loss, (title, _) in SEARCHED.items():
         cells = []
         for key, factor in (("argmin", 1.0), ("jaccard_at_argmin", 100.0), ("excess", 100.0)):
             history = store.history(run.run_id, f"{key}/{loss}") if run else []

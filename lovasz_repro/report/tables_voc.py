@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.schema import BASIS
 from lovasz_repro.data.palettes import VOC
 from lovasz_repro.report.model import (
@@ -64,10 +65,10 @@ SEEDS = Column("seeds", "seeds", digits=0)
 IOU = "val/image_iou"
 BASIS_IOU = "basis/image_iou"
 MEASURES: dict[str, tuple[str, str, Better]] = {
-    "cross-entropy": ("val/cross_entropy", "cross-entropy", "lower"),
-    "hinge": ("val/hinge", "hinge", "lower"),
-    "lovasz-hinge": ("val/lovasz_hinge", "Lovász hinge", "lower"),
-    "soft-iou": ("val/soft_iou", "soft IoU", "lower"),
+    **{
+        score.replace("_", "-"): (f"val/{score}", title, "lower")
+        for score, title in SCORE_TITLES.items()
+    },
     "image-iou": (IOU, "image-IoU", "higher"),
 }
 """TableRow of the tables -> metric, title, which is better."""

@@ -6,15 +6,8 @@ from functools import partial
 import torch
 from torch import distributed
 
+from lovasz_repro.config.losses import BINARY_LOSSES, LOSSES, loss_function
 from lovasz_repro.config.schema import LossConfig
-from lovasz_repro.losses import (
-    binary_cross_entropy,
-    cross_entropy,
-    hinge,
-    lovasz_hinge,
-    lovasz_softmax,
-    soft_iou,
-)
 from lovasz_repro.models.deeplab import subsample_labels
 
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -45,21 +38,17 @@ def build_objective(
     if config.class_weights == "enet":
         assert class_shares is not None, "ENet's class weights need the shares of the classes"
         weights = enet_class_weights(class_shares)
-    losses: dict[str, Objective] = {
-        "cross_entropy": partial(
-            cross_entropy, ignore_index=ignore_index, class_weights=weights, group=group
-        ),
-        "lovasz_softmax": partial(
-            lovasz_softmax,
-            ignore_index=ignore_index,
-            classes=config.classes,
-            per_image=config.per_image,
-            group=group,
-        ),
+    options = {
+        "class_weights": weights,
+        "classes": config.classes,
+        "per_image": config.per_image,
     }
-    for name, loss in BINARY.items():
-        losses[name] = partial(_of_category, loss, category, ignore_index, group)
-    terms = [(losses[name], weight) for name, weight in config.terms.items()]
+    terms: list[tuple[Objective, float]] = []
+    for name, weight in config.terms.items():
+        own = {option: options[option] for option in LOSSES[name].options}
+        loss = partial(loss_function(name), ignore_index=ignore_index, group=group, **own)
+        binary = name in BINARY_LOSSES
+        terms.append((partial(_of_category, loss, category) if binary else loss, weight))
 
     def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if logits.shape[-2:] != labels.shape[-2:]:
@@ -73,23 +62,13 @@ def build_objective(
     return objective
 
 
-BINARY: dict[str, Callable[..., torch.Tensor]] = {
-    "binary_cross_entropy": binary_cross_entropy,
-    "hinge": hinge,
-    "lovasz_hinge": lovasz_hinge,
-    "soft_iou": soft_iou,
-}
-
-
 def _of_category(
     loss: Callable[..., torch.Tensor],
     category: int | None,
-    ignore_index: int | None,
-    group: distributed.ProcessGroup | None,
     logits: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    return loss(logits[:, category], labels, per_image=True, ignore_index=ignore_index, group=group)
+    return loss(logits[:, category], labels, per_image=True)
 
 
 def enet_class_weights(shares: torch.Tensor, c: float = 1.02) -> torch.Tensor:

@@ -207,14 +207,14 @@ def contrast_with_white(colour):
 
 
 def test_lines_and_grey_text_stand_out_from_white():
-    lines = {colour for _, colour in (*style.LOSSES.values(), *style.VARIANTS.values())}
+    lines = {colour for _, colour in (*style.SEARCHED.values(), *style.VARIANTS.values())}
     for colour in (*lines, *style.SPARE, *(colour for _, colour in MEASURE_LOOKS.values())):
         assert contrast_with_white(colour) >= 3, colour
     assert contrast_with_white(style.GREY) >= 4.5
 
 
 def test_the_losses_of_figure_3_have_a_colour_each(circles):
-    colours = [colour for _, colour in style.LOSSES.values()]
+    colours = [colour for _, colour in style.SEARCHED.values()]
     assert len(set(colours)) == len(colours)
     names = [name for name in vars(style) if vars(style)[name] in colours]
     assert {"BLUE", "SKY"} - set(names)  # one blue
