@@ -2,7 +2,13 @@
 
 
 class UserError(Exception):
-    """A mistake in what the user gave (option, file, data, config). Exit code 2."""
+    """A mistake in what the user gave (option, file, data, config). Exit code 2.
+
+    Several mistakes found at once are an argument, and a line, each.
+    """
+
+    def __str__(self) -> str:
+        return " ".join(str(mistake) for mistake in self.args)
 
 
 class RunFailed(Exception):

@@ -217,7 +217,12 @@ def leave(code: int | str | None) -> NoReturn:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, `MOST_CHARACTERS` at most; being asked to stop is none."""
+    """An error in one line, `MOST_CHARACTERS` at most; being asked to stop is none.
+
+    Only of several mistakes found at once each has a line.
+    """
+    if isinstance(error, UserError) and len(error.args) > 1:
+        return "\n".join(describe(UserError(mistake)) for mistake in error.args)
     if isinstance(error, KeyboardInterrupt):
         return "Stopped."
     text = str(error)

@@ -75,7 +75,7 @@ def check_device(request: Request) -> None:
 
     place, problem = place_and_problem(request)
     if problem:
-        raise UserError(" ".join([problem, *what_lacks(request.cells, place)]))
+        raise UserError(problem, *what_lacks(request.cells, place))
 
 
 def check_world(request: Request, rank: Rank) -> None:

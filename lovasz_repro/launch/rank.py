@@ -102,7 +102,7 @@ def tell(error: BaseException, line: str) -> None:
         message = {"message": line, "extraInfo": told}
         Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
     if not (path and MEETING in os.environ):
-        say(line, err=True)
+        say(*line.splitlines(), err=True)
 
 
 def kind_of(error: BaseException) -> str:
