@@ -54,7 +54,7 @@ from lovasz_repro.run.build import (
     score,
     scored_batches,
 )
-from lovasz_repro.run.datasets import DATASETS, ScoredSet
+from lovasz_repro.run.datasets import DATASETS, ScoredSet, scoring_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.training.distributed import ALONE
 
@@ -361,7 +361,7 @@ class _Bench:
         score(predictor, batches, scoring, advance=advance)
 
     def _scoring(self) -> Scoring:
-        return self.kind.scoring(self.cell.data, self.cell.training.batch_size)
+        return scoring_of(self.cell)
 
     def _batches(self, place: Place) -> Iterator[Any]:
         return scored_batches(self.cell, self.images, place, ALONE)

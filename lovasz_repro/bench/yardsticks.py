@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import VOID, VocImage, read_sbd
-from lovasz_repro.data.voc_training import MEAN_BGR, PADDING_RGB, SCALES
+from lovasz_repro.data.voc_crops import MEAN_BGR, PADDING_RGB, SCALES
 from lovasz_repro.losses import lovasz_softmax
 
 Loss = Callable[[Tensor, Tensor], Tensor]

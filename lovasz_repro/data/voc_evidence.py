@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from lovasz_repro.data.sampling import Draw, mix
-from lovasz_repro.data.voc import CLASSES, VOID, list_images, read_labels
-from lovasz_repro.data.voc_training import STRIDE, Place, binary_labels, draw_place, shows_label
+from lovasz_repro.data.voc import CLASSES, VOID, binary_labels, list_images, read_labels
+from lovasz_repro.data.voc_crops import STRIDE, Place, draw_place, shows_label
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,38 @@
 """Pascal VOC as the network is trained and scored on it: all 21 classes, or one against the rest.
 
-Training items are crops (Sec. 4.3), scaled, padded, cropped and mirrored as uint8 arrays, image and
-labels together; on the batch and its device, BGR order and the mean subtracted follow. What is
-drawn is a function of the seed and of the position of the image in the training. Scored items are
-whole photographs at their own size. Labels of one category are made from the whole mask, before it
-is cropped: whether a photograph shows the category decides what its void pixels become.
+Training items are crops (``voc_crops.py``), scored items whole photographs at their own size; or
+evidence drawn from the masks in their place (``voc_evidence.py``). Labels of one category are made
+from the whole mask, before it is cropped: whether a photograph shows the category decides what its
+void pixels become.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.nn import functional
 from torch.utils.data import Dataset
 
-from lovasz_repro.data.images import mirror, read_photograph
-from lovasz_repro.data.sampling import Draw, mix
-from lovasz_repro.data.voc import CLASSES, VOID, VocImage, list_images, read_labels, read_pair
-
-Example = tuple[torch.Tensor, torch.Tensor]
+from lovasz_repro.config.schema import DataConfig
+from lovasz_repro.data import demo, voc
+from lovasz_repro.data.check_voc import check_voc
+from lovasz_repro.data.datasets import (
+    DatasetKind,
+    Demo,
+    Example,
+    ScoredSet,
+    TrainingSet,
+    as_tensors,
+    category_of,
+    not_the_papers,
+)
+from lovasz_repro.data.images import read_photograph
+from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.sampling import Draw
+from lovasz_repro.data.voc import VocImage, binary_labels, presence_of, read_labels, read_pair
+from lovasz_repro.data.voc_crops import augment
+from lovasz_repro.data.voc_evidence import Evidence, EvidenceScored, EvidenceTraining
+from lovasz_repro.errors import UserError
 
 
 class VocTraining(Dataset[Example]):
@@ -123,25 +133,6 @@ class VocScored(Dataset[Example]):
         return read_labels(self.images[index].mask)
 
 
-def binary_labels(labels: np.ndarray, category: int) -> np.ndarray:
-    """One class against the rest, as the paper's binary experiments have it
-    (bermanmaxim/jaccardSegment: datasets/).
-
-    Args:
-        labels: the whole mask of a photograph, (H, W) uint8, class ids 0..20 and 255 = void.
-        category: class id.
-
-    Returns:
-        (H, W) uint8: 1 where the category is, 0 elsewhere, 255 where void. All 0 if the photograph
-        does not show the category, void pixels too.
-    """
-    foreground = labels == category
-    binary = foreground.astype(np.uint8)
-    if foreground.any():
-        binary[labels == VOID] = VOID
-    return binary
-
-
 def read_example(image: VocImage, category: int | None) -> tuple[np.ndarray, np.ndarray]:
     """A photograph (H, W, 3) and its labels (H, W), both uint8.
 
@@ -150,166 +141,6 @@ def read_example(image: VocImage, category: int | None) -> tuple[np.ndarray, np.
     """
     photograph, labels = read_pair(image)
     return photograph, labels if category is None else binary_labels(labels, category)
-
-
-def as_tensors(image: np.ndarray, labels: np.ndarray) -> Example:
-    """(H, W, 3) and (H, W) arrays as tensors of their own, (3, H, W) and (H, W)."""
-    channels_first = np.array(image.transpose(2, 0, 1), order="C")
-    return torch.from_numpy(channels_first), torch.from_numpy(np.array(labels, order="C"))
-
-
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
-"""Equally likely (DeepLab's data_transformer.cpp)."""
-CROP = 321
-"""Side of the square that the network is trained on, pixels (Sec. 4.2)."""
-STRIDE = 8
-"""Pixels between neighbours of DeepLab's output grid, at whose points the loss sees labels."""
-REDRAWS = 20
-"""Places that are drawn after the first, at most, until a crop shows a class."""
-MEAN_BGR = (104.008, 116.669, 122.675)
-"""Mean pixel that DeepLab's definition subtracts, B, G, R in 0..255."""
-PADDING_RGB = (123, 117, 104)
-"""The mean pixel in RGB order, rounded to 8 bits. ``to_caffe`` turns it into (-0.008, 0.331,
-0.325), within half a grey level of the exact zeros that Caffe pads with."""
-
-
-class Place(NamedTuple):
-    """Where a crop is in a scaled image, and whether it is mirrored then."""
-
-    size: tuple[int, int]
-    """Height and width of the scaled image, pixels."""
-    top: int
-    left: int
-    mirrored: bool = False
-
-    def window(self, crop: int, step: int = 1) -> tuple[slice, slice]:
-        """Rows and columns of a crop of this side, every ``step``-th of them."""
-        rows, columns = (slice(start, start + crop, step) for start in (self.top, self.left))
-        return rows, columns
-
-
-def augment(
-    image: np.ndarray,
-    labels: np.ndarray,
-    *,
-    seed: int,
-    position: int,
-    crop: int = CROP,
-    wanted: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the network is shown of one training image.
-
-    Args:
-        image: RGB (H, W, 3) uint8.
-        labels: (H, W) uint8, 255 = void.
-        seed: seeds the whole training.
-        position: how many images were drawn before, over the whole training (``Draw.position``).
-        crop: side of what comes out, pixels.
-        wanted: label that the crop should show, as ``shows_label`` says, where one of 21 draws
-            does; None: any crop.
-
-    Returns:
-        RGB (crop, crop, 3) and labels (crop, crop), uint8; views, of the arguments or of others.
-    """
-    generator = np.random.default_rng(mix(seed ^ 0x5EED, position))
-    shows = None if wanted is None else partial(shows_label, labels, wanted, crop)
-    place = draw_place(labels.shape, crop, generator, shows)
-    window = place.window(crop)
-    image = resize_image(image, place.size)[window]
-    labels = resize_labels(labels, place.size, window)
-    image, labels = pad(image, labels, crop)
-    return mirror(image, labels) if place.mirrored else (image, labels)
-
-
-def draw_place(
-    shape: tuple[int, ...],
-    crop: int,
-    generator: np.random.Generator,
-    shows: Callable[[Place], bool] | None = None,
-) -> Place:
-    """Draw scale, place and mirror image of a crop of an image of ``shape`` (H, W).
-
-    A place that ``shows`` refuses is drawn again, ``REDRAWS`` times at most; the scale stays, so
-    that all are equally likely. A place that it accepts at once is the one drawn without it.
-    """
-    scale = SCALES[generator.integers(len(SCALES))]
-    height, width = (max(1, int(side * scale)) for side in shape)
-    for _ in range(1 + REDRAWS):
-        top = int(generator.integers(max(height - crop, 0) + 1))
-        left = int(generator.integers(max(width - crop, 0) + 1))
-        place = Place((height, width), top, left)
-        if shows is None or shows(place):
-            break
-    return place._replace(mirrored=bool(generator.integers(2)))
-
-
-def shows_label(labels: np.ndarray, wanted: int, crop: int, place: Place) -> bool:
-    """Whether a crop of labels (H, W) has ``wanted`` at a point of the output grid.
-
-    A class between the points is in the crop, but not in the loss.
-    """
-    return bool((resize_labels(labels, place.size, place.window(crop, STRIDE)) == wanted).any())
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an image (H, W, 3) uint8 to ``size`` = (height, width), bilinear.
-
-    Interpolates between the four nearest pixels also where it shrinks, as OpenCV does in DeepLab's
-    code and unlike Pillow. On 8-bit pixels PyTorch is many times as fast as on float32, within a
-    grey level of it, and exactly the same with any vector instructions.
-    """
-    if image.shape[:2] == size:
-        return image
-    # Permuted as a batch, its strides are those of channels last, (3 H W, 1, 3 W, 3). An image that
-    # is permuted first and made a batch then passes for channels first, which takes twice the time.
-    batch = torch.from_numpy(np.array(image[None], order="C")).permute(0, 3, 1, 2)
-    resized = functional.interpolate(batch, size, mode="bilinear")
-    return resized.permute(0, 2, 3, 1)[0].numpy()
-
-
-def resize_labels(
-    labels: np.ndarray, size: tuple[int, int], window: tuple[slice, slice]
-) -> np.ndarray:
-    """A window of labels (H, W) resized to ``size`` = (height, width): those of the nearest pixel.
-
-    Only the window is computed. Of two pixels that are as near, the right or lower one counts.
-    """
-    rows, columns = (
-        # the centre of pixel k of the new side, (k + 1/2) / new, in pixels of the old one
-        (2 * np.arange(new)[part] + 1) * old // (2 * new)
-        for old, new, part in zip(labels.shape, size, window, strict=True)
-    )
-    return labels[rows][:, columns]
-
-
-def pad(image: np.ndarray, labels: np.ndarray, crop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad image (H, W, 3) and labels (H, W) at the right and bottom to at least ``crop`` a side.
-
-    The image is continued with the mean colour, the labels with void.
-    """
-    height, width = labels.shape
-    if height >= crop and width >= crop:
-        return image, labels
-    size = max(height, crop), max(width, crop)
-    row = np.full((1, size[1], 3), PADDING_RGB, dtype=np.uint8)
-    padded = np.repeat(row, size[0], axis=0)  # by rows, which is faster than by colours
-    void = np.full(size, VOID, dtype=np.uint8)
-    padded[:height, :width] = image
-    void[:height, :width] = labels
-    return padded, void
-
-
-def to_caffe(
-    images: torch.Tensor, channels_last: bool = False, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """A batch of RGB images (B, 3, H, W), uint8, as the released weights take it.
-
-    Returns:
-        B, G, R minus ``MEAN_BGR``, (B, 3, H, W) in about -123..151; no division.
-    """
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    mean = torch.tensor(MEAN_BGR, device=images.device).view(3, 1, 1)
-    return (images.flip(1) - mean).to(dtype, memory_format=memory_format)
 
 
 SEED = 1234
@@ -344,16 +175,82 @@ def shuffle(items: list[int], stream: random.Random) -> None:
         items[last], items[other] = items[other], items[last]
 
 
-@lru_cache(maxsize=4)
-def presence_of(root: Path, split: str) -> np.ndarray:
-    """Which image of a split contains which class, (N, C) bool, in the order of ``list_images``.
+def list_files(root: Path, data: DataConfig) -> list[Path]:
+    """Every file that a run may read."""
+    photographs = data.images == "photographs"
+    images = [
+        image
+        for split in (data.train_split, "val")
+        for image in voc.list_images(root, split, photographs=photographs)
+    ]
+    files = [file for i in images for file in ((i.image, i.mask) if photographs else (i.mask,))]
+    return list(dict.fromkeys(files))  # trainval_aug holds val
 
-    Raises:
-        UserError: a mask is missing or unreadable.
-    """
-    images = list_images(root, split, photographs=False)
-    presence = np.zeros((len(images), len(CLASSES)), dtype=bool)
-    for row, image in zip(presence, images, strict=True):
-        counts = np.bincount(read_labels(image.mask).ravel(), minlength=256)
-        row[:] = counts[: len(CLASSES)] > 0
-    return presence
+
+def training_set(root: Path, data: DataConfig, seed: int) -> TrainingSet:
+    """Crops of photographs, or of evidence."""
+    category, crop, shown = category_of(data), data.size[0], data.crop_with_class
+    if data.images == "features":
+        return EvidenceTraining(
+            root,
+            crop,
+            Evidence(data.noise),
+            seed=seed,
+            category=category,
+            split=data.train_split,
+            crop_with_class=shown,
+        )
+    images = voc.list_images(root, data.train_split)
+    return VocTraining(images, crop, seed=seed, category=category, crop_with_class=shown)
+
+
+def scored_set(root: Path, split: str, data: DataConfig) -> ScoredSet:
+    """Whole images, or their evidence; of one category those of its balanced validation."""
+    category, chosen = category_of(data), None
+    if category is not None:
+        chosen = balanced_validation(presence_of(root, split), category)
+        if not chosen:
+            raise UserError(f"{root}: no image of {split} contains {data.category}.")
+    if data.images == "features":
+        return EvidenceScored(root, split, Evidence(data.noise), category=category, chosen=chosen)
+    images = voc.list_images(root, split)
+    return VocScored(images if chosen is None else [images[i] for i in chosen], category=category)
+
+
+def check_papers(root: Path, data: DataConfig) -> None:
+    """Raise UserError unless the images are photographs, and those of the paper."""
+    if data.images == "features":
+        raise UserError("data.images=features is not the paper's data, which runs of paper scale "
+                        "need. Take another --profile.")  # fmt: skip
+    voc.check_train_aug(image.name for image in voc.list_images(root, "train_aug"))
+    found, expected = len(voc.list_images(root, "val")), voc.SPLIT_SIZES["val"]
+    if found != expected:
+        raise not_the_papers(root, found, "val", "voc", expected)
+
+
+KIND = DatasetKind(
+    table=VOC,
+    ignore_index=voc.VOID,
+    files=list_files,
+    train=training_set,
+    scored=scored_set,
+    sizes_differ=True,
+    examples="segmentations",
+    evaluation="voc",
+    published={split: voc.SPLIT_SIZES[split] for split in ("train_aug", "val")},
+    count=lambda root, split: len(voc.list_images(root, split)),
+    source="for `run voc-binary` and `run voc-multiclass`; `lovasz-repro data check voc` says how "
+    "to get it",
+    check_papers=check_papers,
+    check=check_voc,
+    demo=Demo(
+        write=lambda root, seed, images, size, advance: demo.write_voc(
+            root, seed, images, size[0], advance
+        ),
+        counts=demo.VOC_COUNTS,
+        size=(demo.VOC_SIZE,),
+        smallest=demo.SMALLEST_VOC[:1],
+        things="objects",
+        experiment="voc-binary",
+    ),
+)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from lovasz_repro.config.schema import CellConfig
-from lovasz_repro.data.voc_training import presence_of
+from lovasz_repro.data.voc import presence_of
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.batch_protocol import BatchScores, score_batch
 from lovasz_repro.evaluation.covering_batches import covering_batches

@@ -7,10 +7,10 @@ import torch
 
 from lovasz_repro.config.schema import CellConfig, DataConfig, experiment_names
 from lovasz_repro.data.locate import (
-    MADE_BY,
     dataset_folder,
     deeplab_weights_file,
     enet_weights_file,
+    made_by,
 )
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import check_installed
@@ -105,10 +105,10 @@ def folder_of(cell: CellConfig, place: Place) -> Path:
     try:
         return dataset_folder(place.data, cell.data.folder or cell.data.name)
     except UserError as error:
-        drawn = f"{cell.data.folder or cell.data.name}-demo"
-        if drawn not in MADE_BY or cell.experiment not in experiment_names():
+        command = made_by(f"{cell.data.folder or cell.data.name}-demo")
+        if command is None or cell.experiment not in experiment_names():
             raise
-        instead = f"Drawn images instead: `{MADE_BY[drawn]}`, then --profile demo."
+        instead = f"Drawn images instead: `{command}`, then --profile demo."
         raise UserError(f"{error} {instead}") from None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lovasz_repro.config.schema import CellConfig, ModelConfig, TrainingConfig
-from lovasz_repro.data.voc_training import to_caffe
+from lovasz_repro.data.voc_crops import to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import Feeding
 from lovasz_repro.models import deeplab, snapshot

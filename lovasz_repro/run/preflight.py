@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from lovasz_repro.config.schema import CellConfig
-from lovasz_repro.data.cityscapes import ScoredCityscapes, read_instances
+from lovasz_repro.data.cityscapes import read_instances
+from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.run.batch_scores import batches_of_run

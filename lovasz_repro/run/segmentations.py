@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lovasz_repro.config.schema import CellConfig
-from lovasz_repro.data.voc_training import presence_of
+from lovasz_repro.data.voc import presence_of
 from lovasz_repro.evaluation.crf import refine
 from lovasz_repro.evaluation.masks import NamedImages
 from lovasz_repro.evaluation.multiclass_masks import (

@@ -22,7 +22,7 @@ from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.scoring import Scoring
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.run.build import build_model, predictor_of, score, scored_batches
-from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of
+from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of, scoring_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.segmentations import keep_segmentations
@@ -85,7 +85,7 @@ def score_on(
         unsaved: whether steps were taken that no checkpoint has; a request to stop waits then.
     """
     team = session.team
-    scoring = scoring or DATASETS[cell.data.name].scoring(cell.data, cell.training.batch_size)
+    scoring = scoring or scoring_of(cell)
     predictor = predictor_of(model, cell, place.device)
     batches = scored_batches(cell, images, place, team)
     with session.progress.task(f"  scoring {split} {when}".rstrip(), len(images)) as bar:
@@ -121,7 +121,7 @@ def keep_examples(
     if category is not None:
         keep_masks(model, images, category, cell, inputs, place, session)
         return
-    if cell.data.name == "voc":
+    if kind.examples == "segmentations":
         keep_segmentations(model, images, cell, inputs, place.device, session)
         return
 

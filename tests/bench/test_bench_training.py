@@ -53,7 +53,7 @@ from lovasz_repro.bench.training import (
     variants,
 )
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.voc_training import to_caffe
+from lovasz_repro.data.voc_crops import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.deeplab import DeepLab
 from tests.bench.toy_machine import TOY

@@ -13,7 +13,7 @@ from lovasz_repro.cli.data import data_app, parse_counts, print_report
 from lovasz_repro.config.read import parse_overrides
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.check import CheckReport, Problem, SplitReport
-from lovasz_repro.data.locate import MADE_BY
+from lovasz_repro.data.locate import made_by
 from lovasz_repro.errors import UserError
 from tests.tiny_camvid import write_camvid
 from tests.tiny_cityscapes import write_cityscapes
@@ -105,9 +105,9 @@ def test_a_report_counts_its_problems(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_usual_folders_are_those_that_runs_look_in() -> None:
-    assert MADE_BY["cityscapes-demo"] == "lovasz-repro data demo cityscapes"
-    assert MADE_BY["voc-demo"] == "lovasz-repro data demo voc"
-    assert MADE_BY["camvid-cityscapes"] == "lovasz-repro data convert camvid cityscapes"
+    assert made_by("cityscapes-demo") == "lovasz-repro data demo cityscapes"
+    assert made_by("voc-demo") == "lovasz-repro data demo voc"
+    assert made_by("camvid-cityscapes") == "lovasz-repro data convert camvid cityscapes"
 
 
 def test_the_next_command_finds_a_tree_elsewhere(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     ("overrides", "problem"),
     [
         ({"data.equibatch": True}, "batches are balanced"),
-        ({"evaluation.batches.count": 5}, "evaluation.batches is of all classes of voc"),
+        ({"evaluation.batches.count": 5}, "evaluation.batches is of all classes"),
         ({"evaluation.multi_scale.least_side": 97}, "evaluation.multi_scale is of all classes"),
     ],
 )

@@ -15,12 +15,11 @@ from lovasz_repro.data.cityscapes import (
     CLASSES,
     TO_CLASS,
     TO_LABEL_ID,
-    Cityscapes,
-    ScoredCityscapes,
     list_frames,
     read_instances,
     read_label_ids,
 )
+from lovasz_repro.data.cityscapes_training import Cityscapes, ScoredCityscapes
 from lovasz_repro.data.palettes import CITYSCAPES
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.errors import UserError

@@ -15,12 +15,8 @@ from lovasz_repro.data import camvid
 from lovasz_repro.data.camvid import SMALLEST, convert_camvid, convert_labels
 from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.check_cityscapes import check_cityscapes
-from lovasz_repro.data.cityscapes import (
-    ScoredCityscapes,
-    list_frames,
-    read_instances,
-    read_label_ids,
-)
+from lovasz_repro.data.cityscapes import list_frames, read_instances, read_label_ids
+from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import UserError
 from tests.left_overs import left_over

@@ -13,8 +13,9 @@ from PIL import Image
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, mix
 from lovasz_repro.data.voc import VOID, VocImage
+from lovasz_repro.data.voc_crops import augment
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
-from lovasz_repro.data.voc_training import VocTraining, augment
+from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.run.build import draw_batches
 from lovasz_repro.run.datasets import DATASETS
 from tests.tiny_voc import CLASSES_USED, write_voc

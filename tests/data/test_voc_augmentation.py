@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from torch.nn import functional
 
-from lovasz_repro.data.voc_training import (
+from lovasz_repro.data.voc_crops import (
     CROP,
     MEAN_BGR,
     PADDING_RGB,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lovasz_repro.data.voc import list_images, read_labels
-from lovasz_repro.data.voc_training import balanced_validation, presence_of, shuffle
+from lovasz_repro.data.voc import list_images, presence_of, read_labels
+from lovasz_repro.data.voc_training import balanced_validation, shuffle
 from tests.conftest import real_data
 
 

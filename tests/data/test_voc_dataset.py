@@ -18,8 +18,8 @@ from lovasz_repro import cli
 from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.data.sampling import Draw, ShuffledBatches
 from lovasz_repro.data.statistics import class_counts
-from lovasz_repro.data.voc import VOID, VocImage
-from lovasz_repro.data.voc_training import VocScored, VocTraining, binary_labels
+from lovasz_repro.data.voc import VOID, VocImage, binary_labels
+from lovasz_repro.data.voc_training import VocScored, VocTraining
 from lovasz_repro.errors import UserError
 
 SIZES = ((60, 90), (90, 60), (41, 47), (100, 100))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import VOID
+from lovasz_repro.data.voc_crops import SCALES
 from lovasz_repro.data.voc_evidence import (
     Evidence,
     EvidenceScored,
@@ -17,7 +18,6 @@ from lovasz_repro.data.voc_evidence import (
     draw_window,
     grid_of,
 )
-from lovasz_repro.data.voc_training import SCALES
 from tests.tiny_voc import write_voc
 
 EXACT = Evidence(noise=1e-6)

@@ -12,11 +12,13 @@ from lovasz_repro.data.voc import (
     SPLIT_SIZES,
     VOID,
     VocImage,
+    binary_labels,
     check_train_aug,
     list_images,
     read_labels,
 )
-from lovasz_repro.data.voc_training import VocScored, VocTraining, binary_labels, resize_labels
+from lovasz_repro.data.voc_crops import resize_labels
+from lovasz_repro.data.voc_training import VocScored, VocTraining
 from tests.conftest import real_data
 
 PUBLISHED_SHARES = (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lovasz_repro.data.voc_training import presence_of
+from lovasz_repro.data.voc import presence_of
 from lovasz_repro.evaluation import covering_batches as module
 from lovasz_repro.evaluation.covering_batches import covering_batches
 from tests.conftest import real_data

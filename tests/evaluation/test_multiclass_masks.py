@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lovasz_repro.data.voc_training import presence_of
+from lovasz_repro.data.voc import presence_of
 from lovasz_repro.evaluation.multiclass_masks import (
     Segmentation,
     choose_images,

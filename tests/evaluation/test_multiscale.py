@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lovasz_repro.config.schema import MultiScaleConfig
-from lovasz_repro.data.voc_training import MEAN_BGR
+from lovasz_repro.data.voc_crops import MEAN_BGR
 from lovasz_repro.evaluation import multiscale
 from lovasz_repro.evaluation.evaluate import evaluate
 from lovasz_repro.evaluation.multiscale import (

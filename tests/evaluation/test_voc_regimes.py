@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lovasz_repro.config.schema import CrfConfig, MultiScaleConfig
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc import VocImage, list_images, read_labels
-from lovasz_repro.data.voc_training import to_caffe
+from lovasz_repro.data.voc_crops import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation import voc_regimes
 from lovasz_repro.evaluation.crf import refine

@@ -187,7 +187,7 @@ def test_missing_trees_say_which_command_makes_them(tmp_path: Path) -> None:
 
 
 def test_equibatch_batches_come_from_the_counts(tmp_path: Path) -> None:
-    from lovasz_repro.data.cityscapes import Cityscapes
+    from lovasz_repro.data.cityscapes_training import Cityscapes
     from lovasz_repro.data.statistics import class_counts
     from lovasz_repro.run.build import draw_batches
 
@@ -218,7 +218,7 @@ def test_a_lost_city_is_named(run: Callable[..., tuple], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_truncated_photograph_is_told_in_one_line(tmp_path: Path, workers: int) -> None:
-    from lovasz_repro.data.cityscapes import ScoredCityscapes
+    from lovasz_repro.data.cityscapes_training import ScoredCityscapes
     from lovasz_repro.run.build import evaluation_batches
     from lovasz_repro.training.distributed import ALONE
 
@@ -233,7 +233,7 @@ def test_a_truncated_photograph_is_told_in_one_line(tmp_path: Path, workers: int
 
 
 def test_a_photograph_of_another_size_is_named(tmp_path: Path) -> None:
-    from lovasz_repro.data.cityscapes import ScoredCityscapes
+    from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 
     root = write_cityscapes(tmp_path) / "cityscapes"
     last = list_frames(root, "val")[-1]

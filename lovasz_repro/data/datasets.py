@@ -1,0 +1,168 @@
+"""What is known of each data set that experiments name: all of it in its ``KIND``.
+
+``config/datasets.py`` lists them. Elsewhere nothing asks for a data set by name: what differs
+between them is a field here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from lovasz_repro.config.datasets import DATASET_LINES
+from lovasz_repro.config.schema import DataConfig
+from lovasz_repro.data.check import CheckReport
+from lovasz_repro.data.images import mirror
+from lovasz_repro.data.palettes import ClassTable
+from lovasz_repro.data.sampling import Draw, mix
+from lovasz_repro.errors import UserError
+
+Example = tuple[torch.Tensor, torch.Tensor]
+"""An image as the network takes it, (C, h, w), and its labels, (H, W) uint8."""
+
+
+class ScoredSet(Protocol):
+    """Images with what their scoring needs."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
+        """An image as the network takes it, (C, h, w), and its target."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What the image is called."""
+        ...
+
+
+class TrainingSet(Protocol):
+    """Images and labels to train on; its items may be ``Draw``s."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: Any) -> Any: ...
+
+    def labels(self, index: int) -> np.ndarray:
+        """Labels (H, W) uint8 of an item, without its photograph."""
+        ...
+
+
+@dataclass(frozen=True)
+class Demo:
+    """How ``data demo`` draws a small data set in this layout."""
+
+    write: Callable[..., bool]
+    """(folder, seed, images, size, advance) -> whether the tree is new."""
+    counts: tuple[int, int, int]
+    """Images for training, validation and test."""
+    size: tuple[int, ...]
+    """Height and width of the images, or their long side alone, pixels."""
+    smallest: tuple[int, ...]
+    """The least that size may be."""
+    things: str
+    """What is drawn."""
+    experiment: str
+    """One whose profile demo runs on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetKind:
+    """Everything that the pipeline needs to know of a data set."""
+
+    table: ClassTable
+    """Classes in the order of the network's outputs."""
+    ignore_index: int
+    """Label of pixels that are neither trained on nor scored."""
+    first_class: int = 0
+    """Classes below it are never predicted."""
+    from_cityscapes: Mapping[int, int | None] | None = None
+    """Which output of the released Cityscapes network each class starts from; None: its own."""
+    files: Callable[[Path, DataConfig], list[Path]]
+    """Every file below a root that a run may read."""
+    train: Callable[[Path, DataConfig, int], TrainingSet]
+    """(root, config, seed) -> training set."""
+    scored: Callable[[Path, str, DataConfig], ScoredSet]
+    """(root, split, config) -> images as the network takes them with what their scoring needs."""
+    scored_splits: Callable[[Path], tuple[str, ...]] = lambda root: ("val",)
+    """Splits that have labels, "val" first."""
+    official_scores: bool = False
+    """Whether the official scores of Cityscapes are computed, of label ids and instance ids; else
+    those of classes."""
+    in_memory: bool = False
+    """Whether decoded images are kept, so that loading in other processes gains nothing."""
+    sizes_differ: bool = False
+    """Whether images are scored at sizes of their own, one at a time."""
+    examples: Literal["crops", "segmentations"] = "crops"
+    """What a run on all classes keeps for pictures: crops in which its network differs most from
+    what it was before training, or the whole masks of images that are the same for all runs."""
+    evaluation: Literal["cityscapes", "voc"] | None = None
+    """Which of the two ways of ``evaluate`` scores a network on it; None: it does not."""
+    published: Mapping[str, int]
+    """How many images there are in the splits of the real data set that have to be there."""
+    count: Callable[[Path, str], int]
+    """(root, split) -> how many images a split has; raises UserError where files are missing."""
+    source: str
+    """What it is for and how to get it, as ``doctor`` says it."""
+    check_papers: Callable[[Path, DataConfig], None] = lambda root, data: None
+    """Raises UserError unless the data are those of the paper, which paper-scale runs need."""
+    check: Callable[..., CheckReport]
+    """(root, begin, processes) -> everything that is wrong, for ``data check``."""
+    demo: Demo | None = None
+    """Draws a small one, for ``data demo``; None: it cannot be drawn."""
+
+
+@cache
+def dataset(name: str) -> DatasetKind:
+    """What is known of the data set of this name."""
+    kind: DatasetKind = import_module(f"lovasz_repro.data.{DATASET_LINES[name].file}").KIND
+    return kind
+
+
+def category_of(data: DataConfig) -> int | None:
+    """The class id that is told from the rest, or None for all classes."""
+    return None if data.category is None else dataset(data.name).table.names.index(data.category)
+
+
+def not_the_papers(root: Path, found: int, split: str, name: str, expected: int) -> UserError:
+    """Another number of images than the paper's."""
+    return UserError(
+        f"{root}: {found} images in {split}, but the paper's {name} has {expected}, which runs of "
+        "paper scale need. Other data: another --profile."
+    )
+
+
+class ResizedTraining(Dataset[Example]):
+    """Photographs and labels to train on, resized to one size; a subclass reads them.
+
+    An item is an RGB image (3, H, W) uint8 and its labels (H, W) uint8.
+
+    Args:
+        size: height and width of what comes out, pixels.
+        flip: mirror an item with probability 1/2; needs items drawn with a ``Draw``.
+        seed: seeds the mirroring.
+    """
+
+    def __init__(self, size: tuple[int, int], *, flip: bool = False, seed: int = 0) -> None:
+        self.size, self.flip, self.seed = size, flip, seed
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) and labels (H, W) of an item, both uint8 and resized."""
+        raise NotImplementedError
+
+    def __getitem__(self, item: int | Draw) -> Example:
+        draw = item if isinstance(item, Draw) else Draw(item, 0)
+        image, labels = self.read(draw.image)
+        if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
+            image, labels = mirror(image, labels)
+        return as_tensors(image, labels)
+
+
+def as_tensors(image: np.ndarray, labels: np.ndarray) -> Example:
+    """(H, W, 3) and (H, W) arrays as tensors of their own, (3, H, W) and (H, W)."""
+    channels_first = np.array(image.transpose(2, 0, 1), order="C")
+    return torch.from_numpy(channels_first), torch.from_numpy(np.array(labels, order="C"))
