@@ -10,11 +10,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lovasz_repro.data.images import opened
+from lovasz_repro.data.images import opened, read_photograph
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import unfinished
 from lovasz_repro.host.processes import mapped
@@ -76,11 +75,18 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class Job:
-    """The files of one image, for the process that checks them."""
+class FilesOfImage:
+    """The files of one image that are there, for the process that checks them."""
 
     root: Path
     split: str
+    image: Path | None
+    masks: tuple[tuple[Path, Callable[[Path], np.ndarray]], ...]
+    """Each with what reads it."""
+    size: Size | None = None
+    """What every photograph must have; None: sizes differ."""
+    contradictions: Callable[..., Iterable[str]] | None = None
+    """What is wrong with the last mask, given all of them."""
 
     def read(
         self, file: Path, read: Callable[[Path], np.ndarray]
@@ -100,17 +106,38 @@ class Job:
         return [Problem(self.split, where, fault) for fault in faults]
 
 
-def check_each(
-    jobs: Sequence[Job], check: Callable[[Any], list[Problem]], begin: Begin, processes: int
-) -> list[Problem]:
+def check_image(files: FilesOfImage) -> list[Problem]:
+    """What is wrong with a photograph and its masks; what is missing is listed elsewhere."""
+    size, problems = files.size, list[Problem]()
+    if files.image:
+        photograph, problems = files.read(files.image, read_photograph)
+        if photograph is not None:
+            size = photograph.shape[:2]
+            if files.size and size != files.size:
+                what = f"{by(size)}; all must be {by(files.size)}"
+                problems += files.faults(files.image, [what])
+    masks = []
+    for file, read in files.masks:
+        mask, unreadable = files.read(file, read)
+        problems += unreadable
+        if mask is not None and size and mask.shape != size:
+            problems += files.faults(file, [f"{by(mask.shape)}; its photograph is {by(size)}"])
+        elif mask is not None:
+            masks.append(mask)
+    if files.contradictions and len(masks) == len(files.masks) > 1:
+        problems += files.faults(files.masks[-1][0], files.contradictions(*masks))
+    return problems
+
+
+def check_each(every: Sequence[FilesOfImage], begin: Begin, processes: int) -> list[Problem]:
     """What is wrong with the files of every image, in the order of the images.
 
     Raises:
         RunFailed: a process died.
     """
-    advance, found = begin(len(jobs)), []
-    with mapped(min(processes, len(jobs)), "read images") as map_:
-        for problems in map_(check, jobs):
+    advance, found = begin(len(every)), []
+    with mapped(min(processes, len(every)), "read images") as map_:
+        for problems in map_(check_image, every):
             found += problems
             advance(1)
     return found

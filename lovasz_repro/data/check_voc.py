@@ -10,21 +10,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lovasz_repro.data.check import (
     SHOWN,
     Begin,
     CheckReport,
-    Job,
+    FilesOfImage,
     Problem,
     SplitReport,
     TreeNote,
-    by,
     check_each,
     read_note,
     unseen,
 )
-from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc import (
     IMAGES,
     LISTS,
@@ -62,14 +61,17 @@ class FilesReport(SplitReport):
     photographs: int
 
 
-@dataclass(frozen=True)
-class _Job(Job):
-    """A photograph and its mask, which may be missing; a test image has no mask."""
+class Listed(NamedTuple):
+    """A photograph and its mask as the lists say, there or not; a test image has no mask."""
 
     image: Path
     mask: Path | None
-    masks_only: bool
-    """Leave the photograph unread."""
+
+    def there(self, root: Path, split: str, masks_only: bool) -> FilesOfImage:
+        """What there is of it, without the photograph if that is not asked for."""
+        image = self.image if self.image.is_file() and not masks_only else None
+        masks = ((self.mask, read_labels),) if self.mask and self.mask.is_file() else ()
+        return FilesOfImage(root, split, image, masks)
 
 
 @dataclass
@@ -146,40 +148,39 @@ def check_voc(
     note, lists = read_tree(root, masks_only)
     expected = note.images if note else SPLIT_SIZES
     images = voc_folder(root) / IMAGES
-    jobs = {
-        split: [_Job(root, split, images / f"{name}.jpg", masks[name], masks_only)
-                for name in masks]
+    listed = {
+        split: [Listed(images / f"{name}.jpg", mask) for name, mask in masks.items()]
         for split, masks in lists.masks.items()
-    }  # fmt: skip
+    }
     problems = [*lists.problems, *faulty(root, "train_aug", lists.unlisted, "in no list", "masks")]
     for split, masks in lists.masks.items():
         problems += wrong_names(root, split, masks, expected.get(split, 0), published=not note)
-        problems += missing(jobs[split])
-    every = [job for of_split in jobs.values() for job in of_split]
-    problems += check_each(every, check_pair, begin, processes)
-    rows = [count(split, jobs[split], expected.get(split, 0), problems) for split in jobs]
+        problems += missing(root, split, listed[split], masks_only)
+    every = [one.there(root, split, masks_only) for split in listed for one in listed[split]]
+    problems += check_each(every, begin, processes)
+    rows = [count(split, listed[split], expected.get(split, 0), problems) for split in listed]
     absent = 0 if masks_only else sum(row.images - row.photographs for row in rows)
     return CheckReport(
         root=str(root),
         content=content(root, note) + (", masks only" if masks_only else ""),
         size=None,
         splits=tuple(rows),
-        problems=tuple(problem for split in jobs for problem in problems if problem.split == split),
+        problems=tuple(sorted(problems, key=lambda problem: [*listed].index(problem.split))),
         advice=ADVICE.format(absent) if absent else "",
     )
 
 
 def count(
-    split: str, jobs: Sequence[_Job], expected: int, problems: Sequence[Problem]
+    split: str, listed: Sequence[Listed], expected: int, problems: Sequence[Problem]
 ) -> FilesReport:
     """What was found of a split, in numbers."""
     return FilesReport(
         split,
-        images=len(jobs),
+        images=len(listed),
         expected=expected,
         problems=sum(problem.split == split for problem in problems),
-        masks=sum(job.mask is not None and job.mask.is_file() for job in jobs),
-        photographs=sum(job.image.is_file() for job in jobs),
+        masks=sum(one.mask is not None and one.mask.is_file() for one in listed),
+        photographs=sum(one.image.is_file() for one in listed),
     )
 
 
@@ -197,22 +198,6 @@ def content(root: Path, note: TreeNote | None) -> str:
     return "merged" if (voc_folder(root) / MERGED_MASKS).is_dir() else "official"
 
 
-def check_pair(job: _Job) -> list[Problem]:
-    """What is wrong with a photograph and its mask; what is missing is listed elsewhere."""
-    shapes: list[tuple[int, ...]] = []
-    problems: list[Problem] = []
-    image = None if job.masks_only else job.image
-    for file, read in ((image, read_photograph), (job.mask, read_labels)):
-        if file and file.is_file():
-            pixels, faults = job.read(file, read)
-            problems += faults
-            shapes += [pixels.shape[:2]] if pixels is not None else []
-    if job.mask and len(set(shapes)) == 2:
-        photograph, mask = shapes
-        problems += job.faults(job.mask, [f"{by(mask)}; its photograph is {by(photograph)}"])
-    return problems
-
-
 def wrong_names(
     root: Path, split: str, names: Iterable[str], expected: int, *, published: bool
 ) -> Iterator[Problem]:
@@ -228,15 +213,16 @@ def wrong_names(
             yield Problem(split, where, str(error).rstrip("."))
 
 
-def missing(jobs: Sequence[_Job]) -> Iterator[Problem]:
+def missing(
+    root: Path, split: str, listed: Sequence[Listed], masks_only: bool
+) -> Iterator[Problem]:
     """Files of a split that are not there: masks, and photographs if they are asked for."""
     for what, files in (
-        ("masks", [job.mask for job in jobs if job.mask]),
-        ("photographs", [job.image for job in jobs if not job.masks_only]),
+        ("masks", [one.mask for one in listed if one.mask]),
+        ("photographs", [one.image for one in listed if not masks_only]),
     ):
         absent = [file for file in files if not file.is_file()]
         if absent:
-            root, split = jobs[0].root, jobs[0].split
             yield from faulty(root, split, absent, "missing", f"of {len(files):,} {split} {what}")
 
 

@@ -16,7 +16,7 @@ import torch
 
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.voc import CLASSES, VOID, binary_labels, list_images, read_labels
-from lovasz_repro.data.voc_crops import STRIDE, Place, draw_place, shows_label
+from lovasz_repro.data.voc_crops import STRIDE, Place, draw_place, resize_labels, shows_label
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class EvidenceTraining:
         shows = None
         if self.crop_with_class and draw.wanted is not None:
             shows = partial(shows_label, labels, draw.wanted, self.crop)
-        window = draw_window(labels.shape, self.crop, generator, shows)
-        seen = window.of(labels)
+        seen_of = seen_by(labels, self.crop, generator, shows)
+        seen = seen_of(labels)
         evidence = self.evidence.draw(seen, mix(self.seed ^ 0xE71D, draw.position))
         if self.category is not None:
-            seen = window.of(binary_labels(labels, self.category))
+            seen = seen_of(binary_labels(labels, self.category))
         return evidence, torch.from_numpy(seen)
 
     def labels(self, index: int) -> np.ndarray:
@@ -152,38 +152,23 @@ def grid_of(labels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded[::STRIDE, ::STRIDE])
 
 
-@dataclass(frozen=True)
-class Window:
-    """Which pixels of a mask the points of a crop's grid fall on; (n,) each."""
-
-    rows: np.ndarray
-    columns: np.ndarray
-    """Pixel indices; -1 in the padding."""
-
-    def of(self, labels: np.ndarray) -> np.ndarray:
-        """Labels (H, W) at the points, (n, n) uint8; void in the padding."""
-        seen = labels[np.ix_(self.rows, self.columns)]
-        seen[self.rows < 0] = VOID
-        seen[:, self.columns < 0] = VOID
-        return seen
-
-
-def draw_window(
-    shape: tuple[int, ...],
+def seen_by(
+    labels: np.ndarray,
     crop: int,
     generator: np.random.Generator,
     shows: Callable[[Place], bool] | None = None,
-) -> Window:
-    """Scale, pad, crop and mirror an image of ``shape`` (H, W), as photographs are.
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Draw a crop of an image with these labels; what it has of labels (H, W) at its points.
 
-    The pixels are those that resizing the whole mask (nearest) and cutting it would give at every
-    8th pixel of the crop. ``shows`` is that of ``draw_place``.
+    (n, n) uint8, void in the padding: every 8th pixel of what a photograph's crop would have.
+    ``shows`` is that of ``draw_place``.
     """
-    place = draw_place(shape, crop, generator, shows)
-    grid = np.arange(0, crop, STRIDE)
-    points = grid + place.top, (crop - 1 - grid if place.mirrored else grid) + place.left
-    rows, columns = (
-        np.where(at < side, (2 * at + 1) * full // (2 * side), -1)
-        for at, side, full in zip(points, place.size, shape, strict=True)
-    )
-    return Window(rows, columns)
+    place = draw_place(labels.shape, crop, generator, shows)
+
+    def seen(labels: np.ndarray) -> np.ndarray:
+        inside = resize_labels(labels, place.size, place.window(crop, STRIDE))
+        points = np.full(2 * (-(-crop // STRIDE),), VOID, np.uint8)
+        points[: inside.shape[0], : inside.shape[1]] = inside
+        return np.ascontiguousarray(points[:, ::-1]) if place.mirrored else points
+
+    return seen

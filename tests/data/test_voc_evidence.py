@@ -15,8 +15,8 @@ from lovasz_repro.data.voc_evidence import (
     Evidence,
     EvidenceScored,
     EvidenceTraining,
-    draw_window,
     grid_of,
+    seen_by,
 )
 from tests.tiny_voc import write_voc
 
@@ -48,7 +48,7 @@ def test_the_grid_is_that_of_whole_pixels(
     """Resize (nearest, in whole numbers), pad, cut, mirror, take every 8th pixel."""
     labels = np.random.default_rng(height * 91 + width).integers(0, 250, (height, width), np.uint8)
     crop = 8 * points - 7
-    window = draw_window(labels.shape, crop, Fixed(scale, top, left, flip))  # type: ignore[arg-type]
+    seen = seen_by(labels, crop, Fixed(scale, top, left, flip))  # type: ignore[arg-type]
     size = [max(1, int(side * SCALES[scale])) for side in labels.shape]
     rows, columns = (
         [(2 * at + 1) * full // (2 * side) for at in range(side)]
@@ -59,7 +59,7 @@ def test_the_grid_is_that_of_whole_pixels(
     first = [min(at, max(side - crop, 0)) for at, side in zip((top, left), size, strict=True)]
     cut = padded[first[0] : first[0] + crop, first[1] : first[1] + crop]
     whole = cut[:, ::-1] if flip else cut
-    np.testing.assert_array_equal(window.of(labels), whole[::8, ::8])
+    np.testing.assert_array_equal(seen(labels), whole[::8, ::8])
 
 
 def test_evidence_is_that_of_the_label_and_of_nothing_on_void() -> None:
