@@ -43,7 +43,7 @@ def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> Given:
 
 def of_cityscapes(file: Path) -> Given:
     """Four averages, and classes where they are known."""
-    from lovasz_repro.data.palettes import CITYSCAPES
+    from lovasz_repro.data.classes import CITYSCAPES
     from lovasz_repro.store.server_file import read_server_scores
 
     scores = read_server_scores(file, CITYSCAPES.names[1:])
@@ -71,7 +71,7 @@ def check_voc_run(run: "StoredRun", title: str, *, initial: bool) -> None:
 
 def of_voc(file: Path) -> Given:
     """The mean over 21 classes, and the classes where they are known."""
-    from lovasz_repro.data.palettes import VOC
+    from lovasz_repro.data.classes import VOC
     from lovasz_repro.store.server_file import implied_background, read_voc_server_scores
 
     scores = read_voc_server_scores(file, VOC.names)

@@ -20,6 +20,7 @@ from PIL import Image
 from lovasz_repro.data.check import TreeNote, new_tree
 from lovasz_repro.data.check_camvid import SPLIT_SIZES, check_camvid
 from lovasz_repro.data.cityscapes import IMAGES, MASKS
+from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CAMVID_IDS, CITYSCAPES
 from lovasz_repro.data.datasets import DatasetKind, ResizedTraining
 from lovasz_repro.data.images import (
     by_name,
@@ -29,11 +30,10 @@ from lovasz_repro.data.images import (
     resize_image,
     resize_mask,
 )
-from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CAMVID_IDS, CITYSCAPES
 from lovasz_repro.errors import UserError
 
 CLASSES = CAMVID.names
-VOID = 11
+VOID = CAMVID.ignore_index
 
 
 class CamVid(ResizedTraining):
@@ -231,7 +231,6 @@ def _write_tree(
 
 KIND = DatasetKind(
     table=CAMVID,
-    ignore_index=VOID,
     from_cityscapes=CAMVID_FROM_CITYSCAPES,
     files=lambda root, data: [
         file for split in SPLIT_SIZES for pair in list_files(root, split) for file in pair

@@ -13,8 +13,8 @@ from lovasz_repro.data.check import (
     check_each,
     unseen,
 )
+from lovasz_repro.data.classes import CAMVID_IDS
 from lovasz_repro.data.images import by_name, read_mask
-from lovasz_repro.data.palettes import CAMVID_IDS
 from lovasz_repro.errors import UserError
 
 SPLIT_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}

@@ -33,8 +33,8 @@ from lovasz_repro.data.cityscapes import (
     Frame,
     list_frames,
 )
+from lovasz_repro.data.classes import CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.data.images import read_mask
-from lovasz_repro.data.palettes import CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.errors import UserError
 
 HOW_TO_GET_IT = (

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from lovasz_repro.data.classes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.data.images import (
     by_name,
     read_mask,
 )
-from lovasz_repro.data.palettes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.errors import UserError
 
 CLASSES = CITYSCAPES.names
-IGNORE = 0
+IGNORE = CITYSCAPES.ignore_index
 """Class of pixels that are not scored, and that no network may answer."""
 SPLITS = ("train", "val", "test")
 SPLIT_SIZES: dict[str, int] = {"train": 2975, "val": 500, "test": 1525}

@@ -11,7 +11,6 @@ from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data import demo
 from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import (
-    IGNORE,
     IMAGES,
     SPLIT_SIZES,
     TO_CLASS,
@@ -19,6 +18,7 @@ from lovasz_repro.data.cityscapes import (
     read_instances,
     read_label_ids,
 )
+from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.data.datasets import DatasetKind, Demo, ResizedTraining, not_the_papers
 from lovasz_repro.data.images import (
     check_same_size,
@@ -27,7 +27,6 @@ from lovasz_repro.data.images import (
     resize_image,
     resize_mask,
 )
-from lovasz_repro.data.palettes import CITYSCAPES
 from lovasz_repro.errors import UserError
 
 ScoredExample = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
@@ -154,8 +153,6 @@ def check_papers(root: Path, data: DataConfig) -> None:
 
 KIND = DatasetKind(
     table=CITYSCAPES,
-    ignore_index=IGNORE,
-    first_class=1,
     files=list_files,
     train=lambda root, data, seed: Cityscapes(root, "train", data.size, flip=data.flip, seed=seed),
     scored=lambda root, split, data: ScoredCityscapes(root, split, data.size),

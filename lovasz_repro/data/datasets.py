@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data.check import CheckReport
+from lovasz_repro.data.classes import ClassTable
 from lovasz_repro.data.images import mirror
-from lovasz_repro.data.palettes import ClassTable
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.errors import UserError
 
@@ -76,10 +76,6 @@ class DatasetKind:
 
     table: ClassTable
     """Classes in the order of the network's outputs."""
-    ignore_index: int
-    """Label of pixels that are neither trained on nor scored."""
-    first_class: int = 0
-    """Classes below it are never predicted."""
     from_cityscapes: Mapping[int, int | None] | None = None
     """Which output of the released Cityscapes network each class starts from; None: its own."""
     files: Callable[[Path, DataConfig], list[Path]]
@@ -114,6 +110,16 @@ class DatasetKind:
     """(root, begin, processes) -> everything that is wrong, for ``data check``."""
     demo: Demo | None = None
     """Draws a small one, for ``data demo``; None: it cannot be drawn."""
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of pixels that are neither trained on nor scored."""
+        return self.table.ignore_index
+
+    @property
+    def first_class(self) -> int:
+        """Classes below it are never predicted."""
+        return self.table.first_class
 
 
 @cache

@@ -18,8 +18,8 @@ from PIL import Image
 
 from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import TreeNote, by, new_tree
+from lovasz_repro.data.classes import CITYSCAPES, colourise, voc_colour
 from lovasz_repro.data.demo_scene import IDS, IGNORED, Street, draw_scene, with_border
-from lovasz_repro.data.palettes import CITYSCAPES, colourise, voc_colour
 
 VOC = Path("VOCdevkit", "VOC2012")
 VOC_SPLITS = ("train_aug", "val", "test")

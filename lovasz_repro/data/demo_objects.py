@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lovasz_repro.data.palettes import RGB
+from lovasz_repro.data.classes import RGB
 
 HOLE, BODY, DARK, ACCENT = range(4)
 """What a part is painted with; a hole takes away what was painted before."""

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.data.demo_objects import ACCENT, BODY, DARK, LOOKS, STREET_LOOKS, Look
-from lovasz_repro.data.palettes import CITYSCAPES
 from lovasz_repro.data.voc import CLASSES, VOID
 
 FINER = 2

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from lovasz_repro.data.palettes import MaskIds
+from lovasz_repro.data.classes import MaskIds
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import open_regular
 

@@ -29,12 +29,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lovasz_repro.data.classes import VOC, VOC_IDS
 from lovasz_repro.data.images import check_known, check_same_size, read_mask, read_photograph
-from lovasz_repro.data.palettes import VOC, VOC_IDS
 from lovasz_repro.errors import UserError
 
 CLASSES = VOC.names
-VOID = 255
+VOID = VOC.ignore_index
 SPLIT_SIZES: dict[str, int] = {"train_aug": 10582, "val": 1449, "trainval_aug": 12031, "test": 1456}
 TRAIN_AUG_SHA256 = "d1326bd532648d73bc4b1bd275434eba81930982dc7401a65a8cecb26c028e24"
 """Of the published train_aug.txt: sorted names, each followed by a newline."""

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data import demo, voc
 from lovasz_repro.data.check_voc import check_voc
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.datasets import (
     DatasetKind,
     Demo,
@@ -27,7 +28,6 @@ from lovasz_repro.data.datasets import (
     not_the_papers,
 )
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.palettes import VOC
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import VocImage, binary_labels, presence_of, read_labels, read_pair
 from lovasz_repro.data.voc_crops import augment
@@ -230,7 +230,6 @@ def check_papers(root: Path, data: DataConfig) -> None:
 
 KIND = DatasetKind(
     table=VOC,
-    ignore_index=voc.VOID,
     files=list_files,
     train=training_set,
     scored=scored_set,

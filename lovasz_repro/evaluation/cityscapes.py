@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.classes import CITYSCAPES
 
 LABELS = 34
 """Official label ids are 0..33; the instance ids of label l are l * 1000 .. l * 1000 + 999."""

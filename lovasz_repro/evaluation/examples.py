@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from lovasz_repro.data.palettes import ClassTable
+from lovasz_repro.data.classes import ClassTable
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.stored_pictures import write_pictures
 

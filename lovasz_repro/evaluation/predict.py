@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from lovasz_repro.data.classes import ClassTable, class_table, colourise
 from lovasz_repro.data.images import read_photograph, resize_image
-from lovasz_repro.data.palettes import ClassTable, class_table, colourise
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.host.device import choose_device

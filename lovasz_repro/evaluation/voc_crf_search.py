@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lovasz_repro.config.schema import CrfConfig
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.voc import VOID, VocImage, read_labels
 from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.evaluation.voc_regimes import count, refine_photographs

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from lovasz_repro.config.schema import CrfConfig
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.voc import VOID, VocImage, read_labels
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.voc import VOID, VocImage
 from lovasz_repro.data.voc_training import VocScored
 from lovasz_repro.errors import UserError

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lovasz_repro.data.classes import VOC, voc_colour
 from lovasz_repro.data.images import INDEXED, opened, photograph_size, png_form
-from lovasz_repro.data.palettes import VOC, voc_colour
 from lovasz_repro.data.voc import SPLIT_SIZES, VocImage
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predict import make_folder

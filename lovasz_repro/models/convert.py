@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lovasz_repro import __version__
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import open_regular, write_durably
 from lovasz_repro.models.caffemodel import CaffeLayer, read_caffemodel

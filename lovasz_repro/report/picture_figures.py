@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lovasz_repro.data.palettes import CITYSCAPES, RGB, VOC, ClassTable
+from lovasz_repro.data.classes import CITYSCAPES, RGB, VOC, ClassTable
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.examples import Pair, ShownImage, choose_binary, choose_of_pair, find_pairs
 from lovasz_repro.report.model import Curve, Drawing, Missing

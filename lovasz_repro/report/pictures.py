@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, create_model
 
 from lovasz_repro.config.read import Strict, validate
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import Run, RunStore
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.schema import BASIS, experiments_folder, load_experiment
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.report.runs import (
     SCALES,
     Cohort,

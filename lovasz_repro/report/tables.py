@@ -7,8 +7,8 @@ the layout of Cityscapes. The paper's own tables hold paper-scale runs on its da
 import math
 from collections.abc import Callable, Sequence
 
-from lovasz_repro.data import palettes
-from lovasz_repro.data.palettes import CAMVID_FROM_CITYSCAPES, CITYSCAPES
+from lovasz_repro.data import classes
+from lovasz_repro.data.classes import CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.report.model import (
     Block,
     Cell,
@@ -80,7 +80,7 @@ LAYOUT_SCORES = (
     Score("test-eleven", "test IoU, 11 classes", tuple(f"test/iou/{n}" for n in CAMVID_CLASSES)),
 )
 CLASS_ROWS = {
-    CAMVID: ("mean of the classes", sorted(palettes.CAMVID.names)),
+    CAMVID: ("mean of the classes", sorted(classes.CAMVID.names)),
     CAMVID_LAYOUT: ("Class IoU", CITYSCAPES.names),
 }
 """Experiment -> how its tables call the mean, and its classes in their order."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.schema import BASIS
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.report.model import (
     Better,
     Block,

@@ -3,7 +3,7 @@
 import pytest
 
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import config_hash
 

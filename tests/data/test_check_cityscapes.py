@@ -12,8 +12,8 @@ from PIL import Image
 
 from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.check_cityscapes import check_cityscapes
+from lovasz_repro.data.classes import CITYSCAPES_IDS
 from lovasz_repro.data.images import opened, read_mask
-from lovasz_repro.data.palettes import CITYSCAPES_IDS
 from lovasz_repro.errors import UserError
 
 SIZE = (32, 64)

@@ -20,7 +20,7 @@ from lovasz_repro.data.cityscapes import (
     read_label_ids,
 )
 from lovasz_repro.data.cityscapes_training import Cityscapes, ScoredCityscapes
-from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.errors import UserError
 

@@ -19,9 +19,9 @@ from lovasz_repro.data.cityscapes import (
     read_instances,
     read_label_ids,
 )
+from lovasz_repro.data.classes import CITYSCAPES, colourise
 from lovasz_repro.data.demo import STREET_COUNTS, STREET_SIZE, draw_street, write_cityscapes
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.palettes import CITYSCAPES, colourise
 from lovasz_repro.errors import UserError
 
 SMALL, FEW = (96, 192), (7, 4, 2)

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lovasz_repro.data.images import by_name, photograph_size, read_mask, read_photograph
-from lovasz_repro.data.palettes import (
+from lovasz_repro.data.classes import (
     CAMVID,
     CAMVID_IDS,
     CITYSCAPES,
@@ -28,6 +27,7 @@ from lovasz_repro.data.palettes import (
     MaskIds,
     voc_colour,
 )
+from lovasz_repro.data.images import by_name, photograph_size, read_mask, read_photograph
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
 

@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.io import savemat  # type: ignore[import-untyped]
 from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
+from lovasz_repro.data.classes import voc_colour
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.palettes import voc_colour
 from lovasz_repro.data.voc import (
     CLASSES,
     SPLIT_SIZES,

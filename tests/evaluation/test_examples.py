@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from lovasz_repro.data.palettes import CITYSCAPES
+from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.evaluation import examples
 from lovasz_repro.evaluation.examples import find_examples, widest_difference, write_examples
 from lovasz_repro.evaluation.predictor import Feeding, Predictor

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
+from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import predict
 from lovasz_repro.evaluation.predict import best_class, parse_size, predict_images

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lovasz_repro.data.palettes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
+from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.errors import UserError
 from lovasz_repro.models.enet import ENet, map_classifier
 from lovasz_repro.models.snapshot import load_enet, load_weights, save_weights

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.report.layout import DASH, layout
 from lovasz_repro.report.sets import MULTICLASS, named_sets, server_sets
 from lovasz_repro.report.tables import TABLES

@@ -244,7 +244,7 @@ def test_a_photograph_of_another_size_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_with_other_outputs_are_refused(tmp_path: Path) -> None:
-    from lovasz_repro.data.palettes import CAMVID
+    from lovasz_repro.data.classes import CAMVID
     from lovasz_repro.models.enet import ENet
     from lovasz_repro.models.snapshot import save_weights
     from lovasz_repro.run.networks import load_released

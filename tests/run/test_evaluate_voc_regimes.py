@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lovasz_repro import cli
 from lovasz_repro.data.check import TreeNote, write_note
-from lovasz_repro.data.palettes import voc_colour
+from lovasz_repro.data.classes import voc_colour
 from lovasz_repro.data.voc import IMAGES, LISTS
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import crf_key

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lovasz_repro.cli.runs import runs_app
-from lovasz_repro.data.palettes import VOC
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
 from lovasz_repro.store.server_file import implied_background, read_voc_server_scores

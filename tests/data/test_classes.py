@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lovasz_repro.data.palettes import (
+from lovasz_repro.data.classes import (
     CAMVID,
     CITYSCAPES,
     CLASS_TABLES,

