@@ -40,7 +40,7 @@ from lovasz_repro.data.demo_scene import draw_scene
 from lovasz_repro.data.voc import CLASSES
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
-from lovasz_repro.evaluation.probability_cache import png_file, write_probabilities
+from lovasz_repro.evaluation.probabilities import png_file, write_probabilities
 
 SIZE = 375, 500
 CELLS = 6  # points of the random probabilities, along the short side

@@ -45,13 +45,12 @@ from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.predictor import Predictor
-from lovasz_repro.evaluation.scoring import Scoring
+from lovasz_repro.evaluation.scoring import Scoring, evaluate
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.run.build import (
     EVALUATION_BATCH,
     build_model,
     predictor_of,
-    score,
     scored_batches,
 )
 from lovasz_repro.run.datasets import DATASETS, ScoredSet, scoring_of
@@ -358,7 +357,7 @@ class _Bench:
         clock: ImageClock | None = None,
     ) -> None:
         advance = clock.tick if clock else lambda images: None
-        score(predictor, batches, scoring, advance=advance)
+        evaluate(predictor, batches, scoring, advance=advance)
 
     def _scoring(self) -> Scoring:
         return scoring_of(self.cell)

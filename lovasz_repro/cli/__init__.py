@@ -100,18 +100,17 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Label photographs with a network: a PNG of label ids and a coloured overlay of each."""
-    from lovasz_repro.evaluation.predict import parse_size, predict_images
+    from lovasz_repro.evaluation.photographs import parse_size, predict_images
     from lovasz_repro.host.progress import Progress
 
-    with Progress() as progress:
-        task = progress.task(f"{model.value} on images", len(images))
+    with Progress() as progress, progress.task(f"{model.value} on images", len(images)) as bar:
         predictions = predict_images(
             images,
             weights,
             out,
             parse_size(size) if size else None,
             device,
-            lambda image: task.advance(note=image.name),
+            lambda image: bar.advance(note=image.name),
         )
     for prediction in predictions:
         say(f"{prediction.label_ids}  {prediction.overlay}")

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -106,6 +106,39 @@ def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Mode
         told = "; ".join(problems[:MOST_PROBLEMS])
         more = f"; and {len(problems) - MOST_PROBLEMS} more" if problems[MOST_PROBLEMS:] else ""
         raise UserError(f"{where}: {told}{more}.") from None
+
+
+def read_stored(model: type[Model], params: Mapping[str, str], under: str, where: str) -> Model:
+    """A part of a stored run's config, typed again after ``dotted`` made text of it.
+
+    Lenient to older runs: what they lack has its default, and what no setting is called any more
+    is left out.
+
+    Raises:
+        UserError: one line; a value that cannot be.
+    """
+    content: dict[str, Any] = {}
+    for key, text in params.items():
+        if key.startswith(f"{under}."):
+            listed = _parse(text, f"{where}: {key}") if text.startswith("[") else text
+            value = {key.removeprefix(f"{under}."): None if text == "None" else listed}
+            content = override(content, value)
+    try:
+        return model.model_validate(_known(model, content), strict=False)
+    except ValidationError as error:
+        problem = _problem(model, error.errors()[0])
+        raise UserError(f"{where}: {under}: {problem}.") from None
+
+
+def _known(model: type[BaseModel], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without keys that the model has not."""
+    known = {key: value for key, value in content.items() if key in model.model_fields}
+    for key, value in known.items():
+        annotation = model.model_fields[key].annotation
+        for part in (annotation, *get_args(annotation)):
+            if isinstance(value, dict) and isinstance(part, type) and issubclass(part, BaseModel):
+                known[key] = _known(part, value)
+    return known
 
 
 def _problem(model: type[BaseModel], detail: Any) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation.probability_cache import (
+from lovasz_repro.evaluation.probabilities import (
     check_probabilities,
     png_file,
     read_note,
@@ -43,7 +43,7 @@ class CrfInput:
     """Like ``2007_000033``; no two photographs share one."""
     image: Path
     probabilities: Path
-    """See ``probability_cache``."""
+    """See ``probabilities``."""
 
 
 def crf_key(parameters: CrfConfig) -> str:

@@ -18,7 +18,7 @@ approximation of the expected IoU by parametric linear programs. Here a local se
 which are not always the best ones.
 
 The paper applies the rule to random batches in which every class is represented:
-`covering_batches.py` draws them, `batch_protocol.py` scores them.
+`batches.py` draws and scores them.
 """
 
 from typing import NamedTuple

@@ -5,8 +5,8 @@ half minute. Both go to stderr; results go to stdout.
 """
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -24,6 +24,7 @@ from lovasz_repro.host.output import visible
 from lovasz_repro.host.terminal import Terminal
 
 LINE_EVERY_SECONDS = 30.0
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -92,6 +93,12 @@ class ProgressTask:
             self._progress.line(
                 f"{self._description}  {position}  {_rate(rate)}  {left} left  {self._note}"
             )
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items; one step on after each."""
+        for item in items:
+            yield item
+            self.advance()
 
     def reach(self, completed: int, total: int | None = None) -> None:
         """Move to ``completed``, of the total that is known."""

@@ -1,7 +1,6 @@
 """What a cell's config names, as objects: data sets, network, optimiser, batches."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ from lovasz_repro.data.sampling import (
     ShuffledBatches,
 )
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation.binary import BinaryScoring
-from lovasz_repro.evaluation.evaluate import AnyScoring, evaluate
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
@@ -222,15 +219,6 @@ def _asked(cell: CellConfig) -> dict[str, Any]:
         "first_class": DATASETS[cell.data.name].first_class,
         "upsample": cell.evaluation.upsample,
     }
-
-
-def score(
-    predictor: Predictor, batches: Iterable[Any], scoring: AnyScoring, **how: Any
-) -> AnyScoring:
-    """``evaluate``, which asks for what the scoring takes: one category's logits, or classes."""
-    if isinstance(scoring, BinaryScoring):
-        how["ask"] = partial(predictor.category_logits, scoring.category)
-    return evaluate(predictor, batches, scoring, **how)
 
 
 def in_one_line(batches: Iterable[Any]) -> Iterator[Any]:

@@ -10,8 +10,12 @@ from lovasz_repro.data.datasets import ScoredSet as ScoredSet
 from lovasz_repro.data.datasets import TrainingSet as TrainingSet
 from lovasz_repro.data.datasets import category_of as category_of
 from lovasz_repro.data.datasets import dataset
-from lovasz_repro.evaluation.binary import BinaryScoring
-from lovasz_repro.evaluation.scoring import CityscapesScoring, Scoring, SegmentationScoring
+from lovasz_repro.evaluation.scoring import (
+    BinaryScoring,
+    CityscapesScoring,
+    Scoring,
+    SegmentationScoring,
+)
 
 DATASETS = {name: dataset(name) for name in DATASET_LINES}
 

@@ -23,7 +23,6 @@ from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import config_hash, device_name, git_commit, package_versions
-from lovasz_repro.run.batch_scores import batches_of_run, score_batches_of_run
 from lovasz_repro.run.build import (
     build_model,
     build_optimizer,
@@ -36,9 +35,16 @@ from lovasz_repro.run.inputs import START, Inputs, Place, inputs_of_all, run_fol
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.overview import Overview
 from lovasz_repro.run.preflight import check_grid
-from lovasz_repro.run.regimes import score_regimes_of_run
+from lovasz_repro.run.scores import (
+    batches_of_run,
+    count_classes,
+    keep_pictures,
+    score_basis,
+    score_batches_of_run,
+    score_on,
+    score_regimes_of_run,
+)
 from lovasz_repro.run.session import Session
-from lovasz_repro.run.stages import count_classes, keep_examples, score_basis, score_on
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import InUse
 from lovasz_repro.store.shipping import ship_pending
@@ -177,7 +183,7 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     if batches:
         score_batches_of_run(model, scored["val"], batches, cell, place, session, prefix=seen)
     if cell.evaluation.examples:
-        keep_examples(model, scored["val"], cell, inputs, place, session)
+        keep_pictures(model, scored["val"], cell, inputs, place, session)
     metadata = weights_metadata(cell, state)
     session.keep_weights(lambda path: network.save(model, path, metadata))
     return last

@@ -16,10 +16,9 @@ from lovasz_repro.data.cityscapes import read_instances
 from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.run.batch_scores import batches_of_run
 from lovasz_repro.run.build import build_model, draw_batches, open_data
 from lovasz_repro.run.inputs import Inputs, Known, Place, check_extras, find_inputs
-from lovasz_repro.run.stages import count_labels
+from lovasz_repro.run.scores import batches_of_run, count_labels
 from lovasz_repro.store import Store
 
 

@@ -23,7 +23,7 @@ from lovasz_repro.bench.refining import (
     smooth,
 )
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation.probability_cache import read_probabilities
+from lovasz_repro.evaluation.probabilities import read_probabilities
 from tests.bench.toy_machine import TOY
 
 TINY = RefiningSettings((1,), 2, 2, 0, (40, 56))

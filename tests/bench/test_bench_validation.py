@@ -22,7 +22,6 @@ from lovasz_repro.bench.validation import (
 )
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation import evaluate
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.run.inputs import Place
@@ -167,7 +166,7 @@ def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """Every pass goes through ``evaluate``, with the network's options, over every image."""
     write_voc(tmp_path / "tiny", val=3)
     seen: list[tuple[int, type]] = []
-    real = evaluate.evaluate
+    real = validation.evaluate
 
     def spy(
         predictor: Predictor, *given: Any, advance: Callable[[int], None], **options: Any
@@ -180,7 +179,7 @@ def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert predictor.kind is NETWORKS["deeplab-v2-small"]
         return found
 
-    monkeypatch.setattr("lovasz_repro.run.build.evaluate", spy)
+    monkeypatch.setattr("lovasz_repro.bench.validation.evaluate", spy)
     settings = choose_settings(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 2, 1)
     run_bench(settings)
     fused, plain = MultiScale, Predictor

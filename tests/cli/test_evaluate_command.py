@@ -17,7 +17,7 @@ from lovasz_repro.cli.evaluate import evaluate
 from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.cityscapes import CLASSES, list_frames
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.official import official_scores
+from lovasz_repro.evaluation.cityscapes_files import official_scores
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.store import Store
@@ -209,7 +209,7 @@ def test_weights_and_settings_that_cannot_be(call: Call, data: Path, tmp_path: P
     assert "must be multiples of 8" in refused(call(weights, size="25x32"))
     assert "name a .zip file" in refused(call(weights, "--submission", "a.tar"))
     text = refused(call(weights, "--split", "test", "--submission", "a.zip"))
-    assert "4 photographs in test, Cityscapes has 1525" in text
+    assert "4 photographs in test, Cityscapes has 1,525" in text
     assert "cityscapes-demo not found" in refused(call(weights, "--folder", "cityscapes-demo"))
     assert not (tmp_path / "results").exists()
 

@@ -22,7 +22,7 @@ from lovasz_repro.evaluation.crf import (
     refine,
     refine_all,
 )
-from lovasz_repro.evaluation.probability_cache import write_probabilities
+from lovasz_repro.evaluation.probabilities import write_probabilities
 
 DEEPLAB = CrfConfig()
 

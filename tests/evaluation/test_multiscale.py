@@ -12,14 +12,13 @@ from torch.nn import functional as F
 from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.voc_crops import MEAN_BGR
 from lovasz_repro.evaluation import multiscale
-from lovasz_repro.evaluation.evaluate import evaluate
 from lovasz_repro.evaluation.multiscale import (
     FINEST,
     MultiScale,
     common_step,
     continue_to_step,
 )
-from lovasz_repro.evaluation.scoring import SegmentationScoring
+from lovasz_repro.evaluation.scoring import SegmentationScoring, evaluate
 from lovasz_repro.models.deeplab import small_deeplab
 from lovasz_repro.run.networks import NETWORKS, STRIDE, caffe_on_the_grid, from_the_grid
 

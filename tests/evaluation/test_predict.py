@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation import predict
-from lovasz_repro.evaluation.predict import best_class, parse_size, predict_images
+from lovasz_repro.evaluation import photographs
+from lovasz_repro.evaluation.photographs import best_class, parse_size, predict_images
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.snapshot import save_weights
 
@@ -109,7 +109,7 @@ def test_overlay_mixes_photograph_and_class_colours(camvid, tmp_path: Path) -> N
     path = photo(tmp_path / "in", 32, 48)
     (done,) = predict_images([path], camvid[1], tmp_path / "out")
     colours = np.array(CAMVID.colours)[read(done.label_ids)]
-    expected = (1 - predict.OPACITY) * read(path) + predict.OPACITY * colours
+    expected = (1 - photographs.OPACITY) * read(path) + photographs.OPACITY * colours
     assert np.abs(read(done.overlay) - expected).max() <= 1
 
 

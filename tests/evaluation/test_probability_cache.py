@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation.probability_cache import (
+from lovasz_repro.evaluation.probabilities import (
     decode,
     encode,
     png_file,

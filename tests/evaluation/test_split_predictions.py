@@ -13,9 +13,8 @@ from PIL import Image
 
 from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame, list_frames
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation import split_predictions
-from lovasz_repro.evaluation.prediction_folder import is_complete
-from lovasz_repro.evaluation.split_predictions import ahead, predict_split
+from lovasz_repro.evaluation import split
+from lovasz_repro.evaluation.split import ahead, is_complete, predict_split
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.snapshot import load_enet, save_weights
 from tests.left_overs import left_over
@@ -135,7 +134,7 @@ def test_a_process_that_is_stopped_leaves_whole_files(
     def stop(images: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(split_predictions, "BEHIND", 0)
+    monkeypatch.setattr(split, "BEHIND", 0)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         predict_split(weights, frames, out, split="val", size=SIZE, advance=stop)
@@ -233,7 +232,7 @@ def test_reading_ahead_is_bounded_and_in_order() -> None:
             begun.append(number)
             yield number
 
-    with split_predictions.ThreadPoolExecutor(2) as pool:
+    with split.ThreadPoolExecutor(2) as pool:
         results = ahead(pool, lambda number: number * 2, numbers(), 3)
         assert [next(results) for _ in range(4)] == [0, 2, 4, 6]
         assert len(begun) == 3 + 4

@@ -19,22 +19,22 @@ from lovasz_repro.data.voc import VocImage, list_images
 from lovasz_repro.data.voc_crops import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
-from lovasz_repro.evaluation.probability_cache import (
+from lovasz_repro.evaluation.probabilities import (
     STEP,
     read_classes,
     read_probabilities,
 )
-from lovasz_repro.evaluation.voc_probabilities import (
+from lovasz_repro.evaluation.regimes import (
     NOTE,
     about_probabilities,
     open_folder,
     predict_probabilities,
     prediction_key,
 )
-from lovasz_repro.evaluation.voc_score import load_voc_network
 from lovasz_repro.host.processes import mapped
 from lovasz_repro.models.deeplab import DeepLab, small_deeplab
 from lovasz_repro.models.snapshot import save_weights
+from lovasz_repro.run.evaluate import load_voc_network
 from lovasz_repro.run.networks import NETWORKS
 from tests.tiny_voc import write_voc
 

@@ -19,12 +19,11 @@ from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc import VocImage, list_images, read_labels
 from lovasz_repro.data.voc_crops import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation import voc_regimes
+from lovasz_repro.evaluation import regimes
 from lovasz_repro.evaluation.crf import refine
 from lovasz_repro.evaluation.multiscale import MultiScale
-from lovasz_repro.evaluation.probability_cache import read_probabilities
-from lovasz_repro.evaluation.voc_probabilities import open_folder
-from lovasz_repro.evaluation.voc_regimes import CHUNK, chunks_of, score_regimes
+from lovasz_repro.evaluation.probabilities import read_probabilities
+from lovasz_repro.evaluation.regimes import CHUNK, chunks_of, open_folder, score_regimes
 from lovasz_repro.models.deeplab import small_deeplab
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import Team
@@ -262,7 +261,7 @@ def failing_on_rank_1(rank: int, group: distributed.ProcessGroup, root: Path, ou
         raise RunFailed("disk full")
 
     if rank == 1:
-        voc_regimes.predict_probabilities = full  # type: ignore[assignment]
+        regimes.predict_probabilities = full  # type: ignore[assignment]
     try:
         on_ranks(rank, group, root, out, None)
     except RunFailed as error:

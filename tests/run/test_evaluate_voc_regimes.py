@@ -15,15 +15,18 @@ from PIL import Image
 from torch.nn import functional
 
 from lovasz_repro import cli
+from lovasz_repro.cli.evaluate import parse_grid
+from lovasz_repro.config.read import read_stored
+from lovasz_repro.config.schema import EvaluationConfig
 from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.classes import voc_colour
 from lovasz_repro.data.voc import IMAGES, LISTS
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
-from lovasz_repro.evaluation.probability_cache import read_probabilities
+from lovasz_repro.evaluation.probabilities import read_probabilities
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import save_weights
-from lovasz_repro.run.evaluate_voc_settings import VocOptions, settings_of
+from lovasz_repro.run.evaluate import VocOptions, settings_of
 from lovasz_repro.store import Store
 from tests.foreign_deeplab import random_deeplab
 from tests.tiny_voc import write_voc
@@ -251,7 +254,7 @@ def test_a_runs_own_settings_are_the_defaults(
     store = make_store()
     params = {
         "data.name": "voc", "data.folder": "None", "data.category": "None",
-        "data.images": "photographs", "data.train_split": "train_aug",
+        "data.images": "photographs", "data.train_split": "train_aug", "data.size": "[33, 33]",
         "evaluation.multi_scale.scales": "[1.0, 0.5]",
         "evaluation.multi_scale.fusion": "max-logits",
         "evaluation.multi_scale.least_side": "65",
@@ -298,7 +301,7 @@ def test_a_submission_holds_what_the_network_says(
     archive = tmp_path / "sub" / "voc.tar.gz"
     done = call(weights, "--split", "test", "--submission", archive, *options)
     assert done.code == 0, done.err
-    assert "holds demo in the layout of Pascal VOC: the test server takes no such" in done.err
+    assert "holds demo in the layout of Pascal VOC 2012: the test server takes no such" in done.err
     assert "http://host.robots.ox.ac.uk:8080/" in done.out
     assert "lovasz-repro runs record RUN --server-scores FILE" in done.out
     labels = unpacked(archive)
@@ -383,22 +386,23 @@ def test_without_the_crfs_library(
 
 def test_settings_over_those_of_a_run() -> None:
     params = {
-        "evaluation.multi_scale": "None", "evaluation.crf.iterations": "5",
+        "evaluation.multi_scale.scales": "[1.0, 0.5]", "evaluation.crf.iterations": "5",
         "evaluation.crf.bilateral_rgb": "1e-05", "evaluation.crf.normalization": "symmetric",
+        "evaluation.crf.of_an_older_version": "9", "evaluation.batches": "None",
     }  # fmt: skip
-    assert settings_of(VocOptions(), params).multi_scale is None
-    settings = settings_of(VocOptions(crf=True), params)
+    own = read_stored(EvaluationConfig, params, "evaluation", "run")
+    assert settings_of(VocOptions(), own).multi_scale is None
+    settings = settings_of(VocOptions(crf=True), own)
     assert settings.multi_scale is not None
     assert settings.multi_scale.model_dump() == {
-        "scales": [1.0, 0.75, 0.5], "fusion": "probabilities", "least_side": 513
+        "scales": [1.0, 0.5], "fusion": "probabilities", "least_side": 513
     }  # fmt: skip
     changed = CRF | {"iterations": 5, "bilateral_rgb": 1e-5, "normalization": "symmetric"}
     assert [crf.model_dump() for crf in settings.crfs] == [changed]
-    options = VocOptions(
-        crf_set=["iterations=1,2", "bilateral_rgb=3,3.0, 4", "normalization=after"]
-    )
-    crfs = settings_of(options, params).crfs
+    grid = parse_grid(["iterations=1,2", "bilateral_rgb=3,3.0, 4", "normalization=after"])
+    crfs = settings_of(VocOptions(crf_set=grid), own).crfs
     assert [(crf.iterations, crf.bilateral_rgb) for crf in crfs] == [(1, 3), (1, 4), (2, 3), (2, 4)]
     assert {crf.normalization for crf in crfs} == {"after"}
-    with pytest.raises(UserError, match="least_side"):
-        settings_of(VocOptions(multi_scale=True), {"evaluation.multi_scale.least_side": "wide"})
+    with pytest.raises(UserError, match=r"^run: evaluation: multi_scale.least_side: .*'wide'"):
+        read_stored(EvaluationConfig, {"evaluation.multi_scale.least_side": "wide"}, "evaluation",
+                    "run")  # fmt: skip

@@ -17,7 +17,7 @@ from lovasz_repro.host.progress import Progress
 from lovasz_repro.run.build import build_model, open_data
 from lovasz_repro.run.experiment import run_experiment
 from lovasz_repro.run.inputs import Place
-from lovasz_repro.run.stages import keep_examples
+from lovasz_repro.run.scores import keep_pictures
 from lovasz_repro.store import Store
 from tests.tiny_voc import write_voc
 
@@ -64,7 +64,7 @@ def keep(tmp_path: Path, cell: CellConfig) -> tuple[Any, Any, Path]:
     model = build_model(cell, inputs, CPU)
     _, scored = open_data(cell, inputs)
     keeper: Any = Keeper(tmp_path / cell.name)
-    keep_examples(model, scored["val"], cell, inputs, place, keeper)
+    keep_pictures(model, scored["val"], cell, inputs, place, keeper)
     assert list(keeper.kept) == ["segmentations"]
     folder = tmp_path / cell.name / "segmentations"
     assert sorted(keeper.kept["segmentations"]) == sorted(folder.iterdir())
@@ -195,7 +195,7 @@ def test_max_logits_are_made_probabilities_for_the_crf(
         given.append(probabilities)
         return np.zeros(photo.shape[:2], np.uint8)
 
-    monkeypatch.setattr("lovasz_repro.run.segmentations.refine", refine)
+    monkeypatch.setattr("lovasz_repro.run.scores.refine", refine)
     scales = {"scales": [1.0, 0.5], "fusion": "max-logits", "least_side": 65}
     keep(tmp_path, cell_of("demo", evaluation__multi_scale=scales))
     assert len(given) == 4

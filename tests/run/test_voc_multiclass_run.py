@@ -17,15 +17,14 @@ from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import crf_key
 from lovasz_repro.evaluation.multiscale import MultiScale
-from lovasz_repro.evaluation.voc_probabilities import open_folder
-from lovasz_repro.evaluation.voc_regimes import score_regimes
-from lovasz_repro.evaluation.voc_score import load_voc_network
+from lovasz_repro.evaluation.regimes import open_folder, score_regimes
 from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.launch.plan import print_plan
 from lovasz_repro.launch.request import Request
-from lovasz_repro.run import regimes
+from lovasz_repro.run import scores as run_scores
+from lovasz_repro.run.evaluate import load_voc_network
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
@@ -64,17 +63,15 @@ def densecrf() -> Any:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of photographs that are predicted, chunk by chunk of two."""
-    monkeypatch.setattr("lovasz_repro.evaluation.voc_regimes.CHUNK", 2)
-    from lovasz_repro.evaluation import voc_probabilities
-
+    monkeypatch.setattr("lovasz_repro.evaluation.regimes.CHUNK", 2)
     counted: list[int] = []
-    plain = voc_probabilities.of_photograph
+    plain = MultiScale.probabilities
 
     def counting(*arguments: Any) -> Any:
         counted.append(1)
         return plain(*arguments)
 
-    monkeypatch.setattr(voc_probabilities, "of_photograph", counting)
+    monkeypatch.setattr(MultiScale, "probabilities", counting)
     return counted
 
 
@@ -133,7 +130,7 @@ def test_a_run_is_scored_at_three_scales_and_with_the_crf(
 def test_a_run_that_is_stopped_while_scoring_goes_on_there(
     densecrf: Any, run: Run, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = regimes.do_and_look
+    plain = run_scores.do_and_look
     chunks: list[int] = []
 
     def stop_after_two(work: Callable[[], None], session: Session) -> None:
@@ -142,12 +139,12 @@ def test_a_run_that_is_stopped_while_scoring_goes_on_there(
             signal.raise_signal(signal.SIGTERM)
         plain(work, session)
 
-    monkeypatch.setattr(regimes, "do_and_look", stop_after_two)
+    monkeypatch.setattr(run_scores, "do_and_look", stop_after_two)
     with pytest.raises(Interrupted, match="predictions so far are kept") as stopped:
         run()
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     assert len(passes) == 4
-    monkeypatch.setattr(regimes, "do_and_look", plain)
+    monkeypatch.setattr(run_scores, "do_and_look", plain)
     outcome, store, _ = run()
     assert outcome.finished == ["x-loss-b3-s0"]
     assert len(passes) == 5
@@ -207,7 +204,7 @@ def scores_of(team: Team, experiment: Path, data: Path, results: Path) -> dict[s
     session = Log(team)
     place = Place(results, data, None, CPU)
     inputs = Inputs(data, None, {}, "")
-    regimes.score_regimes_of_run(model, cell, inputs, place, session, split="seen/val")
+    run_scores.score_regimes_of_run(model, cell, inputs, place, session, split="seen/val")
     return session.logged
 
 

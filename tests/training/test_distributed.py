@@ -10,9 +10,8 @@ from torch import distributed, nn
 from lovasz_repro.config.schema import LossConfig, TrainingConfig
 from lovasz_repro.data.sampling import Draw, ShareOfBatches, ShuffledBatches
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.evaluation.evaluate import evaluate
 from lovasz_repro.evaluation.predictor import Feeding, Predictor
-from lovasz_repro.evaluation.scoring import SegmentationScoring
+from lovasz_repro.evaluation.scoring import SegmentationScoring, evaluate
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.layers import SpatialDropout
 from lovasz_repro.run.build import evaluation_batches, spread_model

@@ -8,36 +8,40 @@ take exactly one such file for each photograph (``getPrediction`` of cityscapesS
 
 A call that is cut short is continued by the next one with the same weights and settings: files are
 there whole or not at all, and every photograph passes the network alone, so that the files do not
-depend on where it was cut. Photographs that were replaced since are labelled anew.
+depend on where it was cut. Photographs that were replaced since are labelled anew. The list,
+``predictions.json``, is written first, so that no other command goes on with the folder.
 """
 
+import hashlib
 import io
+import json
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
 from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.predict import as_seen, check_size, label_photograph
-from lovasz_repro.evaluation.prediction_folder import (
-    claimed,
-    digest,
-    is_complete,
-    prediction_files,
-    sizes,
+from lovasz_repro.evaluation.photographs import (
+    as_seen,
+    check_size,
+    label_photograph,
+    make_folder,
     write_file,
+    write_picture,
 )
 from lovasz_repro.evaluation.predictor import Feeding, Predictor, Upsample
 from lovasz_repro.host.device import choose_device
+from lovasz_repro.host.files import remove_left_over
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, Weights, load_weights
 
 INPUT_SIZE = (512, 1024)
@@ -46,6 +50,18 @@ ANSWERS = range(1, len(CLASSES))
 """Outputs among which the network chooses; 0, "unlabelled", is no answer."""
 READERS, AHEAD = 4, 8  # threads that decode, photographs decoded before the network is there
 WRITERS, BEHIND = 2, 8  # threads that encode, predictions that may wait for them
+ENDING = "_labelIds.png"
+MANIFEST = "predictions.json"
+PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+DIFFERENT = {
+    "weights": "other weights",
+    "split": "another split",
+    "data": "another data set",
+    "size": "another --size",
+    "upsample": "another --upsample",
+}
+"""What it means when an entry of the manifest differs."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -147,7 +163,8 @@ def _predict(
             photographs = ahead(readers, read, missing, AHEAD)
             for (frame, file), (seen, own) in zip(missing, photographs, strict=True):
                 classes = label_photograph(predictor, seen, own, ANSWERS, frame.image)
-                writing.append(writers.submit(_write, file, classes))
+                label_ids = Image.fromarray(TO_LABEL_ID[classes])
+                writing.append(writers.submit(write_picture, file, label_ids))
                 finish(BEHIND)
             finish(0)
     finally:
@@ -167,8 +184,86 @@ def ahead(
         yield result
 
 
-def _write(file: Path, classes: np.ndarray) -> None:
-    """Write classes (H, W) as official label ids."""
-    content = io.BytesIO()
-    Image.fromarray(TO_LABEL_ID[classes]).save(content, "PNG")
-    write_file(file, content.getvalue())
+# -- the folder ---------------------------------------------------------------------------------
+
+
+def prediction_files(frames: Iterable[Frame], out: Path) -> list[Path]:
+    """Where the prediction of each photograph is written, there or not."""
+    return [out / f"{frame.name}{ENDING}" for frame in frames]
+
+
+def is_complete(file: Path) -> bool:
+    """Whether a prediction is there with its first and last bytes; it is not decoded."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(PNG_START))
+            opened.seek(-len(PNG_END), io.SEEK_END)
+            return start == PNG_START and opened.read() == PNG_END
+    except OSError:
+        return False
+
+
+@contextmanager
+def claimed(out: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
+    """Hold a folder alone, after making sure that it holds these predictions or none.
+
+    Raises:
+        UserError: it holds others, another process is at work in it, or it cannot be written.
+    """
+    make_folder(out)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{out} is in use: another process predicts into it.") from None
+    except OSError as error:
+        raise UserError(f"output folder {out}: {error.strerror or error}") from error
+    try:
+        before = _read_manifest(out, manifest)
+        if before != manifest:
+            for name, length in manifest["bytes"].items():
+                if before.get("bytes", {}).get(name) != length:  # another photograph
+                    (out / f"{name}{ENDING}").unlink(missing_ok=True)
+            write_file(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        remove_left_over(out)
+        yield
+    finally:
+        lock.release()
+
+
+def _read_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder says of its predictions; empty where it has none.
+
+    Raises:
+        UserError: it has predictions that are not those of ``manifest``.
+    """
+    file = out / MANIFEST
+    try:
+        before = json.loads(file.read_bytes())
+        changed = [words for key, words in DIFFERENT.items() if before[key] != manifest[key]]
+        dict(before["bytes"])
+    except FileNotFoundError:
+        if next(out.glob("*.png"), None):
+            raise UserError(f"{out} holds PNG files and no {MANIFEST}: they are not of this "
+                            "command. Choose another --out.") from None  # fmt: skip
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: unreadable ({error}). Choose another --out.") from None
+    if changed:
+        raise UserError(f"{out} holds predictions of {', '.join(changed)} ({MANIFEST} says which). "
+                        "Choose another --out.")  # fmt: skip
+    return dict(before)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sizes(frames: Iterable[Frame]) -> dict[str, int]:
+    """Length in bytes of every photograph, which tells one from another and takes no time."""
+    try:
+        return {frame.name: frame.image.stat().st_size for frame in frames}
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}.") from error

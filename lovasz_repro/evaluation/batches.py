@@ -1,7 +1,7 @@
-"""One batch of images by arg max and by the decision rule of highest expected IoU (Sec. 4.3).
+"""Single batches by arg max and by the decision rule of highest expected IoU (Sec. 4.3).
 
 The paper compares Lovász-Softmax with a rule at test time (``expected_iou.py``) on random batches
-in which every class is represented (``covering_batches.py``), by the mIoU of each batch.
+in which every class is represented, by the mIoU of each batch.
 
 Labels decide nothing here, they only score. So the rule chooses for all pixels, also for those that
 are void in the labels and counted by no mIoU: what is deployed does not know them. It hardly
@@ -11,12 +11,59 @@ matters: on evidence drawn from Pascal VOC's masks, 0.1 points of a batch's mIoU
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lovasz_repro.data.sampling import mix
 from lovasz_repro.evaluation.expected_iou import expected_iou, expected_iou_labels
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.metrics import batch_miou
+
+MOST_DRAWS = 100_000
+"""Random batches that are looked at for one with every class; seconds."""
+
+
+def covering_batches(
+    presence: np.ndarray, batches: int = 20, size: int = 21, *, seed: int
+) -> list[list[int]]:
+    """Random batches in which every class is represented (Sec. 4.3: 20 batches of 21 images).
+
+    Each batch is uniform among all sets of `size` different images that have every class: sets are
+    drawn until one has. Batches are independent, so two may share images, and batch k is the same
+    however many are drawn.
+
+    Args:
+        presence: which image contains which class, (N, C) bool.
+        batches: how many, at least 0.
+        size: images in each, at least 1.
+        seed: of the draws.
+
+    Returns: the images of each batch, in [0, N).
+
+    Raises:
+        ValueError: a class that no image contains, fewer images than `size`, or no batch with every
+            class among `MOST_DRAWS`.
+    """
+    images = len(presence)
+    if not 1 <= size <= images:
+        raise ValueError(f"no batch of {size} different images can be drawn from {images}")
+    missing = np.flatnonzero(~presence.any(axis=0)).tolist()
+    if missing:
+        raise ValueError(f"no image contains class {missing[0]}")
+    return [_covering_batch(presence, size, mix(seed, number)) for number in range(batches)]
+
+
+def _covering_batch(presence: np.ndarray, size: int, seed: int) -> list[int]:
+    generator = np.random.default_rng(seed)
+    for _ in range(MOST_DRAWS):
+        batch = generator.choice(len(presence), size, replace=False)
+        if presence[batch].any(axis=0).all():
+            return batch.tolist()
+    raise ValueError(
+        f"none of {MOST_DRAWS:,} random batches of {size} images has all {presence.shape[1]} "
+        "classes; take larger batches"
+    )
 
 
 class BatchScores(NamedTuple):

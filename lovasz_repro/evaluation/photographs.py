@@ -32,19 +32,13 @@ LONGEST_NAME = 255  # bytes, on nearly every file system
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was written for one image.
-
-    Attributes:
-        image: the photograph.
-        label_ids: the 8-bit label file.
-        overlay: the coloured picture.
-        size: height and width of both, those of the upright photograph.
-    """
+    """What was written for one image."""
 
     image: Path
     label_ids: Path
     overlay: Path
     size: tuple[int, int]
+    """Height and width of both, those of the upright photograph."""
 
 
 def predict_images(
@@ -160,6 +154,21 @@ def make_folder(out: Path) -> None:
         raise UserError(f"output folder {out}: {error.strerror or error}") from error
 
 
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises UserError where that cannot be."""
+    try:
+        write_durably(file, content)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+
+
+def write_picture(file: Path, picture: Image.Image) -> None:
+    """Write a PNG as ``write_file`` does."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_file(file, content.getvalue())
+
+
 def allowed(table: ClassTable) -> list[int]:
     """The outputs that may be answered; "unlabelled" is not an answer."""
     return [index for index, predictable in enumerate(table.predictable) if predictable]
@@ -242,10 +251,5 @@ def write_prediction(
     pictures = (Image.fromarray(label_ids), Image.blend(photo, colours, OPACITY))
     paths = result_paths(image.stem, out)
     for path, picture in zip(paths, pictures, strict=True):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        try:
-            write_durably(path, buffer.getvalue())
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        write_picture(path, picture)
     return Prediction(image, *paths, size=(photo.height, photo.width))

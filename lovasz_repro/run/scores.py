@@ -1,0 +1,385 @@
+"""What a run does beside training: counts classes, scores its network, keeps pictures; with bars.
+
+A run scores splits as it trains. After training it may also score at several scales and with the
+CRF (Sec. 4.3, Table 2) and on single batches (Sec. 4.3, prior work), and keep pictures for figures.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.statistics import Labelled, class_counts
+from lovasz_repro.data.voc import list_images, presence_of
+from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation import pictures
+from lovasz_repro.evaluation.batches import BatchScores, covering_batches, score_batch
+from lovasz_repro.evaluation.crf import refine
+from lovasz_repro.evaluation.pictures import Pictured
+from lovasz_repro.evaluation.predictor import Predictor
+from lovasz_repro.evaluation.regimes import chunks_of, open_folder, score_regimes
+from lovasz_repro.evaluation.scoring import BasisScoring, Scoring, evaluate
+from lovasz_repro.host.processes import Interrupted
+from lovasz_repro.host.progress import Progress
+from lovasz_repro.host.provenance import fingerprint_files
+from lovasz_repro.metrics import sum_over_ranks
+from lovasz_repro.run.build import (
+    build_model,
+    in_one_line,
+    multi_scale_of,
+    predictor_of,
+    scored_batches,
+)
+from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of, scoring_of
+from lovasz_repro.run.inputs import Inputs, Place
+from lovasz_repro.run.networks import NETWORKS
+from lovasz_repro.run.session import Session
+from lovasz_repro.training.distributed import Team
+
+BATCHES_SEED = 0
+PROBABILITIES = "probabilities"
+"""Folder below ``<results>/work`` of what networks predicted."""
+DESCRIPTIONS = {"multi_scale": "at several scales", "crf": "at several scales with the CRF"}
+
+
+# -- classes in the training images -------------------------------------------------------------
+
+
+def count_classes(
+    cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: Session
+) -> Tensor | None:
+    """Pixels of each label in each training image, (N, 256), where a cell needs them."""
+    wanted = cell.loss.class_weights != "none" or cell.data.equibatch or cell.data.category
+    if not wanted:
+        return None
+    split = cell.data.train_split
+    counts = count_labels(train_set, split, cell, inputs, place, session.progress)
+    return torch.from_numpy(counts)
+
+
+def count_labels(
+    images: Labelled, split: str, cell: CellConfig, inputs: Inputs, place: Place, progress: Progress
+) -> np.ndarray:
+    """Pixels of each label in each image of a split, (N, 256); read once and kept.
+
+    Raises:
+        UserError: a mask cannot be read, or holds an unknown id.
+    """
+    sizes_differ = DATASETS[cell.data.name].sizes_differ  # then labels come at their own
+    size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
+    part = {"train_aug": "", "trainval_aug": "-trainval"}.get(split, f"-{split}")
+    name = f"{inputs.fingerprints['data_fingerprint']}-{size}{part}.npy"
+    cache = place.results / "work" / "class-counts" / name
+    with progress.task("  reading masks", len(images)) as bar:
+        return class_counts(images, cache, bar.over)
+
+
+# -- a split, at one scale ----------------------------------------------------------------------
+
+
+def score_on(
+    model: nn.Module,
+    images: ScoredSet,
+    split: str,
+    cell: CellConfig,
+    place: Place,
+    session: Session,
+    scoring: Scoring | None = None,
+    *,
+    when: str = "",
+    unsaved: bool = False,
+) -> Scoring:
+    """Score a model on a whole split, shared among the ranks.
+
+    Args:
+        model, images, split, cell, place, session: what is scored and where.
+        scoring: by default that of the data set.
+        when: "before training" and the like, for the bar.
+        unsaved: whether steps were taken that no checkpoint has; a request to stop waits then.
+    """
+    team = session.team
+    scoring = scoring or scoring_of(cell)
+    predictor = predictor_of(model, cell, place.device)
+    batches = scored_batches(cell, images, place, team)
+    with session.progress.task(f"  scoring {split} {when}".rstrip(), len(images)) as bar:
+
+        def advance(count: int) -> None:
+            bar.advance(count * team.size)
+            if not unsaved:
+                session.stop_if_asked()
+
+        return evaluate(predictor, batches, scoring, group=team.group, advance=advance)
+
+
+def score_basis(
+    model: nn.Module, images: ScoredSet, cell: CellConfig, place: Place, session: Session
+) -> dict[str, float]:
+    """``basis/image_iou``: what the network of all classes reaches before it is trained further."""
+    kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    assert category is not None, "a basis network is compared for one category"
+    scoring = BasisScoring(category, kind.ignore_index)
+    return score_on(model, images, "val", cell, place, session, scoring).as_metrics("basis")
+
+
+# -- several scales and the CRF -----------------------------------------------------------------
+
+
+def score_regimes_of_run(
+    model: nn.Module,
+    cell: CellConfig,
+    inputs: Inputs,
+    place: Place,
+    session: Session,
+    *,
+    split: str = "val",
+) -> None:
+    """Log ``<split>/multi_scale/...`` and ``<split>/crf/...`` of val, shared among the ranks.
+
+    Probabilities and labels are kept as files under ``<results>/work/probabilities``, so that what
+    was stopped is gone on with, and parameters of the CRF can be searched without the network.
+
+    Raises:
+        UserError: files cannot be read.
+        RunFailed: the disk refuses, or a process died.
+        Interrupted: a signal asked to stop; what is done is kept.
+    """
+    crf, team, task = cell.evaluation.crf, session.team, session.progress.task
+    images = list_images(inputs.data, "val")
+    own = images[team.share(len(images))]
+    predictor = multi_scale_of(model, cell, place.device)
+    if cell.training.batch_norm == "per-rank":
+        team.share_buffers(model)
+    work = place.results / "work"
+    photographs = [image.image for image in images]  # probabilities do not depend on the masks
+    data = fingerprint_files(photographs, inputs.data, work / "fingerprints.json")
+    folder = team.on_all(lambda: open_folder(work / PROBABILITIES, predictor, data))
+    processes = -team.largest(-place.processes)  # the fewest of any rank: chunks are alike
+    with ExitStack() as stack:
+        predicting = stack.enter_context(task("  predicting at several scales", len(images)))
+        refining = stack.enter_context(task("  refining by the CRF", len(images))) if crf else None
+        scorings = score_regimes(
+            predictor,
+            own,
+            folder,
+            crf,
+            processes=place.processes,
+            chunks=chunks_of(len(own), processes, most=-(-len(images) // team.size)),
+            do=lambda work: do_and_look(work, session),
+            group=team.group,
+            predicted=lambda count: predicting.advance(count * team.size),
+            refined=lambda count: refining.advance(count * team.size) if refining else None,
+        )
+    for regime, scoring in scorings.items():
+        session.log(cell.training.iterations, scoring.as_metrics(f"{split}/{regime}"))
+        session.line(f"{split} {DESCRIPTIONS[regime]}: {scoring.summary()}")
+    size = sum(file.stat().st_size for file in folder.rglob("*.png"))
+    session.line(f"probabilities in {folder} ({size / 1e6:,.0f} MB); they may be removed")
+
+
+def do_and_look(work: Callable[[], None], session: Session) -> None:
+    """Do a part of the work on every rank.
+
+    Raises:
+        Interrupted: a signal asked one of them to stop.
+    """
+    session.team.on_all(work)
+    stop = session.stop_asked()
+    if stop:
+        raise Interrupted(stop, "Stopped while scoring, predictions so far are kept. "
+                          "Run the same command to go on.")  # fmt: skip
+
+
+# -- single batches -----------------------------------------------------------------------------
+
+
+def batches_of_run(cell: CellConfig, root: Path) -> list[list[int]]:
+    """The batches of validation images that a cell wants scored; none where it wants none.
+
+    They are the same for all runs on the same data, so that runs can be compared batch by batch.
+    Every class is one that some validation image contains: all 21 of Pascal VOC.
+
+    Returns: the images of each batch, as indices into the validation split.
+
+    Raises:
+        UserError: there are no such batches, or a mask is missing or unreadable.
+    """
+    wanted = cell.evaluation.batches
+    if wanted is None:
+        return []
+    presence = presence_of(root, "val")
+    present = presence[:, presence.any(axis=0)]
+    try:
+        return covering_batches(present, wanted.count, wanted.size, seed=BATCHES_SEED)
+    except ValueError as error:
+        raise UserError(
+            f"{root}: evaluation.batches: {error}. Set evaluation.batches.size, or do without: "
+            "evaluation.batches=null."
+        ) from None
+
+
+def score_batches_of_run(
+    model: nn.Module,
+    images: ScoredSet,
+    batches: Sequence[Sequence[int]],
+    cell: CellConfig,
+    place: Place,
+    session: Session,
+    prefix: str = "",
+) -> None:
+    """Score every batch by arg max and by the decision rule, and log what comes out.
+
+    ``batches/miou``, ``batches/miou_decision_rule`` and what the network expects of both have batch
+    k at step k; ``batches/mean_...`` stand at the last iteration. Ranks take turns at the batches;
+    a batch is one rank's, so its scores do not depend on how many there are. The scores are kept
+    nowhere else than in the run's journal: a run that is stopped here scores them all again.
+
+    Args:
+        model: the network.
+        images: the validation split.
+        batches: what ``batches_of_run`` gives, on every rank.
+        cell, place, session: the run.
+        prefix: of every name.
+
+    Raises:
+        Interrupted: a signal asked to stop, and batches are left.
+        UserError: an image is missing or unreadable.
+    """
+    team, found = session.team, list[BatchScores]()
+    mine = batches[team.rank :: team.size]
+    loaded, sizes = _images_in_order(images, mine, place), iter([len(batch) for batch in mine])
+    predictor = predictor_of(model, cell, place.device)
+    void = DATASETS[cell.data.name].ignore_index
+
+    def score_next() -> BatchScores | None:
+        size = next(sizes, None)
+        return None if size is None else score_batch(predictor, islice(loaded, size), void)
+
+    with session.progress.task("  scoring batches", len(batches)) as bar:
+        while len(found) < len(batches):
+            own = team.on_all(score_next)
+            for scores in _of_all_ranks(own, team)[: len(batches) - len(found)]:
+                session.log(len(found), _named(f"{prefix}batches/", scores))
+                found.append(scores)
+                bar.advance()
+            stop = session.stop_asked()
+            if stop and len(found) < len(batches):
+                where = f"Stopped after {len(found)} of {len(batches)} batches, training is saved."
+                raise Interrupted(stop, f"{where} Run the same command to go on.")
+    means = BatchScores(*(statistics.fmean(column) for column in zip(*found, strict=True)))
+    session.log(cell.training.iterations, _named(f"{prefix}batches/mean_", means))
+    argmax, rule = (_mean_and_spread(column) for column in list(zip(*found, strict=True))[:2])
+    of_size = f"{len(found)} batches of {len(batches[0])} images"
+    session.line(f"{of_size}: batch-mIoU {argmax}, by the decision rule {rule}")
+
+
+def _images_in_order(
+    images: ScoredSet, batches: Sequence[Sequence[int]], place: Place
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of all batches, one after the other, as (image (1, C, h, w), labels (1, H, W))."""
+    chosen: Subset[Any] = Subset(images, list(chain(*batches)))  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        chosen,
+        num_workers=place.workers,
+        pin_memory=place.device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
+    )
+    return in_one_line(loader)
+
+
+def _of_all_ranks(own: BatchScores | None, team: Team) -> list[BatchScores]:
+    """What each rank brings, in their order; zeros where one brings nothing."""
+    scores = torch.zeros(team.size, len(BatchScores._fields), dtype=torch.float64)
+    if own:
+        scores[team.rank] = torch.tensor(own, dtype=torch.float64)
+    if team.group:
+        scores = sum_over_ranks(scores, team.group)
+    return [BatchScores(*row) for row in scores.tolist()]
+
+
+def _named(prefix: str, scores: BatchScores) -> dict[str, float]:
+    return {prefix + name: value for name, value in scores._asdict().items()}
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation, in %."""
+    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.2f}{spread} %"
+
+
+# -- pictures -----------------------------------------------------------------------------------
+
+
+def keep_pictures(
+    model: nn.Module,
+    images: ScoredSet,
+    cell: CellConfig,
+    inputs: Inputs,
+    place: Place,
+    session: Session,
+) -> None:
+    """Store pictures of what the network finds in a few validation images; their data set says of
+    which kind (``evaluation/pictures.py``).
+
+    Raises:
+        UserError: a file cannot be read, or the CRF is not installed.
+        RunFailed: the disk refuses.
+    """
+    kind, network = DATASETS[cell.data.name], NETWORKS[cell.model.name]
+    category, count, task = category_of(cell.data), cell.evaluation.examples, session.progress.task
+    crops = category is None and kind.examples == "crops"
+    folder = "examples" if crops else "segmentations" if category is None else "masks"
+
+    def as_before_and_after(first_class: int = 0) -> Iterator[Predictor]:
+        torch.manual_seed(cell.seed)  # a network that began at random begins so again
+        for of_run in (build_model(cell, inputs, place.device), model):
+            yield Predictor(of_run, network, place.device, first_class=first_class)
+
+    def find() -> list[Pictured]:
+        if crops:
+            before, after = as_before_and_after(kind.first_class)
+            with task("  looking for examples", min(len(images), pictures.MOST_IMAGES)) as bar:
+                return pictures.find_examples(
+                    before, after, cast(pictures.Photographed, images), kind.table, count,
+                    advance=bar.advance,
+                )  # fmt: skip
+        if category is not None:
+            before, after = as_before_and_after()
+            find_one = partial(pictures.find_mask, before, after, category=category)
+            chosen = list(range(min(count, len(images))))
+        else:
+            find_one = partial(pictures.segment, regimes=regimes_of(model, cell, place.device))
+            chosen = pictures.choose_images(presence_of(inputs.data, "val"), count)
+        with task("  predicting examples", len(chosen)) as bar:
+            return [find_one(images=images, index=index) for index in bar.over(chosen)]
+
+    session.keep_files(folder, lambda where: pictures.write_pictures(find(), where))
+
+
+def regimes_of(
+    model: nn.Module, cell: CellConfig, device: torch.device
+) -> dict[str, pictures.Regime]:
+    """How a run's network predicts: ``prediction`` at one scale, ``crf`` where it has one."""
+    single = predictor_of(model, cell, device)
+
+    def prediction(image: Tensor, size: Sequence[int]) -> np.ndarray:
+        return single.classes(image[None], size)[0].to(torch.uint8).cpu().numpy()
+
+    regimes: dict[str, pictures.Regime] = {"prediction": prediction}
+    if cell.evaluation.multi_scale and cell.evaluation.crf:
+        fused, parameters = multi_scale_of(model, cell, device), cell.evaluation.crf
+
+        def crf(image: Tensor, size: Sequence[int]) -> np.ndarray:
+            probabilities = fused.probabilities(image[None], size)[0].cpu().numpy()
+            return refine(pictures.pixels_of(image), probabilities, parameters)
+
+        regimes["crf"] = crf
+    return regimes
