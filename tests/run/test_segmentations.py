@@ -19,6 +19,7 @@ from lovasz_repro.run.experiment import run_experiment
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.run.scores import keep_pictures
 from lovasz_repro.store import Store
+from tests.plain_deeplab import fused, refined, single_scale
 from tests.tiny_voc import write_voc
 
 CPU = torch.device("cpu")
@@ -117,11 +118,14 @@ def test_features_leave_labels_and_masks(tmp_path: Path) -> None:
 
 
 def test_photographs_are_stored_with_masks_after_the_crf(tmp_path: Path) -> None:
-    crf = pytest.importorskip("pydensecrf.densecrf")
+    pytest.importorskip("pydensecrf.densecrf")
     scales = {"scales": [1.0, 0.5], "fusion": "probabilities", "least_side": 65}
     chosen = {"iterations": 3, "smoothness_weight": 2.0, "bilateral_xy": 9.0}
     changes = {"evaluation__multi_scale": scales, "evaluation__crf": chosen}
-    model, images, folder = keep(tmp_path, cell_of("demo", **changes))
+    cell = cell_of("demo", **changes)
+    parameters = cell.evaluation.crf
+    assert parameters
+    model, images, folder = keep(tmp_path, cell)
     assert [entry["name"] for entry in listed(folder)] == NAMES
     differs = False
     for number, entry in enumerate(listed(folder)):
@@ -134,56 +138,12 @@ def test_photographs_are_stored_with_masks_after_the_crf(tmp_path: Path) -> None
             kind: pytest.approx(present_miou(mask, labels), abs=1e-4)
             for kind, mask in found.items()
         }
-        sides = [-(-(side - 1) // 8) * 8 + 1 for side in labels.shape]
-        single = logits_at(model, photo, sides, 1.0).argmax(0).numpy()
-        assert (found["prediction"] == single).mean() > 0.999
-        probabilities = fused(model, photo)
-        refined = refine(crf, photo, probabilities)
-        agree = (found["crf"] == refined).mean()
+        assert (found["prediction"] == single_scale(model, photo)).mean() > 0.999
+        probabilities = fused(model, photo, scales=[1.0, 0.5])
+        agree = (found["crf"] == refined(photo, probabilities, parameters)).mean()
         assert agree > 0.999, agree  # mean-field turns ties on rounding
         differs |= bool((found["crf"] != probabilities.argmax(0)).any())
     assert differs
-
-
-def logits_at(model: Any, photo: np.ndarray, sides: list[int], scale: float) -> torch.Tensor:
-    """Logits (21, H, W) of a photograph continued to ``sides`` with the mean and shrunk."""
-    height, width = photo.shape[:2]
-    bgr = torch.zeros(1, 3, *sides)
-    mean = np.array([104.008, 116.669, 122.675], np.float32)
-    bgr[0, :, :height, :width] = torch.from_numpy(
-        (photo[..., ::-1].astype(np.float32) - mean).transpose(2, 0, 1).copy()
-    )
-    points = [(side - 1) // 8 + 1 for side in sides]
-    small = [round(scale * (side - 1)) + 1 for side in sides]
-    with torch.no_grad():
-        logits = model(resized(bgr, small))
-    return resized(resized(logits, points), sides)[0, :, :height, :width]
-
-
-def resized(maps: torch.Tensor, sides: list[int]) -> torch.Tensor:
-    """Bilinear, corners on corners."""
-    return functional.interpolate(maps, sides, mode="bilinear", align_corners=True)
-
-
-def fused(model: Any, photo: np.ndarray) -> np.ndarray:
-    """Mean of the softmax over two scales of a photograph continued to 65 x 65 (Sec. 4.3)."""
-    whole, half = (logits_at(model, photo, [65, 65], scale).softmax(0) for scale in (1.0, 0.5))
-    probabilities: np.ndarray = ((whole + half) / 2).numpy()
-    return probabilities
-
-
-def refine(library: Any, photo: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Three iterations of the dense CRF, as the configuration of the test has it."""
-    height, width = photo.shape[:2]
-    crf = library.DenseCRF2D(width, height, 21)
-    energies = -np.log(np.maximum(probabilities, 1e-5)).astype(np.float32)
-    crf.setUnaryEnergy(np.ascontiguousarray(energies.reshape(21, -1)))
-    crf.addPairwiseGaussian(sxy=1.0, compat=2.0, normalization=library.NORMALIZE_AFTER)
-    crf.addPairwiseBilateral(
-        sxy=9.0, srgb=3.0, rgbim=photo.copy(), compat=4.0, normalization=library.NORMALIZE_AFTER
-    )
-    found: np.ndarray = np.array(crf.inference(3)).reshape(21, height, width).argmax(0)
-    return found
 
 
 def test_max_logits_are_made_probabilities_for_the_crf(
