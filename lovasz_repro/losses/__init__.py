@@ -7,10 +7,10 @@
 * module forms of all, and :class:`AccumulationWindow` for gradient accumulation.
 
 Inside: ``lovasz.py`` and ``extension.py`` are what people call. Gains come from ``sorting.py`` or,
-derived in ``histogram.py``, from counts in the bins of ``error_bins.py``. ``softmax_sort.py`` and
-``softmax_histogram.py`` take them through the softmax, the latter in two ``passes.py`` over the
-logits, which ``plain_passes.py`` writes out. ``kernels.py`` (Numba, called by ``compiled.py``) and
-``triton_passes.py`` do the same work fast on a CPU and on a GPU. ``ranks.py`` joins processes.
+derived in ``histogram.py``, from counts in the bins of ``error_bins.py``. ``softmax.py`` takes them
+through the softmax, with the functions of ``plain.py``, which says how, or of modules of the same
+shape (``backends.py`` chooses): ``compiled.py`` with ``kernels.py`` (Numba) on a CPU, and
+``triton_passes.py`` on a GPU. ``ranks.py`` joins processes.
 """
 
 from .baselines import (

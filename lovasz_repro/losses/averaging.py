@@ -7,20 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .error_bins import ProbabilityBins
+from .histogram import Method
 from .inputs import MulticlassPixels, PixelWeights, class_weight_vector
 from .ranks import Ranks
 from .set_functions import SetFunction
-from .sorting import marginal_gains
-
-
-class Measure(NamedTuple):
-    """What is taken of each class and row: a set function of (weighted) pixels."""
-
-    set_function: SetFunction
-    weights: PixelWeights | None
-    """Of the pixels, or None."""
-    row_ranks: Ranks
-    """The processes that share each row: one alone where a row is an image."""
 
 
 class Rows(NamedTuple):
@@ -37,6 +28,46 @@ class Rows(NamedTuple):
         return int(self.counts.sum(1).amax()) if len(self.counts) else 0
 
 
+class Problem(NamedTuple):
+    """A Lovász-Softmax to compute, for logits (B, C, P)."""
+
+    labels: Tensor
+    """(B, P) int64 class ids, 0 on ignored pixels."""
+    valid: Tensor | None
+    """(B, P) bool, or None where every pixel counts."""
+    weights: PixelWeights | None
+    rows: Rows
+    set_function: SetFunction
+    row_ranks: Ranks
+    """The processes that share each row: one alone where a row is an image."""
+    how: Method
+    bins: ProbabilityBins
+    counts_all: bool = False
+    """Whether classes are counted that no row averages, as the micro-batches of a window do."""
+
+    @property
+    def counted(self) -> Tensor:
+        """(C,) bool on the CPU: classes whose errors are counted in bins."""
+        if self.how.name == "sort":
+            return torch.zeros(self.rows.weights.shape[1], dtype=torch.bool, device="cpu")
+        return (self.rows.weights > 0).any(0) | self.counts_all
+
+    def classes_to_sort(self, coarse: Tensor) -> list[int]:
+        """Classes whose pixels are sorted, if the bins (C, R) of some are too coarse."""
+        if self.how.name == "auto":
+            return coarse.any(1).nonzero()[:, 0].tolist()
+        used = (self.rows.weights > 0).any(0).nonzero()[:, 0]
+        return used.tolist() if self.how.name == "sort" else []
+
+    def tally_shape(self, logits: Tensor) -> tuple[int, ...]:
+        """(2, C, R, K + 1): int64 counts and positions in one, of background [0] and foreground.
+
+        With weights (2, 2, C, R, K + 1): sums of the weights, and of weight times position.
+        """
+        shape = (2, logits.shape[1], len(self.rows.counts), self.bins.bins + 1)
+        return shape if self.weights is None else (2, *shape)
+
+
 def rows_of(
     pixels: MulticlassPixels,
     classes: str | Sequence[int],
@@ -45,11 +76,9 @@ def rows_of(
 ) -> Rows:
     """Rows with the weights of Eq. 13; over all ranks, those of a row sum to 1/R, or to 0."""
     counts = pixels.counts if per_image else pixels.total_counts[None]
-    num_classes = counts.shape[1]
-    weights = class_weight_vector(class_weights, num_classes)
-    if weights is None:
-        weights = torch.ones(num_classes, dtype=torch.float64, device="cpu")
-    weights = weights * _averaged(counts, classes)
+    weights = class_weight_vector(class_weights, counts.shape[1])
+    averaged = _averaged(counts, classes).double()
+    weights = averaged if weights is None else averaged * weights
     divisor = weights.sum(1, keepdim=True) * (pixels.total_images if per_image else 1)
     return Rows(counts, torch.where(divisor > 0, weights / divisor, 0.0))
 
@@ -73,39 +102,3 @@ def _averaged(counts: Tensor, classes: str | Sequence[int]) -> Tensor:
     listed = torch.zeros(num_classes, dtype=torch.bool, device="cpu")
     listed[ids] = True
     return listed & not_empty
-
-
-def class_gains(
-    keys: Tensor,
-    foreground: Tensor,
-    pixels: MulticlassPixels,
-    rows: Rows,
-    item: int,
-    measure: Measure,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Weighted gains (B, P) of one class, by sorting. keys: (B, P), may be overwritten."""
-    shape, count = keys.shape, len(rows.counts)
-    used = (rows.weights[:, item] > 0).nonzero()[:, 0]
-    chosen: Tensor | slice = slice(None) if len(used) == count else used.to(keys.device)
-
-    def of(pixel_mask: Tensor | None) -> Tensor | None:
-        return None if pixel_mask is None else pixel_mask.reshape(count, -1)[chosen]
-
-    weights = None
-    if measure.weights is not None:
-        weights = torch.where(foreground, measure.weights.foreground, measure.weights.background)
-    gains = marginal_gains(
-        keys.reshape(count, -1)[chosen],
-        foreground.reshape(count, -1)[chosen],
-        measure.set_function,
-        of(pixels.valid),
-        dtype,
-        of(weights),
-        measure.row_ranks,
-    )
-    if len(used) < count:
-        found, gains = gains, gains.new_zeros(count, gains.shape[1])
-        gains[chosen] = found
-    gains *= rows.weights[:, item, None].to(gains)
-    return gains.reshape(shape)

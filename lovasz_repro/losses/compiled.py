@@ -9,26 +9,29 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import kernels, plain
+from .averaging import Problem
 from .error_bins import ProbabilityBins
-from .inputs import PixelWeights
-from .plain_passes import Softmax, Tally
+from .histogram import GAIN_ROUNDING, LOSS_ROUNDING
+from .plain import Readings
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 # Pixels of a task: enough that calling a kernel costs nothing in comparison.
 PIXELS_AT_ONCE = 2**15
+# Rows of fewer pixels than this are sorted by the hinge's "auto".
+HINGE_PIXELS = 2**14
 # Logits that are copied at once, where they are not float32 in the order that kernels read: below
 # the size from which PyTorch would use threads of its own.
 STAGED_AT_ONCE = 2**15
-
 
 _POOL: list[ThreadPoolExecutor] = []
 os.register_at_fork(after_in_child=_POOL.clear)  # threads do not live on in a forked process
@@ -62,22 +65,13 @@ def threads_for(tasks: Sequence[Any]) -> int:
 
 
 class Chunk(NamedTuple):
-    """Some pixels of one image, and where they are among the B * P pixels."""
+    """Some pixels of one image."""
 
     image: int
     start: int
-    stop: int
-    flat: slice
-
-
-def chunks_of(batch: int, pixels: int, most: int) -> list[Chunk]:
-    """All pixels of a batch, image by image."""
-    return [
-        Chunk(image, start, stop, slice(image * pixels + start, image * pixels + stop))
-        for image in range(batch)
-        for start in range(0, pixels, most)
-        for stop in [min(start + most, pixels)]
-    ]
+    pixels: int
+    flat: int
+    """Where they begin among the pixels of all images."""
 
 
 class Logits:
@@ -91,263 +85,236 @@ class Logits:
         self.direct = logits.dtype == torch.float32 and logits.is_contiguous()
         batch, classes, pixels = logits.shape
         most = PIXELS_AT_ONCE if self.direct else max(512, STAGED_AT_ONCE // max(1, classes))
-        self.chunks = chunks_of(batch, pixels, most)
+        self.chunks = [
+            Chunk(image, start, min(most, pixels - start), image * pixels + start)
+            for image in range(batch)
+            for start in range(0, pixels, most)
+        ]
         self.threads = threads_for(self.chunks)
-        self.array = self.tensor.numpy() if self.direct else None
-        self.buffers = [] if self.direct else [
-            torch.empty(1, classes, most, device="cpu") for _ in range(self.threads)
-        ]  # fmt: skip
+        shape = (0 if self.direct else self.threads, 1, classes, most)
+        self.buffers = torch.empty(shape, device="cpu")
 
-    def read(self, chunk: Chunk, thread: int) -> tuple[np.ndarray, int, int]:
-        """An array that holds the chunk, with the image and the pixel where it begins."""
-        if self.array is not None:
-            return self.array, chunk.image, chunk.start
-        buffer = self.buffers[thread]
-        part = self.tensor[chunk.image, :, chunk.start : chunk.stop]
-        buffer[0, :, : chunk.stop - chunk.start].copy_(part)
-        return buffer.numpy(), 0, 0
-
-    def target(self, chunk: Chunk, thread: int) -> tuple[np.ndarray, int, int]:
-        """An array to write the chunk to; :meth:`written` then brings it to its place."""
-        if self.array is not None:
-            return self.array, chunk.image, chunk.start
+    def place(self, chunk: Chunk, thread: int) -> tuple[np.ndarray, int, int]:
+        """An array for the chunk, with the image and the pixel where it begins."""
+        if self.direct:
+            return self.tensor.numpy(), chunk.image, chunk.start
         return self.buffers[thread].numpy(), 0, 0
 
+    def read(self, chunk: Chunk, thread: int) -> tuple[np.ndarray, int, int]:
+        """The same, holding the chunk."""
+        if not self.direct:
+            self._buffer(chunk, thread).copy_(self._part(chunk))
+        return self.place(chunk, thread)
+
     def written(self, chunk: Chunk, thread: int) -> None:
-        """Take over what was written to the target."""
-        if self.array is None:
-            buffer = self.buffers[thread][0, :, : chunk.stop - chunk.start]
-            self.tensor[chunk.image, :, chunk.start : chunk.stop].copy_(buffer)
+        """Take over what was written to the place of the chunk."""
+        if not self.direct:
+            self._part(chunk).copy_(self._buffer(chunk, thread))
+
+    def _part(self, chunk: Chunk) -> Tensor:
+        return self.tensor[chunk.image, :, chunk.start : chunk.start + chunk.pixels]
+
+    def _buffer(self, chunk: Chunk, thread: int) -> Tensor:
+        return self.buffers[thread, 0, :, : chunk.pixels]
 
 
-def count(
-    logits: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-    counted: Tensor,
-    rows: int,
-    bins: ProbabilityBins,
-) -> tuple[Tally, Softmax]:
-    """The first pass; as :func:`.plain_passes.count` of pixels without weights."""
-    source, wanted = Logits(logits), counted.numpy()
-    label = with_ignored(labels, valid).view(-1).numpy()
-    batch, classes, _ = logits.shape
-    softmax = torch.empty(4, labels.numel(), device="cpu")
-    kept = [number.numpy() for number in softmax]
+def count(logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The first pass; as :func:`.plain.count`. What is kept is that of ``kernels.py``."""
+    source, wanted, bins = Logits(logits), problem.counted.numpy(), problem.bins
+    label = with_ignored(problem)
+    rows, kept = len(problem.rows.counts), torch.empty(4, len(label), device="cpu")
     # One set of sums a thread; of an image that one thread takes alone, only one in all.
-    shape = (2, classes, rows, bins.bins + 1)
+    shape = problem.tally_shape(logits)
     flat = np.zeros((source.threads if rows == 1 else 1, math.prod(shape) + 1), np.int64)
     parts = [part[:-1].reshape(shape) for part in flat]
-    units = np.float32(bins.scale)
+    numbers = (kept.numpy(), wanted)
 
-    def work(chunks: list[Chunk], thread: int) -> tuple[int, int]:
-        held = nans = 0
+    def work(chunks: list[Chunk], thread: int) -> int:
+        nans = 0
         for chunk in chunks:
-            sums = parts[thread if rows == 1 else 0][:, :, chunk.image if rows > 1 else 0]
-            numbers = [number[chunk.flat] for number in kept]
-            place = (*source.read(chunk, thread), label[chunk.flat], *numbers, wanted)
-            one, other = kernels.count(*place, sums[0], sums[1], units, bins.fraction_bits)
-            held, nans = held + one, nans + other
-        return held, nans
+            place = (source.read(chunk, thread), label, chunk.flat, chunk.pixels, *numbers)
+            sums, row = (parts[thread], 0) if rows == 1 else (parts[0], chunk.image)
+            nans += kernels.count(*place, sums, row, np.float32(bins.scale), bins.bits)
+        return nans
 
     if rows == 1:
         tasks = [[chunk] for chunk in source.chunks]
     else:
-        tasks = [[chunk for chunk in source.chunks if chunk.image == b] for b in range(batch)]
-    found = shared_out(work, tasks, source.threads)
-    held = [sum(one for one, _ in found)] if rows == 1 else [one for one, _ in found]
-    pixels = np.array(held, np.int64)
-
-    def merge(item: int, _: int) -> None:
-        for part in parts[1:]:
-            parts[0][:, item] += part[:, item]
-        kernels.fill_lowest_bin(parts[0][:, item], pixels, bins.fraction_bits)
-
-    shared_out(merge, np.flatnonzero(wanted).tolist(), source.threads)
-    flat[0, -1] = sum(nans for _, nans in found)
-    total = torch.from_numpy(flat[0])
-    return Tally(total, total[:-1].view(shape)), Softmax(*softmax)
+        tasks = [[one for one in source.chunks if one.image == image] for image in range(rows)]
+    nans = shared_out(work, tasks, source.threads)
+    for part in flat[1:]:
+        flat[0] += part
+    flat[0, -1] = sum(nans)
+    return torch.from_numpy(flat[0]), kept
 
 
-def with_ignored(labels: Tensor, valid: Tensor | None) -> Tensor:
-    """Labels with -1 on ignored pixels, as kernels know them."""
-    return labels if valid is None else labels.masked_fill(~valid, -1)
+def with_ignored(problem: Problem) -> np.ndarray:
+    """Labels (B * P,) with -1 on ignored pixels, as kernels know them."""
+    labels, valid = problem.labels, problem.valid
+    labels = labels if valid is None else labels.masked_fill(~valid, -1)
+    return labels.view(-1).numpy()
 
 
-def jaccard_tables(
-    sums: Tensor, weights: Tensor, bins: ProbabilityBins
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gains of the bins for the Jaccard loss.
+@cache
+def widths_of(bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Widths of the bins, and what the square of an error of a gain counts for."""
+    numbers, cpu = ProbabilityBins(bins), torch.device("cpu")
+    return numbers.widths(cpu).numpy(), numbers.logit_weights(cpu).square().numpy()
 
-    Args:
-        sums: (2, C, R, K + 1) packed sums.
-        weights: (R, C) float64 weight of each class in the loss.
-        bins: the bins.
 
-    Returns:
-        (2, C, R, K + 1) float32 gains of background and foreground times the weight, (C, R)
-        float64 share in the loss, and (C, R) bool: where bins are not as good as a sort in float32.
-    """
-    gains = np.zeros(sums.shape, np.float32)
-    held, weight = sums.numpy(), weights.numpy()
+def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
+    """Gains of the bins for the Jaccard loss; as :func:`.plain.tables`."""
+    gains, held = np.zeros(sums.shape, np.float32), sums.numpy()
     values, coarse = np.zeros(sums.shape[1:3]), np.zeros(sums.shape[1:3], np.bool_)
+    weight, bins = problem.rows.weights.numpy(), problem.bins
+    widths = widths_of(bins.bins)
 
     def work(at: tuple[int, int], _: int) -> None:
-        numbers = (held[0][at], held[1][at], weight[at[::-1]], bins.scale, bins.fraction_bits)
-        values[at], coarse[at] = kernels.jaccard_tables(*numbers, gains[0][at], gains[1][at])
+        numbers = (held, *at, weight[at[::-1]], bins.scale, bins.bits, *widths, gains)
+        values[at], *bounds = kernels.jaccard_tables(*numbers)
+        coarse[at] = too_coarse(bounds)
 
     tasks = [(int(item), int(row)) for row, item in np.argwhere(weight > 0)]
     shared_out(work, tasks, threads_for(tasks))
-    return torch.from_numpy(gains), torch.from_numpy(values), torch.from_numpy(coarse)
+    return Readings(torch.from_numpy(gains), torch.from_numpy(values), torch.from_numpy(coarse))
+
+
+def too_coarse(bounds: Sequence[float], largest: float = 1.0) -> bool:
+    """Whether bounds of :func:`.kernels.jaccard_tables` exceed the rounding of float32."""
+    spread, squares, pixels = bounds
+    return not (squares <= pixels * GAIN_ROUNDING**2 and spread <= LOSS_ROUNDING * largest)
 
 
 def gradient(
     logits: Tensor,
-    labels: Tensor,
-    softmax: Softmax,
+    problem: Problem,
+    kept: Tensor,
     tables: Tensor,
-    exact: dict[int, Tensor],
-    counted: Tensor,
-    bins: ProbabilityBins,
-    weights: PixelWeights | None,
+    exact: Tensor,
+    slots: Tensor,
     grad_loss: Tensor,
 ) -> Tensor:
-    """The second pass, of pixels without weights; as :func:`.plain_passes.gradient`."""
-    result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    source, target = Logits(logits), Logits(result)
-    label, wanted, gains = labels.view(-1).numpy(), counted.numpy(), tables.numpy()
-    kept, factor = [number.numpy() for number in softmax], np.float32(grad_loss.item())
-    slots = np.full(logits.shape[1], -1)
-    slots[list(exact)] = np.arange(len(exact))
-    given = np.empty((len(exact), labels.numel()), np.float32)
-    for row, values in zip(given, exact.values(), strict=True):
-        row[:] = values.reshape(-1).numpy()
+    """The second pass; as :func:`.plain.gradient`."""
+    result, bins = torch.empty_like(logits, memory_format=torch.contiguous_format), problem.bins
+    source, target, label = Logits(logits), Logits(result), with_ignored(problem)
+    gains, factor = tables.numpy(), np.float32(grad_loss.item())
+    numbers = (kept.numpy(), problem.counted.numpy(), gains)
+    given = (slots.numpy(), exact.view(len(exact), len(label)).numpy(), factor)
 
     def work(chunk: Chunk, thread: int) -> None:
-        row = chunk.image if tables.shape[2] > 1 else 0
-        numbers = (label[chunk.flat], *(number[chunk.flat] for number in kept), wanted)
-        table = (gains[0, :, row], gains[1, :, row], np.float32(bins.scale), bins.fraction_bits)
-        place, out = source.read(chunk, thread), target.target(chunk, thread)
-        kernels.gradient(*place, *numbers, *table, slots, given[:, chunk.flat], factor, *out)
+        row = chunk.image if gains.shape[2] > 1 else 0
+        place = (source.read(chunk, thread), label, chunk.flat, chunk.pixels, *numbers, row)
+        units, out = (np.float32(bins.scale), bins.bits), target.place(chunk, thread)
+        kernels.gradient(*place, *units, *given, out)
         target.written(chunk, thread)
 
     shared_out(work, source.chunks, source.threads)
     return result
 
 
-class LogErrors(NamedTuple):
-    """Softmax in float64: what ranks the errors, and what the gradient takes (B, P)."""
+def exact_gains(logits: Tensor, problem: Problem, items: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Gains of some classes, sorted exactly; as :func:`.plain.exact_gains`."""
+    weight, label = problem.rows.weights.numpy(), with_ignored(problem)
+    row = len(label) // max(1, len(weight))
+    if not problem.row_ranks.alone or row > kernels.INDEX_MASK:
+        return plain.exact_gains(logits, problem, items)
+    source, logarithms = Logits(logits), np.empty((2, len(label)))
 
-    log_normaliser: np.ndarray
-    """float64: logits minus this are log-probabilities."""
-    log_error: np.ndarray
-    """float64 logarithm of the label's error."""
-    own: np.ndarray
-    """float32 probability of the label."""
-    others: np.ndarray
-    """float32 error of the label."""
+    def take(chunk: Chunk, thread: int) -> None:
+        place = (source.read(chunk, thread), label, chunk.flat, chunk.pixels)
+        kernels.log_errors(*place, logarithms)
 
+    shared_out(take, source.chunks, source.threads)
+    gains = torch.zeros(len(items), *problem.labels.shape, device="cpu")
+    tasks = [(r, e) for r in range(len(weight)) for e in range(len(items)) if weight[r, items[e]]]
+    threads = threads_for(tasks)
+    words, into = np.empty((threads, 2, row), np.int64), gains.view(len(items), -1).numpy()
 
-def log_errors(source: Logits, label: np.ndarray) -> LogErrors:
-    """Softmax of logits (B, C, P), with labels (B, P) that are -1 on ignored pixels."""
-    numbers = np.empty((2, *label.shape))
-    errors = LogErrors(*numbers, *np.empty((2, *label.shape), np.float32))
-
-    def work(chunk: Chunk, thread: int) -> None:
-        at = chunk.image, slice(chunk.start, chunk.stop)
-        place = source.read(chunk, thread)
-        kernels.log_errors(*place, label[at], *(number[at] for number in errors))
-
-    shared_out(work, source.chunks, source.threads)
-    return errors
-
-
-def ranked(
-    source: Logits, label: np.ndarray, errors: LogErrors, weights: Tensor, into: dict[int, Any]
-) -> None:
-    """Gains of some classes, sorted exactly.
-
-    Args:
-        source, label: logits (B, C, P), and labels (B, P) with -1 on ignored pixels.
-        errors: theirs.
-        weights: (R, C) float64 weight of each class in the loss; R = 1 is the batch.
-        into: of each class, the array (B, P) that takes its gains times the weight.
-    """
-    weight, (batch, pixels) = weights.numpy(), label.shape
-    images = [slice(0, batch)] if len(weight) == 1 else [slice(b, b + 1) for b in range(batch)]
-    tasks = [(row, item) for row in range(len(weight)) for item in into if weight[row, item] > 0]
-    threads, most = threads_for(tasks), pixels * (batch if len(weight) == 1 else 1)
-    words, flat = np.empty((threads, 2, most), np.int64), np.empty((threads, most), np.float32)
-
-    def work(task: tuple[int, int], thread: int) -> None:
-        at, item = images[task[0]], task[1]
-        numbers = (label[at], errors.log_normaliser[at], errors.log_error[at], item, weight[task])
-        scores = source.tensor[at, item].float().numpy()
-        kernels.class_gains(scores, *numbers, *words[thread], flat[thread], into[item][at])
-
-    shared_out(work, tasks, threads)
-
-
-def exact_gains(
-    logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Tensor, items: Sequence[int]
-) -> dict[int, Tensor]:
-    """Gains (B, P) float32 of some classes times their weight (R, C), sorted exactly."""
-    source, label = Logits(logits), with_ignored(labels, valid).numpy()
-    gains = {item: torch.zeros(labels.shape, device="cpu") for item in items}
-    into = {item: values.numpy() for item, values in gains.items()}
-    ranked(source, label, log_errors(source, label), weights, into)
-    return gains
-
-
-def sorted_loss(
-    logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Tensor
-) -> tuple[float, Tensor]:
-    """Loss of logits (B, C, P) and its gradient in float32, every class sorted exactly.
-
-    Args:
-        logits, labels, valid: as of :func:`count`.
-        weights: (R, C) float64 weight of each class in the loss; R = 1 is the batch.
-    """
-    source, label = Logits(logits), with_ignored(labels, valid).numpy()
-    result = torch.from_numpy(np.zeros(logits.shape, np.float32))
-    gains, errors = result.numpy(), log_errors(source, label)
-    ranked(source, label, errors, weights, {c: gains[:, c] for c in range(logits.shape[1])})
-
-    def finish(chunk: Chunk, thread: int) -> float:
-        at = chunk.image, slice(chunk.start, chunk.stop)
-        numbers = (label[at], errors.log_normaliser[at], errors.own[at], errors.others[at])
-        place, target = source.read(chunk, thread), (gains, chunk.image, chunk.start)
-        loss: float = kernels.through_softmax(*place, *numbers, *target)
+    def sort(task: tuple[int, int], thread: int) -> float:
+        at, item = slice(task[0] * row, (task[0] + 1) * row), items[task[1]]
+        images = slice(None) if len(weight) == 1 else slice(task[0], task[0] + 1)
+        scores = source.tensor[images, item].float().reshape(-1).numpy()
+        numbers = (scores, label[at], logarithms[:, at], item, weight[task[0], item])
+        loss: float = kernels.class_gains(*numbers, words[thread], into[task[1], at])
         return loss
 
-    return sum(shared_out(finish, source.chunks, source.threads)), result
+    part = sum(shared_out(sort, tasks, threads))
+    return gains, torch.tensor(part, dtype=torch.float64, device="cpu")
 
 
-def sorted_hinge(
-    scores: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    factor: float,
+def hinge(
+    scores: Tensor, foreground: Tensor, valid: Tensor | None, factor: float, name: str
 ) -> tuple[float, Tensor]:
     """Sum of the losses of rows (R, P) times ``factor``, and its gradient (R, P) float32.
 
     Args:
-        scores: (R, P) float32, 0 on ignored pixels.
+        scores: (R, P) float32.
         foreground, valid: (R, P) bool; the latter None where every pixel counts.
         factor: what loss and gradient are multiplied by.
+        name: "sort" or "auto", as of :class:`.histogram.Method`.
     """
-    number = scores.detach().contiguous().numpy()
-    truth = foreground.contiguous().numpy()
-    counts = truth[:, :0] if valid is None else valid.contiguous().numpy()
-    gradient = torch.empty(scores.shape, device="cpu")
-    rows, threads = range(len(scores)), threads_for(range(len(scores)))
-    words, result = np.empty((threads, 2, scores.shape[1]), np.int64), gradient.numpy()
+    scores, foreground = scores.detach().contiguous(), foreground.contiguous()
+    result, masks = torch.empty(scores.shape, device="cpu"), valid
+    if masks is None:
+        masks = foreground[:, :0]
+    rows: list[Any] = list(
+        zip(*(one.numpy() for one in (scores, foreground, masks, result)), strict=True)
+    )
+    length, loss = scores.shape[1], 0.0
+    unsorted = list(range(len(rows)))
+    if name == "auto" and length >= HINGE_PIXELS:
+        found = {row: counted_hinge(rows[row], factor) for row in unsorted}
+        unsorted = [row for row, value in found.items() if value is None]
+        loss = sum(value for value in found.values() if value is not None)
+    threads = threads_for(unsorted)
+    words = np.empty((threads if unsorted else 0, 2, length), np.int64)
 
-    def work(row: int, thread: int) -> float:
-        where = words[thread]
-        loss: float = kernels.hinge_gains(
-            number[row], truth[row], counts[row], factor, *where, result[row]
-        )
+    def sort(row: int, thread: int) -> float:
+        *given, into = rows[row]
+        value: float = kernels.hinge_sorted(*given, factor, words[thread], into)
+        return value
+
+    return loss + sum(shared_out(sort, unsorted, threads)), result
+
+
+@cache
+def hinge_widths() -> tuple[np.ndarray, np.ndarray]:
+    """Widths of the bins of a hinge, and weights that leave out bin 0, whose errors are 0."""
+    edges = np.arange(kernels.HINGE_BINS + 1, dtype=np.int32) << kernels.HINGE_SHIFT
+    errors = (edges + kernels.UNIT_BITS).view(np.float32)
+    widths = np.concatenate([[0], np.diff(errors)])
+    widths[-1] = 1e30
+    return widths, (widths > 0).astype(np.float64)
+
+
+def counted_hinge(row: Sequence[np.ndarray], factor: float) -> float | None:
+    """Loss of scores, foreground and mask of a row, counted in bins; None: they are too coarse.
+
+    The last of the four arrays takes the gradient.
+    """
+    scores, foreground, valid, result = row
+    tasks = [slice(at, at + PIXELS_AT_ONCE) for at in range(0, len(scores), PIXELS_AT_ONCE)]
+    threads = threads_for(tasks)
+    sums = np.zeros((threads, 2, 1, 1, kernels.HINGE_BINS + 1), np.int64)
+
+    def pixels(at: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return scores[at], foreground[at], valid[at]
+
+    largest = max(
+        shared_out(lambda at, i: kernels.hinge_count(*pixels(at), sums[i].ravel()), tasks, threads),
+        key=lambda error: (math.isnan(error), error),
+    )
+    if math.isnan(largest):
+        result[:] = math.nan
+        return math.nan
+    held, gains = sums.sum(0), np.zeros(sums.shape[1:], np.float32)
+    _, *bounds = kernels.jaccard_tables(held, 0, 0, 1.0, 1.0, 0, *hinge_widths(), gains)
+    if too_coarse(bounds, largest):
+        return None
+    gains[..., 0] = 0
+
+    def look_up(at: slice, _: int) -> float:
+        loss: float = kernels.hinge_gradient(*pixels(at), gains.ravel(), factor, result[at])
         return loss
 
-    return sum(shared_out(work, rows, threads)), gradient
+    return sum(shared_out(look_up, tasks, threads))

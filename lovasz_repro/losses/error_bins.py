@@ -30,7 +30,7 @@ UNIT = 2.0**-10
 class ProbabilityBins:
     """K + 1 bins of errors in [0, 1], the last for 1 itself; positions inside in fixed point.
 
-    A position is counted in units of 2^-fraction_bits of a bin, in the square root. One int64
+    A position is counted in units of 2^-bits of a bin, in the square root. One int64
     per bin takes both the number of its pixels (the upper bits) and the sum of their positions
     (the lower ones), so that one addition per pixel gives the gains and the exact loss.
     """
@@ -40,14 +40,13 @@ class ProbabilityBins:
     def __init__(self, bins: int) -> None:
         self.bins = bins
         # float32 holds 24 bits, which is what is known of a probability anyway.
-        self.fraction_bits = max(1, min(10, 24 - bins.bit_length()))
-        self.one_pixel = 1 << (self.fraction_bits + 26)
-        self.scale = float(bins << self.fraction_bits)
+        self.bits = max(1, min(10, 24 - bins.bit_length()))
+        self.one_pixel = 1 << (self.bits + 26)
+        self.scale = float(bins << self.bits)
 
-    def unpack(self, packed: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Counts and sums of positions from packed sums."""
-        counts = packed >> (self.fraction_bits + 26)
-        return counts.to(dtype), (packed & (self.one_pixel - 1)).to(dtype)
+    def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts and sums of positions from packed sums, in float64."""
+        return (packed >> (self.bits + 26)).double(), (packed & (self.one_pixel - 1)).double()
 
     def error_sums(self, counts: Tensor, positions: Tensor) -> Tensor:
         """Sum of the errors in each bin, as if all were at the mean position.
@@ -55,21 +54,19 @@ class ProbabilityBins:
         What is lost is the variance of the position, less than 1/(4 K^2) an error. Half a unit
         makes up for rounding down; not in bin 0, so that perfect predictions cost nothing.
         """
-        half = 0.5 / self.scale
-        roots = torch.arange(counts.shape[-1], dtype=counts.dtype, device=counts.device)
-        roots.div_(self.bins)[1:] += half
-        means = torch.add(roots, positions / counts.clamp(min=1), alpha=1 / self.scale)
-        return means.square_().mul_(counts)
+        roots = torch.arange(counts.shape[-1], dtype=counts.dtype, device=counts.device) / self.bins
+        roots[1:] += 0.5 / self.scale
+        return (roots + positions / counts.clamp(min=1) / self.scale) ** 2 * counts
 
     def widths(self, device: torch.device) -> Tensor:
-        """(K + 1,) float32 widths of the bins."""
+        """(K + 1,) float64 widths of the bins."""
         edges = torch.arange(self.bins + 2, dtype=torch.float64, device=device) / self.bins
-        return edges.square_().clamp_(max=1.0).diff().float()
+        return edges.square().clamp(max=1.0).diff()
 
     def logit_weights(self, device: torch.device) -> Tensor:
-        """(K + 1,) float32 e (1 - e): derivative of an error with respect to its own logit."""
-        middles = torch.arange(self.bins + 1, dtype=torch.float32, device=device) + 0.5
-        errors = middles.div_(self.bins).square_().clamp_(max=1.0)
+        """(K + 1,) float64 e (1 - e): derivative of an error with respect to its own logit."""
+        middles = torch.arange(self.bins + 1, dtype=torch.float64, device=device) + 0.5
+        errors = (middles / self.bins).square().clamp(max=1.0)
         return errors * (1 - errors)
 
 

@@ -137,20 +137,25 @@ def binary_pixels(
             f"{_binary_shape_hint(logits, labels)}"
         )
     batch, space = logits.shape[0], logits.shape[1:].numel()
-    flat_labels = labels.reshape(batch, space).long()  # 255 == -1 in uint8
+    classes, valid = labels.reshape(batch, space), None
     scores = logits.reshape(batch, space).to(torch.promote_types(logits.dtype, torch.float32))
-    foreground = flat_labels == 1
-    known, valid = foreground | (flat_labels == 0), None
     if ignore_index is not None:
-        valid = flat_labels != ignore_index
-        known, foreground = known | ~valid, foreground & valid
-        scores = scores.masked_fill(~valid, 0.0)
-    numbers = torch.stack([(~known).sum(), (~known).new_full((), batch, dtype=torch.int64)])
-    unknown, images = ranks.sum_(numbers).tolist()
+        classes = classes.long()  # 255 == -1 in uint8
+        valid = classes != ignore_index
+        classes, scores = classes.masked_fill(~valid, 0), scores.masked_fill(~valid, 0.0)
+    wrong = _not_0_or_1(classes)
+    unknown, images = ranks.sum_(torch.tensor([wrong is not None, batch], device=logits.device))
     if unknown:
-        wrong = flat_labels[~known].tolist()
-        _raise_out_of_range(wrong[0] if wrong else None, 2, ignore_index)
-    return BinaryPixels(scores, foreground, valid, images)
+        _raise_out_of_range(wrong, 2, ignore_index)
+    return BinaryPixels(scores, classes.bool(), valid, int(images))
+
+
+def _not_0_or_1(numbers: Tensor) -> int | None:
+    """A number that is neither 0 nor 1, if there is one."""
+    if numbers.dtype == torch.bool or numbers.numel() == 0:
+        return None
+    low, high = torch.stack(torch.aminmax(numbers)).tolist()
+    return low if low < 0 else high if high > 1 else None
 
 
 def class_weight_vector(

@@ -2,32 +2,49 @@
 
 Each kernel is one pass over some pixels, a block at a time, so that a block's numbers of all
 classes stay in the L1 and L2 caches. They are called by several threads at once (``compiled.py``)
-and hold no lock. The formulas are those of ``histogram.py``, ``softmax.py`` and ``sorting.py``.
+and hold no lock. The formulas are those of ``histogram.py``, ``plain.py`` and ``sorting.py``.
 
 Two rules keep results the same on any number of threads. Additions between threads are of
 integers. And of LLVM's fast-math flags only ``contract`` is on: ``reassoc`` would fold
 ``(y + MAGIC) - MAGIC`` into ``y``, which silently takes the rounding out of the exponential.
+
+Arguments that several kernels have:
+
+* source: logits (B, C, N) float32, and the image and the place in it where the pixels begin.
+* labels: (P,) int64 class ids of all pixels, -1 where they are ignored.
+* at, count: which of all pixels are meant.
+* kept: (4, P) float32 of each pixel: the largest logit t; s of the root 2^((F - t) / (2 ln 2)) s
+  of a probability, 0 on ignored and NaN pixels; the label's probability; the label's error.
+* sums, tables: (2, C, R, K + 1), packed counts and gains of the bins of background [0] and
+  foreground [1], of R rows.
+* units, bits: positions in all bins, and binary digits of a position inside one.
 """
 
 import math
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 BLOCK = 512
 """Pixels that are worked on together."""
-RADIX_PASSES = 4
-"""Digits of a sort key. Nine bits each: 512 streams of writes stay in the L1 cache."""
-KEY_BITS = 9 * RADIX_PASSES
+COUNT_SHIFT = 26
+"""A packed sum has the number of pixels above this many and the digits of a position."""
+DIGIT, DIGITS = 9, 4
+"""Bits of a digit of a sort key, and digits: 512 streams of writes stay in the L1 cache."""
+KEY_BITS = DIGIT * DIGITS
 INDEX_BITS = 62 - KEY_BITS
 """What a 64-bit word has left for the number of a pixel, with one bit for the foreground."""
+INDEX_MASK = (1 << INDEX_BITS) - 1
+HINGE_SHIFT, HINGE_BINS = 11, 2**16
+"""The bins of a hinge are 2^12 to a doubling of e + UNIT; the last holds what is above 64."""
+KEYS_DOWN = ((1 << KEY_BITS) - 1) << (INDEX_BITS + 1)
+"""Turns the order of keys around."""
+UNIT = np.float32(2.0**-10)
+UNIT_BITS = np.int32(UNIT.view(np.int32))
 
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2_E = math.log2(math.e)
 HALF_LOG2_E = np.float32(0.5 * LOG2_E)
-GAIN_ROUNDING, LOSS_ROUNDING = 2.0**-25, 2.0**-24
 
 
 def kernel(function):
@@ -38,41 +55,6 @@ def kernel(function):
 def inlined(function):
     """Compile into each kernel that calls it."""
     return njit(function, inline="always", error_model="numpy")
-
-
-def _reread(number_type, kind):
-    def build(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], kind)
-
-    return number_type, build
-
-
-@intrinsic
-def float_of_bits(typing, bits):
-    """Float32 of the bits of an int32."""
-    result, build = _reread(types.float32, ir.FloatType())
-    return result(types.int32), build
-
-
-@intrinsic
-def bits_of_float(typing, value):
-    """Bits of a float32."""
-    result, build = _reread(types.int32, ir.IntType(32))
-    return result(types.float32), build
-
-
-@intrinsic
-def double_of_bits(typing, bits):
-    """Float64 of the bits of an int64."""
-    result, build = _reread(types.float64, ir.DoubleType())
-    return result(types.int64), build
-
-
-@intrinsic
-def bits_of_double(typing, value):
-    """Bits of a float64."""
-    result, build = _reread(types.int64, ir.IntType(64))
-    return result(types.float64), build
 
 
 def _power_series(degree: int) -> list[float]:
@@ -96,8 +78,8 @@ def power_of_two(y):
     whole = y + MAGIC
     f = y - (whole - MAGIC)
     power = (((((A6 * f + A5) * f + A4) * f + A3) * f + A2) * f + A1) * f + A0
-    exponent = bits_of_float(whole) - MAGIC_BITS + np.int32(127)
-    return power * float_of_bits(exponent << np.int32(23))
+    exponent = np.float32(whole).view(np.int32) - MAGIC_BITS + np.int32(127)
+    return power * np.int32(exponent << np.int32(23)).view(np.float32)
 
 
 @inlined
@@ -110,7 +92,8 @@ def power_of_two64(y):
     low = (((B5 * f + B4) * f + B3) * f + B2) * f + B1
     high = (((B10 * f + B9) * f + B8) * f + B7) * f + B6
     power = (high * (f * f * f * f * f) + low) * f + B0
-    return power * double_of_bits((bits_of_double(whole) - MAGIC64_BITS + 1023) << 52)
+    exponent = np.float64(whole).view(np.int64) - MAGIC64_BITS + 1023
+    return power * np.int64(exponent << 52).view(np.float64)
 
 
 @inlined
@@ -127,108 +110,73 @@ def largest_of(logits, image, at, top):
 
 
 @kernel
-def count(
-    logits,
-    image,
-    first,
-    labels,
-    top,
-    scale,
-    own,
-    others,
-    counted,
-    background,
-    foreground,
-    units,
-    fraction_bits,
-):
-    """Count the errors of some pixels in bins; the first pass of ``plain_passes.py``.
+def count(source, labels, at, count, kept, counted, sums, row, units, bits):
+    """Count the errors of some pixels in bins; the first pass of ``plain.py``.
 
     Args:
-        logits: (B, C, N) float32; the pixels are those from ``first`` on, of one image.
-        image, first: where they begin.
-        labels: (P,) int64 class ids, -1 on ignored pixels.
-        top, scale, own, others: (P,) float32, filled as of ``plain_passes.Softmax``.
+        kept: filled.
         counted: (C,) bool: classes whose errors are counted.
-        background, foreground: (C, K + 1) int64 packed sums, added to. The number of background
-            pixels in bin 0 is left to :func:`fill_lowest_bin`.
-        units: positions in all bins, as float32.
-        fraction_bits: binary digits of a position inside a bin.
+        sums: added to, in one row. Background of bin 0, most of it in a trained network, is not
+            counted one by one: it is what is left of the pixels.
 
     Returns:
-        How many pixels are valid, and how many of them have NaN.
+        How many pixels have NaN.
     """
-    classes, pixels = logits.shape[1], len(labels)
+    logits, image, first = source
+    classes, nans = logits.shape[1], 0
+    left = np.empty(classes, np.int64)
     roots, steps = np.empty((classes, BLOCK), np.float32), np.empty(BLOCK, np.int32)
-    bits, fraction = np.int32(fraction_bits), np.int32((1 << fraction_bits) - 1)
-    one_pixel = np.int64(1) << (fraction_bits + 26)
-    held, nans = 0, 0
-    for start in range(0, pixels, BLOCK):
-        n = min(BLOCK, pixels - start)
-        stop = start + n
-        label, top_, scale_ = labels[start:stop], top[start:stop], scale[start:stop]
-        own_, others_ = own[start:stop], others[start:stop]
-        largest_of(logits, image, first + start, top_)
+    shift, fraction = np.int32(bits), np.int32((1 << bits) - 1)
+    one_pixel = np.int64(1) << (bits + COUNT_SHIFT)
+    for start in range(0, count, BLOCK):
+        n, here, begin = min(BLOCK, count - start), first + start, at + start
+        end = begin + n
+        label, top, scale = labels[begin:end], kept[0, begin:end], kept[1, begin:end]
+        own, others = kept[2, begin:end], kept[3, begin:end]
+        largest_of(logits, image, here, top)
         for c in range(classes):
-            row, root = logits[image, c, first + start : first + stop], roots[c]
+            scores, root = logits[image, c, here : here + n], roots[c]
             for p in range(n):
-                root[p] = power_of_two((row[p] - top_[p]) * HALF_LOG2_E)
+                root[p] = power_of_two((scores[p] - top[p]) * HALF_LOG2_E)
+        left[:] = 0
         for p in range(n):
-            others_[p] = ZERO
-            own_[p] = ZERO
+            others[p] = ZERO
+            own[p] = ZERO
             if label[p] >= 0:
-                own_[p] = roots[label[p], p]
+                left[label[p]] -= 1
+                own[p] = roots[label[p], p]
                 roots[label[p], p] = ZERO
         for c in range(classes):
             root = roots[c]
             for p in range(n):
-                others_[p] += root[p] * root[p]
+                others[p] += root[p] * root[p]
         for p in range(n):
-            mine = own_[p] * own_[p]
-            total, valid = mine + others_[p], label[p] >= 0
-            error = others_[p] / total
-            scale_[p] = ONE / np.sqrt(total) if valid and total == total else ZERO
-            own_[p] = mine / total if valid else ZERO
-            others_[p] = (ONE if error > ONE else error) if valid else ZERO
+            mine = own[p] * own[p]
+            total, valid = mine + others[p], label[p] >= 0
+            error = others[p] / total
+            scale[p] = ONE / np.sqrt(total) if valid and total == total else ZERO
+            own[p] = mine / total if valid else ZERO
+            others[p] = (ONE if error > ONE else error) if valid else ZERO
+        left -= left.sum()  # background pixels of each class
         for c in range(classes):
             if counted[c]:
-                root, sums, lowest = roots[c], background[c], np.int64(0)
+                root, held, lowest = roots[c], sums[0, c, row], np.int64(0)
                 for p in range(n):
-                    step = np.int32(root[p] * (scale_[p] * units))
+                    step = np.int32(root[p] * (scale[p] * units))
                     steps[p] = step
                     lowest += step if step <= fraction else np.int32(0)
-                sums[0] += lowest
                 for p in range(n):
                     if steps[p] > fraction:
-                        sums[steps[p] >> bits] += np.int64(steps[p] & fraction) + one_pixel
+                        held[steps[p] >> shift] += np.int64(steps[p] & fraction) + one_pixel
+                        left[c] -= 1
+                held[0] += lowest + left[c] * one_pixel
         for p in range(n):
-            if label[p] >= 0:
-                held += 1
-                if others_[p] != others_[p]:
-                    nans += 1
-                elif counted[label[p]]:
-                    step = np.int32(np.sqrt(others_[p]) * units)
-                    foreground[label[p], step >> bits] += np.int64(step & fraction) + one_pixel
-    return held, nans
-
-
-@kernel
-def fill_lowest_bin(sums, pixels, fraction_bits):
-    """Count in bin 0 of the background all pixels of a class that are not counted elsewhere.
-
-    Args:
-        sums: (2, R, K + 1) packed sums of background [0] and foreground [1].
-        pixels: (R,) valid pixels of each row.
-        fraction_bits: as of :func:`count`.
-    """
-    _, rows, width = sums.shape
-    for r in range(rows):
-        elsewhere = np.int64(0)
-        for kind in range(2):
-            held = sums[kind, r]
-            for k in range(width):
-                elsewhere += held[k] >> (fraction_bits + 26)
-        sums[0, r, 0] += (pixels[r] - elsewhere) << (fraction_bits + 26)
+            if others[p] != others[p]:
+                nans += 1
+            elif label[p] >= 0 and counted[label[p]]:
+                step = np.int32(np.sqrt(others[p]) * units)
+                sums[1, label[p], row, step >> shift] += np.int64(step & fraction) + one_pixel
+    return nans
 
 
 @inlined
@@ -253,100 +201,76 @@ def bin_gains(f, b, intersection, union, size):
 
 
 @kernel
-def jaccard_tables(background, foreground, weight, units, fraction_bits, gains_b, gains_f):
+def jaccard_tables(sums, item, row, weight, units, bits, widths, norm_weights, tables):
     """Gains of the bins of one class and row for the Jaccard loss, by the sums from the top.
 
     See ``histogram.py`` for the gains and for the bounds of their error.
 
     Args:
-        background, foreground: (K + 1,) packed sums.
+        item, row: the class and row.
         weight: of the class in the mean of Eq. 13.
-        units: positions in all bins, K 2^fraction_bits.
-        fraction_bits: binary digits of a position inside a bin.
-        gains_b, gains_f: (K + 1,) float32, filled with gain times weight in bins that hold pixels.
+        widths: (K + 1,) largest difference of two errors in a bin.
+        norm_weights: (K + 1,) what the squared error of a gain counts for.
+        tables: float32, filled with gain times weight in bins that hold pixels.
 
     Returns:
-        The share in the loss, and whether the bounds exceed the rounding of float32.
+        The loss times the weight (of errors whose roots the bins divide), the bound of its error,
+        the squared bound of the gains, and the sum of the norm weights of all pixels.
     """
-    shift, bins = fraction_bits + 26, len(background) - 1
-    inside = (np.int64(1) << shift) - 1
-    size = 0.0
-    for k in range(bins + 1):
+    background, foreground, shift = sums[0, item, row], sums[1, item, row], bits + COUNT_SHIFT
+    gains_b, gains_f = tables[0, item, row], tables[1, item, row]
+    inside, size = (np.int64(1) << shift) - 1, 0.0
+    for k in range(len(background)):
         size += float(foreground[k] >> shift)
     intersection, union = size, size
-    value, spread, squares, scale = 0.0, 0.0, 0.0, 0.0
+    value, spread, squares, pixels = 0.0, 0.0, 0.0, 0.0
     gains_b[0] = gains_f[0] = ZERO  # ignored pixels look there
-    for k in range(bins, -1, -1):
+    for k in range(len(background) - 1, -1, -1):
         f, b = float(foreground[k] >> shift), float(background[k] >> shift)
         if f == 0.0 and b == 0.0:
             continue
         gain_f, gain_b, off_f, off_b = bin_gains(f, b, intersection, union, size)
-        lowest, middle = (k << fraction_bits) + (0.5 if k > 0 else 0.0), (k + 0.5) / bins
+        lowest = (k << bits) + (0.5 if k > 0 else 0.0)
         if f > 0.0:
             value += ((lowest + (foreground[k] & inside) / f) / units) ** 2 * f * gain_f
         if b > 0.0:
             value += ((lowest + (background[k] & inside) / b) / units) ** 2 * b * gain_b
-        width = min(1.0, ((k + 1.0) / bins) ** 2) - min(1.0, (float(k) / bins) ** 2)
-        error = min(1.0, middle * middle)
-        derivative = (error * (1.0 - error)) ** 2
-        spread += (f * off_f + b * off_b) * width
-        squares += (f * off_f * off_f + b * off_b * off_b) * derivative
-        scale += (f + b) * derivative
+        spread += (f * off_f + b * off_b) * widths[k]
+        squares += (f * off_f * off_f + b * off_b * off_b) * norm_weights[k]
+        pixels += (f + b) * norm_weights[k]
         gains_b[k], gains_f[k] = gain_b * weight, gain_f * weight
         union, intersection = union + b, intersection - f
-    coarse = math.sqrt(squares) > math.sqrt(scale) * GAIN_ROUNDING or spread > 2 * LOSS_ROUNDING
-    return value * weight, coarse
+    return value * weight, spread / 2, squares, pixels
 
 
 @kernel
 def gradient(
-    logits,
-    image,
-    first,
-    labels,
-    top,
-    scale,
-    own,
-    others,
-    counted,
-    gains_b,
-    gains_f,
-    units,
-    fraction_bits,
-    slots,
-    exact,
-    factor,
-    result,
-    to_image,
-    to_first,
+    source, labels, at, count, kept, counted, tables, row, units, bits, slots, exact, factor, target
 ):
-    """Gradient of some pixels; the second pass of ``plain_passes.py``.
+    """Gradient of some pixels; the second pass of ``plain.py``.
 
     Args:
-        logits, image, first, labels, top, scale, own, others, counted: as of :func:`count`.
-        gains_b, gains_f: (C, K + 1) float32 gains of the bins of background and foreground.
-        units, fraction_bits: as of :func:`count`, so that each error finds the bin that it was
-            counted in.
+        counted: (C,) bool: classes whose gains are in the tables.
         slots: (C,) int64: place of the class in ``exact``, or -1.
         exact: (E, P) float32: gains of the pixels themselves, for classes that have a place.
         factor: what the gradient is multiplied by.
-        result: (B, C, M) float32, filled from ``to_first`` on, in one image.
-        to_image, to_first: where the results begin.
+        target: (B, C, M) float32, filled, and the image and the place in it where to begin.
     """
-    classes, pixels = logits.shape[1], len(labels)
+    (logits, image, first), (result, to_image, to_first) = source, target
+    classes = logits.shape[1]
     wrong, gains = np.empty((classes, BLOCK), np.float32), np.empty((classes, BLOCK), np.float32)
-    wrong_sum, shift = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    bin_of, bits = np.empty(BLOCK, np.int32), np.int32(fraction_bits)
-    for start in range(0, pixels, BLOCK):
-        n = min(BLOCK, pixels - start)
-        stop = start + n
-        label, top_, scale_ = labels[start:stop], top[start:stop], scale[start:stop]
-        own_, others_ = own[start:stop], others[start:stop]
+    wrong_sum, change = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    bin_of, shift = np.empty(BLOCK, np.int32), np.int32(bits)
+    for start in range(0, count, BLOCK):
+        n, here, begin = min(BLOCK, count - start), first + start, at + start
+        end = begin + n
+        label, top, scale = labels[begin:end], kept[0, begin:end], kept[1, begin:end]
+        own, others = kept[2, begin:end], kept[3, begin:end]
         for c in range(classes):
-            row, root = logits[image, c, first + start : first + stop], wrong[c]
+            scores, root = logits[image, c, here : here + n], wrong[c]
             for p in range(n):
-                value = power_of_two((row[p] - top_[p]) * HALF_LOG2_E)
-                root[p] = value if scale_[p] > ZERO else ZERO
+                value = power_of_two((scores[p] - top[p]) * HALF_LOG2_E)
+                root[p] = value if scale[p] > ZERO else ZERO
         for p in range(n):
             wrong_sum[p] = ZERO
             if label[p] >= 0:
@@ -354,41 +278,40 @@ def gradient(
         for c in range(classes):
             root, gain = wrong[c], gains[c]
             if slots[c] >= 0:
-                given = exact[slots[c], start:stop]
+                given = exact[slots[c], begin : begin + n]
                 for p in range(n):
                     gain[p] = given[p]
             elif counted[c]:
-                table = gains_b[c]
+                table = tables[0, c, row]
                 for p in range(n):
-                    bin_of[p] = np.int32(root[p] * (scale_[p] * units)) >> bits
+                    bin_of[p] = np.int32(root[p] * (scale[p] * units)) >> shift
                 for p in range(n):
                     gain[p] = table[bin_of[p]]
             else:
                 for p in range(n):
                     gain[p] = ZERO
             for p in range(n):
-                value = root[p] * scale_[p]
+                value = root[p] * scale[p]
                 root[p] = value * value
                 wrong_sum[p] += gain[p] * root[p]
         for p in range(n):
             label_gain, c = ZERO, label[p]
-            if c >= 0 and counted[c] and others_[p] == others_[p]:
-                label_gain = gains_f[c, np.int32(np.sqrt(others_[p]) * units) >> bits]
-                if slots[c] >= 0:
-                    label_gain = exact[slots[c], start + p]
-            shift[p] = label_gain * own_[p] - wrong_sum[p]
-            wrong_sum[p] = -own_[p] * (wrong_sum[p] + label_gain * others_[p]) * factor
+            if c >= 0 and slots[c] >= 0:
+                label_gain = exact[slots[c], begin + p]
+            elif c >= 0 and counted[c] and others[p] == others[p]:
+                label_gain = tables[1, c, row, np.int32(np.sqrt(others[p]) * units) >> shift]
+            change[p] = label_gain * own[p] - wrong_sum[p]
+            wrong_sum[p] = -own[p] * (wrong_sum[p] + label_gain * others[p]) * factor
         for c in range(classes):
-            gain, root = gains[c], wrong[c]
-            out = result[to_image, c, to_first + start : to_first + stop]
+            gain, probability = gains[c], wrong[c]
+            out = result[to_image, c, to_first + start : to_first + start + n]
             for p in range(n):
-                out[p] = (gain[p] + shift[p]) * root[p] * factor
+                out[p] = (gain[p] + change[p]) * probability[p] * factor
         for p in range(n):
             if label[p] >= 0:
-                at = to_first + start + p
-                result[to_image, label[p], at] = wrong_sum[p]
-                if scale_[p] > np.float32(0.9) and own_[p] < np.float32(0.5):
-                    give_back_rounding(result, to_image, at, wrong, p)
+                result[to_image, label[p], to_first + start + p] = wrong_sum[p]
+                if scale[p] > np.float32(0.9) and own[p] < np.float32(0.5):
+                    give_back_rounding(result, to_image, to_first + start + p, wrong, p)
 
 
 @inlined
@@ -407,94 +330,103 @@ def give_back_rounding(result, image, at, wrong, p):
 
 
 @kernel
-def log_errors(logits, image, first, labels, log_normaliser, log_error, own, others):
-    """Softmax of some pixels in float64, as ``softmax.softmax_of``.
+def log_errors(source, labels, at, count, logarithms):
+    """Softmax of some pixels in float64.
 
     Args:
-        logits, image, first, labels: as of :func:`count`.
-        log_normaliser: (P,) float64, filled: logits minus this are log-probabilities.
-        log_error: (P,) float64, filled: logarithm of the label's error.
-        own, others: (P,) float32, filled: the label's probability and error.
+        logarithms: (2, P) float64, filled: what is subtracted from logits to give logarithms of
+            probabilities, and the logarithm of the label's error.
     """
-    classes, pixels = logits.shape[1], len(labels)
+    logits, image, first = source
     top = np.empty(BLOCK, np.float32)
     mine, rest = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
-    for start in range(0, pixels, BLOCK):
-        n = min(BLOCK, pixels - start)
-        label = labels[start : start + n]
-        largest_of(logits, image, first + start, top[:n])
+    for start in range(0, count, BLOCK):
+        n, here, begin = min(BLOCK, count - start), first + start, at + start
+        label = labels[begin : begin + n]
+        largest_of(logits, image, here, top[:n])
         for p in range(n):
             mine[p] = 0.0
             rest[p] = 0.0
-        for c in range(classes):
-            row = logits[image, c, first + start : first + start + n]
+        for c in range(logits.shape[1]):
+            scores = logits[image, c, here : here + n]
             for p in range(n):
-                power = power_of_two64((np.float64(row[p]) - np.float64(top[p])) * LOG2_E)
+                power = power_of_two64((np.float64(scores[p]) - np.float64(top[p])) * LOG2_E)
                 mine[p] += power if label[p] == c else 0.0
                 rest[p] += 0.0 if label[p] == c else power
         for p in range(n):
             total = mine[p] + rest[p]
-            valid = label[p] >= 0
-            log_normaliser[start + p] = math.log(total) + np.float64(top[p])
-            log_error[start + p] = math.log(rest[p] / total)
-            own[start + p] = mine[p] / total if valid else 0.0
-            others[start + p] = rest[p] / total if valid else 0.0
+            logarithms[0, begin + p] = math.log(total) + np.float64(top[p])
+            logarithms[1, begin + p] = math.log(rest[p] / total)
 
 
 @inlined
-def key_of(log_error):
-    """Integer of KEY_BITS bits that grows with minus the logarithm of an error.
+def word_of(size, exponent, p, is_foreground):
+    """A pixel as a word to sort; its upper KEY_BITS bits grow with a positive ``size``.
 
-    Six bits of its exponent and the first thirty of its mantissa: errors whose logarithms agree in
-    nine decimal digits are taken for equal. Beyond 2^-45 and 2^18 all are.
+    They are six bits of its exponent and the first thirty of its mantissa, so sizes that agree in
+    nine decimal digits are taken for equal, and those below 2^exponent, or 63 doublings above it.
     """
-    size = max(min(-log_error, 2.0**18), 2.0**-45)
-    return (bits_of_double(size) - (np.int64(1023 - 45) << 52)) >> (58 - KEY_BITS)
+    size = max(min(size, 2.0 ** (exponent + 63)), 2.0**exponent)
+    key = (np.float64(size).view(np.int64) - (np.int64(1023 + exponent) << 52)) >> (58 - KEY_BITS)
+    return (((key << INDEX_BITS) | p) << 1) | np.int64(is_foreground)
 
 
-@inlined
-def sorted_words(words, other, counts, n, digit):
-    """Sort words by their KEY_BITS upper bits, by digits from the lowest; uses up ``other``.
+@kernel
+def sorted_words(words, n):
+    """Sort n words of ``words[0]`` by their KEY_BITS upper bits, by digits from the lowest.
 
     Args:
-        words, other: (N,) int64.
-        counts: (RADIX_PASSES, 2^digit) how often each digit has each value; overwritten.
-        n: how many words there are.
-        digit: bits of a digit.
+        words: (2, N) int64; overwritten.
 
     Returns:
-        The array that holds the sorted words.
+        Where in ``words`` the sorted ones are.
     """
-    low = (np.int64(1) << digit) - 1
-    for turn in range(RADIX_PASSES):
-        where, total, same = counts[turn], np.int64(0), False
-        for value in range(len(where)):
-            held = where[value]
+    places, low, where = np.zeros((DIGITS, 1 << DIGIT), np.int64), (1 << DIGIT) - 1, 0
+    for i in range(n):
+        key = words[0, i] >> (INDEX_BITS + 1)
+        for digit in range(DIGITS):
+            places[digit, (key >> (DIGIT * digit)) & low] += 1
+    for digit in range(DIGITS):
+        place, total, same = places[digit], np.int64(0), False
+        for value in range(1 << DIGIT):
+            held = place[value]
             same |= held == n
-            where[value] = total
+            place[value] = total
             total += held
         if not same:
-            shift = INDEX_BITS + 1 + digit * turn
+            source, target = words[where], words[1 - where]
             for i in range(n):
-                value = (words[i] >> shift) & low
-                at = where[value]
-                other[at] = words[i]
-                where[value] = at + 1
-            words, other = other, words
-    return words
+                value = (source[i] >> (INDEX_BITS + 1 + DIGIT * digit)) & low
+                target[place[value]] = source[i]
+                place[value] += 1
+            where = 1 - where
+    return where
 
 
-@inlined
+@kernel
 def ranked_gains(words, n, size, gains):
-    """Gains of the Jaccard loss (Eq. 9) of n sorted words, by the number of the pixel.
+    """Gains of the Jaccard loss (Eq. 9) of n pixels (Algorithm 1), by the number of the pixel.
 
     Foreground gains 1/U, background I / (U (U + 1)); once no foreground is left, nothing gains.
+
+    Args:
+        words: (2, N) int64, of which the first n of ``words[0]`` are sorted.
+        size: foreground pixels. Without any, the first false positive costs all (Eq. 3).
+        gains: float, filled where there is a gain.
+
+    Returns:
+        The words in their order.
     """
+    ranked = words[sorted_words(words, n)]
+    if size == 0 and n > 0:
+        gains[(ranked[0] >> 1) & INDEX_MASK] = 1.0
     intersection, union = float(size), float(size)
     inverse = 1.0 / union if size > 0 else 0.0
     for i in range(n):
-        at = (words[i] >> 1) & ((np.int64(1) << INDEX_BITS) - 1)
-        if words[i] & 1:
+        if intersection == 0.0:
+            break
+        at = (ranked[i] >> 1) & INDEX_MASK
+        if ranked[i] & 1:
             gains[at] = inverse
             intersection -= 1.0
         else:
@@ -502,117 +434,53 @@ def ranked_gains(words, n, size, gains):
             behind = 1.0 / union
             gains[at] = intersection * inverse * behind
             inverse = behind
-            if intersection == 0.0:
-                break
-    if size == 0 and n > 0:  # 0/0 = 1 (Eq. 3): the first false positive costs all
-        gains[(words[0] >> 1) & ((np.int64(1) << INDEX_BITS) - 1)] = 1.0
+    return ranked
 
 
 @kernel
-def class_gains(scores, labels, log_normaliser, log_error, item, weight, words, other, flat, gains):
+def class_gains(scores, labels, logarithms, item, weight, words, gains):
     """Gains of one class over the pixels of one row, sorted exactly (Algorithm 1).
 
     Background of a smaller error than any foreground gains nothing (I = 0), so it is not sorted:
     early in a training, and of a class that the network is not sure of, that is most of it.
 
     Args:
-        scores: (b, N) float32 logits of the class, of the images of the row.
-        labels, log_normaliser, log_error: (b, N).
+        scores: (P,) float32 logits of the class.
+        logarithms: as :func:`log_errors` filled them.
         item: the class.
         weight: what its gains are multiplied by.
-        words, other, flat: (b N,) int64, int64 and float32 to work in.
-        gains: (b, N) float32, overwritten.
-    """
-    images, pixels = labels.shape
-    counts = np.zeros((RADIX_PASSES, 1 << 9), np.int64)
-    ones, twos, threes, fours = counts[0], counts[1], counts[2], counts[3]
-    n, size, least = 0, 0, 0.0
-    for b in range(images):
-        label, error = labels[b], log_error[b]
-        for p in range(pixels):
-            size += label[p] == item
-            least = error[p] if label[p] == item and error[p] < least else least
-    if size == 0:  # then the largest error alone gains
-        least = -np.inf
-        for b in range(images):
-            row, label, normaliser = scores[b], labels[b], log_normaliser[b]
-            for p in range(pixels):
-                if label[p] >= 0:
-                    least = max(least, np.float64(row[p]) - normaliser[p])
-    for b in range(images):
-        row, label, normaliser, error = scores[b], labels[b], log_normaliser[b], log_error[b]
-        for p in range(pixels):
-            flat[b * pixels + p] = ZERO
-            mine = label[p] == item
-            logarithm = error[p] if mine else np.float64(row[p]) - normaliser[p]
-            if logarithm >= least and label[p] >= 0:
-                key = key_of(logarithm)
-                words[n] = (((key << INDEX_BITS) | (b * pixels + p)) << 1) | np.int64(mine)
-                ones[key & 511] += 1
-                twos[(key >> 9) & 511] += 1
-                threes[(key >> 18) & 511] += 1
-                fours[key >> 27] += 1
-                n += 1
-    words = sorted_words(words, other, counts, n, 9)
-    ranked_gains(words, n, size, flat)
-    for b in range(images):
-        for p in range(pixels):
-            gains[b, p] = flat[b * pixels + p] * weight
-
-
-@kernel
-def through_softmax(
-    logits, image, first, labels, log_normaliser, own, others, gains, to_image, to_first
-):
-    """Turn the gains of some pixels into the gradient for the logits (``softmax.py``), in place.
-
-    Args:
-        logits, image, first, labels: as of :func:`count`.
-        log_normaliser, own, others: as :func:`log_errors` filled them.
-        gains, to_image, to_first: (B, C, M) float32 and where in it the pixels begin.
+        words: (2, P) int64 to work in.
+        gains: (P,) float32, filled.
 
     Returns:
-        Their share in the loss.
+        The share in the loss.
     """
-    classes, pixels = logits.shape[1], len(labels)
-    wrong, loss = np.empty((classes, BLOCK), np.float32), 0.0
-    wrong_sum, shift = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    for start in range(0, pixels, BLOCK):
-        n = min(BLOCK, pixels - start)
-        stop = start + n
-        label = labels[start:stop]
-        own_, others_, normaliser = own[start:stop], others[start:stop], log_normaliser[start:stop]
-        for c in range(classes):
-            row, probability = logits[image, c, first + start : first + stop], wrong[c]
-            for p in range(n):
-                log = np.float32((np.float64(row[p]) - normaliser[p]) * LOG2_E)
-                probability[p] = power_of_two(log)
-        for p in range(n):
-            wrong_sum[p] = ZERO
-            if label[p] >= 0:
-                wrong[label[p], p] = ZERO
-        for c in range(classes):
-            gain, probability = gains[to_image, c, to_first + start : to_first + stop], wrong[c]
-            for p in range(n):
-                wrong_sum[p] += gain[p] * probability[p]
-        for p in range(n):
-            label_gain = gains[to_image, label[p], to_first + start + p] if label[p] >= 0 else ZERO
-            cost = wrong_sum[p] + label_gain * others_[p] if label[p] >= 0 else ZERO
-            loss += np.float64(cost)
-            shift[p] = label_gain * own_[p] - wrong_sum[p]
-            wrong_sum[p] = -own_[p] * cost
-        for c in range(classes):
-            gain, probability = gains[to_image, c, to_first + start : to_first + stop], wrong[c]
-            for p in range(n):
-                value = (gain[p] + shift[p]) * probability[p]
-                gain[p] = value if label[p] >= 0 else ZERO
-        for p in range(n):
-            if label[p] >= 0:
-                at = to_first + start + p
-                gains[to_image, label[p], at] = wrong_sum[p]
-                if own_[p] < np.float32(0.5):
-                    give_back_rounding(gains, to_image, at, wrong, p)
-    return loss
+    normaliser, label_error = logarithms[0], logarithms[1]
+    n, size, least, loss, bad = 0, 0, 0.0, 0.0, False
+    for p in range(len(scores)):
+        gains[p] = ZERO
+        mine = labels[p] == item
+        size += mine
+        least = label_error[p] if mine and label_error[p] < least else least
+        bad |= labels[p] >= 0 and normaliser[p] != normaliser[p]
+    if size == 0:  # then the largest error alone gains
+        least = -np.inf
+        for p in range(len(scores)):
+            if labels[p] >= 0:
+                least = max(least, np.float64(scores[p]) - normaliser[p])
+    for p in range(len(scores)):
+        mine = labels[p] == item
+        logarithm = label_error[p] if mine else np.float64(scores[p]) - normaliser[p]
+        if logarithm >= least and labels[p] >= 0:
+            words[0, n] = word_of(-logarithm, -45, p, mine)
+            n += 1
+    ranked = ranked_gains(words, n, size, gains)
+    for i in range(n):
+        p = (ranked[i] >> 1) & INDEX_MASK
+        logarithm = label_error[p] if ranked[i] & 1 else np.float64(scores[p]) - normaliser[p]
+        loss += gains[p] * power_of_two64(logarithm * LOG2_E)
+        gains[p] *= weight
+    return np.nan if bad else loss * weight
 
 
 @inlined
@@ -623,64 +491,108 @@ def hinge_error(score, is_foreground):
 
 
 @inlined
-def decreasing_key(number):
-    """Integer of 32 bits that grows as a float32 falls; see ``sorting.decreasing_keys``."""
-    bits = np.int64(bits_of_float(number + ZERO))  # -0.0 becomes 0.0
-    return (bits ^ (~(bits >> 63) & 0x7FFFFFFF)) & 0xFFFFFFFF
+def hinge_keys(scores, foreground, valid, bins, most):
+    """Place of some pixels in the bins of background and foreground; their largest key or ``most``.
+
+    A key is the bits of e + UNIT less those of UNIT: a logarithm, linear between powers of two.
+    Bin 0 holds what is 0, or next to nothing beside UNIT, and what is ignored.
+    """
+    for p in range(len(scores)):
+        error = np.float32(hinge_error(scores[p], foreground[p]) + UNIT)
+        key = (error.view(np.int32) & np.int32(0x7FFFFFFF)) - UNIT_BITS  # NaN has any sign
+        most = key if key > most else most
+        place = (key + np.int32((1 << HINGE_SHIFT) - 1)) >> np.int32(HINGE_SHIFT)
+        place = place if place < np.int32(HINGE_BINS) else np.int32(HINGE_BINS)
+        bins[p] = place + foreground[p] * np.int32(HINGE_BINS + 1)
+    for p in range(len(valid)):
+        bins[p] = bins[p] if valid[p] else np.int32(0)
+    return most
 
 
 @kernel
-def hinge_gains(scores, foreground, valid, factor, words, other, result):
-    """Loss and gradient of the Lovász hinge of one row, its positive errors sorted exactly.
-
-    Background of a smaller error than any foreground gains nothing (I = 0) and is not sorted.
+def hinge_count(scores, foreground, valid, sums):
+    """Count the errors of some pixels of a row in bins.
 
     Args:
         scores: (P,) float32.
         foreground, valid: (P,) bool; ``valid`` may be empty, where every pixel counts.
-        factor: what loss and gradient are multiplied by.
-        words, other: (P,) int64 to work in.
-        result: (P,) float32, filled with the gradient for the scores.
+        sums: (2 * (HINGE_BINS + 1),), with no digits of positions; added to.
+
+    Returns:
+        The largest error; NaN if there is one.
+    """
+    bins, one_pixel, most = np.empty(BLOCK, np.int32), 1 << COUNT_SHIFT, np.int32(0)
+    for start in range(0, len(scores), BLOCK):
+        stop = min(start + BLOCK, len(scores))
+        score, truth = scores[start:stop], foreground[start:stop]
+        most = hinge_keys(score, truth, valid[start:stop], bins, most)
+        for p in range(stop - start):
+            sums[bins[p]] += one_pixel
+    return np.int32(most + UNIT_BITS).view(np.float32) - UNIT
+
+
+@kernel
+def hinge_gradient(scores, foreground, valid, gains, factor, result):
+    """Loss and gradient of some pixels of a row, from the gains of the bins.
+
+    Args:
+        scores, foreground, valid: as of :func:`hinge_count`.
+        gains: (2 * (HINGE_BINS + 1),) float32; 0 in bin 0.
+        factor: what both are multiplied by.
+        result: (P,) float32, filled.
 
     Returns:
         The loss.
     """
-    counts = np.zeros((RADIX_PASSES, 1 << 8), np.int64)
-    ones, twos, threes, fours = counts[0], counts[1], counts[2], counts[3]
-    pixels, n, size, least, bad = len(scores), 0, 0, np.float32(np.inf), False
-    for p in range(pixels):
-        result[p] = -scores[p] if foreground[p] else scores[p]
-        size += foreground[p]
-        least = result[p] if foreground[p] and result[p] < least else least
-        bad |= result[p] != result[p]
-    if bad:
-        return np.nan
-    if size == 0:  # then the largest error alone gains
-        least = np.float32(-np.inf)
-        for p in range(pixels):
-            if len(valid) == 0 or valid[p]:
-                least = max(least, result[p])
-    # Signed scores rank as the errors 1 + signed do, and have not been rounded.
-    least = max(least, np.float32(-1))
-    for p in range(pixels):
-        signed = result[p]
+    bins, losses = np.empty(BLOCK, np.int32), np.zeros(BLOCK)
+    for start in range(0, len(scores), BLOCK):
+        stop = min(start + BLOCK, len(scores))
+        score, truth, out = scores[start:stop], foreground[start:stop], result[start:stop]
+        hinge_keys(score, truth, valid[start:stop], bins, np.int32(0))
+        for p in range(stop - start):
+            out[p] = gains[bins[p]] * factor
+        for p in range(stop - start):
+            cost = np.float64(out[p]) * hinge_error(score[p], truth[p])
+            losses[p] += cost if out[p] > ZERO else 0.0
+            out[p] = -out[p] if truth[p] else out[p]
+    return losses.sum()
+
+
+@kernel
+def hinge_sorted(scores, foreground, valid, factor, words, result):
+    """The same of a whole row, its positive errors sorted exactly.
+
+    Background of a smaller error than any foreground gains nothing (I = 0) and is not sorted.
+
+    Args:
+        scores, foreground, valid, factor, result: as of :func:`hinge_gradient`.
+        words: (2, P) int64 to work in.
+    """
+    n, size, least, most, bad = 0, 0, np.float32(np.inf), np.float32(-np.inf), False
+    for p in range(len(scores)):
+        signed = -scores[p] if foreground[p] else scores[p]
         result[p] = ZERO
+        size += foreground[p]
+        least = signed if foreground[p] and signed < least else least
+        bad |= signed != signed
+        if len(valid) == 0 or valid[p]:
+            most = max(most, signed)
+    if bad:
+        result[:] = np.nan
+        return np.nan
+    # Without foreground the largest error alone gains. Signed scores rank as the errors 1 + signed
+    # do, and have not been rounded.
+    least = max(least if size > 0 else most, np.float32(-1))
+    for p in range(len(scores)):
+        signed = -scores[p] if foreground[p] else scores[p]
         if signed >= least and (len(valid) == 0 or valid[p]):
-            key = decreasing_key(signed)
-            words[n] = (((key << INDEX_BITS) | p) << 1) | np.int64(foreground[p])
-            ones[key & 255] += 1
-            twos[(key >> 8) & 255] += 1
-            threes[(key >> 16) & 255] += 1
-            fours[key >> 24] += 1
+            words[0, n] = KEYS_DOWN ^ word_of(2.0 + np.float64(signed), 0, p, foreground[p])
             n += 1
-    words = sorted_words(words, other, counts, n, 8)
-    ranked_gains(words, n, size, result)
-    loss = 0.0
+    ranked, loss = ranked_gains(words, n, size, result), 0.0
     for i in range(n):
-        p = (words[i] >> 1) & ((np.int64(1) << INDEX_BITS) - 1)
+        p = (ranked[i] >> 1) & INDEX_MASK
         error = hinge_error(scores[p], foreground[p])
-        gain = np.float64(result[p]) * factor
+        gain = np.float64(result[p]) * factor if error > ZERO else 0.0
         loss += gain * error if gain > 0.0 else 0.0
-        signed = -gain if foreground[p] else gain
-        result[p] = signed if error > ZERO else ZERO
+        result[p] = -gain if foreground[p] else gain
     return loss

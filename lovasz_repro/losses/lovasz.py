@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from .averaging import Measure, rows_of
+from .averaging import Problem, rows_of
+from .backends import jaccard_kernels
 from .eager import eager
 from .error_bins import ProbabilityBins
 from .histogram import FEW_BINS, Method
@@ -20,12 +21,10 @@ from .inputs import (
     multiclass_pixels,
     pixel_weights,
 )
-from .passes import jaccard_kernels
 from .ranks import ONE_PROCESS, Ranks
 from .row_gains import row_gains
 from .set_functions import JaccardLoss, SetFunction
-from .softmax_histogram import CountedLovaszSoftmax
-from .softmax_sort import SortedLovaszSoftmax
+from .softmax import LovaszSoftmaxFunction
 from .sorting import gain_error_products
 from .submodular import checked
 from .window import AccumulationWindow
@@ -125,22 +124,27 @@ def lovasz_softmax(
     if window is not None:
         pixels = pixels._replace(total_counts=window.with_labels(pixels.total_counts))
     rows = rows_of(pixels, classes, per_image, class_weights)
-    measure = Measure(checked(set_function), weights, ONE_PROCESS if per_image else ranks)
-    if _sorts(how, rows.most_pixels, logits.dtype, weights is not None):
-        needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-        part = SortedLovaszSoftmax.apply(pixels.logits, pixels, rows, measure, needs_gradient)
-        return ranks.total(part)
-    loss: Tensor = CountedLovaszSoftmax.apply(pixels.logits, pixels, rows, measure, how, window)
+    how, bins_ = _method_for(how, rows.most_pixels, logits.dtype, weights is not None)
+    row_ranks = ONE_PROCESS if per_image else ranks
+    problem = Problem(
+        pixels.labels, pixels.valid, weights, rows, checked(set_function), row_ranks, how, bins_,
+        counts_all=window is not None,
+    )  # fmt: skip
+    loss: Tensor = LovaszSoftmaxFunction.apply(pixels.logits, problem, window)
     total = ranks.total(loss, is_total=not per_image)
     return total if window is None else window.scale(total)
 
 
-def _sorts(how: Method, size: int, dtype: torch.dtype, weighted: bool) -> bool:
-    """Whether batches (images) of this many valid pixels are sorted."""
+def _method_for(
+    how: Method, size: int, dtype: torch.dtype, weighted: bool
+) -> tuple[Method, ProbabilityBins]:
+    """The method and the bins for batches (images) of this many valid pixels."""
     most = ProbabilityBins.most_pixels
     if how.name == "histogram" and size > most:
         raise ValueError(f'method "histogram" counts up to {most} pixels, got {size}; use "sort"')
-    return how.sorts(size, dtype, weighted) or size > most
+    if how.sorts(size, dtype, weighted) or size > most:
+        return Method("sort"), ProbabilityBins(2)
+    return how, ProbabilityBins(how.bins_for(size))
 
 
 @eager
@@ -215,10 +219,11 @@ class _LovaszHinge(torch.autograd.Function):
         weights: Tensor | None,
         ranks: Ranks,
     ) -> Tensor:
-        compiled = jaccard_kernels(logits, set_function, weights, logits.shape[1])
-        if compiled is not None and ranks.alone and how.name != "histogram":
+        compiled = jaccard_kernels(logits, set_function)
+        if compiled and weights is None and ranks.alone and how.name != "histogram":
             factor = 1 / max(1, pixels.total_rows)
-            value, gradient = compiled.sorted_hinge(logits, pixels.foreground, pixels.valid, factor)
+            args = (pixels.foreground, pixels.valid, factor, how.name)
+            value, gradient = compiled.hinge(logits, *args)
             ctx.save_for_backward(gradient)
             return gradient.new_tensor(value)
         signed = torch.where(pixels.foreground, -logits, logits)

@@ -1,21 +1,24 @@
-"""The two passes of ``plain_passes.py`` as one kernel each, for CUDA devices with Triton.
+"""The two passes of ``plain.py`` as one kernel each, for CUDA devices with Triton.
 
 A program takes some pixels with all their classes, so logits are read once in each pass and their
 gradient is written once. Errors are counted by atomic additions of integers, which give the same
 sums in any order; those of the lowest bin, where most errors of a trained network are, are not
-counted one by one: their number is what is left of the pixels.
-
-``passes.py`` chooses between these and the plain passes, which are their oracle.
+counted one by one: their number is what is left of the pixels. Gains are read off the counts, and
+classes sorted, by ``plain.py``.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .averaging import Problem
+from .plain import exact_gains, tables
+
+__all__ = ["count", "exact_gains", "gradient", "tables"]
 
 HALF_LOG2_E = tl.constexpr(0.5 * math.log2(math.e))
 # Logits of one program, all classes of its pixels: they stay in registers.
@@ -28,12 +31,9 @@ def count_kernel(
     logits,
     labels,
     valid,
-    top,
-    scale,
-    label_probability,
-    label_error,
-    background,
-    foreground,
+    kept,
+    pixels,
+    sums,
     space,
     image_stride,
     class_stride,
@@ -73,10 +73,10 @@ def count_kernel(
     probability = tl.where(counts, own / total, 0.0)
     error = tl.where(counts, tl.minimum(others / total, 1.0), 0.0)
     error = tl.where(counts & nan, total, error)
-    tl.store(top + flat, largest, mask=inside)
-    tl.store(scale + flat, inverse, mask=inside)
-    tl.store(label_probability + flat, probability, mask=inside)
-    tl.store(label_error + flat, error, mask=inside)
+    tl.store(kept + flat, largest, mask=inside)
+    tl.store(kept + pixels + flat, inverse, mask=inside)
+    tl.store(kept + 2 * pixels + flat, probability, mask=inside)
+    tl.store(kept + 3 * pixels + flat, error, mask=inside)
 
     units: tl.constexpr = bins << fraction_bits
     fraction: tl.constexpr = (1 << fraction_bits) - 1
@@ -86,28 +86,25 @@ def count_kernel(
     bin = steps >> fraction_bits
     where = (item.to(tl.int64) * rows + row) * (bins + 1) + bin
     value = (steps & fraction).to(tl.int64) + one_pixel
-    tl.atomic_add(background + where, value, mask=mask & (bin > 0), sem="relaxed")
+    tl.atomic_add(sums + where, value, mask=mask & (bin > 0), sem="relaxed")
     step = tl.where(good, tl.sqrt(error) * units, 0.0).to(tl.int32)
+    foreground = classes * rows * (bins + 1)
     where = (label.to(tl.int64) * rows + row) * (bins + 1) + (step >> fraction_bits)
     value = (step & fraction).to(tl.int64) + one_pixel
-    tl.atomic_add(foreground + where, value, mask=counts, sem="relaxed")
+    tl.atomic_add(sums + foreground + where, value, mask=counts, sem="relaxed")
 
 
 @triton.jit
 def gradient_kernel(
     logits,
     labels,
-    top,
-    scale,
-    label_probability,
-    label_error,
-    background,
-    foreground,
+    kept,
+    pixels,
+    tables,
     exact,
     slots,
     result,
     space,
-    exact_stride,
     image_stride,
     class_stride,
     pixel_stride,
@@ -125,10 +122,10 @@ def gradient_kernel(
     inside = pixel < space
     flat = image * space + pixel
     label = tl.load(labels + flat, mask=inside, other=0)
-    largest = tl.load(top + flat, mask=inside, other=0.0)
-    inverse = tl.load(scale + flat, mask=inside, other=0.0)
-    own = tl.load(label_probability + flat, mask=inside, other=0.0)
-    error = tl.load(label_error + flat, mask=inside, other=0.0)
+    largest = tl.load(kept + flat, mask=inside, other=0.0)
+    inverse = tl.load(kept + pixels + flat, mask=inside, other=0.0)
+    own = tl.load(kept + 2 * pixels + flat, mask=inside, other=0.0)
+    error = tl.load(kept + 3 * pixels + flat, mask=inside, other=0.0)
     at = image * image_stride + item * class_stride + pixel[None, :] * pixel_stride
     mask = (item < classes) & inside[None, :]
     scores = tl.load(logits + at, mask=mask, other=float("-inf")).to(tl.float32)
@@ -137,18 +134,18 @@ def gradient_kernel(
     roots = tl.where(is_label | (inverse[None, :] == 0) | (mask == 0), 0.0, roots)
     row = image if rows > 1 else image * 0
     base = (item.to(tl.int64) * rows + row) * (bins + 1)
-    gains = tl.load(background + base + (roots * bins).to(tl.int32), mask=mask, other=0.0)
+    gains = tl.load(tables + base + (roots * bins).to(tl.int32), mask=mask, other=0.0)
     label_bin = tl.where(error == error, tl.sqrt(error) * bins, 0.0).to(tl.int32)
-    label_base = (label.to(tl.int64) * rows + row) * (bins + 1)
-    gain = tl.load(foreground + label_base + label_bin, mask=inside, other=0.0)
+    label_base = ((classes + label.to(tl.int64)) * rows + row) * (bins + 1)
+    gain = tl.load(tables + label_base + label_bin, mask=inside, other=0.0)
     if has_exact:
         slot = tl.load(slots + item, mask=item < classes, other=-1).to(tl.int64)
         given = mask & (slot >= 0)
-        one_by_one = exact + slot * exact_stride + flat[None, :]
+        one_by_one = exact + slot * pixels + flat[None, :]
         gains = tl.where(given, tl.load(one_by_one, mask=given, other=0.0), gains)
         slot = tl.load(slots + label, mask=inside, other=-1).to(tl.int64)
         given = inside & (slot >= 0)
-        one_by_one = exact + slot * exact_stride + flat
+        one_by_one = exact + slot * pixels + flat
         gain = tl.where(given, tl.load(one_by_one, mask=given, other=0.0), gain)
     wrong = roots * roots
     wrong_sum = tl.sum(gains * wrong, 0)  # S
@@ -163,81 +160,50 @@ def gradient_kernel(
     tl.store(result + at, gradient.to(result.dtype.element_ty), mask=mask)
 
 
-def count(
-    logits: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-    sums: Tensor,
-    fraction_bits: int,
-    one_pixel: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first pass: fills the packed sums (2, C, R, K + 1) and returns what is kept.
+def count(logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The first pass; as :func:`.plain.count`. What is kept is (4, B * P) float32.
 
-    Returns:
-        (B * P,) float32 each: largest logit, scale, label probability, label error.
+    It is the largest logit, the scale of the roots, the label's probability, and its error.
     """
-    batch, classes, space = logits.shape
-    kept = torch.empty(4, batch * space, dtype=torch.float32, device=logits.device)
+    labels, valid, bins = problem.labels, problem.valid, problem.bins
+    shape = problem.tally_shape(logits)
+    flat = labels.new_zeros(math.prod(shape) + 1)
+    kept = torch.empty(4, labels.numel(), dtype=torch.float32, device=logits.device)
     if kept.numel() > 0:
         count_kernel[_grid(logits)](
-            logits,
-            labels,
-            labels if valid is None else valid,
-            *kept,
-            sums[0],
-            sums[1],
-            space,
-            *logits.stride(),
-            classes=classes,
-            rows=sums.shape[2],
-            bins=sums.shape[3] - 1,
-            fraction_bits=fraction_bits,
-            one_pixel=one_pixel,
-            has_valid=valid is not None,
-            **_blocks(classes),
-        )
-    _fill_lowest_bin(sums, labels, valid, one_pixel)
-    return kept[0], kept[1], kept[2], kept[3]
+            logits, labels, labels if valid is None else valid, kept, labels.numel(), flat,
+            logits.shape[2], *logits.stride(), classes=logits.shape[1], rows=shape[2],
+            bins=bins.bins, fraction_bits=bins.bits, one_pixel=bins.one_pixel,
+            has_valid=valid is not None, **_blocks(logits.shape[1]),
+        )  # fmt: skip
+    # Background of the lowest bin: the pixels of the row that are not counted elsewhere.
+    sums = flat[:-1].view(shape)
+    pixels = torch.ones_like(labels) if valid is None else valid.long()
+    pixels = pixels.sum(1) if shape[2] > 1 else pixels.sum().view(1)
+    elsewhere = (sums // bins.one_pixel).sum((0, 3))  # (C, R): and foreground
+    sums[0, :, :, 0] = (pixels - elsewhere) * bins.one_pixel
+    flat[-1] = kept[3].isnan().sum()
+    return flat, kept
 
 
 def gradient(
     logits: Tensor,
-    labels: Tensor,
-    kept: Sequence[Tensor],
+    problem: Problem,
+    kept: Tensor,
     tables: Tensor,
-    exact: dict[int, Tensor],
+    exact: Tensor,
+    slots: Tensor,
+    grad_loss: Tensor,
 ) -> Tensor:
-    """The second pass: gradient (B, C, P) from float32 tables (2, C, R, K + 1) of gains.
-
-    Args:
-        logits, labels: (B, C, P) and (B, P).
-        kept: what the first pass returned.
-        tables: gains of background [0] and foreground [1].
-        exact: of some classes, the gains (B, P) themselves.
-    """
-    slots = labels.new_full((logits.shape[1],), -1)
-    slots[list(exact)] = torch.arange(len(exact), device=labels.device)
-    rows = torch.stack(list(exact.values())) if exact else tables
+    """The second pass; as :func:`.plain.gradient`."""
     result = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if result.numel() > 0:
         gradient_kernel[_grid(logits)](
-            logits,
-            labels,
-            *kept,
-            tables[0],
-            tables[1],
-            rows,
-            slots,
-            result,
-            logits.shape[2],
-            labels.numel(),
-            *logits.stride(),
-            classes=logits.shape[1],
-            rows=tables.shape[2],
-            bins=tables.shape[3] - 1,
-            has_exact=len(exact) > 0,
-            **_blocks(logits.shape[1]),
-        )
+            logits, problem.labels, kept, problem.labels.numel(), tables * grad_loss,
+            exact * grad_loss, slots, result, logits.shape[2], *logits.stride(),
+            classes=logits.shape[1], rows=tables.shape[2], bins=problem.bins.bins,
+            has_exact=len(exact) > 0, **_blocks(logits.shape[1]),
+        )  # fmt: skip
     return result
 
 
@@ -249,12 +215,3 @@ def _blocks(classes: int) -> dict[str, Any]:
 def _grid(logits: Tensor) -> tuple[int, int]:
     batch, classes, space = logits.shape
     return triton.cdiv(space, _blocks(classes)["pixel_block"]), batch
-
-
-def _fill_lowest_bin(sums: Tensor, labels: Tensor, valid: Tensor | None, one_pixel: int) -> None:
-    """Background of the lowest bin: the pixels of the row that are not counted elsewhere."""
-    rows = sums.shape[2]
-    pixels = torch.ones_like(labels) if valid is None else valid.long()
-    pixels = pixels.sum(1) if rows > 1 else pixels.sum().view(1)
-    counted = (sums // one_pixel).sum((0, 3))  # (C, R): background elsewhere, and foreground
-    sums[0, :, :, 0] = (pixels - counted) * one_pixel

@@ -19,7 +19,7 @@ from lovasz_repro.losses import (
     soft_iou,
     weighted_sum,
 )
-from lovasz_repro.losses.passes import disagreement
+from lovasz_repro.losses.backends import disagreement
 from lovasz_repro.metrics import BatchIoU, ConfusionMatrix, ImageIoU
 
 MULTICLASS = (lovasz_softmax, cross_entropy)

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 import lovasz_repro
-from lovasz_repro.losses import JaccardLoss, lovasz_hinge, lovasz_softmax, passes
+from lovasz_repro.losses import JaccardLoss, lovasz_hinge, lovasz_softmax
+from lovasz_repro.losses.averaging import Problem, Rows
 from lovasz_repro.losses.error_bins import ProbabilityBins
+from lovasz_repro.losses.histogram import Method
+from lovasz_repro.losses.ranks import ONE_PROCESS
 
 compiled = pytest.importorskip("lovasz_repro.losses.compiled", exc_type=ImportError)
 OPTIONS = [
@@ -37,6 +40,13 @@ def batch(*shape: int, classes: int = 10, used: int = 4, scale: float = 2.0):
     labels = torch.randint(0, used, shape, generator=generator)
     logits = scale * torch.randn(shape[0], classes, *shape[1:], generator=generator)
     return logits, labels
+
+
+def counting(labels: Tensor, valid: Tensor | None, rows: int, classes: int, bins: int) -> Problem:
+    """All classes of labels (B, P), counted in that many bins."""
+    ones = torch.ones(rows, classes, dtype=torch.float64)
+    rest = (JaccardLoss(), ONE_PROCESS, Method("histogram"), ProbabilityBins(bins))
+    return Problem(labels, valid, None, Rows(ones.long(), ones), *rest)
 
 
 def found(loss, logits: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tensor]:
@@ -106,14 +116,14 @@ def test_counts_are_the_same_bits_on_any_number_of_threads(options: dict) -> Non
     logits, labels = batch(3, 300, 301)
     flat, ids = logits.reshape(3, 10, -1), labels.reshape(3, -1)
     rows = 3 if options.get("per_image") else 1
-    threads, bins, everything = torch.get_num_threads(), ProbabilityBins(512), torch.ones(10) > 0
+    threads, problem = torch.get_num_threads(), counting(ids, None, rows, 10, 512)
     plain, first = None, []
     try:
         for number in (1, 2, 3, 4):
             torch.set_num_threads(number)
-            tally, _ = compiled.count(flat, ids, None, everything, rows, bins)
-            plain = tally.flat if plain is None else plain
-            assert torch.equal(tally.flat, plain)
+            tally, _ = compiled.count(flat, problem)
+            plain = tally if plain is None else plain
+            assert torch.equal(tally, plain)
             values = [found(lovasz_softmax, logits, labels, method=m, **options) for m in METHODS]
             first = first or values
             for one, other in zip(values, first, strict=True):
@@ -129,13 +139,10 @@ METHODS = ("sort", "histogram")
 def test_pixels_are_all_counted() -> None:
     logits, labels = batch(2, 300, 301, classes=4)
     valid = torch.rand(2, 300 * 301, generator=torch.Generator().manual_seed(2)) < 0.8
-    bins = ProbabilityBins(64)
     ids = labels.reshape(2, -1)
     for rows in (1, 2):
-        tally, _ = compiled.count(
-            logits.reshape(2, 4, -1), ids, valid, torch.ones(4) > 0, rows, bins
-        )
-        counts, _ = bins.unpack(tally.sums, torch.float64)
+        tally, _ = compiled.count(logits.reshape(2, 4, -1), counting(ids, valid, rows, 4, 64))
+        counts, _ = ProbabilityBins(64).unpack(tally[:-1].view(2, 4, rows, 65))
         kept = valid.sum(1) if rows == 2 else valid.sum()[None]
         assert torch.equal(counts.sum((0, 3)), kept.double().expand(4, -1))
         for item in range(4):
@@ -198,10 +205,8 @@ def test_a_process_that_is_forked_afterwards_computes_too() -> None:
     if child == 0:
         try:
             torch.set_num_threads(2)
-            answer = compiled.count(
-                logits.reshape(4, 10, -1), labels.reshape(4, -1), None, torch.ones(10) > 0, 1,
-                ProbabilityBins(64),
-            )[0].flat.sum().item()  # fmt: skip
+            problem = counting(labels.reshape(4, -1), None, 1, 10, 64)
+            answer = compiled.count(logits.reshape(4, 10, -1), problem)[0].sum().item()
             os.write(writer, str(answer).encode())
         finally:
             os._exit(0)
@@ -242,11 +247,17 @@ def test_a_class_derived_from_the_jaccard_loss_has_its_own_gains(method: str) ->
     assert half == pytest.approx(value / 2, rel=1e-4)
 
 
-def test_rows_beyond_the_numbers_of_a_word_are_left_to_plain_pytorch() -> None:
-    most, numbers = 1 << compiled.kernels.INDEX_BITS, torch.zeros(1)
-    assert passes.jaccard_kernels(numbers, JaccardLoss(), None, most) is compiled
-    assert passes.jaccard_kernels(numbers, JaccardLoss(), None, most + 1) is None
-    assert most == 2**26
+def test_rows_beyond_the_numbers_of_a_word_are_left_to_plain_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert compiled.kernels.INDEX_MASK == 2**26 - 1
+    logits, labels = batch(2, 30, 30)
+    expected = found(lovasz_softmax, logits, labels, method="sort")
+    monkeypatch.setattr(compiled.kernels, "INDEX_MASK", 1000)  # of the check: kernels are compiled
+    monkeypatch.setattr(compiled.kernels, "class_gains", None)
+    value, gradient = found(lovasz_softmax, logits, labels, method="sort")
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-9)
 
 
 def test_importing_the_losses_does_not_import_numba() -> None:
@@ -261,12 +272,12 @@ def test_plain_pytorch_on_request_and_without_numba(tmp_path: Path) -> None:
     torch.save((logits, labels), tmp_path / "batch.pt")
     code = f"""if True:
         import sys, torch
-        from lovasz_repro.losses import lovasz_softmax, passes
+        from lovasz_repro.losses import JaccardLoss, backends, lovasz_softmax
         logits, labels = torch.load({str(tmp_path / "batch.pt")!r})
         leaf = logits.requires_grad_()
         value = lovasz_softmax(leaf, labels, method="histogram")
         value.backward()
-        assert passes.cpu_kernels(leaf) is None
+        assert backends.jaccard_kernels(leaf, JaccardLoss()) is None
         torch.save((value.detach(), leaf.grad), {str(tmp_path / "out.pt")!r})
     """
     root = str(Path(lovasz_repro.__file__).parents[1])

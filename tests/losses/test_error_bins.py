@@ -62,10 +62,10 @@ def test_probability_bins_keep_counts_and_sums(count: int) -> None:
     errors = torch.rand(20_000, dtype=torch.float64, generator=generator) ** 4
     errors[:3] = torch.tensor([0.0, 1.0, 1e-12])
     fixed = (errors.sqrt() * bins.scale).long()
-    index = fixed >> bins.fraction_bits
+    index = fixed >> bins.bits
     packed = torch.zeros(count + 1, dtype=torch.int64)
-    packed.index_add_(0, index, fixed % (1 << bins.fraction_bits) + bins.one_pixel)
-    counts, positions = bins.unpack(packed, torch.float64)
+    packed.index_add_(0, index, fixed % (1 << bins.bits) + bins.one_pixel)
+    counts, positions = bins.unpack(packed)
     assert torch.equal(counts, torch.bincount(index, minlength=count + 1).double())
     sums = bins.error_sums(counts, positions)
     expected = torch.zeros(count + 1, dtype=torch.float64).index_add_(0, index, errors)
@@ -79,10 +79,10 @@ def test_probability_bins_do_not_overflow() -> None:
     """The largest number of pixels, all at the end of one bin."""
     for count in (2, 2**14, 2**20):
         bins = ProbabilityBins(count)
-        last = (1 << bins.fraction_bits) - 1
+        last = (1 << bins.bits) - 1
         packed = torch.tensor([bins.most_pixels * (bins.one_pixel + last)])
         assert packed.item() == bins.most_pixels * (bins.one_pixel + last)
-        counts, positions = bins.unpack(packed, torch.float64)
+        counts, positions = bins.unpack(packed)
         assert counts.item() == bins.most_pixels
         assert positions.item() == bins.most_pixels * last
 

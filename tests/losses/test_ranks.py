@@ -119,15 +119,17 @@ def work(rank: int, group: distributed.ProcessGroup) -> dict:
 
 def counts_of(numbers, group=None) -> Tensor:
     """What the first pass counts, added up over ranks."""
+    from lovasz_repro.losses.averaging import Problem, rows_of
+    from lovasz_repro.losses.backends import backend_for
     from lovasz_repro.losses.error_bins import ProbabilityBins
+    from lovasz_repro.losses.histogram import Method
     from lovasz_repro.losses.inputs import multiclass_pixels
-    from lovasz_repro.losses.passes import count
 
-    pixels = multiclass_pixels(numbers[0], numbers[1], 255)
-    counted = torch.ones(numbers[0].shape[1], dtype=torch.bool)
-    args = (pixels.logits, pixels.labels, pixels.valid, counted, 1, ProbabilityBins(512))
-    tally, _ = count(*args, None)
-    return Ranks(group).sum_(tally.flat)
+    ranks = Ranks(group)
+    pixels = multiclass_pixels(numbers[0], numbers[1], 255, ranks)
+    rest = (rows_of(pixels, "all", False, None), JaccardLoss(), ranks, Method("histogram"))
+    problem = Problem(pixels.labels, pixels.valid, None, *rest, ProbabilityBins(512))
+    return ranks.sum_(backend_for(pixels.logits, problem).count(pixels.logits, problem)[0])
 
 
 def weights_after_a_step(numbers, group=None) -> Tensor:
