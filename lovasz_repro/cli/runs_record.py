@@ -23,7 +23,7 @@ def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> Given:
 
     Args:
         run: stored.
-        file: see ``server_file.py``.
+        file: see ``server_scores.py``.
         initial: they are of the network before training.
 
     Raises:
@@ -44,7 +44,7 @@ def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> Given:
 def of_cityscapes(file: Path) -> Given:
     """Four averages, and classes where they are known."""
     from lovasz_repro.data.classes import CITYSCAPES
-    from lovasz_repro.store.server_file import read_server_scores
+    from lovasz_repro.store.server_scores import read_server_scores
 
     scores = read_server_scores(file, CITYSCAPES.names[1:])
     four = ("dataset_miou", "class_iiou", "category_iou", "category_iiou")
@@ -72,7 +72,7 @@ def check_voc_run(run: "StoredRun", title: str, *, initial: bool) -> None:
 def of_voc(file: Path) -> Given:
     """The mean over 21 classes, and the classes where they are known."""
     from lovasz_repro.data.classes import VOC
-    from lovasz_repro.store.server_file import implied_background, read_voc_server_scores
+    from lovasz_repro.store.server_scores import implied_background, read_voc_server_scores
 
     scores = read_voc_server_scores(file, VOC.names)
     words = f"dataset-mIoU {100 * scores['dataset_miou']:.2f}"

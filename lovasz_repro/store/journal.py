@@ -13,21 +13,24 @@ run resumes from that checkpoint. So the store never sees a value that is comput
 
 import errno
 import json
-import math
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lovasz_repro.config.names import check_relative
+from lovasz_repro.config.names import Relative
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.files import unfinished
 
-Record = dict[str, Any]
 TAIL = 16_384  # bytes, room for a line of scores
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Value = Annotated[float, Field(strict=False)]  # NaN and infinities are words, JSON has none
 
 
 class Point(NamedTuple):
@@ -37,6 +40,36 @@ class Point(NamedTuple):
     value: float
     step: int
     timestamp: int
+
+
+class Record(BaseModel):
+    """One line of a journal."""
+
+    model_config = ConfigDict(strict=True, ser_json_inf_nan="strings")
+    step: Count | None = None
+    time: Count | None = None
+    values: dict[str, Value] = {}
+    tags: dict[str, str] = {}
+    artifact: Relative | None = None
+    folder: Relative | None = None
+    commit: Count | None = None
+    finished: Count | None = None
+
+    @model_validator(mode="after")
+    def _values_have_a_moment(self) -> "Record":
+        if "values" in self.model_fields_set and None in (self.step, self.time):
+            raise ValueError("values without step and time")
+        return self
+
+    @property
+    def points(self) -> list[Point]:
+        """In the order they were logged; none for other records."""
+        return [Point(key, v, self.step or 0, self.time or 0) for key, v in self.values.items()]
+
+    @property
+    def settles(self) -> bool:
+        """Whether everything before this record is final."""
+        return self.commit is not None or self.finished is not None
 
 
 class InUse(UserError):
@@ -82,7 +115,7 @@ class Journal:
         end = 0
         for record, after in read_records(self.path):
             end = after
-            if is_commit(record):
+            if record.settles:
                 self._settle(end)
         self._cut(end)
 
@@ -99,17 +132,17 @@ class Journal:
         Raises:
             RunFailed: the disk is full or gone.
         """
-        fresh = {k: _to_json(v) for k, v in values.items() if (k, step) not in self._final}
+        fresh = {k: float(v) for k, v in values.items() if (k, step) not in self._final}
         if fresh:
-            self._append({"step": int(step), "time": _now(), "values": fresh})
+            self._append(step=int(step), time=_now(), values=fresh)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Note tags for the stored run."""
-        self._append({"tags": dict(tags)})
+        self._append(tags=dict(tags))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Note a file for the stored run; it must stay where it is until it is shipped."""
-        self._append({"artifact": os.path.relpath(path, self.path.parent), "folder": folder})
+        self._append(artifact=os.path.relpath(path, self.path.parent), folder=folder)
 
     def sync(self) -> None:
         """Force the content to the disk; call before the checkpoint of this step is renamed."""
@@ -120,18 +153,18 @@ class Journal:
 
     def commit(self, step: int) -> None:
         """Declare everything so far final: the checkpoint of ``step`` is on disk."""
-        self._append({"commit": int(step)})
+        self._append(commit=int(step))
         self._settle(self._end)
 
     def finish(self) -> None:
         """Declare everything final and the run finished now."""
-        self._append({"finished": _now()})
+        self._append(finished=_now())
         self.sync()
         self._settle(self._end)
 
     def _settle(self, end: int) -> None:
         for record, _ in read_records(self.path, self.committed, end):
-            self._final.update((key, record["step"]) for key in record.get("values", ()))
+            self._final.update((point.key, point.step) for point in record.points)
         self.committed = end
 
     def rewind(self, step: int) -> None:
@@ -156,11 +189,11 @@ class Journal:
         committed = finished = later = None
         previous = 0
         for record, offset in read_records(self.path):
-            if record.get("commit") == step:
+            if record.commit == step:
                 committed = offset
-            if "finished" in record:
+            if record.finished is not None:
                 finished = offset
-            elif later is None and _step_of(record, step) > step:
+            elif later is None and (record.step or record.commit or 0) > step:
                 later = previous
             previous = offset
         if step == 0 and committed is None:
@@ -171,7 +204,7 @@ class Journal:
         """Every committed point after ``after_offset``, and the offset to go on from."""
         points: list[Point] = []
         for record, _ in read_records(self.path, after_offset, self.committed):
-            points.extend(points_of(record))
+            points.extend(record.points)
         return points, max(after_offset, self.committed)
 
     def close(self) -> None:
@@ -185,8 +218,8 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _append(self, record: Record) -> None:
-        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    def _append(self, **content: Any) -> None:
+        line = Record(**content).model_dump_json(exclude_unset=True).encode() + b"\n"
         try:
             written = self._file.write(line)
             if written != len(line):
@@ -229,40 +262,12 @@ def read_records(
                 return
             offset += len(line)
             try:
-                record = _checked(json.loads(line))
-            except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+                record = Record.model_validate_json(line)
+            except ValueError:
                 raise UserError(
                     f"{path} is damaged before byte {offset}: move it away to start this run anew"
                 ) from None
             yield record, offset
-
-
-def _checked(record: Any) -> Record:
-    """A record whose values have their types, or one of the usual errors."""
-    if not isinstance(record, dict):
-        raise TypeError
-    if "values" in record:
-        points_of(record)
-    numbers = [record[key] for key in ("step", "commit", "finished", "time") if key in record]
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError
-    texts = [record.get("artifact", ""), record.get("folder") or ""]
-    texts += [part for pair in dict(record.get("tags", {})).items() for part in pair]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError
-    if "artifact" in record:
-        check_relative(record["artifact"])
-    if record.get("folder"):
-        check_relative(record["folder"])
-    return record
-
-
-def points_of(record: Record) -> list[Point]:
-    """The points of one record, in the order they were logged; none for other records."""
-    if "values" not in record:
-        return []
-    step, moment = record["step"], record["time"]
-    return [Point(key, float(value), step, moment) for key, value in dict(record["values"]).items()]
 
 
 def last_step(path: Path) -> int:
@@ -279,26 +284,15 @@ def last_step(path: Path) -> int:
     except OSError:
         return 0
     for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
-            continue  # a commit, or a line that is cut or being written
+        with suppress(ValueError):  # a line that is cut or being written
+            if (step := Record.model_validate_json(line).step) is not None:
+                return step
     return 0
-
-
-def _step_of(record: Record, default: int) -> int:
-    step: int = record["step"] if "step" in record else record.get("commit", default)
-    return step
-
-
-def is_commit(record: Record) -> bool:
-    """Whether everything before this record is final."""
-    return "commit" in record or "finished" in record
 
 
 def committed_end(path: Path) -> int:
     """Byte offset up to which the journal at ``path`` is final; 0 where there is none."""
-    return max((offset for record, offset in read_records(path) if is_commit(record)), default=0)
+    return max((offset for record, offset in read_records(path) if record.settles), default=0)
 
 
 def shipped_offsets(path: Path) -> dict[str, int]:
@@ -313,19 +307,13 @@ def shipped_offsets(path: Path) -> dict[str, int]:
 def note_shipped(path: Path, run_id: str, offset: int) -> None:
     """Remember how far the journal at ``path`` has reached the stored run ``run_id``."""
     offsets = shipped_offsets(path) | {run_id: offset}
-    fresh = path.with_name(path.name + ".shipped.new")
-    fresh.write_text(json.dumps(offsets))
-    os.replace(fresh, _shipped_file(path))
+    with unfinished(_shipped_file(path)) as fresh:
+        fresh.write_text(json.dumps(offsets))
+        os.replace(fresh, _shipped_file(path))
 
 
 def _shipped_file(path: Path) -> Path:
     return path.with_name(path.name + ".shipped")
-
-
-def _to_json(value: float) -> float | str:
-    """NaN and infinities have no JSON number: keep them as the words float() reads back."""
-    number = float(value)
-    return number if math.isfinite(number) else str(number)
 
 
 def _now() -> int:

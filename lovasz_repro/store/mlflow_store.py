@@ -13,6 +13,9 @@ import functools
 import logging
 import math
 import os
+import re
+import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +27,6 @@ from pydantic import ValidationError
 from lovasz_repro.config.names import below, check_name
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import remove_left_over, unfinished
-from lovasz_repro.store import artifacts, queries
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.shipping import MAX_BATCH, to_stderr
 from lovasz_repro.store.stored import (
@@ -39,6 +41,7 @@ from lovasz_repro.store.stored import (
     number,
 )
 from lovasz_repro.store.tracking import (
+    LOCK_TIMEOUT,
     StoreError,
     check_database,
     check_server,
@@ -91,19 +94,18 @@ class Store:
 
         One that is found keeps the tags that it has.
         """
-        where = f"tags.role = 'parent' AND attributes.run_name = '{queries.quotable(name)}'"
+        where = f"tags.role = 'parent' AND attributes.run_name = '{quotable(name)}'"
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
-            found = queries.ranked(self._client, experiment_id, where)
-            if found:
-                run_id: str = found[0].info.run_id
-                had = found[0].data.tags
-                self._set_tags(run_id, {k: v for k, v in tags.items() if k not in had})
-                return run_id
-            fixed = {ROLE: "parent"}
-            run = self._create(where, experiment_id, name, {**_strings(tags), **fixed})
-            self._client.set_terminated(run.info.run_id)  # it only groups; children have states
-            return run.info.run_id
+            run = self._standing(experiment_id, where)
+            if run is None:
+                fixed = {ROLE: "parent"}
+                run = self._create(where, experiment_id, name, {**_strings(tags), **fixed})
+                self._client.set_terminated(run.info.run_id)  # children have states, it groups
+            else:
+                had = run.data.tags
+                self._send(run.info.run_id, tags={k: v for k, v in tags.items() if k not in had})
+            return str(run.info.run_id)
 
     def open_child(
         self,
@@ -125,15 +127,22 @@ class Store:
         """
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
-            run = self._of_identity(experiment_id, experiment, identity)
+            where = f"tags.identity = '{quotable(identity)}'"
+            run = self._standing(experiment_id, where)
             if run is None:
                 fixed = {IDENTITY: identity} | ({PARENT: parent_id} if parent_id else {})
-                where = f"tags.identity = '{identity}'"
                 run = self._create(where, experiment_id, name, {**_strings(tags), **fixed}, started)
+            run_id, had = str(run.info.run_id), run.data.params
+            given, noted = _strings(params), _strings(tags)
             alive = {HEARTBEAT: str(int(time.time()))} if started is None else {}
-            self._go_on(run, _strings(params), _strings(tags))
-            self._set_tags(run.info.run_id, alive)
-            return str(run.info.run_id)
+            self._send(
+                run_id,
+                params={k: v for k, v in given.items() if k not in had},
+                tags=noted | differences(run, given, noted) | alive,
+            )
+            if run.info.status != "RUNNING":
+                self._client.update_run(run_id, status="RUNNING")
+            return run_id
 
     def bring_in(
         self,
@@ -155,7 +164,7 @@ class Store:
         """
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(run.experiment, create=True)
-            old = self._of_identity(experiment_id, run.experiment, run.identity)
+            old = self._standing(experiment_id, f"tags.identity = '{quotable(run.identity)}'")
             if old and old.info.run_id != replaces:
                 return None
             parent = {PARENT: run.parent_id} if run.parent_id else {}
@@ -168,9 +177,12 @@ class Store:
                 self._put(self._folder(run.experiment, run_id), run_id, file, name)
             with self._asking():
                 if self._database:
-                    queries.fill(self._database, run_id, run, points)
+                    fill(self._database, run_id, run, points)
                 else:
-                    self._fill(run_id, run, points)
+                    self._send(run_id, points, run.params, {IMPORTED: "complete"})
+                    if run.status != "RUNNING":
+                        ended = None if run.ended is None else round(run.ended * 1000)
+                        self._client.set_terminated(run_id, run.status, ended)
                 if old:
                     self._client.delete_run(old.info.run_id)
         except BaseException:
@@ -179,43 +191,24 @@ class Store:
             raise
         return run_id
 
-    def _fill(self, run_id: str, run: StoredRun, points: Sequence[Point]) -> None:
-        """Parameters, metrics and end of a run that was just made, in as few calls as may be."""
-        entities = _mlflow().entities
-        params = [entities.Param(k, v) for k, v in run.params.items()]
-        metrics = [entities.Metric(p.key, p.value, p.timestamp, p.step) for p in points]
-        calls = max(1, math.ceil(len(metrics) / MAX_BATCH), math.ceil(len(params) / 99))
-        for i in range(calls):
-            self._client.log_batch(
-                run_id,
-                metrics[i * MAX_BATCH : (i + 1) * MAX_BATCH],
-                params[i * 99 : (i + 1) * 99],
-                [entities.RunTag(IMPORTED, "complete")] if i == calls - 1 else [],
-            )
-        if run.status != "RUNNING":
-            ended = None if run.ended is None else round(run.ended * 1000)
-            self._client.set_terminated(run_id, run.status, ended)
-
     def log(self, run_id: str, points: Sequence[Point]) -> None:
         """Add points to a run; a point that it has already is not added again.
 
         MLflow cannot hold infinities: such a value is stored as NaN and the tag
         ``nonfinite/<metric>`` tells the first of them.
         """
-        metric = _mlflow().entities.Metric
-        metrics = [
-            metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.timestamp, p.step)
-            for p in points
-        ]
+        infinite = {f"nonfinite/{p.key}": p for p in reversed(points) if math.isinf(p.value)}
         with self._asking():
-            self._note_infinities(run_id, points)
-            for start in range(0, len(metrics), MAX_BATCH):
-                self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+            if infinite:
+                known = self._client.get_run(run_id).data.tags
+                told = {k: f"{p.value} at step {p.step}" for k, p in infinite.items()}
+                self._send(run_id, tags={k: v for k, v in told.items() if k not in known})
+            self._send(run_id, points)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
         with self._asking():
-            self._set_tags(run_id, tags)
+            self._send(run_id, tags=tags)
 
     def close(self, run_id: str, status: str, ended: float | None = None) -> None:
         """End a run as FINISHED, FAILED or KILLED, now or at ``ended`` (epoch seconds)."""
@@ -251,9 +244,9 @@ class Store:
         if self._absent():
             return []
         with self._asking():
-            names = queries.experiment_names(self._client)
+            names = {e.experiment_id: e.name for e in pages(self._client.search_experiments)}
             wanted = [i for i, name in names.items() if experiment in (None, name)]
-            found = queries.search(self._client, wanted, "tags.identity LIKE '%'")
+            found = self._search(wanted, "tags.identity LIKE '%'")
             runs = [self._typed(run, names[run.info.experiment_id]) for run in found]
         return sorted(filter(None, runs), key=lambda run: (-run.started, run.run_id))
 
@@ -283,7 +276,7 @@ class Store:
             experiment_id = self._experiment_id(experiment, create=False)
             if not experiment_id:
                 return None
-            run = self._of_identity(experiment_id, experiment, identity)
+            run = self._standing(experiment_id, f"tags.identity = '{quotable(identity)}'")
             return None if run is None else self._typed(run, experiment)
 
     def finished(self, experiment: str, identity: str) -> StoredRun | None:
@@ -322,11 +315,26 @@ class Store:
                 self._say(f"run {run_id[:32]!r} is passed over: {first_problem(error)}")
             return None
 
-    def _of_identity(self, experiment_id: str, experiment: str, identity: str) -> Any:
-        """MLflow's run that stands for ``identity``, or None; one that is odd does not count."""
-        where = f"tags.identity = '{queries.quotable(identity)}'"
-        found = queries.ranked(self._client, experiment_id, where)
-        return next((run for run in found if self._typed(run, experiment)), None)
+    def _search(self, experiment_ids: list[str], where: str) -> list[Any]:
+        """MLflow's runs of the experiments for which the filter ``where`` holds, oldest first."""
+        if not experiment_ids:
+            return []
+        search, order = self._client.search_runs, ["attributes.start_time ASC"]
+        return list(pages(search, experiment_ids, where, max_results=1000, order_by=order))
+
+    def _ranked(self, experiment_id: str, where: str) -> list[Any]:
+        """The runs for which ``where`` holds: finished ones before others, then the oldest first.
+
+        Every process that asks gets the same order; the first is the one that stands. Runs that
+        are odd do not count.
+        """
+        found = [r for r in self._search([experiment_id], where) if self._typed(r, "any")]
+        return sorted(
+            found, key=lambda r: (r.info.status != "FINISHED", r.info.start_time, r.info.run_id)
+        )
+
+    def _standing(self, experiment_id: str, where: str) -> Any:
+        return next(iter(self._ranked(experiment_id, where)), None)
 
     # -- artifacts -------------------------------------------------------------------------
 
@@ -357,11 +365,24 @@ class Store:
         raise StoreError(f"run {run_id} has no artifact {relative_path} (looked in {root})")
 
     def artifact_names(self, run_id: str) -> list[str]:
-        """Relative paths of all files of a run, sorted."""
+        """Relative paths of all files of a run, sorted.
+
+        Links are passed over, and so is what begins with a dot: unfinished copies, and what a Mac
+        leaves in every folder.
+        """
         with self._asking():
-            if self._own:
-                return artifacts.names(self._artifacts(run_id))
-            return sorted(queries.artifact_names(self._client, run_id))
+            root = self._artifacts(run_id)
+            if not self._own:
+                return sorted(self._names(run_id))
+        files = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and not p.is_symlink()]
+        return sorted(p.as_posix() for p in files if not any(part[0] == "." for part in p.parts))
+
+    def _names(self, run_id: str, folder: str | None = None) -> Iterator[str]:
+        for entry in self._client.list_artifacts(run_id, folder):
+            if entry.is_dir:
+                yield from self._names(run_id, entry.path)
+            else:
+                yield entry.path
 
     def _artifacts(self, run_id: str) -> Path:
         """Where the files of a run lie (or are fetched to) below the results folder."""
@@ -376,7 +397,10 @@ class Store:
         target = below(root, relative)
         with self._asking():
             if self._own:
-                artifacts.put(target, file)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with unfinished(target) as fresh:
+                    shutil.copyfile(file, fresh)
+                    os.replace(fresh, target)
             else:
                 folder = target.parent.relative_to(root).as_posix()
                 self._client.log_artifact(run_id, str(file), None if folder == "." else folder)
@@ -452,37 +476,42 @@ class Store:
         tags: dict[str, str],
         started: float | None = None,
     ) -> Any:
-        """Create a run that the filter ``where`` finds; the one that stands if there are more."""
+        """Create a run that the filter ``where`` finds; the one that stands if there are more.
+
+        That is another one where two machines did so; ours is then taken back. So is its twin, of
+        the same millisecond, which a server makes whose answer was lost and which was asked again.
+        """
         moment = None if started is None else round(started * 1000)
         made = self._client.create_run(experiment_id, moment, tags, name)
         if self._database is None and started is None:  # no lock keeps two machines apart
             time.sleep(SETTLE)
-        return queries.settle(self._client, where, made, lambda run: self._typed(run, "any"))
+        stands, *others = self._ranked(experiment_id, where)
+        for run in others:
+            if run.info.start_time == made.info.start_time:
+                self._client.delete_run(run.info.run_id)
+        return stands
 
-    def _go_on(self, run: Any, params: dict[str, str], tags: dict[str, str]) -> None:
-        """Bring a run that was found, or just made, up to what is known now."""
-        run_id, had = run.info.run_id, run.data.params
-        self._log_params(run_id, {k: v for k, v in params.items() if k not in had})
-        self._set_tags(run_id, tags | queries.differences(run, params, tags))
-        if run.info.status != "RUNNING":
-            self._client.update_run(run_id, status="RUNNING")
-
-    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
-        items = [_mlflow().entities.Param(k, v) for k, v in params.items()]
-        for start in range(0, len(items), 100):
-            self._client.log_batch(run_id, params=items[start : start + 100])
-
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        items = [_mlflow().entities.RunTag(k, v) for k, v in _strings(tags).items()]
-        for start in range(0, len(items), 100):
-            self._client.log_batch(run_id, tags=items[start : start + 100])
-
-    def _note_infinities(self, run_id: str, points: Sequence[Point]) -> None:
-        infinite = {f"nonfinite/{p.key}": p for p in reversed(points) if math.isinf(p.value)}
-        if infinite:
-            known = self._client.get_run(run_id).data.tags
-            tags = {k: f"{p.value} at step {p.step}" for k, p in infinite.items() if k not in known}
-            self._set_tags(run_id, tags)
+    def _send(
+        self,
+        run_id: str,
+        points: Sequence[Point] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log to a run, in calls as large as MLflow takes."""
+        entities = _mlflow().entities
+        finite = [p if math.isfinite(p.value) else p._replace(value=math.nan) for p in points]
+        for kind, most, items in (
+            ("params", 100, [entities.Param(k, v) for k, v in (params or {}).items()]),
+            (
+                "metrics",
+                MAX_BATCH,
+                [entities.Metric(p.key, p.value, p.timestamp, p.step) for p in finite],
+            ),
+            ("tags", 100, [entities.RunTag(k, v) for k, v in (tags or {}).items()]),
+        ):
+            for start in range(0, len(items), most):
+                self._client.log_batch(run_id, **{kind: items[start : start + most]})
 
     @staticmethod
     def _mlflow_error() -> type[Exception]:
@@ -532,3 +561,62 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
+
+
+def quotable(text: str) -> str:
+    """``text``, if it may stand between quotes in a filter.
+
+    Raises:
+        StoreError: characters that could end the quotes.
+    """
+    if not re.fullmatch(r"[\w.,: +-]+", text):
+        raise StoreError(f"{text!r} cannot name a run: use letters, digits and . _ - only")
+    return text
+
+
+def pages(ask: Callable[..., Any], *given: Any, **more: Any) -> Iterator[Any]:
+    """Whatever a client's search finds, page by page."""
+    token = None
+    while True:
+        page = ask(*given, page_token=token, **more)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def differences(run: Any, params: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags that keep what would be lost when ``run`` goes on with these params and tags.
+
+    ``changed/<param>`` is the present value of a parameter (MLflow's are immutable),
+    ``previous/<tag>`` the former values of a tag.
+    """
+    before, had = run.data.tags, run.data.params
+    changed = {f"changed/{k}": v for k, v in params.items() if had.get(k, v) != v}
+    previous = {
+        f"previous/{k}": ", ".join(filter(None, [before.get(f"previous/{k}"), before[k]]))
+        for k, v in tags.items()
+        if before.get(k, v) != v
+    }
+    return changed | previous
+
+
+def fill(database: Path, run_id: str, run: StoredRun, points: Sequence[Point]) -> None:
+    """Write what is to be known of a run that was just made, in one transaction.
+
+    Through MLflow the 138 runs of results/reference take five times as long.
+    """
+    rows = {(p.key, p.step, p.timestamp, 0.0 if p.value != p.value else p.value, p.value != p.value)
+            for p in points}  # fmt: skip
+    last = {row[0]: row for row in sorted(rows)}
+    ended = None if run.ended is None else round(run.ended * 1000)
+    columns = "(key, step, timestamp, value, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?)"
+    with contextlib.closing(sqlite3.connect(database, timeout=LOCK_TIMEOUT)) as opened, opened:
+        write = opened.executemany
+        write("INSERT INTO params (key, value, run_uuid) VALUES (?, ?, ?)",
+              [(k, v, run_id) for k, v in run.params.items()])  # fmt: skip
+        write(f"INSERT INTO metrics {columns}", [(*row, run_id) for row in rows])
+        write(f"INSERT INTO latest_metrics {columns}", [(*row, run_id) for row in last.values()])
+        write("UPDATE tags SET value = 'complete' WHERE key = ? AND run_uuid = ?",
+              [(IMPORTED, run_id)])  # fmt: skip
+        write("UPDATE runs SET status = ?, end_time = ? WHERE run_uuid = ?",
+              [(run.status, ended, run_id)])  # fmt: skip

@@ -24,7 +24,6 @@ from lovasz_repro.store.journal import (
     Record,
     committed_end,
     note_shipped,
-    points_of,
     read_records,
     shipped_offsets,
 )
@@ -169,11 +168,11 @@ def ship(
             batch.clear()
 
     for record, after in read_records(journal, offset, stop):
-        points = points_of(record)
+        points = record.points
         if len(batch) + len(points) > MAX_BATCH:
             flush()
         batch += points
-        if not points and "commit" not in record:
+        if not points and record.commit is None:
             flush()
             _ship_other(store, run_id, journal, record, say)
         offset = after
@@ -187,16 +186,16 @@ def _ship_other(
     store: Sink, run_id: str, journal: Path, record: Record, say: Callable[[str], None]
 ) -> None:
     """Tags, files and the end of the run."""
-    if "tags" in record:
-        store.set_tags(run_id, record["tags"])
-    elif "artifact" in record:
-        path = below(journal.parent, record["artifact"])
+    if record.artifact is not None:
+        path = below(journal.parent, record.artifact)
         if path.is_file() and not path.is_symlink():
-            store.add_artifact(run_id, path, record.get("folder"))
+            store.add_artifact(run_id, path, record.folder)
         else:
             say(f"{path} is gone before it reached the store; run {run_id} lacks it")
-    elif "finished" in record:
-        store.close(run_id, "FINISHED", record["finished"] / 1000)
+    elif record.finished is not None:
+        store.close(run_id, "FINISHED", record.finished / 1000)
+    elif record.tags:
+        store.set_tags(run_id, record.tags)
 
 
 def ship_pending(

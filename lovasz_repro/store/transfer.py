@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 from lovasz_repro.config.names import as_name, below
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.files import unfinished
+from lovasz_repro.host.files import read_text, unfinished
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.store import Store
 from lovasz_repro.store.exported import (
     ARTIFACTS,
     METRICS,
+    MOST_JSON,
     RUN,
     Exported,
     ParentFile,
@@ -119,11 +120,12 @@ def _export(
     except ValidationError as error:
         say(f"run {run.run_id} is left out: {first_problem(error)}")
         return False
-    folder = out / content.experiment / f"{as_name(content.name)}-{content.identity[:8]}"
+    home = out / content.experiment
+    folder = home / f"{as_name(content.name)}-{content.identity[:8]}"
+    sizes, left = {}, set[str]()
     try:
         with unfinished(folder) as fresh:
             (fresh / ARTIFACTS).mkdir(parents=True)
-            sizes, left = {}, set[str]()
             for name in store.artifact_names(run.run_id):
                 source = store.artifact(run.run_id, name)
                 if any(fnmatch(name, pattern) for pattern in without):
@@ -140,11 +142,22 @@ def _export(
             content = content.model_copy(update={"left_out": left_out, "files": sizes})
             (fresh / RUN).write_bytes(to_json(content))
             (fresh / METRICS).write_bytes(to_csv(points))
-            shutil.rmtree(folder, ignore_errors=True)
+            for old in [*home.glob(f"*-{content.identity[:8]}")]:  # of a run since renamed, too
+                if old == folder or _is_of(old, content):
+                    shutil.rmtree(old, ignore_errors=True)
             os.replace(fresh, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
     return True
+
+
+def _is_of(folder: Path, content: RunFile) -> bool:
+    """Whether a folder is a former export of this run."""
+    try:
+        former = RunFile.model_validate_json(read_text(folder / RUN, MOST_JSON))
+    except (UserError, ValidationError):
+        return False
+    return former.identity == content.identity
 
 
 def _describe(store: Store, run: StoredRun, points: Sequence[Point]) -> RunFile:

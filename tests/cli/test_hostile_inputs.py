@@ -20,7 +20,7 @@ from lovasz_repro.config.read import parse_overrides
 from lovasz_repro.config.schema import experiments_folder, load_experiment
 from lovasz_repro.config.synthetic import load_synthetic
 from lovasz_repro.data.classes import CITYSCAPES, VOC
-from lovasz_repro.store.server_file import read_server_scores, read_voc_server_scores
+from lovasz_repro.store.server_scores import read_server_scores, read_voc_server_scores
 
 EACH = int(os.environ.get("LOVASZ_REPRO_HOSTILE", 60))
 SECONDS, MEMORY = 60, 2**30

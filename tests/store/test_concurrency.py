@@ -202,7 +202,7 @@ def until(condition: Callable[[], object], processes: Sequence[BaseProcess] = ()
 
 
 def last_step(job: Job) -> int:
-    return max((record.get("step", 0) for record, _ in read_records(job.journal)), default=0)
+    return max((record.step or 0 for record, _ in read_records(job.journal)), default=0)
 
 
 def has_shipped(job: Job) -> bool:
@@ -212,7 +212,7 @@ def has_shipped(job: Job) -> bool:
 def in_full_swing(job: Job, step: int) -> bool:
     """Past ``step``, with committed values in the store and newer ones that are not committed."""
     records = [record for record, _ in read_records(job.journal)]
-    return last_step(job) >= step and "values" in records[-1] and has_shipped(job)
+    return last_step(job) >= step and records[-1].values and has_shipped(job)
 
 
 def waits_with_all_shipped(job: Job) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_resumed_at_any_point_equals_never_stopped(
 
     def train(path: Path, upto: int) -> None:
         with Journal(path) as journal:
-            commits = [record["commit"] for record, _ in read_records(path) if "commit" in record]
+            commits = [record.commit or 0 for record, _ in read_records(path)]
             start = max(commits, default=0)
             journal.rewind(start)
             if start == 0:
@@ -324,6 +325,20 @@ def test_a_lost_or_damaged_shipped_file_means_everything_is_sent_again(path: Pat
         assert shipped_offsets(path) == {"a": 3, "b": 5}
         path.with_name("journal.jsonl.shipped").write_text("[1]")
         assert shipped_offsets(path) == {}
+
+
+def test_two_may_note_at_once_how_far_one_journal_came(path: Path) -> None:
+    """Nobody takes another's unfinished file away, and none is left."""
+    path.parent.mkdir()
+
+    def note(run: str) -> None:
+        for offset in range(200):
+            note_shipped(path, run, offset)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(note, "abab"))
+    assert set(shipped_offsets(path).values()) <= set(range(200))
+    assert [file.name for file in path.parent.iterdir()] == ["journal.jsonl.shipped"]
 
 
 def test_the_last_step_is_read_while_the_run_is_at_work(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.report.tables import SCORES
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.store.journal import Point
-from lovasz_repro.store.server_file import read_server_scores
-from lovasz_repro.store.server_scores import record_server_scores
+from lovasz_repro.store.server_scores import read_server_scores, record_server_scores
 from lovasz_repro.store.transfer import export_runs, import_runs
 
 MakeStore = Callable[..., Store]

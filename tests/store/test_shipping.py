@@ -316,7 +316,7 @@ def run_and_kill(
 
 
 def _steps(journal: Path) -> int:
-    return sum("values" in record for record, _ in read_records(journal))
+    return sum(bool(record.values) for record, _ in read_records(journal))
 
 
 def test_killed_processes_neither_lose_nor_double_a_metric(store: Store) -> None:

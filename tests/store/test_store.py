@@ -430,10 +430,8 @@ def test_machines_that_share_only_a_server_settle_on_one_run(
 ) -> None:
     """The other machine created the run after this one had looked: the older one stands."""
     other = store.open_child("e", None, "run", "id", {}, {"seed": "0"}, started=1000.0)
-    real, looks = store._of_identity, iter([None])
-    monkeypatch.setattr(
-        store, "_of_identity", lambda *a: None if next(looks, 1) is None else real(*a)
-    )
+    real, looks = store._standing, iter([None])
+    monkeypatch.setattr(store, "_standing", lambda *a: None if next(looks, 1) is None else real(*a))
     assert store.open_child("e", None, "run", "id", {}, {"seed": "0"}) == other
     assert [run.run_id for run in store.runs()] == [other]
     assert rows(store.results, "SELECT count(*) FROM runs") == [(2,)]  # ours was taken back

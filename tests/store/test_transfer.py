@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.store import Store, StoredRun, queries
+from lovasz_repro.store import Store, StoredRun, mlflow_store
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.server_scores import record_server_scores
 from lovasz_repro.store.stored import iso, seconds_of
@@ -153,7 +153,7 @@ def test_an_import_that_was_cut_short_is_completed(
             import_runs(there, tmp_path / "out")
     assert there.runs() == []  # whole or not at all
     with monkeypatch.context() as patch:
-        patch.setattr(queries, "fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(mlflow_store, "fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(there._client, "delete_run", lambda *_: None)  # killed, not interrupted
         with pytest.raises(KeyboardInterrupt):
             import_runs(there, tmp_path / "out")
@@ -538,6 +538,13 @@ def test_a_run_renamed_in_mlflows_pages_is_exported_all_the_same(
     assert {path.parent for path in tmp_path.glob("out/*/*")} == {tmp_path / "out" / "e"}
     import_runs(there, tmp_path / "out")
     assert {run.name for run in there.runs()} == set(names)
+    for number, name in enumerate(names):  # renamed again: no former export is left behind
+        (run,) = [run for run in here.runs() if run.identity == f"id{number}"]
+        here._client.update_run(run.run_id, name=f"new {name}")
+    (tmp_path / "out" / "e" / "mine-id0").mkdir()
+    assert export_runs(here, tmp_path / "out") == 3
+    assert len(list((tmp_path / "out" / "e").glob("*/run.json"))) == 3
+    assert (tmp_path / "out" / "e" / "mine-id0").is_dir()
 
 
 def test_runs_that_are_odd_all_the_same_are_passed_over_with_one_line(

@@ -16,7 +16,7 @@ from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
-from lovasz_repro.store.server_file import implied_background, read_voc_server_scores
+from lovasz_repro.store.server_scores import implied_background, read_voc_server_scores
 
 NAMES = VOC.names
 TABLE_3 = {  # the column "Lovász + equibatch, 30K", in the paper's words
