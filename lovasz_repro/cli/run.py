@@ -191,8 +191,6 @@ def run(
     from lovasz_repro.config.read import parse_overrides
     from lovasz_repro.config.schema import load_experiment
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.launch.dispatch import Way, dispatch
-    from lovasz_repro.launch.options import check_options, slurm_options
     from lovasz_repro.launch.request import Request
 
     if is_search(experiment):
@@ -229,6 +227,9 @@ def run(
         procs=procs,
         nodes=nodes,
     )
+    from lovasz_repro.launch.dispatch import Way, check_options, dispatch
+    from lovasz_repro.launch.slurm import slurm_options
+
     cluster = {"partition": partition, "time": time, "cpus": cpus, "sbatch": sbatch}
     check_options(request, slurm, cluster)
     options = slurm_options(request, partition, time, cpus, jobs, sbatch) if slurm else None

@@ -7,10 +7,11 @@ command can go on.
 
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from lovasz_repro.errors import RunFailed
 MOST_WORKERS = 8  # processes that decode images, for each GPU
 PARENT = "LOVASZ_REPRO_PARENT"  # process id of the launcher
 GRACE = 60.0  # seconds that an orphan may take to save and stop
+SAVING = 120.0  # seconds that processes asked to stop may take before they are killed
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """kill, Ctrl-C, Slurm's pre-emption. Ctrl-C reaches every process of a terminal, and a cluster's
 signals every one of a job."""
@@ -122,6 +124,22 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(128 + signal.SIGTERM)
+
+
+def end_all(processes: Sequence["subprocess.Popen[bytes]"], number: int = signal.SIGTERM) -> None:
+    """Have processes save and end; kill those that do not."""
+    deadline = time.monotonic() + SAVING
+    try:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0))
+    finally:  # also when Ctrl-C comes again
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def end_with_parent() -> None:

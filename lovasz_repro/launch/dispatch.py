@@ -1,24 +1,38 @@
 """Where a request runs: in this process, on ranks, side by side, or on a cluster."""
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import torch
+
+from lovasz_repro.config.schema import ExperimentConfig
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import machine
 from lovasz_repro.host.output import say
+from lovasz_repro.host.processes import cores, decoding_workers, threads_of
+from lovasz_repro.host.progress import Progress
+from lovasz_repro.host.terminal import Terminal
+from lovasz_repro.launch.jobs import SideBySide
+from lovasz_repro.launch.launcher import Launch, launch
+from lovasz_repro.launch.meeting import meet
 from lovasz_repro.launch.rank import (
     ALONE,
     Rank,
     in_typed_shell,
+    newest_checkpoints,
     rank_from_environment,
     tasks_of_step,
 )
 from lovasz_repro.launch.request import Request
-from lovasz_repro.launch.slurm import SlurmOptions
-
-if TYPE_CHECKING:
-    from lovasz_repro.run.inputs import Place
+from lovasz_repro.launch.slurm import SlurmOptions, submit_grid
+from lovasz_repro.launch.slurm_job import rendezvous
+from lovasz_repro.run.experiment import Outcome, run_experiment
+from lovasz_repro.run.inputs import Place
+from lovasz_repro.run.preflight import check_grid, what_lacks
+from lovasz_repro.store import Store
+from lovasz_repro.training.distributed import join_team
 
 
 @dataclass(frozen=True)
@@ -42,12 +56,9 @@ def dispatch(request: Request, way: Way) -> None:
         UserError: options that contradict each other or this machine.
         RunFailed: some runs failed.
     """
-    from lovasz_repro.launch.here import run_here
-
     rank = rank_from_environment()
     if rank and (rank.by_torch or request.nodes == 1):
-        check_world(request, rank)
-        check_batches(request, rank.world_size)
+        check_ranks(request, rank.world_size)
         run_here(request, rank)
         return
     if way.jobs == 1 and not (way.slurm or request.procs or request.gpus):
@@ -55,38 +66,15 @@ def dispatch(request: Request, way: Way) -> None:
     if way.slurm:
         _submit(request, way.slurm)
         return
-    check_device(request)
+    place, problem = place_and_problem(request)
+    if problem:
+        raise UserError(problem, *what_lacks(request.cells, place))
     if way.jobs > 1:
         _side_by_side(request, way)
     elif request.per_node * request.nodes > 1:
         _on_ranks(request, way)
     else:
         run_here(request, ALONE)
-
-
-def check_device(request: Request) -> None:
-    """Make sure that this machine has the devices; where it has not, say what else is missing.
-
-    Raises:
-        UserError: all of it.
-    """
-    from lovasz_repro.launch.here import place_and_problem
-    from lovasz_repro.run.preflight import what_lacks
-
-    place, problem = place_and_problem(request)
-    if problem:
-        raise UserError(problem, *what_lacks(request.cells, place))
-
-
-def check_world(request: Request, rank: Rank) -> None:
-    """Make sure that the launcher started as many ranks as were asked for, if it was said.
-
-    Raises:
-        UserError: both numbers.
-    """
-    asked = (request.procs or request.gpus or 0) * request.nodes
-    if asked > 1 and asked != rank.world_size:
-        raise UserError(f"asked for {asked} processes, but started as {rank.world_size}.")
 
 
 def check_shell() -> None:
@@ -104,34 +92,23 @@ def check_shell() -> None:
 
 
 def _submit(request: Request, options: SlurmOptions) -> None:
-    from lovasz_repro.launch.cluster import submit_grid
-    from lovasz_repro.launch.here import place_and_problem
-
     place, _ = place_and_problem(request)  # where one submits there may be no GPU
     check_before(request, place)
     say(submit_grid(request, options, place))
 
 
-def check_before(request: Request, place: "Place") -> None:
+def check_before(request: Request, place: Place) -> None:
     """Find here, once, what would end each process of a grid.
 
     Raises:
         UserError: what is missing or wrong.
     """
-    from lovasz_repro.host.progress import Progress
-    from lovasz_repro.run.preflight import check_grid
-    from lovasz_repro.store import Store
-
     with Progress() as progress:
         store = Store(request.results, request.tracking_uri)
         check_grid(request.cells, place, store, progress)
 
 
 def _side_by_side(request: Request, way: Way) -> None:
-    from lovasz_repro.host.progress import Progress
-    from lovasz_repro.launch.here import place_of, print_outcome
-    from lovasz_repro.launch.jobs import SideBySide
-
     place = place_of(request, ALONE)
     check_before(request, place)
     with Progress() as progress:
@@ -142,16 +119,12 @@ def _side_by_side(request: Request, way: Way) -> None:
 
 
 def _on_ranks(request: Request, way: Way) -> None:
-    from lovasz_repro.launch.attempts import newest_checkpoints
-    from lovasz_repro.launch.launcher import Launch, launch
-    from lovasz_repro.launch.slurm_job import rendezvous
-
     meeting = {} if way.rendezvous else rendezvous()  # of a job of Slurm
     address = way.rendezvous or meeting.get("LOVASZ_REPRO_RDZV", "")
     number = int(meeting.get("LOVASZ_REPRO_NODE_RANK", way.node_rank))
     if request.nodes > 1 and not address:
         raise UserError("--nodes needs --rdzv HOST:PORT, an address of machine 0, on each machine.")
-    check_batches(request, request.per_node * request.nodes)
+    check_ranks(request, request.per_node * request.nodes)
     plan = Launch(request.per_node, request.nodes, number, address, way.max_restarts)
     work = request.results / "work"
     launch(
@@ -161,15 +134,126 @@ def _on_ranks(request: Request, way: Way) -> None:
     )
 
 
-def check_batches(request: Request, ranks: int) -> None:
-    """Make sure that every rank has an image of every batch.
+def check_ranks(request: Request, ranks: int) -> None:
+    """Make sure that there are as many ranks as were asked for, and an image of a batch for each.
 
     Raises:
-        UserError: names the smallest batch size.
+        UserError: both numbers.
     """
+    asked = (request.procs or request.gpus or 0) * request.nodes
+    if asked > 1 and asked != ranks:
+        raise UserError(f"asked for {asked} processes, but started as {ranks}.")
     smallest = min(cell.training.batch_size for cell in request.cells)
     if smallest < ranks:
         raise UserError(
             f"{ranks} processes cannot share a batch of {smallest}: give at most {smallest}, or"
             " run the larger batch sizes with --batch-size."
         )
+
+
+def check_options(request: Request, slurm: bool, cluster: Mapping[str, object]) -> None:
+    """Make sure that devices and cluster are asked for without contradiction.
+
+    Raises:
+        UserError: which options exclude each other.
+    """
+    if request.procs and request.gpus:
+        raise UserError("give --gpus or --procs, not both.")
+    if request.gpus and request.device == "cpu":
+        raise UserError("--gpus and --device cpu exclude each other; on CPUs: --procs.")
+    if request.procs and request.device.startswith("cuda"):
+        raise UserError(f"--procs and --device {request.device} exclude each other; use --gpus.")
+    needless = [f"--{name}" for name, value in cluster.items() if value]
+    if needless and not slurm:
+        raise UserError(f"{needless[0]} is for --slurm.")
+
+
+def run_here(request: Request, rank: Rank) -> None:
+    """Run the cells of a request, in step with the other ranks if there are any.
+
+    Raises:
+        UserError, RunFailed, Interrupted: as ``run_experiment``; RunFailed also where a run failed
+            or is in work in another process.
+    """
+    if "SLURM_JOB_ID" in os.environ:
+        for threads in threads_of(rank.local_world_size).values():
+            torch.set_num_threads(int(threads))
+    place = place_of(request, rank)
+    store = Store(request.results, request.tracking_uri)
+    leads = rank.rank == 0
+    console = None if leads else Terminal(quiet=True)
+    meeting = meet(rank)
+    with (
+        join_team(rank.rank, rank.world_size, place.device, meeting) as team,
+        Progress(console) as progress,
+    ):
+        outcome = run_experiment(request.experiment, request.cells, place, store, progress, team)
+    if leads:
+        print_outcome(request.experiment, outcome)
+    undone = list(outcome.failed.values())
+    undone += [f"another process is at work on {name}." for name in outcome.elsewhere]
+    if len(request.cells) == len(undone) == 1:
+        raise RunFailed(undone[0])
+    if undone:
+        raise RunFailed(f"{len(undone)} of {len(request.cells)} runs not finished, see above.")
+
+
+def place_of(request: Request, rank: Rank) -> Place:
+    """Folders and device of one rank.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    name = request.device
+    if request.procs or request.gpus == 0:
+        name = "cpu"
+    elif request.gpus and name == "auto":
+        name = "cuda"
+    device = choose_device(name)
+    if rank.world_size > 1 and device.type == "cuda":
+        device = choose_device(f"cuda:{rank.local_rank}")
+    workers = request.workers
+    if workers is None:
+        workers = decoding_workers(device.type, rank.local_world_size)
+    processes = max(cores() // rank.local_world_size, 1)
+    return Place(
+        request.results, request.data, request.weights, device, workers, processes, request.basis
+    )
+
+
+def place_and_problem(request: Request) -> tuple[Place, str]:
+    """Where a request would run, and why it cannot on this machine, or "".
+
+    Without the device that it asks for, the place is that of a CPU, which finds the same files.
+
+    Raises:
+        UserError: a device that no machine has.
+    """
+    try:
+        gpus, count = request.gpus or 0, torch.cuda.device_count()
+        if gpus > count:
+            raise UserError(f"--gpus {gpus}: this machine has {count}. On CPUs: --procs {gpus}.")
+        return place_of(request, ALONE), ""
+    except UserError as error:
+        if not request.gpus and not request.device.startswith("cuda"):
+            raise
+        return place_of(replace(request, device="cpu", gpus=None), ALONE), str(error)
+
+
+def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
+    """Say what ran and what to do next."""
+    counts = [
+        f"{len(names)} {word}"
+        for names, word in (
+            (outcome.finished, "finished"),
+            (outcome.skipped, "done before"),
+            (outcome.failed, "failed"),
+            (outcome.elsewhere, "in work in another process"),
+        )
+        if names
+    ]
+    say(f"{experiment.experiment}: {', '.join(counts)}.")
+    if outcome.failed:
+        say("Next: mend what failed and give the same command again; it goes on there.")
+    elif not outcome.elsewhere:
+        say("Next: lovasz-repro report tables; lovasz-repro report figures")

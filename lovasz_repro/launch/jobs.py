@@ -14,9 +14,15 @@ from pathlib import Path
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.processes import Interrupted, StopRequest, child_environment, threads_of
+from lovasz_repro.host.processes import (
+    Interrupted,
+    StopRequest,
+    child_environment,
+    end_all,
+    threads_of,
+)
 from lovasz_repro.host.progress import Progress, ProgressTask
-from lovasz_repro.launch.attempts import (
+from lovasz_repro.launch.rank import (
     Attempts,
     Failure,
     RankFailed,
@@ -31,7 +37,6 @@ from lovasz_repro.store import Store
 from lovasz_repro.store.journal import last_step
 
 LOOK_EVERY = 0.5  # seconds
-SAVING = 120.0  # seconds that the runs may take to save before they are killed
 
 
 @dataclass
@@ -103,7 +108,9 @@ class SideBySide:
                         raise Interrupted(stop.number, text)
                     total.advance(self._look(), note=f"{len(waiting)} waiting")
             finally:
-                self._stop_all()
+                end_all([job.process for job in self._running])
+                for job in self._running:
+                    job.bar.close()
                 total.close()
                 overview.close()
         return self.outcome
@@ -185,7 +192,7 @@ class SideBySide:
 
     def _restarted(self, job: Job, code: int) -> bool:
         """Start a run anew whose process was killed, unless that happened too often."""
-        failure = Failure(0, "died", code, killed_by(code))
+        failure = Failure(0, code, message=killed_by(code))
         try:
             time.sleep(job.attempts.next_wait(failure))
         except RankFailed:
@@ -208,18 +215,6 @@ class SideBySide:
         self._running.remove(job)
         self._free.append(dict(job.environment))
         job.bar.close()
-
-    def _stop_all(self) -> None:
-        """Have the runs save and end."""
-        for job in self._running:
-            job.process.terminate()
-        deadline = time.monotonic() + SAVING
-        for job in self._running:
-            try:
-                job.process.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                job.process.kill()
-            job.bar.close()
 
 
 def environments(request: Request, jobs: int) -> list[dict[str, str]]:

@@ -12,20 +12,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import is_gone, machine
 from lovasz_repro.host.output import say
-from lovasz_repro.host.processes import Interrupted, StopRequest, child_environment, threads_of
-from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, killed_by
-from lovasz_repro.launch.machines import Machines
-from lovasz_repro.launch.rank import ERROR_FILE, MEETING
+from lovasz_repro.host.processes import (
+    Interrupted,
+    StopRequest,
+    child_environment,
+    end_all,
+    threads_of,
+)
+from lovasz_repro.launch.meeting import Machines
+from lovasz_repro.launch.rank import (
+    ERROR_FILE,
+    MEETING,
+    Attempts,
+    Failure,
+    RankFailed,
+    killed_by,
+)
 
 LOOK_EVERY = 0.2  # seconds
-SAVING = 120  # seconds that ranks asked to stop may take before they are killed
 
 
 @dataclass(frozen=True)
@@ -41,22 +52,6 @@ class Launch:
     """HOST:PORT of machine 0, where there are several."""
     max_restarts: int = 3
     """Attempts in a row without a new checkpoint after which it ends."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a rank ended that did not end well."""
-
-    rank: int
-    exit_code: int
-    moment: float
-    """Seconds since 1970."""
-    message: str = ""
-    """Its error in one line, where it could tell."""
-    kind: str = "died"
-    """Of that error, as ``rank.kind_of`` names it."""
-    log: Path | None = None
-    """What it printed, where that is not on the screen."""
 
 
 def launch(plan: Launch, logs: Path, progress_mark: Callable[[], object]) -> None:
@@ -116,7 +111,7 @@ def _attempt(plan: Launch, logs: Path, machines: Machines | None) -> Failure | N
                 failed = [rank for rank, process in ranks.items() if process.poll()]
             failed = [rank for rank, process in ranks.items() if process.poll()]
         finally:
-            _end(ranks.values(), stop.number or signal.SIGTERM)
+            end_all(list(ranks.values()), stop.number or signal.SIGTERM)
         if stop.number:
             told = _ended(0, 0, logs).message if 0 in ranks else ""
             raise Interrupted(stop.number, told or "Stopped. Run the same command to go on.")
@@ -163,23 +158,7 @@ def _start(
         )
 
 
-def _end(processes: Iterable["subprocess.Popen[bytes]"], number: int) -> None:
-    """Have the ranks save and end; kill those that do not."""
-    deadline = time.monotonic() + SAVING
-    try:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0))
-    finally:  # also when Ctrl-C comes again
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-def _ended(rank: int, exit_code: int, logs: Path) -> Ended:
+def _ended(rank: int, exit_code: int, logs: Path) -> Failure:
     """What a rank left to tell of its end."""
     log = _log(logs, rank) if rank else None
     try:
@@ -187,12 +166,12 @@ def _ended(rank: int, exit_code: int, logs: Path) -> Ended:
         more = told["extraInfo"]
         moment, kind = float(more["timestamp"]), str(more["kind"])
         message = str(told["message"]).removeprefix("Error: ")
-        return Ended(rank, exit_code, moment, message, kind, log)
+        return Failure(rank, exit_code, moment, message, kind, log)
     except (OSError, ValueError, KeyError, TypeError):  # it had no time to
-        return Ended(rank, exit_code, time.time(), log=log)
+        return Failure(rank, exit_code, time.time(), log=log)
 
 
-def first_cause(ranks: Iterable[Ended]) -> Failure:
+def first_cause(ranks: Iterable[Failure]) -> Failure:
     """Of the ranks that failed, the one that the others followed."""
     order = {"user": 0, "failed": 0, "stopped": 1, "died": 2, "unexpected": 2, "lost": 3}
     causes = []
@@ -206,9 +185,8 @@ def first_cause(ranks: Iterable[Ended]) -> Failure:
                 kind = "lost"
         elif not message:
             message = f"ended with exit code {ended.exit_code}"
-        moment = (order[kind], ended.moment, ended.rank)
-        causes.append((moment, Failure(ended.rank, kind, ended.exit_code, message)))
-    return min(causes, key=lambda cause: cause[0])[1]
+        causes.append(replace(ended, message=message, kind=kind))
+    return min(causes, key=lambda cause: (order[cause.kind], cause.moment, cause.rank))
 
 
 def _log(logs: Path, rank: int) -> Path:
@@ -217,16 +195,3 @@ def _log(logs: Path, rank: int) -> Path:
 
 def _error_file(logs: Path, rank: int) -> Path:
     return logs / f"rank-{rank}.json"
-
-
-def check_devices(gpus: int) -> None:
-    """Make sure that this machine has the GPUs.
-
-    Raises:
-        UserError: how many there are.
-    """
-    import torch
-
-    count = torch.cuda.device_count()
-    if gpus > count:
-        raise UserError(f"--gpus {gpus}: this machine has {count}. On CPUs: --procs {gpus}.")

@@ -5,10 +5,16 @@ handed to them; nothing listens for it, and it is gone with the last of them. Ra
 machines meet in a store at the one address that the user (or Slurm) named, apart from those of
 other attempts by a random word. Who reaches that address can disturb a run, so the network must
 be trusted; addresses are all that is exchanged there.
+
+Each machine starts its ranks anew after a failure, and one may notice it seconds before another.
+Machine 0 keeps a store open over all attempts and numbers them; the others join an attempt that
+nobody has joined for them yet. So no machine takes part in an attempt that is over already. Were
+the ranks of two attempts to meet under one word, they would read the addresses of those before.
 """
 
 import ipaddress
 import os
+import secrets
 import socket
 import time
 from datetime import timedelta
@@ -20,6 +26,7 @@ from lovasz_repro.launch.rank import MEETING, Rank
 
 SILENCE = 5.0  # seconds that rank 0 waits for the others without a word
 LOOK_EVERY = 0.1  # seconds
+FOR_MACHINES = timedelta(minutes=5)  # on which the command is not running yet
 
 
 def meet(rank: Rank) -> Any:
@@ -110,3 +117,51 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(
             f"{host}:{port}: not an address to listen at ({error.strerror or error})."
         ) from None
+
+
+class Machines:
+    """This machine among the others.
+
+    Args:
+        address: HOST:PORT of machine 0.
+        number: of this machine, from 0.
+
+    Raises:
+        UserError: the address is not one of machine 0's that is free.
+    """
+
+    def __init__(self, address: str, number: int) -> None:
+        self._address, self._number = address, number
+        self._store: Any = open_store(address, True, FOR_MACHINES) if number == 0 else None
+
+    def next_attempt(self) -> str:
+        """Where the ranks of the attempt meet that begins now: HOST:PORT and their word.
+
+        Raises:
+            UserError: machine 0 does not answer within five minutes.
+        """
+        if self._number == 0:
+            word = secrets.token_hex(16)
+            attempt = self._store.add("attempts", 1)
+            self._store.set(f"word/{attempt}", word)
+            return f"{self._address} {word}"
+        while True:
+            try:
+                self._store = self._store or self._connect()
+                attempt = self._store.add("attempts", 0)
+                if attempt and self._store.add(f"joined/{attempt}/{self._number}", 1) == 1:
+                    return f"{self._address} {self._store.get(f'word/{attempt}').decode()}"
+                time.sleep(LOOK_EVERY)
+            except RuntimeError:  # machine 0's launcher has gone; the next one has a new store
+                self._store = None
+
+    def _connect(self) -> Any:
+        say(f"looking for machine 0 at {self._address}", err=True)
+        try:
+            return open_store(self._address, False, FOR_MACHINES)
+        except RuntimeError:
+            minutes = int(FOR_MACHINES.total_seconds() / 60)
+            raise UserError(
+                f"machine 0 does not answer at {self._address} within {minutes} minutes. Give the"
+                " same command there with --node-rank 0."
+            ) from None

@@ -8,7 +8,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say
 from lovasz_repro.host.provenance import device_name
 from lovasz_repro.host.terminal import Terminal, print_table
-from lovasz_repro.launch.here import place_and_problem
+from lovasz_repro.launch.dispatch import place_and_problem
 from lovasz_repro.launch.request import Request
 from lovasz_repro.launch.slurm import SlurmOptions
 from lovasz_repro.run.inputs import Known, Place, check_extras, find_inputs, run_folder

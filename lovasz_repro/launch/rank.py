@@ -1,4 +1,5 @@
-"""A process that is one rank of several: how it knows, and how it tells what went wrong.
+"""A process that is one rank of several: how it knows, how it tells what went wrong, and how
+often one that died is started again.
 
 Ranks are started by ``launcher.py``, by the user's own torchrun, or by Slurm's srun. All run the
 same command line, find their number in the environment and meet where ``meeting.py`` says.
@@ -7,7 +8,9 @@ Nothing here imports torch.
 
 import json
 import os
+import signal
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import SubprocessError
@@ -18,6 +21,7 @@ from lovasz_repro.launch.slurm_job import first_host, port_of
 
 MEETING = "LOVASZ_REPRO_MEETING"  # where the ranks meet that our own launcher started
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a launcher, torch's too, looks for a rank's error
+BACKOFF = 2.0  # seconds before the second attempt in a row without a checkpoint, then twice as long
 
 
 @dataclass(frozen=True)
@@ -120,3 +124,64 @@ def kind_of(error: BaseException) -> str:
     text = f"{type(error).__name__} {error}".lower()
     signs = ("distbackenderror", "distnetworkerror", "diststoreerror", "gloo", "nccl", "connection")
     return "lost" if any(sign in text for sign in signs) else "unexpected"
+
+
+class RankFailed(RunFailed):
+    """A process's error as its launcher repeats it, with its exit code."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a rank ended that did not end well."""
+
+    rank: int
+    exit_code: int
+    moment: float = 0.0
+    """Seconds since 1970."""
+    message: str = ""
+    """Its error in one line, where it could tell."""
+    kind: str = "died"
+    """Of that error, as `kind_of` names it."""
+    log: Path | None = None
+    """What it printed, where that is not on the screen."""
+
+
+def killed_by(exit_code: int) -> str:
+    """What a negative exit code of a child process says: "killed by SIGKILL"."""
+    return f"killed by {signal.Signals(-exit_code).name}"
+
+
+class Attempts:
+    """Counts attempts in a row that brought no checkpoint.
+
+    Args:
+        limit: how many there may be.
+        progress_mark: changes whenever a checkpoint was written.
+    """
+
+    def __init__(self, limit: int, progress_mark: Callable[[], object]) -> None:
+        self._limit, self._mark = limit, progress_mark
+        self._seen, self._vain = progress_mark(), 0
+
+    def next_wait(self, failure: Failure) -> float:
+        """Seconds to wait before another attempt.
+
+        Raises:
+            RankFailed: there were too many.
+        """
+        seen = self._mark()
+        self._vain = 1 if seen != self._seen else self._vain + 1
+        self._seen = seen
+        if self._vain > self._limit:
+            often = f"{self._vain} times in a row without a new checkpoint in between"
+            raise RankFailed(1, f"rank {failure.rank}: {failure.message} ({often}).")
+        return BACKOFF * 2.0 ** (self._vain - 2) if self._vain > 1 else 0.0
+
+
+def newest_checkpoints(folders: Iterable[Path]) -> frozenset[str]:
+    """Names of the checkpoints in some runs' folders, which change whenever one is written."""
+    return frozenset(path.name for folder in folders for path in folder.glob("checkpoint-*.pt"))

@@ -1,24 +1,33 @@
-"""A list of commands as one array job of Slurm, through submitit (``pip install
+"""``--slurm``: a grid as array jobs of Slurm, one task a run, through submitit (``pip install
 'lovasz-repro[slurm]'``).
 
-Knows nothing of experiments: ``slurm_job.py`` is what runs on a node, ``slurm_queue.py`` keeps
-what was submitted and asks Slurm what became of it.
+``slurm_job.py`` is what runs on a node, ``slurm_queue.py`` keeps what was submitted and asks Slurm
+what became of it.
 """
 
 import contextlib
 import io
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from lovasz_repro.errors import UserError
+from lovasz_repro.launch.request import Request, cell_command
 from lovasz_repro.launch.slurm_job import CommandJob
-from lovasz_repro.launch.slurm_queue import SubmittedTask, record
+from lovasz_repro.launch.slurm_queue import SubmittedTask, record, slurm_folder, states
+
+if TYPE_CHECKING:
+    from lovasz_repro.run.inputs import Place
+
+DAY = 24 * 60  # minutes
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class SlurmOptions:
 
     partition: str | None = None
     """None: the cluster's default."""
-    time_minutes: int = 24 * 60
+    time_minutes: int = DAY
     """Time limit of one start of a task; before it ends the task is stopped and requeued."""
     gpus: int = 0
     """GPUs on each node; 0 asks for none."""
@@ -64,6 +73,92 @@ class Task:
     command: list[str]
     """The command line; it runs in the directory in which it was submitted. On SIGUSR2 or SIGTERM
     it writes a checkpoint and exits with 128 + the signal; started again, it goes on from there."""
+
+
+def slurm_options(
+    request: Request,
+    partition: str | None,
+    time: str | None,
+    cpus: int | None,
+    at_once: int | None,
+    sbatch: Sequence[str] | None,
+) -> SlurmOptions:
+    """Slurm's options, from the command line's.
+
+    Raises:
+        UserError: a time that is none.
+    """
+    extra = dict(option.removeprefix("--").partition("=")[::2] for option in sbatch or ())
+    return SlurmOptions(
+        partition=partition,
+        time_minutes=minutes(time) if time else DAY,
+        gpus=request.gpus or 0,
+        nodes=request.nodes,
+        cpus=cpus or request.procs,
+        at_once=at_once,
+        extra=extra,
+    )
+
+
+def minutes(text: str) -> int:
+    """Slurm's times in minutes, rounded up: "90", "1:30:00", "2-12", "2-12:30", "2-12:30:00".
+
+    One difference: "H:MM" is hours and minutes, where Slurm reads minutes and seconds.
+
+    Raises:
+        UserError: another form.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", text)
+    if not match:
+        raise UserError(f"--time {text}: expected [D-]H:MM[:SS], or minutes.")
+    days, first, second, third = (int(part) if part else 0 for part in match.groups())
+    if match[1] is None and match[3] is None:
+        return first
+    return days * DAY + first * 60 + second + (third > 0)
+
+
+def submit_grid(request: Request, options: SlurmOptions, place: "Place") -> str:
+    """Submit the runs that are neither done nor with Slurm already; returns what was done.
+
+    Raises:
+        UserError: data is missing, or Slurm is missing or refuses.
+    """
+    from lovasz_repro.run.inputs import find_inputs
+    from lovasz_repro.store import Store
+
+    folder = slurm_folder(request.results.absolute())
+    store = Store(request.results, request.tracking_uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks, done, there = list[Task](), 0, 0
+    after = list[tuple[Task, str]]()  # with the identity of the run that it starts from
+    with FileLock(folder / "submit.lock"):  # two commands at once submit nothing twice
+        known = states(folder)
+        for cell in request.cells:
+            identity = find_inputs(cell, place).identity
+            if store.finished(cell.experiment, identity):
+                done += 1
+            elif identity in known and known[identity].state != "gone":
+                there += 1
+            else:
+                name = f"{cell.experiment}/{cell.profile}/{cell.name}"
+                task = Task(identity, name, cell_command(request, cell))
+                start = find_inputs(cell.start, place).identity if cell.start else None
+                if start is None or store.finished(cell.experiment, start):
+                    tasks.append(task)
+                else:
+                    after.append((task, start))
+        submitted = submit(tasks, options, folder)
+        ids = {key: state.job_id for key, state in known.items()}
+        ids |= {task.key: task.job_id for task in submitted}
+        for start in dict.fromkeys(start for _, start in after):
+            waiting = [task for task, its_start in after if its_start == start]
+            submitted += submit(waiting, options.after(ids[start]), folder)
+    words = [f"{len(submitted)} runs submitted"]
+    if submitted:
+        words[0] += f" as job {submitted[0].job_id.partition('_')[0]}"
+    words += [f"{there} queued or running"] if there else []
+    words += [f"{done} done before"] if done else []
+    return f"{', '.join(words)}. lovasz-repro runs shows how they stand; logs are in {folder}/logs."
 
 
 def submit(tasks: Sequence[Task], options: SlurmOptions, folder: Path) -> list[SubmittedTask]:

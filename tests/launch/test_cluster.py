@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lovasz_repro.launch.options import minutes, slurm_options
+from lovasz_repro.launch.slurm import minutes, slurm_options
 from lovasz_repro.store import Store
 from tests.launch.command import PATIENCE, Bench, wait_until
 from tests.slurm_cluster import SlurmCluster

@@ -10,11 +10,20 @@ import pytest
 
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.processes import Interrupted, cores, threads_of
-from lovasz_repro.launch.attempts import Attempts, Failure, RankFailed, newest_checkpoints
 from lovasz_repro.launch.dispatch import check_shell
-from lovasz_repro.launch.launcher import Ended, first_cause
+from lovasz_repro.launch.launcher import first_cause
 from lovasz_repro.launch.meeting import meet, open_store
-from lovasz_repro.launch.rank import Rank, is_rank, kind_of, rank_from_environment, tell
+from lovasz_repro.launch.rank import (
+    Attempts,
+    Failure,
+    Rank,
+    RankFailed,
+    is_rank,
+    kind_of,
+    newest_checkpoints,
+    rank_from_environment,
+    tell,
+)
 from tests.launch.command import listening
 from tests.slurm_cluster import free_ports
 
@@ -140,20 +149,20 @@ def test_kinds_of_errors() -> None:
     assert kind_of(RuntimeError("CUDA error: an illegal memory access")) == "unexpected"
 
 
-def told(rank: int, text: str, kind: str, exit_code: int = 1, moment: float = 100) -> Ended:
-    return Ended(rank, exit_code, moment, text, kind, Path(f"/logs/rank-{rank}.log"))
+def told(rank: int, text: str, kind: str, exit_code: int = 1, moment: float = 100) -> Failure:
+    return Failure(rank, exit_code, moment, text, kind, Path(f"/logs/rank-{rank}.log"))
 
 
 def test_the_first_cause_is_found_among_what_follows_from_it() -> None:
     lost = told(0, "Connection closed by peer", "lost", moment=90)
     cases = [
-        ([lost, Ended(1, -9, 100)], 1, "killed by SIGKILL"),
+        ([lost, Failure(1, -9, 100)], 1, "killed by SIGKILL"),
         ([lost, told(2, "Error: no data", "user", exit_code=2)], 2, "Error: no data"),
-        ([Ended(0, -15, 80), Ended(1, -11, 100)], 1, "killed by SIGSEGV"),
-        ([Ended(0, -9, 220), told(1, "CUDA", "unexpected")], 1, "CUDA (see /logs/rank-1.log"),
+        ([Failure(0, -15, 80), Failure(1, -11, 100)], 1, "killed by SIGSEGV"),
+        ([Failure(0, -9, 220), told(1, "CUDA", "unexpected")], 1, "CUDA (see /logs/rank-1.log"),
         ([told(1, "Stopped", "stopped", exit_code=143), lost], 1, "Stopped"),
         ([lost, told(1, "Connection", "lost")], 0, "Connection"),
-        ([Ended(0, 3, 100)], 0, "ended with exit code 3"),
+        ([Failure(0, 3, 100)], 0, "ended with exit code 3"),
     ]
     for ended, rank, message in cases:
         cause = first_cause(ended)
@@ -162,7 +171,7 @@ def test_the_first_cause_is_found_among_what_follows_from_it() -> None:
 
 
 def test_attempts_end_when_nothing_comes_of_them(tmp_path: Path) -> None:
-    failure = Failure(1, "died", -9, "killed by SIGKILL")
+    failure = Failure(1, -9, message="killed by SIGKILL")
     attempts = Attempts(2, lambda: newest_checkpoints([tmp_path]))
     assert attempts.next_wait(failure) == 0
     assert attempts.next_wait(failure) > 0
