@@ -6,6 +6,7 @@ stored is read back past them: with MLflow's client and from the rows of its dat
 
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ from lovasz_repro.store.journal import (
 )
 from lovasz_repro.store.shipping import Shipper, ship_pending
 from lovasz_repro.store.tracking import check_server
+from lovasz_repro.store.transfer import export_runs, import_runs
 
 PATIENCE = 180.0  # seconds that a test waits for anything before it fails
 STEPS, COMMIT_EVERY, SCORE_EVERY = 180, 9, 10
@@ -338,6 +340,24 @@ def test_eight_processes_three_of_them_killed(store: Store) -> None:
     check(store, list(jobs.values()), store.results / "mlflow.db")
 
 
+@pytest.mark.parametrize(
+    ("names", "kills"), [("ab", 2), pytest.param("abcdefgh", 20, marks=pytest.mark.slow)]
+)
+def test_random_kills_neither_lose_nor_double_a_metric(
+    store: Store, names: str, kills: int
+) -> None:
+    dice, jobs = random.Random(kills), {name: Job(store.results, name, name) for name in names}
+    running = {name: start(job) for name, job in jobs.items()}
+    for _ in range(kills):
+        name, moment = dice.choice(names), dice.randrange(STEPS)
+        until(lambda: not running[name].is_alive() or last_step(jobs[name]) >= moment)  # noqa: B023
+        running[name].kill()
+        running[name].join(PATIENCE)
+        running[name] = start(jobs[name])
+    join(list(running.values()))
+    check(store, list(jobs.values()), store.results / "mlflow.db")
+
+
 def test_machines_without_a_common_lock_open_one_run(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,3 +515,47 @@ def test_a_server_that_is_killed_and_started_again(
     join([*processes, start(jobs[2])])
     assert all("the store is back" in job.said() for job in jobs[:2])
     check(store, jobs, server.database)
+
+
+@pytest.mark.slow
+def test_a_real_server_holds_runs_and_may_hang_for_a_while(
+    server: Server,
+    make_store: Callable[..., Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert server.process
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    store = Store(tmp_path / "results", server.uri)
+    parent = store.open_parent("e", "parent", {})
+    run_id = store.open_child("e", parent, "run", "id", {"a": 1}, {"b": "c"})
+    assert store.open_child("e", parent, "run", "id", {"a": 1}, {"b": "c"}) == run_id
+    said: list[str] = []
+    with Journal(tmp_path / "work" / "journal.jsonl") as journal:
+        shipper = Shipper(store, run_id, journal, every=0.1, say=said.append)
+        journal.log(1, {"loss": 0.5})
+        shipper.commit(1)
+        until(lambda: store.history(run_id, "loss"))
+        os.killpg(server.process.pid, signal.SIGSTOP)
+        for step in range(2, 3000):
+            journal.log(step, {"loss": 1 / step})
+        shipper.commit(3000)
+        until(lambda: said)
+        os.killpg(server.process.pid, signal.SIGCONT)
+        assert shipper.close("FINISHED", patience=60)
+    expected = [(1, 0.5)] + [(step, 1 / step) for step in range(2, 3000)]
+    assert store.history(run_id, "loss") == expected
+    assert len(store.points(run_id)) == 2999
+    (tmp_path / "a.txt").write_text("x")
+    store.add_artifact(run_id, tmp_path / "a.txt", "sub")
+    assert store.artifact_names(run_id) == ["sub/a.txt"]
+    assert store.artifact(run_id, "sub/a.txt").read_text() == "x"
+    with pytest.raises(StoreError, match="no artifact"):
+        store.artifact(run_id, "sub/b.txt")
+    assert export_runs(store, tmp_path / "out") == 1
+    local = make_store("local")
+    assert import_runs(local, tmp_path / "out").added == ["e/run"]
+    assert local.history(local.runs()[0].run_id, "loss") == expected
+    store.log(run_id, [Point("loss", float("inf"), 5000, 1)])
+    assert store.runs()[0].tags["nonfinite/loss"] == "inf at step 5000"
+    assert store.get("0" * 32) is None

@@ -1,9 +1,5 @@
 """Shipping: whatever dies or fails in between, the store ends with each committed point once."""
 
-import multiprocessing
-import os
-import random
-import signal
 import sqlite3
 import threading
 import time
@@ -13,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro.store import Store
-from lovasz_repro.store.journal import Journal, Point, read_records, shipped_offsets
+from lovasz_repro.store.journal import Journal, Point, shipped_offsets
 from lovasz_repro.store.shipping import MAX_BATCH, Shipper, ship, ship_pending
 from lovasz_repro.store.tracking import StoreError
 
@@ -243,95 +239,7 @@ def test_tags_and_files_travel_too_in_order(journal: Journal) -> None:
     assert "gone.csv is gone" in said[0]
 
 
-# -- a real store, real processes ------------------------------------------------------------------
-
-
-def stored_points(results: Path) -> list[tuple[object, ...]]:
-    """(identity, key, step, value) of every row in the database, past MLflow."""
-    database = sqlite3.connect(results / "mlflow.db")
-    try:
-        return database.execute(
-            "SELECT tags.value, metrics.key, step, metrics.value FROM metrics JOIN tags"
-            " ON tags.run_uuid = metrics.run_uuid AND tags.key = 'identity' ORDER BY 1, 2, 3"
-        ).fetchall()
-    finally:
-        database.close()
-
-
-def expected_points(identities: Sequence[str], steps: int) -> list[tuple[object, ...]]:
-    points: list[tuple[object, ...]] = []
-    for identity in identities:
-        points += [(identity, "loss", step, 1 / (step + 1)) for step in range(steps)]
-        points += [(identity, "test", steps - 1, 0.5)]
-    return sorted(points)
-
-
-def train(results: Path, identity: str, steps: int, every: int, pace: float) -> None:
-    """A training run in small: resume, log, commit behind checkpoints, finish."""
-    store = Store(results)
-    parent = store.open_parent("e", "parent", {})
-    run_id = store.open_child("e", parent, identity, identity, {}, {})
-    with Journal(results / "work" / identity / "journal.jsonl") as journal:
-        checkpoint = journal.path.with_name("checkpoint")
-        start = int(checkpoint.read_text()) if checkpoint.exists() else 0
-        journal.rewind(start)
-        shipper = Shipper(store, run_id, journal, every=0.02, heartbeat=0.1, say=lambda line: None)
-        for step in range(start, steps):
-            time.sleep(pace)
-            journal.log(step, {"loss": 1 / (step + 1)})
-            if (step + 1) % every == 0:
-                journal.sync()
-                checkpoint.with_suffix(".new").write_text(str(step + 1))
-                os.replace(checkpoint.with_suffix(".new"), checkpoint)
-                shipper.commit(step + 1)
-        journal.log(steps - 1, {"test": 0.5})
-        assert shipper.close("FINISHED", patience=60)
-
-
-def run_and_kill(
-    results: Path, identities: list[str], steps: int, kills: int, chance: random.Random
-) -> None:
-    """Train every run in a process of its own; kill one at random, start it again, and so on."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow"])
-
-    def start(identity: str) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=train, args=(results, identity, steps, 7, 0.005))
-        process.start()
-        return process
-
-    running = {identity: start(identity) for identity in identities}
-    for _ in range(kills):
-        victim = chance.choice(identities)
-        journal = results / "work" / victim / "journal.jsonl"
-        target = chance.randrange(steps)
-        until(lambda: not running[victim].is_alive() or _steps(journal) >= target)  # noqa: B023
-        if running[victim].pid and running[victim].is_alive():
-            os.kill(running[victim].pid or 0, signal.SIGKILL)
-        running[victim].join(120)
-        running[victim] = start(victim)
-    for process in running.values():
-        process.join(180)
-        assert process.exitcode == 0
-
-
-def _steps(journal: Path) -> int:
-    return sum(bool(record.values) for record, _ in read_records(journal))
-
-
-def test_killed_processes_neither_lose_nor_double_a_metric(store: Store) -> None:
-    identities = ["a", "b"]
-    run_and_kill(store.results, identities, 150, 2, random.Random(0))
-    assert stored_points(store.results) == expected_points(identities, 150)
-    assert [run.status for run in store.runs()] == ["FINISHED"] * 2
-
-
-@pytest.mark.slow
-def test_eight_processes_twenty_kills(store: Store) -> None:
-    identities = [f"run-{number}" for number in range(8)]
-    run_and_kill(store.results, identities, 300, 20, random.Random(1))
-    assert stored_points(store.results) == expected_points(identities, 300)
-    assert [run.status for run in store.runs()] == ["FINISHED"] * 8
+# -- a real store ----------------------------------------------------------------------------------
 
 
 def test_a_locked_database_is_waited_for(store: Store, tmp_path: Path) -> None:

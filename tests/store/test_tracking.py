@@ -1,24 +1,15 @@
-"""The choice of a store and its health, against real sockets and a real MLflow server."""
+"""The choice of a store and its health, against real sockets."""
 
-import os
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from lovasz_repro.store import Store, StoreError
-from lovasz_repro.store.journal import Journal, Point
-from lovasz_repro.store.shipping import Shipper
 from lovasz_repro.store.tracking import check_server, choose_uri, database_of, explain
-from lovasz_repro.store.transfer import export_runs, import_runs
 
 
 @pytest.fixture(autouse=True)
@@ -119,82 +110,3 @@ def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         silent.listen()
         with pytest.raises(StoreError, match="does not answer"):
             check_server(f"http://127.0.0.1:{silent.getsockname()[1]}")
-
-
-@pytest.fixture
-def mlflow_server(
-    empty_database: Path, tmp_path: Path
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real `mlflow server` on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1"]
-    shutil.copy(empty_database, tmp_path / "served.db")
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/served.db"]
-    command += ["--artifacts-destination", str(tmp_path / "served")]
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                check_server(uri)
-                break
-            except StoreError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.5)
-        yield uri, process
-    finally:
-        os.killpg(process.pid, signal.SIGCONT)
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-
-
-@pytest.mark.slow
-def test_a_real_server_holds_runs_and_may_hang_for_a_while(
-    mlflow_server: tuple[str, subprocess.Popen[bytes]],
-    make_store: Callable[..., Store],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    uri, process = mlflow_server
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    store = Store(tmp_path / "results", uri)
-    parent = store.open_parent("e", "parent", {})
-    run_id = store.open_child("e", parent, "run", "id", {"a": 1}, {"b": "c"})
-    assert store.open_child("e", parent, "run", "id", {"a": 1}, {"b": "c"}) == run_id
-    said: list[str] = []
-    with Journal(tmp_path / "work" / "journal.jsonl") as journal:
-        shipper = Shipper(store, run_id, journal, every=0.1, say=said.append)
-        journal.log(1, {"loss": 0.5})
-        shipper.commit(1)
-        while not store.history(run_id, "loss"):
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGSTOP)
-        for step in range(2, 3000):
-            journal.log(step, {"loss": 1 / step})
-        shipper.commit(3000)
-        while not said:
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGCONT)
-        assert shipper.close("FINISHED", patience=60)
-    expected = [(1, 0.5)] + [(step, 1 / step) for step in range(2, 3000)]
-    assert store.history(run_id, "loss") == expected
-    assert len(store.points(run_id)) == 2999
-    (tmp_path / "a.txt").write_text("x")
-    store.add_artifact(run_id, tmp_path / "a.txt", "sub")
-    assert store.artifact_names(run_id) == ["sub/a.txt"]
-    assert store.artifact(run_id, "sub/a.txt").read_text() == "x"
-    with pytest.raises(StoreError, match="no artifact"):
-        store.artifact(run_id, "sub/b.txt")
-    assert export_runs(store, tmp_path / "out") == 1
-    local = make_store("local")
-    assert import_runs(local, tmp_path / "out").added == ["e/run"]
-    assert local.history(local.runs()[0].run_id, "loss") == expected
-    store.log(run_id, [Point("loss", float("inf"), 5000, 1)])
-    assert store.runs()[0].tags["nonfinite/loss"] == "inf at step 5000"
-    assert store.get("0" * 32) is None
