@@ -1,9 +1,11 @@
-"""Scores of an evaluation server: one unit each, kept with their run, apart from its own."""
+"""Scores of an evaluation server: every spelling, one unit, kept with their run, apart from its
+own."""
 
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lovasz_repro.cli.runs import runs_app
+from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.tables import SCORES
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.store.journal import Point
-from lovasz_repro.store.server_scores import read_server_scores, record_server_scores
+from lovasz_repro.store.server_scores import (
+    implied_background,
+    read_server_scores,
+    read_voc_server_scores,
+    record_server_scores,
+)
 from lovasz_repro.store.transfer import export_runs, import_runs
 
 MakeStore = Callable[..., Store]
@@ -34,11 +42,53 @@ FOUR = {
     "dataset_miou": 0.6306, "class_iiou": 0.3406, "category_iou": 0.8358, "category_iiou": 0.6105
 }  # fmt: skip
 
+NAMES = VOC.names
+TABLE_3 = {  # the column "Lovász + equibatch, 30K", in the paper's words
+    "airplane": 92.63, "cycle": 41.55, "bird": 87.87, "boat": 68.41, "bottle": 77.75,
+    "bus": 94.71, "car": 86.71, "cat": 90.37, "chair": 38.59, "cow": 86.24, "d. table": 74.50,
+    "dog": 89.02, "horse": 91.69, "mbike": 87.28, "person": 86.37, "plant": 65.92,
+    "sheep": 87.13, "sofa": 65.21, "train": 83.69, "tv": 68.64,
+}  # fmt: skip
+MEAN = 79.00
+OBJECTS = dict(zip(NAMES[1:], TABLE_3.values(), strict=True))
+"""The same in the data set's words: the paper keeps its order."""
+ALL = {"background": 94.72} | OBJECTS
+"""21 * 79.00 - 1564.28 = 94.72."""
+SERVER = [
+    "aero plane", *NAMES[2:11], "dining table", "dog", "horse", "motor bike", "person",
+    "potted plant", "sheep", "sofa", "train", "tv/ monitor",
+]  # fmt: skip
+"""As the leaderboard's columns are called."""
+FRACTIONS = {"dataset_miou": 0.79} | {f"iou/{name}": v / 100 for name, v in OBJECTS.items()}
+SPELLED = dict(zip(SERVER, TABLE_3.values(), strict=True))
+Reader = Callable[[Path], dict[str, float]]
+CITYSCAPES: Reader = partial(read_server_scores, classes=CLASSES)
+PASCAL: Reader = partial(read_voc_server_scores, classes=NAMES)
+
 
 def write(folder: Path, content: Any, name: str = "scores.json") -> Path:
     file = folder / name
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     return file
+
+
+def lines(scores: Mapping[str, object], between: str) -> str:
+    return "".join(f"{name}{between}{value}\n" for name, value in scores.items())
+
+
+def without(scores: dict[str, float], *names: str) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if name not in names}
+
+
+def refused(read: Reader, file: Path) -> str:
+    """The one line of a file that cannot be meant."""
+    with pytest.raises(UserError) as caught:
+        read(file)
+    text = str(caught.value)
+    assert str(file) in text
+    assert "\n" not in text
+    assert len(text) < 400
+    return text
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -89,131 +139,209 @@ def test_the_official_scripts_own_file(tmp_path: Path) -> None:
     assert scores == pytest.approx(FOUR | {"iou/road": 0.975})
 
 
-def without(content: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name != key}
-
-
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("name", "content"),
     [
-        (
-            PLAIN | {"class_iou": 0.6306},
-            "percent (is it a fraction?), not 0.6306",
-        ),
-        (PLAIN | {"class_iou": 1}, "(is it a fraction?)"),
-        (
-            OFFICIAL | {"averageScoreClasses": 63.06},
-            "fraction in 0-1 (is it in percent?)",
-        ),
-        (PLAIN | {"class_iou": 163.06}, "equal to 100, not 163.06"),
-        (PLAIN | {"class_iou": -2.0}, "equal to 0, not -2.0"),
-        (PLAIN | {"class_iou": "63,06"}, "class_iou: input should be a valid number, not '63,06'"),
-        (PLAIN | {"class_iou": "63.06"}, "not the text '63.06'"),
-        (PLAIN | {"class_iou": None}, "valid number"),
-        (PLAIN | {"class_iou": True}, "valid number"),
-        (PLAIN | {"class_iou": math.nan}, "finite number"),
-        (PLAIN | {"class_iou": math.inf}, "finite number"),
-        (PLAIN | {"class_iou": 10**400}, "finite number"),
-        (PLAIN | {"class_iou": [63.06]}, "valid number"),
-        (OFFICIAL | {"averageScoreClasses": math.nan}, "finite number"),
-        (without(PLAIN, "class_iiou"), "class_iiou: field required"),
-        (without(OFFICIAL, "averageScoreCategories"), "averageScoreCategories: field required"),
-        (PLAIN | {"clases": {}}, "unknown key clases (did you mean classes?)"),
-        (PLAIN | {"classScores": {}}, "unknown key classScores"),
-        (PLAIN | OFFICIAL, "unknown key averageScoreClasses"),
-        ({"miou": 60}, "class_iou: field required"),
-        ({}, "class_iou: field required"),
-        (PLAIN | {"classes": [97.5]}, "classes: input should be an object"),
-        (PLAIN | {"classes": {"raod": 97.5}}, "no class 'raod' (did you mean road?)"),
-        (PLAIN | {"classes": {"road": math.nan}}, "classes.road: input should be a finite number"),
-        (
-            PLAIN | {"classes": {"road": 197.5}},
-            "equal to 100, not 197.5",
-        ),
-        (PLAIN | {"classes": {"road": 0.975, "bicycle": 0.5}}, "(are they fractions?)"),
-        (OFFICIAL | {"classScores": {"road": 97.5}}, "(is it in percent?)"),
-        (OFFICIAL | {"classScores": {"caravan": 0.5}}, "no class 'caravan'"),
-        ("[1]", "expected keys and values"),
-        ("{", "unreadable"),
-        ('{"class_iou": 1, "class_iou": 2}', "class_iou is there twice"),
-        ("[" * 100_000, "unreadable"),
-        (f'{{"class_iou": {"[" * 500}{"]" * 500}}}', "recursion"),
-        (f'{{"class_iou": {"7" * 5_000}}}', "unreadable"),
-        (" " * 5_000_000, "too large"),
+        ("a.json", {"mean": MEAN, "classes": OBJECTS}),
+        ("a.json", {"mean_iou": 79, "classes": TABLE_3}),
+        ("a.yaml", yaml.safe_dump({"mIoU": MEAN, "classes": SPELLED})),
+        ("a.csv", "key,value\n" + lines({"mean": MEAN} | {f"classes.{k}": v for k, v in
+                                                          OBJECTS.items()}, ",")),
+        ("a.csv", "class;IoU\r\n" + lines({"Mean": MEAN} | TABLE_3, ";")),
+        ("a.csv", lines({f'"{k}"': v for k, v in ({"mean": MEAN} | TABLE_3).items()}, ", ")),
+        ("a.txt", "VOC2012, comp6\n\nclass  IoU\n" + lines(TABLE_3 | {"mean": MEAN}, "   ")),
+        ("a.TXT", lines({"mean": MEAN} | SPELLED, "\t")),
+        ("a.txt", lines({"Mean IoU": MEAN} | {k: f"{v} %" for k, v in SPELLED.items()}, ": ")),
     ],
-)
-def test_a_file_that_cannot_be_meant(tmp_path: Path, content: Any, told: str) -> None:
-    file = write(tmp_path, content)
-    with pytest.raises(UserError) as caught:
-        read_server_scores(file, CLASSES)
-    assert told in str(caught.value)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("a.pdf", "", "expected one of .json, .yaml, .yml, .csv"),
-        ("a.csv", "class_iou;63.06\n", "class_iiou: field required"),
-        ("a.csv", "class_iou,63.06\nclass_iou,64\n", "class_iou is there twice"),
-        ("a.csv", "class_iou,63.06\nclass_iou.road,64\n", "unknown key class_iou.road"),
-        ("a.csv", '"class_iou,63.06', "class_iiou: field required"),
-        (
-            "a.csv",
-            "class_iou,high\nclass_iiou,1\ncategory_iou,1\ncategory_iiou,1\n",
-            "'class_iou,high'",
-        ),
-        ("a.yaml", "class_iou: 1\nclass_iou: 2\n", "given twice"),
-        ("a.yaml", "- 1", "expected keys and values"),
-        ("a.yaml", "63: 06\nclass_iou: 63\n", "unknown key 63"),
-    ],
-)
-def test_a_yaml_or_csv_that_cannot_be_meant(
-    tmp_path: Path, name: str, content: str, told: str
-) -> None:
-    with pytest.raises(UserError) as caught:
-        read_server_scores(write(tmp_path, content, name), CLASSES)
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(UserError, match="Not a regular file"):
-        read_server_scores(tmp_path / "pipe.csv", CLASSES)
-    with pytest.raises(UserError, match="name too long"):
-        read_server_scores(tmp_path / f"{'x' * 300}.csv", CLASSES)
-    with pytest.raises(UserError, match="No such file"):
-        read_server_scores(tmp_path / "gone.json", CLASSES)
-    for name in ("a.json", "a.csv", "a.yaml"):
-        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(UserError, match=name):
-            read_server_scores(tmp_path / name, CLASSES)
-
-
-@given(
-    content=st.dictionaries(
-        st.sampled_from([*PLAIN, *OFFICIAL, "classes", "classScores", "else"]),
-        st.one_of(
-            st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
-            st.dictionaries(st.sampled_from(CLASSES), st.floats() | st.text(max_size=3)),
-        ),
-    )
 )  # fmt: skip
-def test_whatever_is_written_gives_fractions_or_one_line(
-    tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]
+def test_twenty_objects_and_the_mean_in_every_form(tmp_path: Path, name: str, content: Any) -> None:
+    scores = read_voc_server_scores(write(tmp_path, content, name), NAMES)
+    assert scores == pytest.approx(FRACTIONS, abs=1e-12)
+    assert list(scores) == ["dataset_miou", *(f"iou/{name}" for name in NAMES[1:])]
+    assert implied_background(scores, NAMES) == pytest.approx(0.9472, abs=1e-9)
+
+
+def test_the_background_where_it_is_known(tmp_path: Path) -> None:
+    file = write(tmp_path, {"mean": 79.0, "classes": ALL})
+    scores = read_voc_server_scores(file, NAMES)
+    assert scores == pytest.approx(FRACTIONS | {"iou/background": 0.9472})
+    assert implied_background(scores, NAMES) is None
+
+
+def test_the_mean_alone(tmp_path: Path) -> None:
+    scores = read_voc_server_scores(write(tmp_path, "mean 78.05\n", "a.txt"), NAMES)
+    assert scores == pytest.approx({"dataset_miou": 0.7805})
+    assert implied_background(scores, NAMES) is None
+
+
+@pytest.mark.parametrize("mean", [78.941, 79.059, 79.05, 78.95])
+def test_a_rounded_mean_is_taken(tmp_path: Path, mean: float) -> None:
+    assert read_voc_server_scores(write(tmp_path, {"mean": mean, "classes": ALL}), NAMES)
+
+
+CITYSCAPES_JSON = [
+    (
+        PLAIN | {"class_iou": 0.6306},
+        "percent (is it a fraction?), not 0.6306",
+    ),
+    (PLAIN | {"class_iou": 1}, "(is it a fraction?)"),
+    (
+        OFFICIAL | {"averageScoreClasses": 63.06},
+        "fraction in 0-1 (is it in percent?)",
+    ),
+    (PLAIN | {"class_iou": 163.06}, "equal to 100, not 163.06"),
+    (PLAIN | {"class_iou": -2.0}, "equal to 0, not -2.0"),
+    (PLAIN | {"class_iou": "63,06"}, "class_iou: input should be a valid number, not '63,06'"),
+    (PLAIN | {"class_iou": "63.06"}, "not the text '63.06'"),
+    (PLAIN | {"class_iou": None}, "valid number"),
+    (PLAIN | {"class_iou": True}, "valid number"),
+    (PLAIN | {"class_iou": math.nan}, "finite number"),
+    (PLAIN | {"class_iou": math.inf}, "finite number"),
+    (PLAIN | {"class_iou": 10**400}, "finite number"),
+    (PLAIN | {"class_iou": [63.06]}, "valid number"),
+    (OFFICIAL | {"averageScoreClasses": math.nan}, "finite number"),
+    (without(PLAIN, "class_iiou"), "class_iiou: field required"),
+    (without(OFFICIAL, "averageScoreCategories"), "averageScoreCategories: field required"),
+    (PLAIN | {"clases": {}}, "unknown key clases (did you mean classes?)"),
+    (PLAIN | {"classScores": {}}, "unknown key classScores"),
+    (PLAIN | OFFICIAL, "unknown key averageScoreClasses"),
+    ({"miou": 60}, "class_iou: field required"),
+    ({}, "class_iou: field required"),
+    (PLAIN | {"classes": [97.5]}, "classes: input should be an object"),
+    (PLAIN | {"classes": {"raod": 97.5}}, "no class 'raod' (did you mean road?)"),
+    (PLAIN | {"classes": {"road": math.nan}}, "classes.road: input should be a finite number"),
+    (
+        PLAIN | {"classes": {"road": 197.5}},
+        "equal to 100, not 197.5",
+    ),
+    (PLAIN | {"classes": {"road": 0.975, "bicycle": 0.5}}, "(are they fractions?)"),
+    (OFFICIAL | {"classScores": {"road": 97.5}}, "(is it in percent?)"),
+    (OFFICIAL | {"classScores": {"caravan": 0.5}}, "no class 'caravan'"),
+    ("[1]", "expected keys and values"),
+    ("{", "unreadable"),
+    ('{"class_iou": 1, "class_iou": 2}', "class_iou is there twice"),
+    ("[" * 100_000, "unreadable"),
+    (f'{{"class_iou": {"[" * 500}{"]" * 500}}}', "recursion"),
+    (f'{{"class_iou": {"7" * 5_000}}}', "unreadable"),
+    (" " * 5_000_000, "too large"),
+]
+CITYSCAPES_LINES = [
+    ("a.pdf", "", "expected one of .json, .yaml, .yml, .csv"),
+    ("a.csv", "class_iou;63.06\n", "class_iiou: field required"),
+    ("a.csv", "class_iou,63.06\nclass_iou,64\n", "class_iou is there twice"),
+    ("a.csv", "class_iou,63.06\nclass_iou.road,64\n", "unknown key class_iou.road"),
+    ("a.csv", '"class_iou,63.06', "class_iiou: field required"),
+    (
+        "a.csv",
+        "class_iou,high\nclass_iiou,1\ncategory_iou,1\ncategory_iiou,1\n",
+        "'class_iou,high'",
+    ),
+    ("a.yaml", "class_iou: 1\nclass_iou: 2\n", "given twice"),
+    ("a.yaml", "- 1", "expected keys and values"),
+    ("a.yaml", "63: 06\nclass_iou: 63\n", "unknown key 63"),
+]
+PASCAL_JSON = [
+    ({"mean": 79.1, "classes": ALL}, "mean is 79.1, that of the 21 classes is 79.00"),
+    ({"mean": 78.9, "classes": ALL}, "mean is 78.9, that of the 21 classes is 79.00"),
+    ({"mean": 74.4, "classes": OBJECTS}, "would have -1.88 percent"),  # 1562.4 - 1564.28
+    ({"mean": 79.3, "classes": OBJECTS}, "would have 101.02 percent"),  # 1665.3 - 1564.28
+    ({"mean": 79.0, "classes": OBJECTS | {"boat": 6.841}}, "would have 156.29 percent"),
+    ({"classes": ALL}, "mean: field required"),
+    (
+        {"mean": 0.79, "classes": OBJECTS},
+        "mean: expected percent (is it a fraction?)",
+    ),
+    ({"mean": 79.0, "classes": {k: v / 100 for k, v in ALL.items()}}, "are they fractions?"),
+    ({"mean": 79.0, "classes": without(OBJECTS, "bus")}, "no bus. Give the IoU of all 20"),
+    ({"mean": 79.0, "classes": {"bird": 87.9}}, "no aeroplane, bicycle, boat and 16 more."),
+    ({"mean": 79.0, "classes": OBJECTS | {"airplane": 92.6}}, "aeroplane is there twice"),
+    ({"mean": 79.0, "mIoU": 79.0}, "mean is there twice"),
+    ({"mean": 79.0, "classes": {"aeroplan": 92.6}}, "class 'aeroplan' (did you mean aeropl"),
+    ({"mean": 79.0, "unlabelled": 2.0}, "unknown class 'unlabelled'"),
+    ({"mean": 79.0, "classes": [1, 2]}, "'classes'"),
+    ({"mean": "79.0"}, "mean: input should be a valid number, not the text '79.0'"),
+    ({"mean": True}, "valid number"),
+    ({"mean": None}, "valid number"),
+    ({"mean": math.nan}, "finite number"),
+    ({"mean": 179.0}, "mean: input should be less than or equal to 100, not 179.0"),
+    ({"mean": -1}, "equal to 0, not -1"),
+    ({"mean": 79.0, "classes": OBJECTS | {"tv": 168.6}}, "tvmonitor is there twice"),
+    (
+        {"mean": 79.0, "classes": OBJECTS | {"dog": 189.0}},
+        "dog: input should be less",
+    ),
+    ({}, "mean: field required"),
+    ("[1]", "expected keys and values"),
+    ("{", "unreadable"),
+    (" " * 5_000_000, "too large"),
+]
+PASCAL_LINES = [
+    ("a.pdf", "mean 79", "expected one of .json, .yaml, .yml, .csv, .txt"),
+    ("a.txt", "", "mean: field required"),
+    ("a.txt", "mean 79\nbird\n", "no number in the line 'bird'"),
+    ("a.txt", "mean 79\nairplane -\n", "no number in the line 'airplane -'"),
+    ("a.txt", "mean nan\n", "finite number"),
+    ("a.txt", "mean 79\nsubmitted on 12 Nov 2012\n", "unknown class 'submitted on 12 Nov'"),
+    ("a.csv", "mean,79,00\n", "unknown class 'mean,79'"),
+    ("a.csv", "mean,79\nmean,78\n", "mean is there twice"),
+]
+WRONG: list[Any] = [(CITYSCAPES, "a.json", *row) for row in CITYSCAPES_JSON]
+WRONG += [(CITYSCAPES, *row) for row in CITYSCAPES_LINES]
+WRONG += [(PASCAL, "a.json", *row) for row in PASCAL_JSON]
+WRONG += [(PASCAL, *row) for row in PASCAL_LINES]
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "content", "told"), WRONG, ids=[f"{n}-{row[1]}" for n, row in enumerate(WRONG)]
+)
+def test_a_file_that_cannot_be_meant(
+    tmp_path: Path, read: Reader, name: str, content: Any, told: str
 ) -> None:
-    file = write(tmp_path_factory.getbasetemp(), content, "any.json")
+    assert told in refused(read, write(tmp_path, content, name))
+
+
+@pytest.mark.parametrize("read", [CITYSCAPES, PASCAL])
+def test_a_file_that_is_not_there_or_no_text(tmp_path: Path, read: Reader) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "Not a regular file" in refused(read, tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="name too long"):
+        read(tmp_path / f"{'x' * 300}.csv")
+    for name in ("a.json", "a.csv", "a.yaml", "a.txt"):
+        assert "No such file" in refused(read, tmp_path / name)
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+        assert name in refused(read, tmp_path / name)
+
+
+CITYSCAPES_FILES = st.dictionaries(
+    st.sampled_from([*PLAIN, *OFFICIAL, "classes", "classScores", "else"]),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+        st.dictionaries(st.sampled_from(CLASSES), st.floats() | st.text(max_size=3)),
+    ),
+)  # fmt: skip
+PASCAL_FILES = st.text(max_size=60) | st.lists(
+    st.tuples(st.sampled_from(["mean", *NAMES, "d. table", "x"]), st.floats() | st.text())
+).map(lambda rows: "\n".join(f"{name} {value}" for name, value in rows))
+
+
+@pytest.mark.parametrize("read", [CITYSCAPES, PASCAL])
+@given(data=st.data())
+def test_whatever_is_written_gives_fractions_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, read: Reader, data: st.DataObject
+) -> None:
+    ours = read is CITYSCAPES
+    content = data.draw(CITYSCAPES_FILES if ours else PASCAL_FILES)
+    file = tmp_path_factory.getbasetemp() / ("any.json" if ours else "any.txt")
+    text = content if isinstance(content, str) else json.dumps(content)
+    file.write_text(text, encoding="utf-8", errors="replace")
     scores, refusal = FOUR, ""
     try:
-        scores = read_server_scores(file, CLASSES)
+        scores = read(file)
     except UserError as error:
         refusal = str(error)
     assert "\n" not in refusal
     assert all(0 <= score <= 1 for score in scores.values())
-    assert set(FOUR) <= set(scores)
+    assert set(FOUR if ours else ["dataset_miou"]) <= set(scores)
 
 
 # -- recording -----------------------------------------------------------------------------------
@@ -322,37 +450,81 @@ def test_only_a_finished_run_has_scores(store: Store, tmp_path: Path, status: st
         record(store, run_id, write(tmp_path, PLAIN))
 
 
-def test_the_command(make_store: MakeStore, tmp_path: Path) -> None:
-    here, there = make_store("here"), make_store("there")
-    run_id = put_run(here)
-    export_runs(here, tmp_path / "out")
-    import_runs(there, tmp_path / "out")
-    file = write(tmp_path, PLAIN)
+Call = Callable[..., str]
 
-    def call(*arguments: str) -> str:
-        where = ["--results", str(tmp_path / "there")]
-        result = CliRunner().invoke(runs_app, ["record", *arguments, *where])
+
+@pytest.fixture
+def call(tmp_path: Path) -> Call:
+    """``runs record`` on the store in ``tmp_path / "results"``: what it says, or its error."""
+
+    def invoke(*arguments: object) -> str:
+        given = [*map(str, arguments), "--results", str(tmp_path / "results")]
+        result = CliRunner().invoke(runs_app, ["record", *given])
         if isinstance(result.exception, UserError):
             return f"Error: {result.exception}"
         assert result.exit_code == 0, result.output
         return result.output
 
-    said = call(run_id[:8], "--server-scores", str(file))  # the id that it was made under
+    return invoke
+
+
+def test_the_command(make_store: MakeStore, tmp_path: Path, call: Call) -> None:
+    here, there = make_store("here"), make_store()
+    run_id = put_run(here)
+    export_runs(here, tmp_path / "out")
+    import_runs(there, tmp_path / "out")
+    file = write(tmp_path, PLAIN)
+
+    said = call(run_id[:8], "--server-scores", file)  # the id that it was made under
     assert said.startswith("recorded: Class IoU / iIoU / Category IoU / iIoU 63.06 / 34.06 / ")
     assert "63.06 / 34.06 / 83.58 / 61.05 of lovasz-b10-s0 after training (run " in said
     [run] = there.runs()
     assert run.run_id in said
     assert run.metrics["server/dataset_miou"] == pytest.approx(0.6306)
-    assert call(run.run_id, "--server-scores", str(file)).startswith("recorded before:")
-    assert "before training" in call(run.run_id, "--server-scores", str(file), "--initial")
+    assert call(run.run_id, "--server-scores", file).startswith("recorded before:")
+    assert "before training" in call(run.run_id, "--server-scores", file, "--initial")
     other = write(tmp_path, PLAIN | {"class_iou": 60.0}, "b.json")
-    assert "Give --replace" in call(run_id[:8], "--server-scores", str(other))
-    said = call(run_id[:8], "--server-scores", str(other), "--replace")
+    assert "Give --replace" in call(run_id[:8], "--server-scores", other)
+    said = call(run_id[:8], "--server-scores", other, "--replace")
     assert said.startswith("recorded:")
-    assert "at least 6 characters" in call(run_id[:3], "--server-scores", str(file))
-    assert "no run 'zzzzzz'" in call("zzzzzz", "--server-scores", str(file))
+    assert "at least 6 characters" in call(run_id[:3], "--server-scores", file)
+    assert "no run 'zzzzzz'" in call("zzzzzz", "--server-scores", file)
     camvid = there.open_child("camvid-enet", None, "a", "id2", {"data.name": "camvid"}, {})
     there.close(camvid, "FINISHED")
-    assert "is of camvid; only scores of the Cityscapes" in call(
-        camvid, "--server-scores", str(file)
-    )
+    assert "is of camvid; only scores of the Cityscapes" in call(camvid, "--server-scores", file)
+
+
+def put_voc_run(store: Store, scale: str = "paper", **params: str) -> str:
+    number = len(store.runs())
+    params = {"data.name": "voc", "data.category": "None", "data.images": "photographs"} | params
+    tags = {"scale": scale}
+    run_id = store.open_child("voc-multiclass", None, "lovasz-s0", f"id{number}", params, tags)
+    store.close(run_id, "FINISHED")
+    return run_id
+
+
+def test_the_command_for_pascal_voc(store: Store, tmp_path: Path, call: Call) -> None:
+    run_id = put_voc_run(store)
+    file = write(tmp_path, lines({"mean": MEAN} | TABLE_3, " "), "page.txt")
+    said = call(run_id, "--server-scores", file)
+    assert said == ("recorded: dataset-mIoU 79.00, 20 objects (which leave 94.72 for the "
+                    f"background) of lovasz-s0 after training (run {run_id})\n")  # fmt: skip
+    run = get(store, run_id)
+    expected = {f"server/{name}": value for name, value in FRACTIONS.items()}
+    assert run.metrics == pytest.approx(expected)
+    assert store.artifact(run_id, "server-scores/page.txt").read_bytes() == file.read_bytes()
+    assert call(run_id, "--server-scores", file).startswith("recorded before: ")
+    alone = write(tmp_path, "mean 79.00", "alone.txt")
+    assert "server/iou/aeroplane 92.63%, now none" in call(run_id, "--server-scores", alone)
+    whole = write(tmp_path, {"mean": MEAN, "classes": ALL})
+    said = call(run_id, "--server-scores", whole, "--replace")
+    assert "dataset-mIoU 79.00, 21 classes of lovasz-s0" in said
+    assert "is for Cityscapes alone" in call(run_id, "--server-scores", file, "--initial")
+    for other, words in (
+        (put_voc_run(store, "demo"), "is of drawn pictures: no server scores it"),
+        (put_voc_run(store, **{"data.images": "features"}), "has seen no photograph"),
+        (put_voc_run(store, **{"data.category": "cat"}), "tells cat from the rest"),
+    ):
+        said = call(other, "--server-scores", file)
+        assert words in said
+        assert not get(store, other).metrics
