@@ -106,13 +106,6 @@ def test_a_run_on_two_machines_of_slurm(bench: Bench, slurm: SlurmCluster) -> No
     assert {run.tags["ranks"] for run in Store(bench.results("nodes")).runs("tiny")} == {"2"}
 
 
-def test_a_refusal_of_sbatch_is_one_line(bench: Bench, slurm: SlurmCluster) -> None:
-    process = bench.start("refused", "--slurm", "--partition", "none", *SHORT)
-    assert process.wait() == 2, process.said()
-    assert len(process.said().splitlines()) == 1
-    assert "partition" in process.said()
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -18,7 +18,7 @@ import pytest
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.launch.slurm import SlurmOptions, Task, submit
 from lovasz_repro.launch.slurm_job import CommandJob, rendezvous
-from lovasz_repro.launch.slurm_queue import states
+from lovasz_repro.launch.slurm_queue import SubmittedTask, record, states
 from tests.slurm_cluster import SlurmCluster
 
 OPTIONS = SlurmOptions(time_minutes=30)
@@ -202,6 +202,27 @@ def test_refusal_of_sbatch_is_one_line(
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert states(tmp_path) == {}
+
+
+@pytest.mark.parametrize("jobs", [["900001"], ["900001", "900002_3"]])
+def test_jobs_that_slurm_has_forgotten_are_gone(
+    slurm: SlurmCluster, tmp_path: Path, jobs: list[str]
+) -> None:
+    record(tmp_path, [SubmittedTask(job, "run", job, 1.5, "log") for job in jobs])
+    assert {each.state for each in states(tmp_path).values()} == {"gone"}
+
+
+def test_a_controller_that_is_down_is_not_gone(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "slurm.conf"
+    lines = slurm.config.read_text().splitlines()
+    down = ["SlurmctldPort=1" if line.startswith("SlurmctldPort") else line for line in lines]
+    config.write_text("\n".join([*down, "MessageTimeout=2"]))
+    monkeypatch.setenv("SLURM_CONF", str(config))
+    record(tmp_path, [SubmittedTask("a", "run", "1", 1.5, "log")])
+    with pytest.raises(UserError, match="squeue"):
+        states(tmp_path)
 
 
 # -- without -------------------------------------------------------------------------------------
