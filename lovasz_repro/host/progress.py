@@ -6,6 +6,7 @@ half minute. Both go to stderr; results go to stdout.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
@@ -88,7 +89,7 @@ class ProgressTask:
         if self._progress._bars.disable and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             rate = (self._completed - self._begun_at) / (now - self._began)
-            left = _clock((self._total - self._completed) / rate) if rate else "?"
+            left = timedelta(seconds=int((self._total - self._completed) / rate)) if rate else "?"
             position = f"{self._completed}/{self._total}"
             self._progress.line(
                 f"{self._description}  {position}  {_rate(rate)}  {left} left  {self._note}"
@@ -141,9 +142,3 @@ def _rate(steps_per_second: float | None) -> str:
     if steps_per_second >= 1:
         return f"{steps_per_second:.1f}/s"
     return f"{1 / steps_per_second:.1f} s each"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -16,23 +16,9 @@ from typing import Any
 from lovasz_repro.host.files import write_durably
 
 PACKAGES = (
-    "filelock",
-    "matplotlib",
-    "mlflow",
-    "numba",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pydantic",
-    "pyyaml",
-    "requests",
-    "rich",
-    "safetensors",
-    "scipy",
-    "torch",
-    "typer",
-    "urllib3",
-)
+    "filelock", "matplotlib", "mlflow", "numba", "numpy", "pandas", "pillow", "pydantic", "pyyaml",
+    "requests", "rich", "safetensors", "scipy", "torch", "typer", "urllib3",
+)  # fmt: skip
 
 
 def git_commit(package: Path = Path(__file__).parents[1]) -> str:

@@ -9,9 +9,9 @@ each (key, step, time, value) once.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -29,26 +29,10 @@ from lovasz_repro.store.journal import (
 )
 from lovasz_repro.store.stored import HEARTBEAT
 
+if TYPE_CHECKING:
+    from lovasz_repro.store.mlflow_store import Store
+
 MAX_BATCH = 900  # MLflow takes 1000 metrics, params and tags together in one call
-
-
-class Sink(Protocol):
-    """What a shipper needs of `lovasz_repro.store.Store`."""
-
-    def get(self, run_id: str) -> object | None:
-        """The run, or None where the store does not hold it."""
-
-    def log(self, run_id: str, points: Sequence[Point]) -> None:
-        """Add points to a run."""
-
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
-
-    def add_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Copy a file into a run."""
-
-    def close(self, run_id: str, status: str, ended: float | None = None) -> None:
-        """End a run."""
 
 
 def to_stderr(line: str) -> None:
@@ -65,7 +49,7 @@ class Shipper:
 
     def __init__(
         self,
-        store: Sink,
+        store: "Store",
         run_id: str,
         journal: Journal,
         *,
@@ -145,7 +129,7 @@ class Shipper:
 
 
 def ship(
-    store: Sink,
+    store: "Store",
     run_id: str,
     journal: Path,
     stop: int,
@@ -183,7 +167,7 @@ def ship(
 
 
 def _ship_other(
-    store: Sink, run_id: str, journal: Path, record: Record, say: Callable[[str], None]
+    store: "Store", run_id: str, journal: Path, record: Record, say: Callable[[str], None]
 ) -> None:
     """Tags, files and the end of the run."""
     if record.artifact is not None:
@@ -199,7 +183,7 @@ def _ship_other(
 
 
 def ship_pending(
-    store: Sink, journals: Iterable[Path], say: Callable[[str], None] = to_stderr
+    store: "Store", journals: Iterable[Path], say: Callable[[str], None] = to_stderr
 ) -> int:
     """Send what earlier processes could not; call before deciding what is left to run.
 
