@@ -200,13 +200,6 @@ class Journal:
             return 0
         return next(end for end in (finished, committed, later, previous) if end is not None)
 
-    def points(self, after_offset: int = 0) -> tuple[list[Point], int]:
-        """Every committed point after ``after_offset``, and the offset to go on from."""
-        points: list[Point] = []
-        for record, _ in read_records(self.path, after_offset, self.committed):
-            points.extend(record.points)
-        return points, max(after_offset, self.committed)
-
     def close(self) -> None:
         """Let go of the file; may be called twice."""
         self._file.close()

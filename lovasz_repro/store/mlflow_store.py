@@ -216,11 +216,6 @@ class Store:
         with self._asking():
             self._client.set_terminated(run_id, status, moment)
 
-    def remove(self, run_id: str) -> None:
-        """Hide a run; MLflow keeps it and can restore it."""
-        with self._asking():
-            self._client.delete_run(run_id)
-
     # -- runs: read ------------------------------------------------------------------------
 
     def get(self, run_id: str) -> StoredRun | None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.store.journal import (
     Journal,
+    Point,
     last_step,
     note_shipped,
     read_records,
@@ -31,8 +32,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "journal.jsonl"
 
 
+def final(journal: Journal) -> list[Point]:
+    """Every point that may be shipped."""
+    records = read_records(journal.path, 0, journal.committed)
+    return [point for record, _ in records for point in record.points]
+
+
 def triples(journal: Journal) -> list[tuple[str, int, float]]:
-    return [(p.key, p.step, p.value) for p in journal.points()[0]]
+    return [(p.key, p.step, p.value) for p in final(journal)]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -41,19 +48,17 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_only_committed_points_are_given_out_and_each_once(path: Path) -> None:
+def test_only_committed_points_are_final(path: Path) -> None:
     with Journal(path) as journal:
         journal.log(1, {"loss": 0.5, "lr": 0.1})
-        assert journal.points() == ([], 0)
+        assert triples(journal) == []
         journal.commit(1)
-        points, offset = journal.points()
-        assert [(p.key, p.value, p.step) for p in points] == [("loss", 0.5, 1), ("lr", 0.1, 1)]
+        first = [("loss", 1, 0.5), ("lr", 1, 0.1)]
+        assert triples(journal) == first
         journal.log(2, {"loss": 0.4})
-        assert journal.points(offset) == ([], offset)
+        assert triples(journal) == first
         journal.commit(2)
-        points, offset = journal.points(offset)
-        assert [(p.key, p.value, p.step) for p in points] == [("loss", 0.4, 2)]
-        assert journal.points(offset) == ([], offset)
+        assert triples(journal) == [*first, ("loss", 2, 0.4)]
 
 
 def test_every_float_comes_back_as_it_was_and_the_file_is_strict_json(path: Path) -> None:
@@ -78,7 +83,7 @@ def test_time_is_taken_once_in_milliseconds(path: Path, monkeypatch: pytest.Monk
         journal.commit(3)
     monkeypatch.undo()
     with Journal(path) as journal:
-        assert journal.points()[0][0].timestamp == 1_763_884_800_123
+        assert final(journal)[0].timestamp == 1_763_884_800_123
 
 
 @given(

@@ -100,7 +100,7 @@ def test_runs_are_children_only_newest_first(store: Store) -> None:
     assert store.find("a", "2") is None
     assert (get(store, parent).name, get(store, parent).tags["role"]) == ("parent", "parent")
     assert store.get("0" * 32) is None
-    store.remove(old)
+    store._client.delete_run(old)
     assert store.runs("a") == []
     assert store.get(old) is None
 
@@ -293,47 +293,31 @@ def execute(results: Path, script: str) -> None:
     database.close()
 
 
-def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in ``folder``, in a process that no MLflow setting reaches."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
-    environment["PYTHONPATH"] = str(Path(lovasz_repro.__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=folder,
-        timeout=300,
-    )
-
-
-def test_reading_a_store_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
-    code = f"""
-        import sys
-        from pathlib import Path
-        from lovasz_repro.store import Store
-        store = Store(Path({str(tmp_path / "results")!r}))
-        assert store.runs() == [] and store.find("a", "b") is None and store.get("c") is None
-        assert "mlflow" not in sys.modules
-    """
-    done = python(code, tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not (tmp_path / "results").exists()
-
-
-def test_a_new_store_is_made_whole_by_the_first_write(tmp_path: Path) -> None:
+def test_reading_makes_nothing_and_the_first_write_a_whole_store(tmp_path: Path) -> None:
     """With MLflow silent, no telemetry, and nothing beside the database left over."""
     code = f"""
-        import os
+        import os, sys
         from pathlib import Path
         from lovasz_repro.store import Store
         store = Store(Path({str(tmp_path / "re sults#1")!r}))
+        assert store.runs() == [] and store.find("a", "b") is None and store.get("c") is None
+        assert "mlflow" not in sys.modules
+        assert not store.results.exists()
         run_id = store.open_child("e", None, "run", "id", {{}}, {{}})
         store.close(run_id, "FINISHED")
         assert [run.status for run in store.runs()] == ["FINISHED"]
         assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     """
-    done = python(code, tmp_path)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    environment["PYTHONPATH"] = str(Path(lovasz_repro.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=300,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     left = {p.name for p in tmp_path.rglob("*")} - {"mlflow.db.lock"}
     assert left == {"re sults#1", "mlflow.db"}
