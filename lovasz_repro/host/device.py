@@ -6,11 +6,7 @@ from lovasz_repro.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
-
-    Raises:
-        UserError: not a device, or not one of this machine's.
-    """
+    """ "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; others are a UserError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

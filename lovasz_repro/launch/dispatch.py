@@ -78,11 +78,7 @@ def dispatch(request: Request, way: Way) -> None:
 
 
 def check_shell() -> None:
-    """Make sure that nobody takes a shell of srun for all of its tasks.
-
-    Raises:
-        UserError: how to run on several processes.
-    """
+    """Raise UserError where somebody takes a shell of srun for all of its tasks."""
     if in_typed_shell() and tasks_of_step() != "1":
         raise UserError(
             f"this shell is one of the {tasks_of_step()} tasks of its srun, and nobody types into"
@@ -98,11 +94,7 @@ def _submit(request: Request, options: SlurmOptions) -> None:
 
 
 def check_before(request: Request, place: Place) -> None:
-    """Find here, once, what would end each process of a grid.
-
-    Raises:
-        UserError: what is missing or wrong.
-    """
+    """Raise UserError here, once, for what would end each process of a grid."""
     with Progress() as progress:
         store = Store(request.results, request.tracking_uri)
         check_grid(request.cells, place, store, progress)
@@ -135,11 +127,7 @@ def _on_ranks(request: Request, way: Way) -> None:
 
 
 def check_ranks(request: Request, ranks: int) -> None:
-    """Make sure that there are as many ranks as were asked for, and an image of a batch for each.
-
-    Raises:
-        UserError: both numbers.
-    """
+    """Raise UserError unless as many ranks as were asked for each get an image of a batch."""
     asked = (request.procs or request.gpus or 0) * request.nodes
     if asked > 1 and asked != ranks:
         raise UserError(f"asked for {asked} processes, but started as {ranks}.")
@@ -152,11 +140,7 @@ def check_ranks(request: Request, ranks: int) -> None:
 
 
 def check_options(request: Request, slurm: bool, cluster: Mapping[str, object]) -> None:
-    """Make sure that devices and cluster are asked for without contradiction.
-
-    Raises:
-        UserError: which options exclude each other.
-    """
+    """Raise UserError where options of devices and cluster exclude each other."""
     if request.procs and request.gpus:
         raise UserError("give --gpus or --procs, not both.")
     if request.gpus and request.device == "cpu":
@@ -199,11 +183,7 @@ def run_here(request: Request, rank: Rank) -> None:
 
 
 def place_of(request: Request, rank: Rank) -> Place:
-    """Folders and device of one rank.
-
-    Raises:
-        UserError: the device is not there.
-    """
+    """Folders and device of one rank; raises UserError where the device is not there."""
     name = request.device
     if request.procs or request.gpus == 0:
         name = "cpu"
@@ -242,17 +222,14 @@ def place_and_problem(request: Request) -> tuple[Place, str]:
 
 def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
     """Say what ran and what to do next."""
-    counts = [
-        f"{len(names)} {word}"
-        for names, word in (
-            (outcome.finished, "finished"),
-            (outcome.skipped, "done before"),
-            (outcome.failed, "failed"),
-            (outcome.elsewhere, "in work in another process"),
-        )
-        if names
-    ]
-    say(f"{experiment.experiment}: {', '.join(counts)}.")
+    words = {
+        "finished": outcome.finished,
+        "done before": outcome.skipped,
+        "failed": outcome.failed,
+        "in work in another process": outcome.elsewhere,
+    }
+    counts = ", ".join(f"{len(names)} {word}" for word, names in words.items() if names)
+    say(f"{experiment.experiment}: {counts}.")
     if outcome.failed:
         say("Next: mend what failed and give the same command again; it goes on there.")
     elif not outcome.elsewhere:

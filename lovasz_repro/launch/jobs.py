@@ -220,8 +220,7 @@ class SideBySide:
 def environments(request: Request, jobs: int) -> list[dict[str, str]]:
     """What each of ``jobs`` processes is given of this machine: its own GPUs, its threads.
 
-    Raises:
-        UserError: there are too few GPUs.
+    Raises UserError where there are too few GPUs.
     """
     import torch
 

@@ -68,8 +68,7 @@ def in_typed_shell() -> bool:
 def rank_from_environment() -> Rank | None:
     """This process's rank as torchrun or srun set it, or None for a process on its own.
 
-    Raises:
-        UserError: a variable that is no number.
+    A variable that is no number is a UserError.
     """
     environment = os.environ
     try:
@@ -168,11 +167,7 @@ class Attempts:
         self._seen, self._vain = progress_mark(), 0
 
     def next_wait(self, failure: Failure) -> float:
-        """Seconds to wait before another attempt.
-
-        Raises:
-            RankFailed: there were too many.
-        """
+        """Seconds to wait before another attempt; raises RankFailed where there were too many."""
         seen = self._mark()
         self._vain = 1 if seen != self._seen else self._vain + 1
         self._seen = seen

@@ -83,11 +83,7 @@ def slurm_options(
     at_once: int | None,
     sbatch: Sequence[str] | None,
 ) -> SlurmOptions:
-    """Slurm's options, from the command line's.
-
-    Raises:
-        UserError: a time that is none.
-    """
+    """Slurm's options, from the command line's; raises UserError for a time that is none."""
     extra = dict(option.removeprefix("--").partition("=")[::2] for option in sbatch or ())
     return SlurmOptions(
         partition=partition,
@@ -103,10 +99,8 @@ def slurm_options(
 def minutes(text: str) -> int:
     """Slurm's times in minutes, rounded up: "90", "1:30:00", "2-12", "2-12:30", "2-12:30:00".
 
-    One difference: "H:MM" is hours and minutes, where Slurm reads minutes and seconds.
-
-    Raises:
-        UserError: another form.
+    One difference: "H:MM" is hours and minutes, where Slurm reads minutes and seconds. Another
+    form is a UserError.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?", text)
     if not match:
@@ -240,13 +234,11 @@ def _parameters(options: SlurmOptions, count: int) -> dict[str, Any]:
 @contextlib.contextmanager
 def _one_line_errors(submitit: ModuleType) -> Iterator[None]:
     """sbatch's own words as a UserError; submitit would print them and raise them again."""
+    errors = submitit.core.utils
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
-    except (
-        submitit.core.utils.FailedJobError,
-        submitit.core.utils.FailedSubmissionError,
-    ) as error:
+    except (errors.FailedJobError, errors.FailedSubmissionError) as error:
         said = " ".join(str(error).replace("sbatch: error: ", "").split())
         raise UserError(f"sbatch refuses: {said}") from None
 

@@ -136,9 +136,7 @@ def first_host(nodes: str) -> str:
     """Where the first node of a list like ``"gpu[3-5,8]"`` can be reached from the others.
 
     That is the address by which Slurm's own daemons reach it; the node's name need not resolve.
-
-    Raises:
-        OSError, subprocess.SubprocessError: scontrol is missing or fails.
+    Without scontrol it is an OSError or a SubprocessError.
     """
     name = _scontrol("show", "hostnames", nodes).split()[0]
     address = re.search(r"\bNodeAddr=(\S+)", _scontrol("--oneliner", "show", "node", name))
@@ -213,10 +211,5 @@ def _show_job(otherwise: str) -> str:
 
 
 def _scontrol(*words: str) -> str:
-    return subprocess.run(
-        ["scontrol", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=SCONTROL_SECONDS,
-    ).stdout
+    command = ["scontrol", *words]
+    return subprocess.check_output(command, text=True, timeout=SCONTROL_SECONDS)

@@ -114,12 +114,12 @@ def states(folder: Path) -> dict[str, TaskState]:
     if not tasks:
         return {}
     words = _ask_squeue({task.job_id.partition("_")[0] for task in tasks.values()})
-    return {
-        key: TaskState(
-            key, task.name, task.job_id, _state(words.get(task.job_id)), _log(folder, task)
-        )
-        for key, task in tasks.items()
-    }
+    found = {}
+    for key, task in tasks.items():
+        log = folder / task.log
+        state = _state(words.get(task.job_id))
+        found[key] = TaskState(key, task.name, task.job_id, state, log if log.exists() else None)
+    return found
 
 
 def _state(word: str | None) -> State:
@@ -129,24 +129,15 @@ def _state(word: str | None) -> State:
     return "queued" if word in QUEUED else "running"
 
 
-def _log(folder: Path, task: SubmittedTask) -> Path | None:
-    path = folder / task.log
-    return path if path.exists() else None
-
-
 def _ask_squeue(jobs: Iterable[str]) -> dict[str, str]:
     """Slurm's word for every task that it remembers of some jobs, by the task's job id."""
     command = ["squeue", "--noheader", "--array", "--all", "--states=all", "--format=%i %T"]
     # The user's SQUEUE_* variables could hide jobs (by partition, user, ...), which then seem gone.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
+    command.append(f"--jobs={','.join(sorted(jobs))}")
     try:
         done = subprocess.run(
-            [*command, f"--jobs={','.join(sorted(jobs))}"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_SECONDS,
-            check=False,
+            command, env=environment, capture_output=True, text=True, timeout=ANSWER_SECONDS
         )
     except FileNotFoundError:
         raise UserError("cannot ask Slurm for its jobs: there is no squeue on the PATH") from None

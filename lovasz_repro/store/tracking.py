@@ -49,11 +49,7 @@ def database_of(uri: str) -> Path | None:
 
 
 def check_server(uri: str) -> None:
-    """Ask an http(s) MLflow server whether it is alive (GET /health).
-
-    Raises:
-        StoreError: no answer within 10 seconds, or the answer of something else.
-    """
+    """Raise StoreError unless an MLflow server answers GET /health within 10 seconds."""
     health = uri.rstrip("/") + "/health"
     try:
         with urllib.request.urlopen(health, timeout=HEALTH_TIMEOUT):
@@ -70,11 +66,7 @@ def check_server(uri: str) -> None:
 
 
 def check_database(path: Path) -> None:
-    """Read the head of an existing SQLite store.
-
-    Raises:
-        StoreError: locked by another process, not a database, no MLflow tables, not readable.
-    """
+    """Raise StoreError where an SQLite store is locked, unreadable, or no store of MLflow's."""
     try:
         uri = path.absolute().as_uri() + "?mode=rw"  # rw rolls back what a killed writer left
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT)) as database:
