@@ -369,8 +369,9 @@ class Store:
             root = self._artifacts(run_id)
             if not self._own:
                 return sorted(self._names(run_id))
-        files = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and not p.is_symlink()]
-        return sorted(p.as_posix() for p in files if not any(part[0] == "." for part in p.parts))
+            files = [p for p in root.rglob("*") if p.is_file() and not p.is_symlink()]
+        names = [file.relative_to(root) for file in files]
+        return sorted(n.as_posix() for n in names if not any(part[0] == "." for part in n.parts))
 
     def _names(self, run_id: str, folder: str | None = None) -> Iterator[str]:
         for entry in self._client.list_artifacts(run_id, folder):
