@@ -19,11 +19,6 @@ from tests.slurm_cluster import SlurmCluster
 SHORT = ("--profile", "demo")
 
 
-@pytest.fixture
-def bench(tmp_path: Path, empty_database: Path) -> Bench:
-    return Bench(tmp_path / "bench", empty_database)
-
-
 def shown(bench: Bench, name: str) -> dict[str, str]:
     """Run -> status, as ``runs --json`` tells."""
     process = bench.start(name, command=["runs", "--json"])
@@ -50,8 +45,8 @@ def test_a_grid_on_slurm(bench: Bench, slurm: SlurmCluster) -> None:
     assert "0 runs submitted" in bench.run("grid", "--slurm", *SHORT, *long)  # all are there
     wait_until(lambda: "KILLED" in shown(bench, "grid").values() or done(bench, names), job)
     wait_until(lambda: done(bench, names), "both runs")
-    bench.run("alone", *SHORT, *long)
-    bench.assert_same("grid", "alone")
+    bench.run("alone-longer", *SHORT, *long)
+    bench.assert_same("grid", "alone-longer")
     assert "0 runs submitted, 2 done before" in bench.run("grid", "--slurm", *SHORT, *long)
 
 
