@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from lovasz_repro.config.schema import experiments_folder
-from lovasz_repro.data.voc import IMAGES, LISTS, MERGED_MASKS
+from lovasz_repro.data.voc import JPEGS, MERGED_MASKS, VOC_LISTS
 
 CLASSES_USED = (3, 8, 15)
 """bird, cat and person; the background is everywhere."""
@@ -19,20 +19,20 @@ def write_voc(
 ) -> Path:
     """Write images of 40 to 60 pixels a side; image k holds class ``CLASSES_USED[k % 3]``."""
     folder = root / "VOC2012"
-    for part in (IMAGES, MERGED_MASKS, LISTS):
+    for part in (JPEGS, MERGED_MASKS, VOC_LISTS):
         (folder / part).mkdir(parents=True)
     generator = np.random.default_rng(seed)
     start = 0
     for split, count in (("train_aug", train), ("val", val)):
         names = [f"2007_{number:06}" for number in range(start, start + count)]
         start += count
-        (folder / LISTS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        (folder / VOC_LISTS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
         for number, name in enumerate(names):
             labels = _labels(CLASSES_USED[number % 3], generator)
             Image.fromarray(labels).save(folder / MERGED_MASKS / f"{name}.png")
             if photographs:
                 Image.fromarray(_photograph(labels, generator)).save(
-                    folder / IMAGES / f"{name}.jpg", quality=95
+                    folder / JPEGS / f"{name}.jpg", quality=95
                 )
     return root
 

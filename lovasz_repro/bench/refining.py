@@ -37,7 +37,7 @@ from lovasz_repro.bench.harness import (
 )
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.demo_scene import draw_scene
-from lovasz_repro.data.voc import CLASSES
+from lovasz_repro.data.voc import VOC_CLASSES
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
 from lovasz_repro.evaluation.probabilities import png_file, write_probabilities
@@ -194,7 +194,10 @@ def make_inputs(
     inputs = []
     for index in range(settings.most_images):
         name = f"drawn_{index:04d}"
-        shown = [CLASSES[1 + index % (len(CLASSES) - 1)], CLASSES[rng.integers(1, len(CLASSES))]]
+        shown = [
+            VOC_CLASSES[1 + index % (len(VOC_CLASSES) - 1)],
+            VOC_CLASSES[rng.integers(1, len(VOC_CLASSES))],
+        ]
         photograph, _ = draw_scene(rng, shown, settings.size)
         item = CrfInput(name, folder / f"{name}.jpg", png_file(folder, name))
         try:
@@ -211,6 +214,6 @@ def smooth(size: tuple[int, int], generator: torch.Generator) -> np.ndarray:
     """Probabilities (21, H, W) float32 that change slowly over the picture."""
     height, width = size
     columns = max(2, round(CELLS * width / height))
-    coarse = SHARPNESS * torch.randn(1, len(CLASSES), CELLS, columns, generator=generator)
+    coarse = SHARPNESS * torch.randn(1, len(VOC_CLASSES), CELLS, columns, generator=generator)
     logits = functional.interpolate(coarse, size, mode="bicubic", align_corners=True)
     return logits.softmax(dim=1)[0].numpy()

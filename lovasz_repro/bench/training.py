@@ -51,7 +51,7 @@ from lovasz_repro.bench.trainee import (
     Trainee,
 )
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.models.enet import STRIDE
+from lovasz_repro.models.enet import ENET_STRIDE
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState, keep_best
 
@@ -310,7 +310,9 @@ def parse_batch(text: str, trained: TrainedNetwork = ENET) -> Size:
     if images < trained.least_images:
         why = "batch normalisation needs" if trained.least_images > 1 else "a batch has"
         raise UserError(f"size {text!r}: {why} at least {trained.least_images} images.")
-    if {height % STRIDE, width % STRIDE} != {trained.rest} or height * width <= STRIDE**2:
+    if {height % ENET_STRIDE, width % ENET_STRIDE} != {
+        trained.rest
+    } or height * width <= ENET_STRIDE**2:
         raise UserError(f"size {text!r}: height and width must be {trained.side}.")
     return Size(images, count, height, width)
 

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import VOID, VocImage, read_sbd
-from lovasz_repro.data.voc_crops import MEAN_BGR, PADDING_RGB, SCALES
+from lovasz_repro.data.voc_crops import CROP_SCALES, MEAN_BGR, PADDING_RGB
 from lovasz_repro.losses import lovasz_softmax
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -165,7 +165,7 @@ class PlainVoc(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         with Image.open(files.image) as opened:
             image: Image.Image = opened.convert("RGB")
         mask = open_mask(files.mask)
-        scale = random.choice(SCALES)
+        scale = random.choice(CROP_SCALES)
         size = int(image.width * scale), int(image.height * scale)
         image = image.resize(size, Image.Resampling.BILINEAR)
         mask = mask.resize(size, Image.Resampling.NEAREST)

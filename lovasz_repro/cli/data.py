@@ -126,12 +126,12 @@ def convert(
 ) -> None:
     """Write a data set in the layout of another."""
     from lovasz_repro.data.camvid import convert_camvid, list_files
-    from lovasz_repro.data.check_camvid import SPLIT_SIZES
+    from lovasz_repro.data.check_camvid import CAMVID_SIZES
     from lovasz_repro.data.locate import data_folder, dataset_folder, find_enet_weights
     from lovasz_repro.host.progress import Progress
 
     folder = dataset_folder(data_folder(data), source.value)
-    images = sum(len(list_files(folder, split)) for split in SPLIT_SIZES)
+    images = sum(len(list_files(folder, split)) for split in CAMVID_SIZES)
     usual = data_folder(data) / f"{source.value}-{target.value}"
     with Progress() as progress:
         task = progress.task(f"{source.value} to {target.value}", images)

@@ -5,7 +5,7 @@ from typing import Any
 
 from lovasz_repro.config.schema import CellConfig, ExperimentConfig
 
-GRID = {"experiment", "profile", "scale", "variant", "seed", "start"}
+OUTSIDE_RECIPE = {"experiment", "profile", "scale", "variant", "seed", "start"}
 """What a file says of a cell elsewhere than in its recipe."""
 
 
@@ -40,7 +40,7 @@ def experiment_of(experiment: ExperimentConfig, cells: Sequence[CellConfig]) -> 
 
 def settings(cell: CellConfig) -> dict[str, Any]:
     """A cell's recipe, without what the axes of the grid say."""
-    content = cell.model_dump(mode="json", exclude=GRID)
+    content = cell.model_dump(mode="json", exclude=OUTSIDE_RECIPE)
     del content["training"]["batch_size"], content["data"]["category"]
     return content
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lovasz_repro.errors import UserError, one_line
 from lovasz_repro.host.files import read_text
 
-MOST_BYTES = 100_000  # of a YAML file
+MOST_YAML_BYTES = 100_000  # of a YAML file
 MOST_VALUES = 10_000  # in it, each alias counted as all that it stands for
 DEEPEST = 20  # levels of lists and mappings
 LONGEST_NUMBER = 40  # characters
@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not readable, too large, not YAML, or not a mapping.
     """
-    content = _parse(read_text(path, MOST_BYTES), str(path))
+    content = _parse(read_text(path, MOST_YAML_BYTES), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")
     return content

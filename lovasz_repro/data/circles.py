@@ -38,21 +38,9 @@ def draw_circles(
             inside) to size / 2.
         mean: of the feature, +mean in the circle and -mean outside.
         noise: standard deviation of the feature, above 0.
-
-    Raises:
-        ValueError: a value outside these ranges.
     """
-    smallest, largest = radius
-    if images < 1:
-        raise ValueError(f"images must be at least 1, got {images}")
-    if not 1 <= smallest <= largest <= size / 2:
-        bounds = f"1 <= smallest <= largest <= {size / 2:g}, half of the image"
-        raise ValueError(f"radius must hold {bounds}, got {smallest:g} and {largest:g}")
-    if not noise > 0:
-        raise ValueError(f"noise must be above 0, got {noise:g}")
-
     generator = np.random.default_rng(seed)
-    radii = generator.uniform(smallest, largest, size=(images, 1, 1))
+    radii = generator.uniform(*radius, size=(images, 1, 1))
     centre_y, centre_x = generator.uniform(radii, size - radii, size=(2, images, 1, 1))
     pixel = np.arange(size) + 0.5  # pixel i covers [i, i + 1]
     y, x = pixel[:, None], pixel[None, :]

@@ -22,19 +22,19 @@ from lovasz_repro.data.images import (
 )
 from lovasz_repro.errors import UserError
 
-CLASSES = CITYSCAPES.names
+STREET_CLASSES = CITYSCAPES.names
 IGNORE = CITYSCAPES.ignore_index
 """Class of pixels that are not scored, and that no network may answer."""
 SPLITS = ("train", "val", "test")
-SPLIT_SIZES: dict[str, int] = {"train": 2975, "val": 500, "test": 1525}
+CITYSCAPES_SIZES: dict[str, int] = {"train": 2975, "val": 500, "test": 1525}
 FULL_SIZE = (1024, 2048)
-IMAGES, MASKS = "leftImg8bit", "gtFine"
+LEFT_IMAGES, FINE_MASKS = "leftImg8bit", "gtFine"
 
 TO_LABEL_ID = np.array(CITYSCAPES.label_ids, dtype=np.uint8)
 """Class 0..19 -> official label id, (20,)."""
 TO_CLASS = np.zeros(CITYSCAPES_IDS.highest + 1, dtype=np.uint8)
 """Official label id 0..33 -> class 0..19, (34,)."""
-TO_CLASS[TO_LABEL_ID[1:]] = np.arange(1, len(CLASSES), dtype=np.uint8)
+TO_CLASS[TO_LABEL_ID[1:]] = np.arange(1, len(STREET_CLASSES), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def list_frames(root: Path, split: str, *, labelled: bool = True) -> list[Frame]
     Raises:
         UserError: the folders, the annotation of a city or of some photographs are missing.
     """
-    folder = root / IMAGES / split
+    folder = root / LEFT_IMAGES / split
     if not folder.is_dir():
         raise UserError(
             f"Cityscapes not found: no folder {folder}. `lovasz-repro data check cityscapes` says "
@@ -68,12 +68,14 @@ def list_frames(root: Path, split: str, *, labelled: bool = True) -> list[Frame]
         )
     frames = list(frames_of(root, split))
     if not frames:
-        raise UserError(f"{folder}: no city folders with *_{IMAGES}.png photographs.")
+        raise UserError(f"{folder}: no city folders with *_{LEFT_IMAGES}.png photographs.")
     if labelled:
         for city in sorted({frame.city for frame in frames}):
-            if not (root / MASKS / split / city).is_dir():
-                raise UserError(f"{root / MASKS / split}: no folder {city}, whose photographs are "
-                                f"in {folder / city}.")  # fmt: skip
+            if not (root / FINE_MASKS / split / city).is_dir():
+                raise UserError(
+                    f"{root / FINE_MASKS / split}: no folder {city}, whose photographs are in "
+                    f"{folder / city}."
+                )
         lonely = [f for frame in frames for f in (frame.label_ids, frame.instance_ids)
                   if not f.is_file()]  # fmt: skip
         if lonely:
@@ -102,10 +104,10 @@ def read_instances(frame: Frame) -> np.ndarray:
 
 def frames_of(root: Path, split: str) -> Iterator[Frame]:
     """The photographs of a split that there are, in no order."""
-    images = (root / IMAGES / split).glob("[!.]*/*")
-    for name, image in by_name(images, (f"_{IMAGES}.png",)).items():
+    images = (root / LEFT_IMAGES / split).glob("[!.]*/*")
+    for name, image in by_name(images, (f"_{LEFT_IMAGES}.png",)).items():
         city = image.parent.name
-        masks = root / MASKS / split / city / f"{name}_gtFine"
+        masks = root / FINE_MASKS / split / city / f"{name}_gtFine"
         yield Frame(
             name,
             city,

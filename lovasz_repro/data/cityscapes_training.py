@@ -11,8 +11,8 @@ from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data import demo
 from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import (
-    IMAGES,
-    SPLIT_SIZES,
+    CITYSCAPES_SIZES,
+    LEFT_IMAGES,
     TO_CLASS,
     list_frames,
     read_instances,
@@ -32,7 +32,7 @@ from lovasz_repro.errors import UserError
 ScoredExample = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
 
 
-class Cityscapes(ResizedTraining):
+class CityscapesTraining(ResizedTraining):
     """Photographs and classes as the network is trained on them.
 
     An item is an RGB image (3, H, W) uint8, resized bilinearly, and its classes (H, W) uint8 in
@@ -84,7 +84,7 @@ class ScoredCityscapes(Dataset[ScoredExample]):
     the official label ids (H, W) uint8 and instance ids (H, W) int32. All are of one size.
 
     Raises:
-        UserError: as ``Cityscapes``, and for a photograph of another size than the first.
+        UserError: as ``CityscapesTraining``, and for a photograph of another size than the first.
     """
 
     def __init__(self, root: Path, split: str, size: tuple[int, int]) -> None:
@@ -128,7 +128,7 @@ class ScoredCityscapes(Dataset[ScoredExample]):
 
 def scored_splits(root: Path) -> tuple[str, ...]:
     """Validation, and test where it has labels, which the official one does not."""
-    folder = root / IMAGES / "test"
+    folder = root / LEFT_IMAGES / "test"
     frames = list_frames(root, "test", labelled=False) if folder.is_dir() else []
     labelled = bool(frames) and frames[0].label_ids.is_file()
     if labelled and TO_CLASS[read_label_ids(frames[0])].any():
@@ -147,19 +147,21 @@ def check_papers(root: Path, data: DataConfig) -> None:
     """Raise UserError unless there are as many labelled photographs as in the paper."""
     for split in ("train", "val"):
         found = len(list_frames(root, split))
-        if found != SPLIT_SIZES[split]:
-            raise not_the_papers(root, found, split, "cityscapes", SPLIT_SIZES[split])
+        if found != CITYSCAPES_SIZES[split]:
+            raise not_the_papers(root, found, split, "cityscapes", CITYSCAPES_SIZES[split])
 
 
 KIND = DatasetKind(
     table=CITYSCAPES,
     files=list_files,
-    train=lambda root, data, seed: Cityscapes(root, "train", data.size, flip=data.flip, seed=seed),
+    train=lambda root, data, seed: CityscapesTraining(
+        root, "train", data.size, flip=data.flip, seed=seed
+    ),
     scored=lambda root, split, data: ScoredCityscapes(root, split, data.size),
     scored_splits=scored_splits,
     official_scores=True,
     evaluation="cityscapes",
-    published=SPLIT_SIZES,
+    published=CITYSCAPES_SIZES,
     count=lambda root, split: len(list_frames(root, split, labelled=False)),
     source="for `run cityscapes-enet`; `lovasz-repro data check cityscapes` says how to get it",
     check_papers=check_papers,

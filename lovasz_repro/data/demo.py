@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from lovasz_repro.data import cityscapes, voc
-from lovasz_repro.data.check import TreeNote, by, new_tree
+from lovasz_repro.data.check import Size, TreeNote, by, new_tree
 from lovasz_repro.data.classes import CITYSCAPES, colourise, voc_colour
 from lovasz_repro.data.demo_scene import IDS, IGNORED, Street, draw_scene, with_border
 
-VOC = Path("VOCdevkit", "VOC2012")
+VOC_TREE = Path("VOCdevkit", "VOC2012")
 VOC_SPLITS = ("train_aug", "val", "test")
 VOC_COUNTS, VOC_SIZE = (160, 80, 6), 128
 """Images of each split, and the long side of the photographs, pixels; VOC's is 500."""
@@ -30,7 +30,7 @@ SMALLEST_VOC, SMALLEST_STREET = (64, 64), (64, 128)
 """Height and width below which thin things vanish, in streets or within void borders, pixels."""
 VOC_VISIBLE, STREET_VISIBLE = 0.005, 2e-4
 """Share of the pixels that a class must have, of VOC's within void borders, to count as shown."""
-ATTEMPTS = 100
+MOST_DRAWINGS = 100
 
 SHORT_SIDES = (0.66, 0.75, 0.75, 0.9, 1.0)
 """Short side over long side of VOC's photographs; equally likely."""
@@ -49,8 +49,6 @@ RARE = ("train", "rider", "wall", "bus", "motorcycle", "truck", "traffic light",
         "terrain", "traffic sign")  # fmt: skip
 """Classes that not every street has; the images of a split take turns to show them."""
 TURNS = 3
-
-Size = tuple[int, int]
 
 
 def write_voc(
@@ -137,9 +135,9 @@ def numbered(images: Mapping[str, int]) -> Iterator[tuple[str, int]]:
 
 def attempts(*key: int) -> Iterator[np.random.Generator]:
     """Sources of chance for one image, until it shows what it must; RuntimeError after many."""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MOST_DRAWINGS):
         yield np.random.default_rng([*key, attempt])
-    raise RuntimeError(f"no picture with all that it must show in {ATTEMPTS} attempts")
+    raise RuntimeError(f"no picture with all that it must show in {MOST_DRAWINGS} attempts")
 
 
 def draw_objects(
@@ -153,10 +151,10 @@ def draw_objects(
     for rng in attempts(seed, VOC_SPLITS.index(split), number):
         short = round(size * rng.choice(SHORT_SIDES))
         shape = (size, short) if rng.random() < PORTRAIT else (short, size)
-        others = rng.integers(1, len(voc.CLASSES), rng.choice(OTHERS)).tolist()
-        shown = [1 + number % (len(voc.CLASSES) - 1), *others]
-        photograph, labels = draw_scene(rng, [voc.CLASSES[index] for index in shown], shape)
-        pixels = np.bincount(with_border(labels).ravel(), minlength=len(voc.CLASSES))
+        others = rng.integers(1, len(voc.VOC_CLASSES), rng.choice(OTHERS)).tolist()
+        shown = [1 + number % (len(voc.VOC_CLASSES) - 1), *others]
+        photograph, labels = draw_scene(rng, [voc.VOC_CLASSES[index] for index in shown], shape)
+        pixels = np.bincount(with_border(labels).ravel(), minlength=len(voc.VOC_CLASSES))
         if min(pixels[shown]) >= VOC_VISIBLE * labels.size:
             break
     return photograph, labels
@@ -214,9 +212,9 @@ def write_lists(root: Path, names: dict[str, list[str]]) -> None:
     sbd = [*of_sbd["train_aug"], *of_sbd["val"]]
     val = sbd[1::4]
     lists = {
-        VOC / voc.LISTS / "train.txt": of_voc["train_aug"],
-        VOC / voc.LISTS / "val.txt": of_voc["val"],
-        VOC / voc.LISTS / "test.txt": names["test"],
+        VOC_TREE / voc.VOC_LISTS / "train.txt": of_voc["train_aug"],
+        VOC_TREE / voc.VOC_LISTS / "val.txt": of_voc["val"],
+        VOC_TREE / voc.VOC_LISTS / "test.txt": names["test"],
         voc.SBD / "train.txt": [name for name in sbd if name not in val],
         voc.SBD / "val.txt": val,
     }
@@ -230,14 +228,14 @@ def write_lists(root: Path, names: dict[str, list[str]]) -> None:
 
 def write_photograph(root: Path, name: str, photograph: np.ndarray) -> None:
     """Write an RGB photograph (H, W, 3) uint8."""
-    file = root / VOC / voc.IMAGES / f"{name}.jpg"
+    file = root / VOC_TREE / voc.JPEGS / f"{name}.jpg"
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(photograph).save(file, quality=QUALITY)
 
 
 def write_mask(root: Path, name: str, labels: np.ndarray) -> None:
     """Write class ids (H, W) uint8 as VOC does, with its palette."""
-    file = root / VOC / voc.MASKS / f"{name}.png"
+    file = root / VOC_TREE / voc.CLASS_MASKS / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     mask = Image.fromarray(labels)
     mask.putpalette([value for index in range(256) for value in voc_colour(index)])
@@ -268,10 +266,12 @@ def write_street(
         instances = ids.astype(np.uint16)
     cities = CITIES[split]
     city, frame = cities[number % len(cities)], f"{number // len(cities):06d}_000019"
-    images, masks = (root / kind / split / city for kind in (cityscapes.IMAGES, cityscapes.MASKS))
+    images, masks = (
+        root / kind / split / city for kind in (cityscapes.LEFT_IMAGES, cityscapes.FINE_MASKS)
+    )
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(photograph).save(images / f"{city}_{frame}_{cityscapes.IMAGES}.png")
+    Image.fromarray(photograph).save(images / f"{city}_{frame}_{cityscapes.LEFT_IMAGES}.png")
     colours = colourise(cityscapes.TO_CLASS[ids], CITYSCAPES)
     for kind, mask in (("labelIds", ids), ("instanceIds", instances), ("color", colours)):
-        Image.fromarray(mask).save(masks / f"{city}_{frame}_{cityscapes.MASKS}_{kind}.png")
+        Image.fromarray(mask).save(masks / f"{city}_{frame}_{cityscapes.FINE_MASKS}_{kind}.png")

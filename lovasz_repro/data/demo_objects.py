@@ -14,7 +14,7 @@ from lovasz_repro.data.classes import RGB
 
 HOLE, BODY, DARK, ACCENT = range(4)
 """What a part is painted with; a hole takes away what was painted before."""
-BLACK, WHITE, GLASS, SKIN = (35, 33, 38), (236, 234, 228), (168, 205, 222), (226, 178, 148)
+NEARLY_BLACK, WHITE, GLASS, SKIN = (35, 33, 38), (236, 234, 228), (168, 205, 222), (226, 178, 148)
 
 
 class Part(NamedTuple):
@@ -112,7 +112,7 @@ LOOKS: dict[str, Look] = {
         shape((0.62, 0.55), (0.42, 0.55), (0.28, 1), (0.4, 1)),
         shape((0.18, 0.46), (0, 0.12), (0.1, 0.12), (0.32, 0.44), paint=ACCENT),
         oval(0.82, 0.44, 0.96, 0.54, DARK)], 1.9),
-    "bicycle": Look((200, 45, 60), BLACK, [
+    "bicycle": Look((200, 45, 60), NEARLY_BLACK, [
         disc(0.23, 0.7, 0.23, ACCENT), disc(0.23, 0.7, 0.11, HOLE),
         disc(0.77, 0.7, 0.23, ACCENT), disc(0.77, 0.7, 0.11, HOLE),
         bar(0.23, 0.7, 0.38, 0.25, 0.11), bar(0.38, 0.32, 0.7, 0.32, 0.11),
@@ -151,7 +151,7 @@ LOOKS: dict[str, Look] = {
         box(0.05, 0, 0.2, 1), box(0.2, 0.05, 0.35, 0.16), box(0.05, 0.05, 0.3, 0.45),
         box(0.05, 0.45, 0.95, 0.6, ACCENT), *legs(0.78, top=0.55, width=0.15),
         bar(0.2, 0.8, 0.8, 0.8, 0.1, DARK)], 0.7, planks),
-    "cow": Look((238, 232, 225), BLACK, [
+    "cow": Look((238, 232, 225), NEARLY_BLACK, [
         *legs(0.12, 0.25, 0.6, 0.73, top=0.6, width=0.11), box(0.05, 0.18, 0.85, 0.75),
         oval(0.78, 0.12, 1, 0.5), shape((0.8, 0.2), (0.74, 0.02), (0.9, 0.14), paint=DARK),
         disc(0.25, 0.4, 0.14, ACCENT), disc(0.55, 0.55, 0.13, ACCENT), disc(0.62, 0.32, 0.09,

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.data.demo_objects import ACCENT, BODY, DARK, LOOKS, STREET_LOOKS, Look
-from lovasz_repro.data.voc import CLASSES, VOID
+from lovasz_repro.data.voc import VOC_CLASSES, VOID
 
 FINER = 2
 """Drawn at this many times the asked size, so that edges come out smooth."""
@@ -97,7 +97,7 @@ class Room(Scene):
         to_pixels = turn @ np.diag([wide * rng.choice([-1, 1]), tall])
         slack = np.maximum([room - wide, height - tall], 0) / 2
         centre = [left * width + room / 2, height / 2] + slack * rng.uniform(-1, 1, 2)
-        self.labels[self.stamp(look, to_pixels, centre)] = CLASSES.index(name)
+        self.labels[self.stamp(look, to_pixels, centre)] = VOC_CLASSES.index(name)
 
 
 def draw_scene(
@@ -134,15 +134,15 @@ IDS = dict(zip(CITYSCAPES.names, CITYSCAPES.label_ids, strict=True))
 EGO, OUT_OF_ROI = 1, 3
 """Label ids of the camera's own car and of the frame's edges."""
 IGNORED = (0, EGO, OUT_OF_ROI)
-HEIGHT, HORIZON, FOCAL = 1.6, 0.42, 1.05
+EYE_HEIGHT, HORIZON, FOCAL = 1.6, 0.42, 1.05
 """Of the camera: metres above the road, share of the rows, share of the columns."""
-NEAR, FAR = 3.0, 90.0
+NEAREST, FARTHEST = 3.0, 90.0
 """Distances between which there is a street, metres."""
-TALL = {"car": 1.5, "truck": 3.4, "bus": 3.1, "train": 3.5, "motorcycle": 1.3, "bicycle": 1.15,
+HEIGHTS = {"car": 1.5, "truck": 3.4, "bus": 3.1, "train": 3.5, "motorcycle": 1.3, "bicycle": 1.15,
         "person": 1.75, "rider": 1.3, "pole": 5.5, "traffic light": 1.1, "traffic sign": 0.85,
         "vegetation": 5.5}  # fmt: skip
 """Heights, metres."""
-THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+TOLD_APART = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 """Classes whose objects are told apart."""
 FRONTS = {"building": (158, 140, 122), "wall": (140, 122, 108), "fence": (88, 94, 92),
           "vegetation": (66, 88, 50)}  # fmt: skip
@@ -184,7 +184,7 @@ class Street(Scene):
         """Column and row at which the camera sees a point."""
         (height, width), (x, y, z) = self.size, point
         scale = FOCAL * width / z
-        return width / 2 + scale * x, HORIZON * height + scale * (HEIGHT - y)
+        return width / 2 + scale * x, HORIZON * height + scale * (EYE_HEIGHT - y)
 
     def label(self, where: tuple[np.ndarray, np.ndarray], name: str, number: int = 0) -> None:
         """Give pixels their label id; their instance id is the same without a number."""
@@ -214,9 +214,9 @@ class Street(Scene):
         self.label((slice(None), slice(None)), "sky")  # type: ignore[arg-type]
         for name, high in (("building", 14), ("vegetation", 7)):
             across, heights = np.linspace(-90, 90, 30).tolist(), rng.uniform(2, high, 30).tolist()
-            top = [(x, y, FAR) for x, y in zip(across, heights, strict=True)]
+            top = [(x, y, FARTHEST) for x, y in zip(across, heights, strict=True)]
             far = 0.85 * np.array(FRONTS[name])
-            self.paint_surface([(-90, 0, FAR), *top, (90, 0, FAR)], far, name)
+            self.paint_surface([(-90, 0, FARTHEST), *top, (90, 0, FARTHEST)], far, name)
         for name, colour, (left, right) in (
             ("terrain", (122, 132, 76), (-90, 90)),
             ("sidewalk", (152, 144, 138), self.walk),
@@ -228,13 +228,18 @@ class Street(Scene):
 
     def paint_strip(self, left: float, right: float, colour: np.ndarray, name: str) -> None:
         """Ground of one kind along the street."""
-        corners = [(left, 0, NEAR), (left, 0, FAR), (right, 0, FAR), (right, 0, NEAR)]
+        corners = [
+            (left, 0, NEAREST),
+            (left, 0, FARTHEST),
+            (right, 0, FARTHEST),
+            (right, 0, NEAREST),
+        ]
         self.paint_surface(corners, colour, name)
 
     def paint_fronts(self, x: float, owed: list[str]) -> None:
         """Houses, hedges, walls and fences along one side of the street."""
         rng = self.rng
-        ends = np.cumsum([NEAR, *rng.uniform(6, 14, 8)])
+        ends = np.cumsum([NEAREST, *rng.uniform(6, 14, 8)])
         kinds = rng.choice(list(FRONTS), 8, p=[0.6, 0.12, 0.12, 0.16]).tolist()
         kinds[1:3] = owed * 2 or kinds[1:3]
         for kind, (near, far) in reversed([*zip(kinds, pairwise(ends.tolist()), strict=True)]):
@@ -312,13 +317,13 @@ class Street(Scene):
     ) -> None:
         """One object that faces the camera, ``up`` metres above the ground."""
         rng, look = self.rng, STREET_LOOKS[name]
-        high = TALL[name] * rng.uniform(0.9, 1.1)
+        high = HEIGHTS[name] * rng.uniform(0.9, 1.1)
         scale = FOCAL * self.size[1] / z
         wide = scale * high * look.aspect * rng.uniform(0.9, 1.1)
         to_pixels = np.diag([wide * rng.choice([-1, 1]), scale * high])
         where = self.stamp(look, to_pixels, np.array(self.pixel((x, up + high / 2, z))))
         number = 0
-        if name in THINGS and not group:
+        if name in TOLD_APART and not group:
             index = self.numbers[IDS[name]] = self.numbers.get(IDS[name], -1) + 1
             number = 1000 * IDS[name] + index
         self.label(where, name, number)

@@ -21,13 +21,13 @@ from lovasz_repro.host.files import open_regular
 
 PNG_HEADER = struct.Struct(">8s4x4sIIBB")
 """Signature, chunk type, width, height, bit depth, colour type."""
-GREY, INDEXED = 0, 3
+GREYSCALE, INDEXED = 0, 3
 """Colour types of a PNG."""
 GREYS = bytes(value for value in range(256) for _ in "RGB")
 GREY_VALUES: dict[tuple[int, ...], int] = {(v, v, v): v for v in range(256)}
 NO_ID = 254  # in no data set
 SHOWN = 5
-"""Ids that are named one by one."""
+"""Ids, names or files that are named one by one; of more, the first and how many there are."""
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def read_mask(file: Path, ids: MaskIds) -> np.ndarray:
     readings = [pixels]
     if colour_type == INDEXED and not shows_its_ids(palette, ids):
         readings = by_palette(pixels, palette, ids)
-    elif colour_type == GREY and depth < 8:
+    elif colour_type == GREYSCALE and depth < 8:
         readings.append(pixels // (255 // (2**depth - 1)))  # decoders stretch them to 0-255
     known = [reading for reading in readings if not ids.unknown(reading).size]
     if not known and len(readings) == 1:

@@ -24,23 +24,40 @@ class Draw(NamedTuple):
 
 
 class Batches(Sampler[list[Draw]]):
-    """Batches of a whole training, from any iteration on; a subclass says how they are drawn.
+    """Batches of a whole training, from any iteration on; a subclass says which image a draw is.
 
     Args:
-        batch_size: images per batch, at least 1.
+        batch_size: images per batch.
         iterations: batches in all.
         seed: seeds whatever is drawn.
         start: iteration to begin with; the batches from there on are the same as without it.
     """
 
-    def __init__(self, batch_size: int, iterations: int, seed: int, start: int) -> None:
+    def __init__(self, batch_size: int, iterations: int, *, seed: int, start: int = 0) -> None:
         self.batch_size = batch_size
         self.iterations = iterations
         self.seed = seed
         self.start = start
+        self._orders: dict[int, tuple[int, torch.Tensor]] = {}
 
     def __len__(self) -> int:
         return max(self.iterations - self.start, 0)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for iteration in range(self.start, self.iterations):
+            first = iteration * self.batch_size
+            yield [self.draw(position) for position in range(first, first + self.batch_size)]
+
+    def draw(self, position: int) -> Draw:
+        """What comes after ``position`` other images."""
+        raise NotImplementedError
+
+    def order(self, of: int, round_: int, count: int, seed: int) -> torch.Tensor:
+        """A permutation of ``count`` things; the last one ``of`` each kind is kept."""
+        if of not in self._orders or self._orders[of][0] != round_:
+            generator = torch.Generator().manual_seed(mix(seed, round_))
+            self._orders[of] = round_, torch.randperm(count, generator=generator)
+        return self._orders[of][1]
 
 
 class ShuffledBatches(Batches):
@@ -50,37 +67,20 @@ class ShuffledBatches(Batches):
     and every image is seen equally often.
 
     Args:
-        dataset_size: number of images, at least 1.
-        batch_size: images per batch, at least 1.
-        iterations: batches in all.
-        seed: seeds every permutation.
-        start: iteration to begin with; the batches from there on are the same as without it.
+        dataset_size: number of images.
+        batch_size, iterations, seed, start: as of ``Batches``.
     """
 
     def __init__(
         self, dataset_size: int, batch_size: int, iterations: int, *, seed: int, start: int = 0
     ) -> None:
-        if dataset_size < 1 or batch_size < 1:
-            raise ValueError(
-                f"dataset_size {dataset_size} and batch_size {batch_size} must be >= 1"
-            )
         self.dataset_size = dataset_size
-        super().__init__(batch_size, iterations, seed, start)
+        super().__init__(batch_size, iterations, seed=seed, start=start)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, order = -1, torch.empty(0)
-        for iteration in range(self.start, self.iterations):
-            batch = []
-            for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
-                if position // self.dataset_size != epoch:
-                    epoch = position // self.dataset_size
-                    order = self._permutation(epoch)
-                batch.append(Draw(int(order[position % self.dataset_size]), position))
-            yield batch
-
-    def _permutation(self, epoch: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        return torch.randperm(self.dataset_size, generator=generator)
+    def draw(self, position: int) -> Draw:
+        """The next image of the epoch."""
+        epoch, index = divmod(position, self.dataset_size)
+        return Draw(int(self.order(0, epoch, self.dataset_size, self.seed)[index]), position)
 
 
 class EquibatchBatches(Batches):
@@ -93,14 +93,11 @@ class EquibatchBatches(Batches):
 
     Args:
         presence: which image contains which class, (N, C) bool.
-        batch_size: images per batch, at least 1.
-        iterations: batches in all.
-        seed: seeds the order of the classes and every permutation.
-        start: iteration to begin with; the batches from there on are the same as without it.
+        batch_size, iterations, seed, start: as of ``Batches``.
         first_class: label of the first of the C classes.
 
     Raises:
-        ValueError: no image contains any class, or a size below 1.
+        ValueError: no image contains any class.
     """
 
     def __init__(
@@ -113,34 +110,24 @@ class EquibatchBatches(Batches):
         start: int = 0,
         first_class: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size} must be >= 1")
+        super().__init__(batch_size, iterations, seed=seed, start=start)
         self.images = [torch.from_numpy(np.flatnonzero(column)) for column in presence.T]
         occurring = [index for index, images in enumerate(self.images) if len(images)]
         if not occurring:
             raise ValueError("no image contains any class")
         generator = torch.Generator().manual_seed(mix(seed, 0))
         shuffled = torch.randperm(len(occurring), generator=generator).tolist()
-        self.order = [occurring[index] for index in shuffled]
+        self.classes = [occurring[index] for index in shuffled]
         self.first_class = first_class
-        super().__init__(batch_size, iterations, seed, start)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        queues: dict[int, tuple[int, torch.Tensor]] = {}
-        for iteration in range(self.start, self.iterations):
-            first = iteration * self.batch_size
-            yield [self._draw(k, queues) for k in range(first, first + self.batch_size)]
-
-    def _draw(self, position: int, queues: dict[int, tuple[int, torch.Tensor]]) -> Draw:
-        visit, place = divmod(position, len(self.order))
-        chosen = self.order[place]
+    def draw(self, position: int) -> Draw:
+        """The next image of the class whose turn it is."""
+        visit, place = divmod(position, len(self.classes))
+        chosen = self.classes[place]
         images = self.images[chosen]
         round_, index = divmod(visit, len(images))
-        if chosen not in queues or queues[chosen][0] != round_:
-            generator = torch.Generator().manual_seed(mix(mix(self.seed, 1 + chosen), round_))
-            queues[chosen] = round_, torch.randperm(len(images), generator=generator)
-        image = int(images[queues[chosen][1][index]])
-        return Draw(image, position, self.first_class + chosen)
+        order = self.order(chosen, round_, len(images), mix(self.seed, 1 + chosen))
+        return Draw(int(images[order[index]]), position, self.first_class + chosen)
 
 
 class BalancedBatches(Batches):
@@ -152,36 +139,22 @@ class BalancedBatches(Batches):
 
     Args:
         positive: whether each image contains the category, (N,) bool.
-        batch_size: images per batch, at least 1.
-        iterations: batches in all.
-        seed: seeds every draw.
-        start: iteration to begin with; the batches from there on are the same as without it.
+        batch_size, iterations, seed, start: as of ``Batches``.
 
     Raises:
-        ValueError: every image contains the category, or none does; or a size below 1.
+        ValueError: every image contains the category, or none does.
     """
 
     def __init__(
-        self,
-        positive: np.ndarray,
-        batch_size: int,
-        iterations: int,
-        *,
-        seed: int,
-        start: int = 0,
+        self, positive: np.ndarray, batch_size: int, iterations: int, *, seed: int, start: int = 0
     ) -> None:
+        super().__init__(batch_size, iterations, seed=seed, start=start)
         self.kinds = np.flatnonzero(~positive), np.flatnonzero(positive)
-        if batch_size < 1 or not all(map(len, self.kinds)):
-            raise ValueError(f"batch_size {batch_size}, {len(self.kinds[1])} images of "
-                             f"{len(positive)} with the category")  # fmt: skip
-        super().__init__(batch_size, iterations, seed, start)
+        if not all(map(len, self.kinds)):
+            raise ValueError(f"{len(self.kinds[1])} images of {len(positive)} with the category")
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for iteration in range(self.start, self.iterations):
-            first = iteration * self.batch_size
-            yield [self._draw(position) for position in range(first, first + self.batch_size)]
-
-    def _draw(self, position: int) -> Draw:
+    def draw(self, position: int) -> Draw:
+        """An image of either kind."""
         generator = np.random.default_rng(mix(self.seed, position))
         images = self.kinds[generator.integers(2)]
         return Draw(int(images[generator.integers(len(images))]), position)

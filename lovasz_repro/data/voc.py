@@ -33,14 +33,14 @@ from lovasz_repro.data.classes import VOC, VOC_IDS
 from lovasz_repro.data.images import check_known, check_same_size, read_mask, read_photograph
 from lovasz_repro.errors import UserError
 
-CLASSES = VOC.names
+VOC_CLASSES = VOC.names
 VOID = VOC.ignore_index
-SPLIT_SIZES: dict[str, int] = {"train_aug": 10582, "val": 1449, "trainval_aug": 12031, "test": 1456}
+VOC_SIZES: dict[str, int] = {"train_aug": 10582, "val": 1449, "trainval_aug": 12031, "test": 1456}
 TRAIN_AUG_SHA256 = "d1326bd532648d73bc4b1bd275434eba81930982dc7401a65a8cecb26c028e24"
 """Of the published train_aug.txt: sorted names, each followed by a newline."""
 
-IMAGES, MASKS, MERGED_MASKS = "JPEGImages", "SegmentationClass", "SegmentationClassAug"
-LISTS = Path("ImageSets", "Segmentation")
+JPEGS, CLASS_MASKS, MERGED_MASKS = "JPEGImages", "SegmentationClass", "SegmentationClassAug"
+VOC_LISTS = Path("ImageSets", "Segmentation")
 SBD = Path("benchmark_RELEASE", "dataset")
 VOC_FROM = "VOC 2012 comes from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 SBD_FROM = "SBD (benchmark.tgz) comes from http://home.bharathh.info/pubs/codes/SBD/download.html"
@@ -72,17 +72,17 @@ def list_images(root: Path, split: str, *, photographs: bool = True) -> list[Voc
     Raises:
         UserError: unknown split, or folders, lists, masks or photographs are missing.
     """
-    if split not in SPLIT_SIZES:
-        raise UserError(f"VOC 2012 has no split {split!r}; it has {', '.join(SPLIT_SIZES)}.")
+    if split not in VOC_SIZES:
+        raise UserError(f"VOC 2012 has no split {split!r}; it has {', '.join(VOC_SIZES)}.")
     voc = voc_folder(root)
     if split == "test":
-        names = read_list(voc / LISTS / "test.txt", VOC_FROM)
-        masks = {name: voc / MASKS / f"{name}.png" for name in names}
+        names = read_list(voc / VOC_LISTS / "test.txt", VOC_FROM)
+        masks = {name: voc / CLASS_MASKS / f"{name}.png" for name in names}
     elif (voc / MERGED_MASKS).is_dir():
         masks = merged_masks(voc, split)
     else:
         masks = official_masks(voc, root / SBD, split)
-    images = [VocImage(name, voc / IMAGES / f"{name}.jpg", masks[name]) for name in sorted(masks)]
+    images = [VocImage(name, voc / JPEGS / f"{name}.jpg", masks[name]) for name in sorted(masks)]
     if split != "test":
         check_there([image.mask for image in images], "masks")
     if photographs:
@@ -97,7 +97,7 @@ def check_train_aug(names: Iterable[str]) -> None:
         UserError: another number of names, or other names or another order.
     """
     lines = [f"{name}\n" for name in names]
-    expected = SPLIT_SIZES["train_aug"]
+    expected = VOC_SIZES["train_aug"]
     if len(lines) != expected:
         raise UserError(f"train_aug has {len(lines):,} images, not {expected:,}: "
                         "its lists are not the official ones.")  # fmt: skip
@@ -165,10 +165,10 @@ def presence_of(root: Path, split: str) -> np.ndarray:
         UserError: a mask is missing or unreadable.
     """
     images = list_images(root, split, photographs=False)
-    presence = np.zeros((len(images), len(CLASSES)), dtype=bool)
+    presence = np.zeros((len(images), len(VOC_CLASSES)), dtype=bool)
     for row, image in zip(presence, images, strict=True):
         counts = np.bincount(read_labels(image.mask).ravel(), minlength=256)
-        row[:] = counts[: len(CLASSES)] > 0
+        row[:] = counts[: len(VOC_CLASSES)] > 0
     return presence
 
 
@@ -268,23 +268,26 @@ def voc_folder(root: Path) -> Path:
 def merged_masks(voc: Path, split: str) -> dict[str, Path]:
     """Name -> mask of a labelled split in the popular layout."""
     lists = ("train_aug", "val") if split == "trainval_aug" else (split,)
-    names = [name for part in lists for name in read_list(voc / LISTS / f"{part}.txt", MERGED_FROM)]
+    names = [
+        name for part in lists for name in read_list(voc / VOC_LISTS / f"{part}.txt", MERGED_FROM)
+    ]
     return {name: voc / MERGED_MASKS / f"{name}.png" for name in names}
 
 
 def official_masks(voc: Path, sbd: Path, split: str) -> dict[str, Path]:
     """Name -> mask of a labelled split in the official trees; "val" does without SBD."""
     val = {
-        name: voc / MASKS / f"{name}.png" for name in read_list(voc / LISTS / "val.txt", VOC_FROM)
+        name: voc / CLASS_MASKS / f"{name}.png"
+        for name in read_list(voc / VOC_LISTS / "val.txt", VOC_FROM)
     }
     if split == "val":
         return val
     if not sbd.is_dir():
         raise UserError(f"SBD not found: no folder {sbd}, for {split}. {SBD_FROM}")
-    train = read_list(voc / LISTS / "train.txt", VOC_FROM)
+    train = read_list(voc / VOC_LISTS / "train.txt", VOC_FROM)
     both = [*read_list(sbd / "train.txt", SBD_FROM), *read_list(sbd / "val.txt", SBD_FROM)]
     masks = {name: sbd / "cls" / f"{name}.mat" for name in both}
-    masks |= {name: voc / MASKS / f"{name}.png" for name in train}
+    masks |= {name: voc / CLASS_MASKS / f"{name}.png" for name in train}
     if split == "trainval_aug":
         return masks | val
     return {name: mask for name, mask in masks.items() if name not in val}

@@ -17,11 +17,11 @@ from lovasz_repro.data.images import mirror
 from lovasz_repro.data.sampling import mix
 from lovasz_repro.data.voc import VOID
 
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+CROP_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Equally likely (DeepLab's data_transformer.cpp)."""
 CROP = 321
 """Side of the square that the network is trained on, pixels (Sec. 4.2)."""
-STRIDE = 8
+GRID_STRIDE = 8
 """Pixels between neighbours of DeepLab's output grid, at whose points the loss sees labels."""
 REDRAWS = 20
 """Places that are drawn after the first, at most, until a crop shows a class."""
@@ -32,7 +32,7 @@ PADDING_RGB = (123, 117, 104)
 0.325), within half a grey level of the exact zeros that Caffe pads with."""
 
 
-class Place(NamedTuple):
+class CropPlace(NamedTuple):
     """Where a crop is in a scaled image, and whether it is mirrored then."""
 
     size: tuple[int, int]
@@ -84,30 +84,32 @@ def draw_place(
     shape: tuple[int, ...],
     crop: int,
     generator: np.random.Generator,
-    shows: Callable[[Place], bool] | None = None,
-) -> Place:
+    shows: Callable[[CropPlace], bool] | None = None,
+) -> CropPlace:
     """Draw scale, place and mirror image of a crop of an image of ``shape`` (H, W).
 
     A place that ``shows`` refuses is drawn again, ``REDRAWS`` times at most; the scale stays, so
     that all are equally likely. A place that it accepts at once is the one drawn without it.
     """
-    scale = SCALES[generator.integers(len(SCALES))]
+    scale = CROP_SCALES[generator.integers(len(CROP_SCALES))]
     height, width = (max(1, int(side * scale)) for side in shape)
     for _ in range(1 + REDRAWS):
         top = int(generator.integers(max(height - crop, 0) + 1))
         left = int(generator.integers(max(width - crop, 0) + 1))
-        place = Place((height, width), top, left)
+        place = CropPlace((height, width), top, left)
         if shows is None or shows(place):
             break
     return place._replace(mirrored=bool(generator.integers(2)))
 
 
-def shows_label(labels: np.ndarray, wanted: int, crop: int, place: Place) -> bool:
+def shows_label(labels: np.ndarray, wanted: int, crop: int, place: CropPlace) -> bool:
     """Whether a crop of labels (H, W) has ``wanted`` at a point of the output grid.
 
     A class between the points is in the crop, but not in the loss.
     """
-    return bool((resize_labels(labels, place.size, place.window(crop, STRIDE)) == wanted).any())
+    return bool(
+        (resize_labels(labels, place.size, place.window(crop, GRID_STRIDE)) == wanted).any()
+    )
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

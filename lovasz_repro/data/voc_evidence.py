@@ -15,8 +15,14 @@ import numpy as np
 import torch
 
 from lovasz_repro.data.sampling import Draw, mix
-from lovasz_repro.data.voc import CLASSES, VOID, binary_labels, list_images, read_labels
-from lovasz_repro.data.voc_crops import STRIDE, Place, draw_place, resize_labels, shows_label
+from lovasz_repro.data.voc import VOC_CLASSES, VOID, binary_labels, list_images, read_labels
+from lovasz_repro.data.voc_crops import (
+    GRID_STRIDE,
+    CropPlace,
+    draw_place,
+    resize_labels,
+    shows_label,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Evidence:
     def draw(self, labels: np.ndarray, seed: int) -> torch.Tensor:
         """Scores of labels (h, w) uint8, (classes, h, w) float32."""
         generator = np.random.default_rng(seed)
-        scores = generator.standard_normal((len(CLASSES), *labels.shape), np.float32)
+        scores = generator.standard_normal((len(VOC_CLASSES), *labels.shape), np.float32)
         scores *= self.noise
         scores -= self.mean
         rows, columns = np.nonzero(labels != VOID)
@@ -146,17 +152,17 @@ def masks_of(root: Path, split: str) -> list[np.ndarray]:
 
 def grid_of(labels: np.ndarray) -> np.ndarray:
     """Labels (H, W) at every 8th pixel; one point more, of void, where pixels are left over."""
-    rows, columns = (-(-(side - 1) // STRIDE) * STRIDE + 1 for side in labels.shape)
+    rows, columns = (-(-(side - 1) // GRID_STRIDE) * GRID_STRIDE + 1 for side in labels.shape)
     padded = np.full((rows, columns), VOID, dtype=np.uint8)
     padded[: labels.shape[0], : labels.shape[1]] = labels
-    return np.ascontiguousarray(padded[::STRIDE, ::STRIDE])
+    return np.ascontiguousarray(padded[::GRID_STRIDE, ::GRID_STRIDE])
 
 
 def seen_by(
     labels: np.ndarray,
     crop: int,
     generator: np.random.Generator,
-    shows: Callable[[Place], bool] | None = None,
+    shows: Callable[[CropPlace], bool] | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Draw a crop of an image with these labels; what it has of labels (H, W) at its points.
 
@@ -166,8 +172,8 @@ def seen_by(
     place = draw_place(labels.shape, crop, generator, shows)
 
     def seen(labels: np.ndarray) -> np.ndarray:
-        inside = resize_labels(labels, place.size, place.window(crop, STRIDE))
-        points = np.full(2 * (-(-crop // STRIDE),), VOID, np.uint8)
+        inside = resize_labels(labels, place.size, place.window(crop, GRID_STRIDE))
+        points = np.full(2 * (-(-crop // GRID_STRIDE),), VOID, np.uint8)
         points[: inside.shape[0], : inside.shape[1]] = inside
         return np.ascontiguousarray(points[:, ::-1]) if place.mirrored else points
 

@@ -143,7 +143,7 @@ def read_example(image: VocImage, category: int | None) -> tuple[np.ndarray, np.
     return photograph, labels if category is None else binary_labels(labels, category)
 
 
-SEED = 1234
+SHUFFLE_SEED = 1234
 """Of the authors' shuffle."""
 
 
@@ -159,7 +159,7 @@ def balanced_validation(presence: np.ndarray, category: int) -> list[int]:
         Indices of the images with the category, then of as many without it, or of all without it
         where there are fewer.
     """
-    stream = random.Random(SEED)
+    stream = random.Random(SHUFFLE_SEED)
     negatives: list[int] = []
     for column in presence.T[: category + 1]:  # the stream runs on from class to class
         negatives = np.flatnonzero(~column).tolist()
@@ -223,7 +223,7 @@ def check_papers(root: Path, data: DataConfig) -> None:
         raise UserError("data.images=features is not the paper's data, which runs of paper scale "
                         "need. Take another --profile.")  # fmt: skip
     voc.check_train_aug(image.name for image in voc.list_images(root, "train_aug"))
-    found, expected = len(voc.list_images(root, "val")), voc.SPLIT_SIZES["val"]
+    found, expected = len(voc.list_images(root, "val")), voc.VOC_SIZES["val"]
     if found != expected:
         raise not_the_papers(root, found, "val", "voc", expected)
 
@@ -236,7 +236,7 @@ KIND = DatasetKind(
     sizes_differ=True,
     examples="segmentations",
     evaluation="voc",
-    published={split: voc.SPLIT_SIZES[split] for split in ("train_aug", "val")},
+    published={split: voc.VOC_SIZES[split] for split in ("train_aug", "val")},
     count=lambda root, split: len(voc.list_images(root, split)),
     source="for `run voc-binary` and `run voc-multiclass`; `lovasz-repro data check voc` says how "
     "to get it",

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lovasz_repro.config.schema import MultiScaleConfig
+from lovasz_repro.data.voc_crops import GRID_STRIDE
 from lovasz_repro.evaluation.predictor import Predictor
-from lovasz_repro.models.deeplab import STRIDE, upsample
+from lovasz_repro.models.deeplab import upsample
 
 FINEST = 8
 """Scales are multiples of 1/8, so that a common grid is never far."""
@@ -81,17 +82,17 @@ def scale_logits(
     Raises:
         ValueError: a network with another grid.
     """
-    grid = [(side - 1) // STRIDE + 1 for side in inputs.shape[-2:]]
+    grid = [(side - 1) // GRID_STRIDE + 1 for side in inputs.shape[-2:]]
     for scale in scales:
         size = [round(scale * (side - 1)) + 1 for side in inputs.shape[-2:]]
-        points = [(side - 1) // STRIDE + 1 for side in size]
+        points = [(side - 1) // GRID_STRIDE + 1 for side in size]
         scaled = inputs if scale == 1 else upsample(inputs, size)  # bilinear; also shrinks
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bfloat16):
             logits = model(scaled)
         if list(logits.shape[-2:]) != points:
             raise ValueError(f"images of {size[0]}x{size[1]} gave logits of "
                              f"{logits.shape[-2]}x{logits.shape[-1]}, not {points[0]}x{points[1]}: "
-                             f"the network's grid is not every {STRIDE}th pixel")  # fmt: skip
+                             f"the network's grid is not every {GRID_STRIDE}th pixel")  # fmt: skip
         yield logits.float() if scale == 1 else upsample(logits.float(), grid)
 
 
@@ -103,7 +104,7 @@ def common_step(scales: Sequence[float]) -> int:
     """
     if not scales or any(not 0 < scale < math.inf or scale * FINEST % 1 for scale in scales):
         raise ValueError(f"scales must be positive multiples of 1/{FINEST}, got {tuple(scales)}")
-    return STRIDE * math.lcm(*(float(scale).as_integer_ratio()[1] for scale in scales))
+    return GRID_STRIDE * math.lcm(*(float(scale).as_integer_ratio()[1] for scale in scales))
 
 
 def continue_to_step(inputs: Tensor, step: int, least_side: int) -> Tensor:

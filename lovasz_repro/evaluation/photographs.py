@@ -23,7 +23,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import write_durably
-from lovasz_repro.models.enet import STRIDE, to_unit_range
+from lovasz_repro.models.enet import ENET_STRIDE, to_unit_range
 from lovasz_repro.models.snapshot import load_weights
 
 OPACITY = 0.55  # of the class colours over the photograph
@@ -105,16 +105,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def check_size(size: tuple[int, int]) -> None:
     """Raise UserError unless both sides are positive multiples of 8."""
-    if any(side < STRIDE or side % STRIDE for side in size):
+    if any(side < ENET_STRIDE or side % ENET_STRIDE for side in size):
         height, width = size
         raise UserError(
-            f"size {height}x{width}: height and width must be multiples of {STRIDE}, "
+            f"size {height}x{width}: height and width must be multiples of {ENET_STRIDE}, "
             f"for example {_nearest(height)}x{_nearest(width)}"
         )
 
 
 def _nearest(side: int) -> int:
-    return max(STRIDE, (side + STRIDE // 2) // STRIDE * STRIDE)
+    return max(ENET_STRIDE, (side + ENET_STRIDE // 2) // ENET_STRIDE * ENET_STRIDE)
 
 
 def check_request(images: Sequence[Path], out: Path, size: tuple[int, int] | None) -> None:
@@ -213,7 +213,7 @@ def label_photograph(
 def on_the_stride(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
     """RGB (B, 3, h, w) in [0, 1], its last row and column repeated up to multiples of 8."""
     inputs = to_unit_range(images, channels_last, dtype)
-    right, bottom = -images.shape[3] % STRIDE, -images.shape[2] % STRIDE
+    right, bottom = -images.shape[3] % ENET_STRIDE, -images.shape[2] % ENET_STRIDE
     if not right and not bottom:
         return inputs
     return functional.pad(inputs, (0, right, 0, bottom), mode="replicate")

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lovasz_repro.models.enet import to_unit_range
+from lovasz_repro.models.enet import Prepare, to_unit_range
 
 Upsample = Literal["logits", "predictions"]
 AtSize = Callable[[Tensor, Sequence[int]], Tensor]
 """Logits (B, C, h, w), size (H, W) -> logits (B, C, H, W)."""
-Prepare = Callable[[Tensor, bool, torch.dtype], Tensor]
-"""Images as they are loaded, channels_last, dtype -> what a network takes."""
 
 
 def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
-from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame
+from lovasz_repro.data.cityscapes import STREET_CLASSES, TO_LABEL_ID, Frame
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.photographs import (
@@ -46,7 +46,7 @@ from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, Weights, load_weights
 
 INPUT_SIZE = (512, 1024)
 """Height and width at which the network sees the photographs (Sec. 4.4)."""
-ANSWERS = range(1, len(CLASSES))
+ANSWERS = range(1, len(STREET_CLASSES))
 """Outputs among which the network chooses; 0, "unlabelled", is no answer."""
 READERS, AHEAD = 4, 8  # threads that decode, photographs decoded before the network is there
 WRITERS, BEHIND = 2, 8  # threads that encode, predictions that may wait for them
@@ -131,7 +131,7 @@ def load_cityscapes(weights: Path) -> Weights:
     if loaded.num_classes != RELEASED_OUTPUTS:
         what = f" ({loaded.dataset})" if loaded.dataset != "unknown" else ""
         raise UserError(f"weights {weights}: {loaded.num_classes} outputs{what}; {needed}.")
-    names = zip(loaded.class_names, CLASSES, strict=bool(loaded.class_names))
+    names = zip(loaded.class_names, STREET_CLASSES, strict=bool(loaded.class_names))
     for index, (name, expected) in enumerate(names):
         if name != expected:
             raise UserError(f"weights {weights}: output {index} is {name}; {needed}, "

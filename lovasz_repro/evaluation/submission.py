@@ -24,7 +24,7 @@ from PIL import Image
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.cityscapes import TO_LABEL_ID
 from lovasz_repro.data.classes import VOC, voc_colour
-from lovasz_repro.data.images import GREY, INDEXED, opened, photograph_size, png_form
+from lovasz_repro.data.images import GREYSCALE, INDEXED, opened, photograph_size, png_form
 from lovasz_repro.data.voc import VocImage
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
@@ -61,7 +61,7 @@ class Server:
 
 CITYSCAPES_SERVER = Server(
     ".zip",
-    GREY,
+    GREYSCALE,
     "label id",
     frozenset(TO_LABEL_ID[1:].tolist()),
     f"label id of the {len(TO_LABEL_ID) - 1} scored classes",

@@ -40,7 +40,7 @@ def meet(rank: Rank) -> Any:
     """
     from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 
-    from lovasz_repro.training.distributed import PATIENCE, keep_to_this_machine
+    from lovasz_repro.training.distributed import RANK_PATIENCE, keep_to_this_machine
 
     if rank.world_size == rank.local_world_size:
         keep_to_this_machine()
@@ -49,16 +49,16 @@ def meet(rank: Rank) -> Any:
         return None
     if where.startswith("/"):
         store: Any = FileStore(where, rank.world_size)
-        store.set_timeout(PATIENCE)
+        store.set_timeout(RANK_PATIENCE)
         return store
     address, _, word = where.partition(" ")
     address = address or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     serves = rank.rank == 0 and not rank.by_torch  # srun starts no launcher that would do it
     try:
-        store = PrefixStore(word, open_store(address, serves, PATIENCE))
+        store = PrefixStore(word, open_store(address, serves, RANK_PATIENCE))
         store.set(f"here/{rank.rank}", "")
         if rank.rank == 0:
-            _wait_for_others(store, rank.world_size, address, PATIENCE.total_seconds())
+            _wait_for_others(store, rank.world_size, address, RANK_PATIENCE.total_seconds())
     except RuntimeError as error:  # torch's errors of the network
         raise RunFailed(f"the ranks cannot meet at {address}: {error}") from None
     return store

@@ -14,7 +14,7 @@ from lovasz_repro.launch.slurm import SlurmOptions
 from lovasz_repro.run.inputs import Known, Place, check_extras, find_inputs, run_folder
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.training.checkpoint import Checkpoints
-from lovasz_repro.training.speed import SPEED
+from lovasz_repro.training.loop import SPEED
 
 SPEED_DEPENDS_ON = (
     "data.name", "data.size", "model.name", "training.batch_size", "training.precision",

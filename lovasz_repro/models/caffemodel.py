@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_FILE_BYTES = 2**31  # the largest released DeepLab has less than a third of it
-MAX_DIMENSIONS = 32  # Caffe's kMaxBlobAxes
+MAX_CAFFE_BYTES = 2**31  # the largest released DeepLab has less than a third of it
+MAX_BLOB_DIMENSIONS = 32  # Caffe's kMaxBlobAxes
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types; groups are not used
 V1_TYPES = {4: "Convolution", 14: "InnerProduct"}  # of V1LayerParameter.LayerType, with weights
 
@@ -68,7 +68,7 @@ def read_caffemodel(path: Path) -> list[CaffeLayer]:
     Raises OSError where the file cannot be read and ValueError where it is no Caffe model.
     """
     size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
+    if size > MAX_CAFFE_BYTES:
         raise ValueError(f"{size} bytes is too large for a network (at most 2 GiB)")
     data = path.read_bytes()
     layers = []
@@ -158,7 +158,7 @@ def read_blob(message: Message) -> np.ndarray:
         shape = [legacy.get(field, 0) for field in (1, 2, 3, 4)]
     chunks = doubles or floats  # Caffe too prefers doubles
     values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks or [np.empty(0, "<f4")])
-    if not values.size or len(shape) > MAX_DIMENSIONS or math.prod(shape) != values.size:
+    if not values.size or len(shape) > MAX_BLOB_DIMENSIONS or math.prod(shape) != values.size:
         dimensions = str(tuple(shape[:4]))[:80]
         raise damaged(f"a blob of {values.size} values and shape {dimensions}", message.start)
     return values.reshape(shape)

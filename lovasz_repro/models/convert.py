@@ -33,7 +33,7 @@ from lovasz_repro.host.files import open_regular, write_durably
 from lovasz_repro.models.caffemodel import CaffeLayer, read_caffemodel
 from lovasz_repro.models.pytorch_file import read_pytorch
 from lovasz_repro.models.snapshot import (
-    DEEPLAB,
+    OF_DEEPLAB,
     check_values,
     encoded_deeplab,
     fitting_network,
@@ -269,7 +269,7 @@ UNDER_PLAIN_NAMES: dict[Images, Layout] = {
 
 
 BN_EPS = 1e-5  # Caffe's default, which the release keeps: its prototxt sets none
-DATASETS = {91: "coco", 1000: "imagenet"}  # by the outputs of a classifier that is left out
+OTHER_DATASETS = {91: "coco", 1000: "imagenet"}  # by the outputs of a classifier that is left out
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ def convert(
     outputs = None if bias is None else len(bias)
     of_voc = outputs == len(VOC)
     metadata = {
-        "dataset": VOC.dataset if of_voc else DATASETS.get(other_outputs, "unknown"),
+        "dataset": VOC.dataset if of_voc else OTHER_DATASETS.get(other_outputs, "unknown"),
         "class_names": VOC.names if of_voc else (),
         "bn_eps": BN_EPS,
         "source": source.name,
@@ -373,7 +373,7 @@ def read_any(source: Path) -> dict[str, Tensor]:
         return read_pytorch(source)
     if head[8:] == b"{":
         tensors, metadata = read_safetensors(source)
-        if metadata.get("architecture") == DEEPLAB:
+        if metadata.get("architecture") == OF_DEEPLAB:
             raise UserError(f"{source}: converted already, it can be used as it is.")
         return tensors
     return caffe_tensors(read_caffemodel(source))

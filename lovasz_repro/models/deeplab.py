@@ -14,7 +14,7 @@ the max-pooling rounds up, and batch normalisations are frozen, statistics and a
     layer4   3       4         2048,  41,  41
     aspp     4       6 to 24   classes, 41, 41  the sum of four 3x3 convolutions
 
-Images are BGR in 0..255 minus the mean pixel (`data/voc_training.py`). The loss is taken at the
+Images are BGR in 0..255 minus the mean pixel (`data/voc_crops.py`). The loss is taken at the
 output grid: labels come down to it (`subsample_labels`), logits do not go up. For scores of an
 image, `upsample` the logits.
 """
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-STRIDE = 8  # pixels between neighbours of the output grid
 EXPANSION = 4  # a bottleneck's output channels over its width
 ASPP_STD = 0.01  # of the classifier's initial weights; its biases start at 0
 

@@ -30,7 +30,9 @@ from lovasz_repro.models.layers import ChannelPReLU, DropoutConvention, SpatialD
 
 Activation = Literal["prelu", "relu"]
 
-STRIDE = 8  # the encoder halves height and width three times
+Prepare = Callable[[Tensor, bool, torch.dtype], Tensor]
+"""Images as they are loaded, channels_last, dtype -> what a network takes."""
+ENET_STRIDE = 8  # the encoder halves height and width three times
 
 
 class ENet(nn.Module):
@@ -142,9 +144,9 @@ def check_images(images: Tensor) -> None:
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[1] != 3:
         raise ValueError(f"ENet takes images of shape (B, 3, H, W), got {shape}")
-    if shape[2] % STRIDE or shape[3] % STRIDE or 0 in shape[2:]:
+    if shape[2] % ENET_STRIDE or shape[3] % ENET_STRIDE or 0 in shape[2:]:
         raise ValueError(
-            f"ENet takes images whose height and width are multiples of {STRIDE}, "
+            f"ENet takes images whose height and width are multiples of {ENET_STRIDE}, "
             f"got {shape[2]}x{shape[3]} (height x width)"
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MAX_FILE_BYTES = 2**31  # the largest released DeepLab has less than a third of it
+MAX_PYTORCH_BYTES = 2**31  # the largest released DeepLab has less than a third of it
 NESTED_IN = ("state_dict", "model")  # entries under which trainers put the state dict
 
 
@@ -25,7 +25,7 @@ def read_pytorch(path: Path) -> dict[str, Tensor]:
     to run, or holds anything but a dict of plain tensors.
     """
     size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
+    if size > MAX_PYTORCH_BYTES:
         raise ValueError(f"{size} bytes is too large for a network (at most 2 GiB)")
     with path.open("rb") as file:
         archive = file.read(4) == b"PK\x03\x04"  # since PyTorch 1.6

@@ -28,10 +28,10 @@ from lovasz_repro.models.layers import DropoutConvention
 from lovasz_repro.models.torch7 import read_torch7
 from lovasz_repro.models.torch7_enet import enet_tensors
 
-ENET, DEEPLAB, EVIDENCE_NET = "enet", "deeplab-v2", "evidence-net"
+OF_ENET, OF_DEEPLAB, OF_EVIDENCE_NET = "enet", "deeplab-v2", "evidence-net"
 """Values of "architecture"."""
 RELEASED_OUTPUTS = 20  # the released ENet: "unlabelled" and the 19 classes of Cityscapes
-BLOCK = re.compile(r"(layer[1-4])\.(\w+)\.")
+BLOCK_NAME = re.compile(r"(layer[1-4])\.(\w+)\.")
 MAX_BLOCKS = 200  # ResNet-152 has 50
 
 
@@ -239,7 +239,7 @@ def read_enet(path: Path) -> Weights:
     """Weights in a snapshot of ENet; raises ValueError where it is not one."""
     tensors, notes = read_safetensors(path)
     architecture = notes.pop("architecture", "missing")
-    if architecture != ENET:
+    if architecture != OF_ENET:
         raise ValueError(f"not an ENet: architecture {architecture[:60]!r} in its metadata")
     try:
         names = class_names(notes.pop("class_names"))
@@ -338,9 +338,9 @@ def read_deeplab(path: Path) -> DeepLabWeights:
     """Weights in a snapshot of DeepLab; raises ValueError where it is damaged or not ours."""
     tensors, notes = read_safetensors(path)
     architecture = notes.pop("architecture", "")
-    if architecture != DEEPLAB:
+    if architecture != OF_DEEPLAB:
         what = f"weights of {architecture[:60]!r}" if architecture else "no weights of ours"
-        raise ForeignFile(f"{what}, not of {DEEPLAB!r}")
+        raise ForeignFile(f"{what}, not of {OF_DEEPLAB!r}")
     fitting_network(tensors)
     check_values(tensors)
     for key, value in sizes(tensors).items():
@@ -357,7 +357,7 @@ def encoded_deeplab(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) 
     See `encoded` for the metadata.
     """
     fitting_network(tensors)
-    return encoded(DEEPLAB, tensors, metadata, outputs_of(tensors), sizes(tensors))
+    return encoded(OF_DEEPLAB, tensors, metadata, outputs_of(tensors), sizes(tensors))
 
 
 def stored_tensors(model: DeepLab) -> dict[str, Tensor]:
@@ -397,7 +397,7 @@ def backbone_sizes(tensors: Mapping[str, Tensor]) -> str:
 
 def block_counts(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     """How many bottlenecks layer1 to layer4 have by the names."""
-    found = {match.groups() for name in tensors if (match := BLOCK.match(name))}
+    found = {match.groups() for name in tensors if (match := BLOCK_NAME.match(name))}
     return tuple(sum(stage == f"layer{k}" for stage, _ in found) for k in (1, 2, 3, 4))
 
 
@@ -453,9 +453,9 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> N
             "decoder": model.decoder,
             "dropout_convention": model.dropout_convention,
         }
-        content = encoded(ENET, model.state_dict(), metadata, outputs, own)
+        content = encoded(OF_ENET, model.state_dict(), metadata, outputs, own)
     else:
-        content = encoded(EVIDENCE_NET, model.state_dict(), metadata, outputs, {})
+        content = encoded(OF_EVIDENCE_NET, model.state_dict(), metadata, outputs, {})
     write_durably(path, content)
 
 

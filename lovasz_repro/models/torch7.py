@@ -21,7 +21,7 @@ import numpy as np
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN = range(6)
 FUNCTIONS = (6, 7, 8)
 
-MAX_FILE_BYTES = 2**30
+MAX_TORCH7_BYTES = 2**30
 MAX_DEPTH = 100  # nested values; the released ENet needs 12
 MAX_DIMENSIONS = 8
 
@@ -51,7 +51,7 @@ LAYERS = (
     "SpatialZeroPadding", "Threshold", "View",
 )
 # fmt: on
-MODULES = frozenset(f"{package}.{name}" for package in ("nn", "cudnn") for name in LAYERS)
+LAYER_CLASSES = frozenset(f"{package}.{name}" for package in ("nn", "cudnn") for name in LAYERS)
 
 
 @dataclass(eq=False)
@@ -74,7 +74,7 @@ def read_torch7(path: Path) -> Any:
     where it is not such a file, is cut off, or holds a class or a function not listed here.
     """
     size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
+    if size > MAX_TORCH7_BYTES:
         raise ValueError(f"{path}: {size} bytes is too large for a network (at most 1 GiB)")
     reader = _Reader(path, path.read_bytes())
     value = reader.value(depth=0)
@@ -171,7 +171,7 @@ class _Reader:
             array = self.tensor(np.dtype(TENSORS[name]), depth)
             self.known[index] = array
             return array
-        if name in MODULES:
+        if name in LAYER_CLASSES:
             module = Torch7Object(name)
             self.known[index] = module  # before its fields: they may refer to it
             fields = self.value(depth + 1)

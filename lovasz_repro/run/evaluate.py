@@ -281,7 +281,7 @@ def evaluate_cityscapes(
         raise UserError(f"{root}: no annotations of {split} that --official could score with.")
     request.check_archive()
     note = read_note(root)
-    expected = cityscapes.SPLIT_SIZES[split]
+    expected = cityscapes.CITYSCAPES_SIZES[split]
     for remark in request.remarks(root, note, len(frames), expected, "Cityscapes"):
         progress.line(remark)
     size = parse_size(options.size or network.size)
@@ -392,7 +392,7 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
     check_voc(request, options, settings)
     model, root = load_voc_network(network.weights), request.root
     every = voc.list_images(root, LISTS[split])
-    images, expected = every[: options.images], voc.SPLIT_SIZES[LISTS[split]]
+    images, expected = every[: options.images], voc.VOC_SIZES[LISTS[split]]
     for remark in request.remarks(root, read_note(root), len(every), expected, "Pascal VOC 2012"):
         progress.line(remark)
     if split == "test" and network.train_split != "trainval_aug":

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lovasz_repro.config.schema import CellConfig, ModelConfig, TrainingConfig
-from lovasz_repro.data.voc_crops import to_caffe
+from lovasz_repro.data.voc_crops import GRID_STRIDE, to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import Feeding
 from lovasz_repro.models import deeplab, snapshot
-from lovasz_repro.models.deeplab import STRIDE
 from lovasz_repro.models.enet import ENet, map_classifier
 from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, load_weights
@@ -85,7 +84,7 @@ def caffe_on_the_grid(images: Tensor, channels_last: bool, dtype: torch.dtype) -
 
     The grid of the logits then spans the image exactly, and ``from_the_grid`` undoes it.
     """
-    pad = [-(side - 1) % STRIDE for side in images.shape[-2:]]
+    pad = [-(side - 1) % GRID_STRIDE for side in images.shape[-2:]]
     return functional.pad(to_caffe(images, channels_last, dtype), (0, pad[1], 0, pad[0]))
 
 
@@ -93,7 +92,7 @@ def from_the_grid(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (B, C, h, w) on every 8th pixel, upsampled and cut to (H, W); as they are if equal."""
     if logits.shape[-2:] == tuple(size):
         return logits
-    full = [STRIDE * (points - 1) + 1 for points in logits.shape[-2:]]
+    full = [GRID_STRIDE * (points - 1) + 1 for points in logits.shape[-2:]]
     return deeplab.upsample(logits, full)[..., : size[0], : size[1]]
 
 

@@ -113,7 +113,7 @@ SURROGATES: dict[str, BiasLoss] = {
     "cross_entropy": cross_entropy,
     "soft_iou": soft_iou,
 }
-LOSSES = {"jaccard": jaccard} | SURROGATES
+SEARCHED_LOSSES = {"jaccard": jaccard} | SURROGATES
 
 
 def sort_images(circles: Circles, device: torch.device | str = "cpu") -> list[SortedImage]:
@@ -167,7 +167,7 @@ def loss_curves(images: Sequence[SortedImage], config: SearchConfig) -> dict[str
     parts = biases.split(100)
     curves = {"b": biases} | {
         name: torch.cat([over_images(loss, images, part) for part in parts])
-        for name, loss in LOSSES.items()
+        for name, loss in SEARCHED_LOSSES.items()
     }
     return {name: values.cpu().numpy() for name, values in curves.items()}
 

@@ -31,7 +31,7 @@ from lovasz_repro.host.provenance import (
 )
 from lovasz_repro.store import Point, Store, StoredRun
 from lovasz_repro.synthetic.bias_search import (
-    LOSSES,
+    SEARCHED_LOSSES,
     SURROGATES,
     SortedImage,
     grid_minimum,
@@ -145,7 +145,7 @@ def _search_one(images: Sequence[SortedImage], config: SearchConfig) -> dict[str
     }
 
 
-class Spread(NamedTuple):
+class SeedSpread(NamedTuple):
     """Mean over seeds and sample standard deviation (None for one seed)."""
 
     mean: float
@@ -157,10 +157,10 @@ class SummaryRow:
     """One line of the printed table."""
 
     loss: str
-    argmin: Spread
-    jaccard: Spread
+    argmin: SeedSpread
+    jaccard: SeedSpread
     """Jaccard loss at the loss's arg min, in [0, 1]."""
-    excess: Spread
+    excess: SeedSpread
     """How far that is above the lowest Jaccard loss, in [0, 1]."""
     nearest: int | None
     """In how many seeds no other surrogate comes nearer to it; None for the Jaccard loss."""
@@ -171,7 +171,7 @@ def summary(result: SyntheticResult) -> list[SummaryRow]:
     excesses = np.stack([result.metrics[f"excess/{name}"] for name in SURROGATES])  # (losses, S)
     nearest = dict(zip(SURROGATES, (excesses == excesses.min(axis=0)).sum(axis=1), strict=True))
     rows = []
-    for name in LOSSES:
+    for name in SEARCHED_LOSSES:
         argmin, jaccard_there, excess = (
             _spread(result.metrics[f"{column}/{name}"]) for column in COLUMNS
         )
@@ -180,8 +180,8 @@ def summary(result: SyntheticResult) -> list[SummaryRow]:
     return rows
 
 
-def _spread(values: np.ndarray) -> Spread:
-    return Spread(values.mean().item(), values.std(ddof=1).item() if len(values) > 1 else None)
+def _spread(values: np.ndarray) -> SeedSpread:
+    return SeedSpread(values.mean().item(), values.std(ddof=1).item() if len(values) > 1 else None)
 
 
 class SyntheticRun(NamedTuple):
@@ -244,7 +244,7 @@ def stored_result(store: Store, run: StoredRun) -> SyntheticResult:
     Raises:
         StoreError: an artifact is missing.
     """
-    names = [f"{column}/{name}" for column in COLUMNS for name in LOSSES]
+    names = [f"{column}/{name}" for column in COLUMNS for name in SEARCHED_LOSSES]
     histories = {name: store.history(run.run_id, name) for name in names}
     with store.artifact(run.run_id, "curves.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)

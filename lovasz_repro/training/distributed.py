@@ -25,7 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lovasz_repro.errors import RunFailed, UserError
 
-PATIENCE = timedelta(minutes=15)  # for a rank that is late, as the leader is that reads all data
+RANK_PATIENCE = timedelta(
+    minutes=15
+)  # for a rank that is late, as the leader is that reads all data
 T = TypeVar("T")
 
 
@@ -175,7 +177,7 @@ def join_team(rank: int, size: int, device: torch.device, store: Any = None) -> 
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=PATIENCE
+        backend, store=store, rank=rank, world_size=size, timeout=RANK_PATIENCE
     )
     yield Team(rank, size, distributed.group.WORLD)
     distributed.barrier()

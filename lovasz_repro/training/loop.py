@@ -1,5 +1,6 @@
 """The training loop, all of it visible: step, log, validate, keep the best, checkpoint."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,17 +11,15 @@ from torch import nn
 from lovasz_repro.config.schema import TrainingConfig
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.processes import Interrupted
-from lovasz_repro.models.enet import to_unit_range
+from lovasz_repro.models.enet import Prepare, to_unit_range
 from lovasz_repro.models.layers import SpatialDropout
 from lovasz_repro.training.accumulation import backward
 from lovasz_repro.training.objective import Objective
-from lovasz_repro.training.schedule import poly, step
-from lovasz_repro.training.speed import StepRate
 
+SPEED = "train/images_per_second"
+"""The metric of how fast a run trains: loading included, validation and checkpoints not."""
 Batch = tuple[torch.Tensor, torch.Tensor]
 Values = dict[str, float]
-Prepare = Callable[[torch.Tensor, bool, torch.dtype], torch.Tensor]
-"""Images as they are loaded, channels_last, dtype -> what the network takes."""
 
 
 @dataclass
@@ -179,10 +178,40 @@ def training_step(
 
 
 def learning_rate(config: TrainingConfig, iteration: int) -> float:
-    """Of the step after ``iteration`` steps, before any multiplier of a group."""
+    """Of the step after ``iteration`` steps, before any multiplier of a group.
+
+    "poly" is Eq. 16, lr * (1 - iteration / iterations) ** power; "step" is lr in the first half and
+    a fifth of it in the second (Sec. 4.2).
+    """
+    done = iteration / config.iterations
     if config.schedule == "step":
-        return step(config.lr, iteration, config.iterations)
-    return poly(config.lr, iteration, config.iterations, config.power)
+        return config.lr if done < 0.5 else config.lr / 5
+    return float(config.lr * (1 - done) ** config.power)
+
+
+class StepRate:
+    """Times steps from `begin` to `end`; the first is left out, it starts loaders and kernels."""
+
+    def __init__(self) -> None:
+        self._images, self._seconds = 0, 0.0
+        self._first = True
+        self.begin()
+
+    def begin(self) -> None:
+        """The work of a step begins, loading of its batch included."""
+        self._began = time.perf_counter()
+
+    def end(self, images: int) -> None:
+        """A step over ``images`` images is done."""
+        if not self._first:
+            self._images += images
+            self._seconds += time.perf_counter() - self._began
+        self._first = False
+
+    def take(self) -> dict[str, float]:
+        """`SPEED` since the last call; nothing where no step was timed."""
+        images, seconds, self._images, self._seconds = self._images, self._seconds, 0, 0.0
+        return {SPEED: images / seconds} if seconds else {}
 
 
 def keep_best(state: TrainingState, score: float) -> None:

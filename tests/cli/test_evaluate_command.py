@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from lovasz_repro.cli.evaluate import evaluate
 from lovasz_repro.data.check import TreeNote, write_note
-from lovasz_repro.data.cityscapes import CLASSES, list_frames
+from lovasz_repro.data.cityscapes import STREET_CLASSES, list_frames
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.cityscapes_files import official_scores
 from lovasz_repro.models.enet import ENet
@@ -29,7 +29,7 @@ MakeStore = Callable[..., Store]
 
 def save(file: Path, outputs: int = 20, seed: int = 0, **notes: object) -> Path:
     torch.manual_seed(seed)
-    names = CLASSES if outputs == 20 else [f"c{index}" for index in range(outputs)]
+    names = STREET_CLASSES if outputs == 20 else [f"c{index}" for index in range(outputs)]
     file.parent.mkdir(parents=True, exist_ok=True)
     save_weights(ENet(outputs), file, {"dataset": "x", "class_names": names, **notes})
     return file

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lovasz_repro.data.camvid import CLASSES, SPLIT_SIZES, VOID, CamVid, list_files, read_pair
+from lovasz_repro.data.camvid import CamVid, list_files, read_pair
+from lovasz_repro.data.check_camvid import CAMVID_SIZES
+from lovasz_repro.data.classes import CAMVID
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.statistics import class_counts, class_shares
 from lovasz_repro.errors import UserError
@@ -109,13 +111,13 @@ def test_missing_folders_say_what_to_do(tmp_path: Path) -> None:
 
 def test_the_real_set_is_whole(camvid_root: Path) -> None:
     """Counts, sizes and class shares published with the split."""
-    for split, size in SPLIT_SIZES.items():
+    for split, size in CAMVID_SIZES.items():
         assert len(list_files(camvid_root, split)) == size
     image, labels = read_pair(*list_files(camvid_root, "test")[0])
     assert image.shape == (360, 480, 3)
-    assert labels.max() <= VOID
+    assert labels.max() <= CAMVID.ignore_index
     counts = class_counts(CamVid(camvid_root, "train", (360, 480)))
-    shares = class_shares(counts, len(CLASSES), VOID)
+    shares = class_shares(counts, len(CAMVID), CAMVID.ignore_index)
     published = [16.845, 23.259, 0.983, 31.658, 4.486, 9.724, 1.173, 1.127, 5.866, 0.639, 0.292]
     np.testing.assert_allclose(100 * shares.numpy(), published, atol=6e-4)
-    assert len(CLASSES) == len(published)
+    assert len(CAMVID) == len(published)

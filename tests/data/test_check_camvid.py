@@ -15,7 +15,7 @@ from tests.tiny_camvid import write_camvid
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(check_camvid, "SPLIT_SIZES", {"train": 5, "val": 5, "test": 5})
+    monkeypatch.setattr(check_camvid, "CAMVID_SIZES", {"train": 5, "val": 5, "test": 5})
     return write_camvid(tmp_path) / "camvid"
 
 

@@ -71,19 +71,3 @@ def test_seed_decides_everything():
     assert np.array_equal(first.features, again.features)
     assert not np.array_equal(first.features, other.features)
     assert not np.array_equal(first.labels, other.labels)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"images": 0}, "images must be at least 1, got 0"),
-        ({"radius": (3, 26)}, "got 3 and 26"),
-        ({"radius": (20, 3)}, "got 20 and 3"),
-        ({"radius": (0.5, 3)}, "got 0.5 and 3"),
-        ({"radius": (3, math.nan)}, "got 3 and nan"),
-        ({"noise": 0.0}, "noise must be above 0, got 0"),
-    ],
-)
-def test_impossible_values_are_named(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        draw_circles(0, **wrong)

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from lovasz_repro.data import camvid
 from lovasz_repro.data.camvid import SMALLEST, convert_camvid, convert_labels
 from lovasz_repro.data.check import TreeNote, read_note
+from lovasz_repro.data.check_camvid import CAMVID_SIZES
 from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import list_frames, read_instances, read_label_ids
 from lovasz_repro.data.cityscapes_training import ScoredCityscapes
@@ -130,7 +131,7 @@ def test_damage_leaves_no_half_tree(tmp_path: Path) -> None:
 
 
 def test_real_images_keep_every_pixel_of_every_class(camvid_root: Path, tmp_path: Path) -> None:
-    for split in camvid.SPLIT_SIZES:
+    for split in CAMVID_SIZES:
         for folder in (split, f"{split}annot"):
             (tmp_path / "camvid" / folder).mkdir(parents=True)
         for pair in camvid.list_files(camvid_root, split)[::90]:
@@ -144,7 +145,7 @@ def test_real_images_keep_every_pixel_of_every_class(camvid_root: Path, tmp_path
     before: Counter[int] = Counter()
     after: Counter[int] = Counter()
     objects = 0
-    for split in camvid.SPLIT_SIZES:
+    for split in CAMVID_SIZES:
         for (photograph, mask), frame in zip(
             camvid.list_files(source, split), list_frames(root, split), strict=True
         ):

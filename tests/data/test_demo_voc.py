@@ -21,7 +21,7 @@ from lovasz_repro.data.check_voc import check_voc
 from lovasz_repro.data.demo import VOC_COUNTS, VOC_SIZE, draw_objects, name_images, write_voc
 from lovasz_repro.data.demo_objects import LOOKS
 from lovasz_repro.data.demo_scene import with_border
-from lovasz_repro.data.voc import CLASSES, VOID, list_images, read_pair
+from lovasz_repro.data.voc import VOC_CLASSES, VOID, list_images, read_pair
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.run.datasets import DATASETS
@@ -182,7 +182,7 @@ def drawn() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
 def test_every_class_occurs_often(
     drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]], split: str
 ) -> None:
-    assert tuple(LOOKS) == CLASSES[1:]
+    assert tuple(LOOKS) == VOC_CLASSES[1:]
     images = Counter(index for _, labels in drawn[split] for index in np.unique(labels).tolist())
     assert set(images) == set(range(21))
     assert min(images.values()) >= 3

@@ -15,7 +15,7 @@ from PIL import Image
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches
 from lovasz_repro.data.statistics import class_counts
-from lovasz_repro.data.voc import CLASSES, VocImage, list_images
+from lovasz_repro.data.voc import VOC_CLASSES, VocImage, list_images
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
 from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.run.build import draw_batches
@@ -54,7 +54,7 @@ def drawn(root: Path) -> list[list[Draw]]:
 def pairs(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and class of every draw (300000,), and which image contains which class."""
     flat = [draw for batch in drawn(root) for draw in batch]
-    presence = counted(root)[:, : len(CLASSES)] > 0
+    presence = counted(root)[:, : len(VOC_CLASSES)] > 0
     return np.array([d.image for d in flat]), np.array([d.wanted for d in flat]), presence
 
 
@@ -72,14 +72,14 @@ def test_any_21_draws_in_a_row_visit_each_of_the_21_classes(root: Path) -> None:
     image, wanted, presence = pairs(root)
     assert {len(batch) for batch in drawn(root)} == {BATCH}
     assert len(image) == BATCH * STEPS
-    windows = np.sort(sliding_window_view(wanted, len(CLASSES)), axis=1)
-    assert (windows == np.arange(len(CLASSES))).all()
+    windows = np.sort(sliding_window_view(wanted, len(VOC_CLASSES)), axis=1)
+    assert (windows == np.arange(len(VOC_CLASSES))).all()
     assert presence[image, wanted].all()  # the image does contain the class
 
 
 def test_no_image_of_a_class_twice_before_all_were_shown(root: Path) -> None:
     image, wanted, presence = pairs(root)
-    for label in range(len(CLASSES)):
+    for label in range(len(VOC_CLASSES)):
         own, candidates = image[wanted == label], np.flatnonzero(presence[:, label])
         whole = len(own) // len(candidates)
         rounds = own[: whole * len(candidates)].reshape(whole, len(candidates))
@@ -93,7 +93,7 @@ def test_no_image_of_a_class_twice_before_all_were_shown(root: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_ranks_draw_together_what_one_draws(root: Path, ranks: int) -> None:
     whole = drawn(root)[:3000]
-    presence = counted(root)[:, : len(CLASSES)] > 0
+    presence = counted(root)[:, : len(VOC_CLASSES)] > 0
     shares = [
         ShareOfBatches(EquibatchBatches(presence, BATCH, 3000, seed=0), Team(rank, ranks).share(10))
         for rank in range(ranks)
@@ -104,7 +104,7 @@ def test_ranks_draw_together_what_one_draws(root: Path, ranks: int) -> None:
 
 @pytest.mark.parametrize("start", [1, 777, 10_578, 29_999])
 def test_a_run_that_goes_on_draws_what_it_would_have(root: Path, start: int) -> None:
-    presence = counted(root)[:, : len(CLASSES)] > 0
+    presence = counted(root)[:, : len(VOC_CLASSES)] > 0
     late = EquibatchBatches(presence, BATCH, STEPS, seed=0, start=start)
     assert list(islice(late, 2000)) == drawn(root)[start : start + 2000]
 
@@ -116,7 +116,7 @@ def least_median_most(values: np.ndarray) -> tuple[float, float, float]:
 def test_how_often_classes_are_seen(root: Path) -> None:
     """Images with a class among ten, and its share of the labelled pixels in percent: objects."""
     image, _, presence = pairs(root)
-    pixels = counted(root)[:, : len(CLASSES)].astype(np.int64)
+    pixels = counted(root)[:, : len(VOC_CLASSES)].astype(np.int64)
     at_random, equibatch = (
         (BATCH * presence[which].mean(axis=0), 100 * pixels[which].sum(0) / pixels[which].sum())
         for which in (slice(None), image)

@@ -17,8 +17,8 @@ from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 from lovasz_repro.data.classes import voc_colour
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc import (
-    CLASSES,
-    SPLIT_SIZES,
+    VOC_CLASSES,
+    VOC_SIZES,
     VOID,
     VocImage,
     check_train_aug,
@@ -336,7 +336,7 @@ def test_the_real_lists_are_the_published_ones() -> None:
     assert {split: len(names) for split, names in lists.items()} == {
         "train_aug": 10582, "val": 1449, "trainval_aug": 12031
     }  # fmt: skip
-    assert {**SPLIT_SIZES, "test": 1456} == SPLIT_SIZES
+    assert {**VOC_SIZES, "test": 1456} == VOC_SIZES
     check_train_aug(lists["train_aug"])
     with pytest.raises(UserError, match="10,581 images, not 10,582"):
         check_train_aug(lists["train_aug"][1:])
@@ -376,8 +376,8 @@ def test_classes_have_their_known_shares_of_the_real_pixels() -> None:
     share = 100 * counts / counts[:21].sum()
     assert counts[21:VOID].sum() == 0
     assert share[0] == pytest.approx(69.8, abs=2)
-    assert share[CLASSES.index("person")] == pytest.approx(7.5, abs=1.5)
-    assert share[CLASSES.index("cat")] == pytest.approx(3.16, abs=1)
+    assert share[VOC_CLASSES.index("person")] == pytest.approx(7.5, abs=1.5)
+    assert share[VOC_CLASSES.index("cat")] == pytest.approx(3.16, abs=1)
     assert 100 * counts[VOID] / counts.sum() == pytest.approx(1.33, abs=0.6)
     assert all(share[:21] > 0.1)
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from lovasz_repro.data.voc_crops import (
     CROP,
+    CROP_SCALES,
     MEAN_BGR,
     PADDING_RGB,
-    SCALES,
     augment,
     pad,
     resize_image,
@@ -99,7 +99,7 @@ def test_it_is_one_of_the_crops_of_the_whole_image_resized_and_padded(
     """Against the plain definition: one scale, one place, mirrored or not, for both alike."""
     image, labels = noise(height, width), random_labels(height, width, 2)
     shown, there = augment(image, labels, seed=3, position=position, crop=crop)
-    for scale in SCALES:
+    for scale in CROP_SCALES:
         size = max(1, int(height * scale)), max(1, int(width * scale))
         whole = resize_labels(labels, size, (slice(None), slice(None)))
         padded, void = pad(resize_image(image, size), whole, crop)
@@ -134,13 +134,13 @@ def test_scales_crops_and_mirroring_are_fair() -> None:
     for position in range(draws):
         shown, _ = augment(image, labels, seed=5, position=position, crop=31)
         slope = (float(shown[15, 25, 0]) - float(shown[15, 5, 0])) / 2 / 20
-        scale = min(SCALES, key=lambda scale: abs(1 / scale - abs(slope)))
+        scale = min(CROP_SCALES, key=lambda scale: abs(1 / scale - abs(slope)))
         slopes[scale, slope < 0] += 1
         places.append(shown[15, 15, :2] / 240 * 120 * scale - 15.5)  # left and top, about
         assert abs(1 / scale - abs(slope)) < 0.06
-    for scale in SCALES:
+    for scale in CROP_SCALES:
         assert abs(slopes[scale, False] + slopes[scale, True] - 200) < 60  # 5 deviations of 12.6
-    assert abs(sum(slopes[scale, True] for scale in SCALES) - 500) < 80  # 5 deviations of 15.8
+    assert abs(sum(slopes[scale, True] for scale in CROP_SCALES) - 500) < 80  # 5 deviations of 15.8
     lefts, tops = np.array(places).T
     assert abs(np.corrcoef(lefts, tops)[0, 1]) < 0.7
     assert lefts.min() < 3
@@ -173,7 +173,7 @@ def test_the_papers_crop_of_a_small_and_a_large_image() -> None:
 # ---- its parts -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", CROP_SCALES)
 @given(height=sides, width=sides, seed=seeds)
 def test_resizing_is_opencvs(scale: float, height: int, width: int, seed: int) -> None:
     cv2 = pytest.importorskip("cv2")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import VOID
-from lovasz_repro.data.voc_crops import SCALES
+from lovasz_repro.data.voc_crops import CROP_SCALES
 from lovasz_repro.data.voc_evidence import (
     Evidence,
     EvidenceScored,
@@ -36,7 +36,7 @@ class Fixed:
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),
-    scale=st.integers(0, len(SCALES) - 1),
+    scale=st.integers(0, len(CROP_SCALES) - 1),
     top=st.integers(0, 200),
     left=st.integers(0, 200),
     flip=st.integers(0, 1),
@@ -49,7 +49,7 @@ def test_the_grid_is_that_of_whole_pixels(
     labels = np.random.default_rng(height * 91 + width).integers(0, 250, (height, width), np.uint8)
     crop = 8 * points - 7
     seen = seen_by(labels, crop, Fixed(scale, top, left, flip))  # type: ignore[arg-type]
-    size = [max(1, int(side * SCALES[scale])) for side in labels.shape]
+    size = [max(1, int(side * CROP_SCALES[scale])) for side in labels.shape]
     rows, columns = (
         [(2 * at + 1) * full // (2 * side) for at in range(side)]
         for full, side in zip(labels.shape, size, strict=True)

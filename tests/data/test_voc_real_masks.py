@@ -8,8 +8,8 @@ import pytest
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.statistics import class_counts, class_shares
 from lovasz_repro.data.voc import (
-    CLASSES,
-    SPLIT_SIZES,
+    VOC_CLASSES,
+    VOC_SIZES,
     VOID,
     VocImage,
     binary_labels,
@@ -42,7 +42,7 @@ def masks_of(root: Path, split: str) -> list[VocImage]:
 def test_the_lists_are_the_published_ones(root: Path) -> None:
     train, val = ([image.name for image in masks_of(root, s)] for s in ("train_aug", "val"))
     check_train_aug(train)
-    assert (len(train), len(val)) == (SPLIT_SIZES["train_aug"], SPLIT_SIZES["val"])
+    assert (len(train), len(val)) == (VOC_SIZES["train_aug"], VOC_SIZES["val"])
     assert not set(train) & set(val)
     assert [image.name for image in masks_of(root, "trainval_aug")] == sorted(train + val)
 
@@ -52,13 +52,13 @@ def test_every_mask_is_read_and_the_shares_are_the_published_ones(root: Path) ->
     masks = masks_of(root, "trainval_aug")
     counts = class_counts(VocTraining(masks, 321, seed=0))
     total = counts.sum(axis=0, dtype=np.int64)
-    assert total[len(CLASSES) : VOID].sum() == 0
-    labelled = total[: len(CLASSES)]
+    assert total[len(VOC_CLASSES) : VOID].sum() == 0
+    labelled = total[: len(VOC_CLASSES)]
     np.testing.assert_allclose(100 * labelled / labelled.sum(), PUBLISHED_SHARES, atol=6e-4)
     assert abs(100 * total[VOID] / total.sum() - PUBLISHED_VOID) < 6e-4
-    shares = class_shares(counts, len(CLASSES), VOID).numpy()  # among all pixels
+    shares = class_shares(counts, len(VOC_CLASSES), VOID).numpy()  # among all pixels
     np.testing.assert_allclose(shares, labelled / total.sum())
-    assert (counts[:, 1 : len(CLASSES)].sum(axis=1) > 0).all()  # an object in every image
+    assert (counts[:, 1 : len(VOC_CLASSES)].sum(axis=1) > 0).all()  # an object in every image
 
 
 def test_resizing_real_masks_invents_no_id_and_keeps_the_shares(root: Path) -> None:
@@ -77,7 +77,7 @@ def test_labels_of_a_category_partition_a_real_mask(root: Path) -> None:
     """Over the classes that an image shows, the foregrounds are its labelled pixels, once each."""
     for image in masks_of(root, "val")[::100]:
         labels = read_labels(image.mask)
-        binary = [binary_labels(labels, category) for category in range(len(CLASSES))]
+        binary = [binary_labels(labels, category) for category in range(len(VOC_CLASSES))]
         shown = [b for category, b in enumerate(binary) if category in labels]
         assert np.array_equal(sum((b == 1).astype(int) for b in shown), labels != VOID)
         assert all(np.array_equal(b == VOID, labels == VOID) for b in shown)

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from lovasz_repro.data.cityscapes import CLASSES, TO_LABEL_ID, Frame, list_frames
+from lovasz_repro.data.cityscapes import STREET_CLASSES, TO_LABEL_ID, Frame, list_frames
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import split
 from lovasz_repro.evaluation.split import ahead, is_complete, predict_split
@@ -33,7 +33,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("weights") / "best.safetensors"
-    save_weights(ENet(20), file, {"dataset": "cityscapes", "class_names": CLASSES})
+    save_weights(ENet(20), file, {"dataset": "cityscapes", "class_names": STREET_CLASSES})
     return file
 
 
@@ -97,7 +97,7 @@ def test_unlabelled_is_no_answer_even_where_it_scores_highest(
     with torch.no_grad():
         assert model.classifier.bias is not None
         model.classifier.bias[0] = 1e6
-    save_weights(model, tmp_path / "w.safetensors", {"dataset": "d", "class_names": CLASSES})
+    save_weights(model, tmp_path / "w.safetensors", {"dataset": "d", "class_names": STREET_CLASSES})
     for upsample in ("logits", "predictions"):
         [file] = predict_split(
             tmp_path / "w.safetensors", frames[:1], tmp_path / upsample, split="val", size=SIZE,
@@ -187,7 +187,7 @@ def test_neither_are_those_of_other_weights(
 ) -> None:
     predict_split(weights, frames[:1], tmp_path / "out", split="val", size=SIZE)
     other = tmp_path / "other.safetensors"
-    save_weights(ENet(20), other, {"dataset": "cityscapes", "class_names": CLASSES})
+    save_weights(ENet(20), other, {"dataset": "cityscapes", "class_names": STREET_CLASSES})
     with pytest.raises(UserError, match="holds predictions of other weights"):
         predict_split(other, frames[:1], tmp_path / "out", split="val", size=SIZE)
 
@@ -217,7 +217,7 @@ def test_networks_that_cannot_label_cityscapes(frames: list[Frame], tmp_path: Pa
     save_weights(ENet(11), tmp_path / "a.safetensors", {"dataset": "camvid", "class_names": names})
     with pytest.raises(UserError, match=r"11 outputs \(camvid\); Cityscapes needs the 20"):
         predict_split(tmp_path / "a.safetensors", frames, tmp_path / "out", split="val")
-    swapped = [CLASSES[0], CLASSES[2], CLASSES[1], *CLASSES[3:]]
+    swapped = [STREET_CLASSES[0], STREET_CLASSES[2], STREET_CLASSES[1], *STREET_CLASSES[3:]]
     save_weights(ENet(20), tmp_path / "b.safetensors", {"dataset": "x", "class_names": swapped})
     with pytest.raises(UserError, match=r"output 1 is sidewalk; .*that is road\.$"):
         predict_split(tmp_path / "b.safetensors", frames, tmp_path / "out", split="val")

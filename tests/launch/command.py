@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from lovasz_repro.store import Store
-from lovasz_repro.training.speed import SPEED
+from lovasz_repro.training.loop import SPEED
 from tests.tiny_camvid import EXPERIMENT as TINY
 from tests.tiny_camvid import write_camvid, write_experiment
 

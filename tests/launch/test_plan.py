@@ -9,7 +9,7 @@ from lovasz_repro.config.read import dotted
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.launch.plan import estimate
 from lovasz_repro.store import StoredRun
-from lovasz_repro.training.speed import SPEED
+from lovasz_repro.training.loop import SPEED
 from tests.tiny_camvid import write_experiment
 
 

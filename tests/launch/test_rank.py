@@ -98,7 +98,7 @@ def test_rank_0_says_whom_it_waits_for(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", address.rpartition(":")[2])
     monkeypatch.setattr("lovasz_repro.launch.meeting.SILENCE", 0.0)
-    monkeypatch.setattr("lovasz_repro.training.distributed.PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr("lovasz_repro.training.distributed.RANK_PATIENCE", timedelta(seconds=1))
     with pytest.raises(RunFailed, match=rf"2 of 3 ranks \(1, 2\) did not come to {address}"):
         meet(Rank(0, 3, 0, 1, by_torch=False))
     (line,) = capsys.readouterr().err.splitlines()

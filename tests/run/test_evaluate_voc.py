@@ -19,7 +19,7 @@ from lovasz_repro.config.read import read_stored
 from lovasz_repro.config.schema import CrfConfig, EvaluationConfig
 from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.classes import voc_colour
-from lovasz_repro.data.voc import LISTS
+from lovasz_repro.data.voc import VOC_LISTS
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probabilities import read_probabilities
@@ -56,7 +56,7 @@ def weights(tmp_path: Path, model: DeepLab) -> Path:
 def root(tmp_path: Path) -> Path:
     """Five images of validation; the first four training photographs are the test set."""
     root = write_voc(tmp_path / "data" / "voc", train=4, val=5)
-    lists = root / "VOC2012" / LISTS
+    lists = root / "VOC2012" / VOC_LISTS
     (lists / "test.txt").write_text((lists / "train_aug.txt").read_text())
     return root
 
@@ -85,7 +85,7 @@ Call = Callable[..., SimpleNamespace]
 
 
 def names_of(root: Path, split: str) -> list[str]:
-    return (root / "VOC2012" / LISTS / f"{split}.txt").read_text().split()
+    return (root / "VOC2012" / VOC_LISTS / f"{split}.txt").read_text().split()
 
 
 def cached(results: Path, name: str) -> np.ndarray:
@@ -293,7 +293,7 @@ def test_a_real_test_set_must_be_whole(call: Call, weights: Path, root: Path) ->
     assert "2 label files in results/evaluate/net-test/results/VOC2012" in done.out
     assert "this is not the whole split" in done.err
     assert "No scores: the annotations of test are not public" in done.out
-    (root / "VOC2012" / LISTS / "test.txt").unlink()
+    (root / "VOC2012" / VOC_LISTS / "test.txt").unlink()
     done = call(weights, "--split", "test")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "test.txt: no such list" in done.err

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.voc import LISTS, MERGED_MASKS
+from lovasz_repro.data.voc import MERGED_MASKS, VOC_LISTS
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.run.experiment import run_experiment
@@ -92,7 +92,7 @@ def test_instances_of_an_unknown_class(refused: Refused, tmp_path: Path) -> None
 @pytest.mark.parametrize("split", ["train_aug", "val"])
 def test_a_voc_mask_with_an_unknown_id(refused: Refused, tmp_path: Path, split: str) -> None:
     folder = write_voc(tmp_path / "data" / "tiny") / "VOC2012"
-    name = (folder / LISTS / f"{split}.txt").read_text().split()[-1]
+    name = (folder / VOC_LISTS / f"{split}.txt").read_text().split()[-1]
     mask = spoil(folder / MERGED_MASKS / f"{name}.png", 30)
     file = write_multiclass_experiment(tmp_path, multi_scale=None, crf=None)
     assert str(mask) in refused(file, variants=["x-loss"])

@@ -12,7 +12,7 @@ from lovasz_repro.config.synthetic import SearchConfig
 from lovasz_repro.data.circles import draw_circles
 from lovasz_repro.metrics import binary_image_iou
 from lovasz_repro.synthetic.bias_search import (
-    LOSSES,
+    SEARCHED_LOSSES,
     SURROGATES,
     SortedImage,
     grid_minimum,
@@ -74,7 +74,7 @@ def test_every_loss_is_its_definition(pixels, biases):
     assume(any(labels))
     image = SortedImage.of(torch.tensor(labels), torch.tensor(features, dtype=torch.float64))
     expected = [plain_losses(features, labels, b) for b in biases]
-    for name, loss in LOSSES.items():
+    for name, loss in SEARCHED_LOSSES.items():
         values = loss(image, torch.tensor(biases, dtype=torch.float64)).tolist()
         assert values == pytest.approx([one[name] for one in expected], abs=1e-12), name
 
@@ -132,7 +132,9 @@ def test_refined_grid_finds_what_the_finest_grid_everywhere_finds(name, seed):
 @pytest.mark.parametrize("name", ["lovasz_hinge", "hinge", "cross_entropy"])
 def test_the_losses_that_are_said_to_be_convex_are(name):
     images = sort_images(draw_circles(3))
-    values = over_images(LOSSES[name], images, torch.linspace(-3, 3, 201, dtype=torch.float64))
+    values = over_images(
+        SEARCHED_LOSSES[name], images, torch.linspace(-3, 3, 201, dtype=torch.float64)
+    )
     assert values.diff(n=2).min() > -1e-12
 
 
@@ -145,7 +147,7 @@ def test_a_minimum_beyond_the_range_is_found_at_its_end():
 def test_curves_are_the_losses_over_the_whole_range():
     images = sort_images(draw_circles(5, images=2, size=10, radius=(2, 4)))
     curves = loss_curves(images, SEARCH)
-    assert list(curves) == ["b", *LOSSES]
+    assert list(curves) == ["b", *SEARCHED_LOSSES]
     assert curves["b"] == pytest.approx([-3 + 0.01 * i for i in range(601)])
     assert curves["jaccard"][0] == pytest.approx(
         over_images(jaccard, images, torch.tensor([-3.0], dtype=torch.float64)).item()

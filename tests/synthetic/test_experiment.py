@@ -13,7 +13,7 @@ from lovasz_repro.config.synthetic import load_synthetic
 from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store
 from lovasz_repro.synthetic import experiment as synthetic
-from lovasz_repro.synthetic.bias_search import LOSSES, SURROGATES
+from lovasz_repro.synthetic.bias_search import SEARCHED_LOSSES, SURROGATES
 from lovasz_repro.synthetic.experiment import run_synthetic, search, stored_result, summary
 
 TINY = {
@@ -91,9 +91,9 @@ def test_only_the_lovasz_hinge_captures_the_minimum(thirty_seeds):
 
 def test_metrics_fit_together(thirty_seeds):
     metrics = thirty_seeds.metrics
-    assert set(metrics) == {f"{c}/{n}" for c in synthetic.COLUMNS for n in LOSSES}
+    assert set(metrics) == {f"{c}/{n}" for c in synthetic.COLUMNS for n in SEARCHED_LOSSES}
     assert (metrics["excess/jaccard"] == 0).all()
-    for name in LOSSES:
+    for name in SEARCHED_LOSSES:
         assert metrics[f"argmin/{name}"].shape == (30,)
         assert (metrics[f"excess/{name}"] >= 0).all()
         lowest = metrics["jaccard_at_argmin/jaccard"]
@@ -109,7 +109,7 @@ def test_summary_is_mean_and_spread_over_seeds(tiny):
         assert row.excess.mean == pytest.approx(sum(values) / 3)
         squares = sum((v - row.excess.mean) ** 2 for v in values)
         assert row.excess.deviation == pytest.approx((squares / 2) ** 0.5)
-    assert [row.loss for row in summary(result)] == list(LOSSES)
+    assert [row.loss for row in summary(result)] == list(SEARCHED_LOSSES)
     assert summary(result)[0].nearest is None
     assert summary(search(tiny, [4]))[0].argmin.deviation is None
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from lovasz_repro.config.schema import TrainingConfig
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.processes import Interrupted, StopRequest
-from lovasz_repro.training.loop import TrainingState, train
-from lovasz_repro.training.schedule import poly
+from lovasz_repro.training.loop import TrainingState, learning_rate, train
 
 CPU = torch.device("cpu")
 
@@ -69,13 +68,34 @@ def new_state() -> TrainingState:
     return TrainingState(model, torch.optim.Adam(model.parameters(), lr=1.0))
 
 
+@pytest.mark.parametrize(
+    ("iteration", "expected"),
+    [(0, 2.5e-4), (10_000, 2.5e-4 * 0.5**0.9), (19_999, 2.5e-4 * (1 / 20_000) ** 0.9), (20_000, 0)],
+)
+def test_values_of_the_paper_s_schedule(iteration: int, expected: float) -> None:
+    rate = learning_rate(config(lr=2.5e-4, iterations=20_000), iteration)
+    assert rate == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "iterations", "expected"),
+    [(0, 2118, 5e-4), (1058, 2118, 5e-4), (1059, 2118, 1e-4), (2117, 2118, 1e-4), (1, 3, 5e-4),
+     (2, 3, 1e-4)],
+)  # fmt: skip
+def test_the_second_epoch_has_a_fifth_of_the_rate(
+    iteration: int, iterations: int, expected: float
+) -> None:
+    steps = config(lr=5e-4, iterations=iterations, schedule="step")
+    assert learning_rate(steps, iteration) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_loop_is_plain_adam_with_the_poly_schedule() -> None:
     reference = network()
     optimizer = torch.optim.Adam(reference.parameters())
     torch.manual_seed(3)
     losses = []
     for k, (images, labels) in enumerate(batches()):
-        optimizer.param_groups[0]["lr"] = poly(0.01, k, 6, 0.9)
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - k / 6) ** 0.9
         loss = F.cross_entropy(reference(images.float() / 255), labels.long())
         optimizer.zero_grad()
         loss.backward()
