@@ -20,7 +20,7 @@ from lovasz_repro.evaluation.multiscale import (
 )
 from lovasz_repro.evaluation.scoring import SegmentationScoring, evaluate
 from lovasz_repro.models.deeplab import small_deeplab
-from lovasz_repro.run.networks import NETWORKS, STRIDE, caffe_on_the_grid, from_the_grid
+from lovasz_repro.run.networks import GRID_STRIDE, NETWORKS, caffe_on_the_grid, from_the_grid
 
 CLASSES = 4
 KIND = NETWORKS["deeplab-v2"]
@@ -277,4 +277,4 @@ def test_other_fusions_and_grids_are_refused() -> None:
 
 
 def test_the_stride_is_that_of_the_networks() -> None:
-    assert multiscale.STRIDE == STRIDE
+    assert multiscale.GRID_STRIDE == GRID_STRIDE
