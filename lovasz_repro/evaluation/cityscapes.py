@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, distributed
 
 from lovasz_repro.data.classes import CITYSCAPES
+from lovasz_repro.metrics import sum_over_ranks
 
 LABELS = 34
 """Official label ids are 0..33; the instance ids of label l are l * 1000 .. l * 1000 + 999."""
@@ -151,7 +152,7 @@ class CityscapesCounts:
         """The counts of all ranks, the same on each; this part stays as it is."""
         total = type(self)()
         parts = (self.pairs, self.instances, self.found)
-        total._add(*(_sum_over_ranks(part, group) for part in parts))
+        total._add(*(sum_over_ranks(part, group) for part in parts))
         return total
 
     def scores(self) -> CityscapesScores:
@@ -251,13 +252,11 @@ def _iou(counts: Tensor) -> Tensor:
 
 def _by_category(scored: Tensor) -> Tensor:
     """Counts (34, 34) by label -> (8, 8) by category; the last is what belongs to none."""
-    to_category = torch.full((LABELS,), len(CATEGORIES))
+    member = torch.zeros(LABELS, len(CATEGORIES) + 1, dtype=torch.int64)
     for index, category in enumerate(CATEGORIES):
-        to_category[_label_ids(category)] = index
-    size = len(CATEGORIES) + 1
-    bins = to_category[:, None] * size + to_category
-    counts = torch.zeros(size * size, dtype=torch.int64)
-    return counts.index_add_(0, bins.flatten(), scored.flatten()).view(size, size)
+        member[_label_ids(category), index] = 1
+    member[:, -1] = 1 - member.sum(dim=1)
+    return member.T @ scored @ member
 
 
 def _label_ids(category: str) -> list[int]:
@@ -303,11 +302,3 @@ def _check_images(predictions: Tensor, label_ids: Tensor, instance_ids: Tensor) 
     for name, limit, low, high in zip(given, limits, ends[::2], ends[1::2], strict=True):
         if low < 0 or high >= limit:
             raise ValueError(f"{name}: {low if low < 0 else high} is no id in 0..{limit - 1}")
-
-
-def _sum_over_ranks(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
-    """Sum of a CPU tensor over the ranks of a group of any backend, on the CPU."""
-    nccl = distributed.get_backend(group) == "nccl"  # which sums up nothing but CUDA tensors
-    total = values.cuda() if nccl else values.clone()
-    distributed.all_reduce(total, distributed.ReduceOp.SUM, group)
-    return total.cpu()

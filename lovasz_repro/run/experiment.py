@@ -10,7 +10,8 @@ leader.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,41 +82,43 @@ def run_experiment(
     """
     team.on_leader(lambda: check_grid(cells, place, store, progress))
     parent = team.on_leader(lambda: open_grid(experiment, cells[0].profile, place, store, progress))
-    outcome, overview = Outcome(), Overview(cells, progress)
-    grid = progress.task(f"{experiment.experiment}: runs", len(cells)) if len(cells) > 1 else None
-    for number, cell in enumerate(cells, start=1):
-        if grid and number > 1:
-            grid.advance()
-        label = f"[{number}/{len(cells)}] {cell.name}"
-        inputs = inputs_of_all(cell, place, team, progress)
-        done = team.on_leader(partial(done_before, cell, inputs, store))
-        if done:
-            progress.line(f"{label}  done before (run {done[0]})")
-            outcome.skipped.append(cell.name)
-            overview.done(cell, done[1])
-            continue
-        overview.running(cell)
-        team.on_leader(partial(fetch_start, cell, inputs, store))
-        run_id = team.on_leader(partial(open_run, cell, inputs, parent, place, store, team.size))
-        folder = run_folder(place.results, cell, inputs.identity)
-        try:
-            with Session(team, store, run_id, folder, cell, progress, label) as session:
-                scores = run_cell(cell, inputs, place, session)
-            outcome.finished.append(cell.name)
-            overview.done(cell, scores)
-        except InUse as error:
-            if grid:  # of a run alone the command's last line says it
-                progress.line(f"{label}  {error}")
-            outcome.elsewhere.append(cell.name)
-            overview.elsewhere(cell)
-        except RunFailed as error:
-            if grid:
-                progress.line(f"{label}  failed: {error}")
-            outcome.failed[cell.name] = str(error)
-            overview.failed(cell)
-    overview.close()
-    if grid:
-        grid.close()
+    outcome, overview, several = Outcome(), Overview(cells, progress), len(cells) > 1
+    with ExitStack() as stack:
+        stack.callback(overview.close)
+        shown: Iterable[CellConfig] = cells
+        if several:
+            grid = progress.task(f"{experiment.experiment}: runs", len(cells))
+            shown = stack.enter_context(grid).over(cells)
+        for number, cell in enumerate(shown, start=1):
+            label = f"[{number}/{len(cells)}] {cell.name}"
+            inputs = inputs_of_all(cell, place, team, progress)
+            done = team.on_leader(partial(done_before, cell, inputs, store))
+            if done:
+                progress.line(f"{label}  done before (run {done[0]})")
+                outcome.skipped.append(cell.name)
+                overview.done(cell, done[1])
+                continue
+            overview.running(cell)
+            team.on_leader(partial(fetch_start, cell, inputs, store))
+            run_id = team.on_leader(
+                partial(open_run, cell, inputs, parent, place, store, team.size)
+            )
+            folder = run_folder(place.results, cell, inputs.identity)
+            try:
+                with Session(team, store, run_id, folder, cell, progress, label) as session:
+                    scores = run_cell(cell, inputs, place, session)
+                outcome.finished.append(cell.name)
+                overview.done(cell, scores)
+            except InUse as error:
+                if several:  # of a run alone the command's last line says it
+                    progress.line(f"{label}  {error}")
+                outcome.elsewhere.append(cell.name)
+                overview.elsewhere(cell)
+            except RunFailed as error:
+                if several:
+                    progress.line(f"{label}  failed: {error}")
+                outcome.failed[cell.name] = str(error)
+                overview.failed(cell)
     return outcome
 
 

@@ -122,12 +122,10 @@ def data_fingerprint(cell: CellConfig, data: Path, cache: Path, progress: Progre
     files = kind.files(data, cell.data)
     if cell.scale == "paper":
         kind.check_papers(data, cell.data)
-    task = progress.task("  reading data", len(files)) if progress else None
-    try:
-        return fingerprint_files(files, data, cache, task.advance if task else lambda files: None)
-    finally:
-        if task:
-            task.close()
+    if progress is None:
+        return fingerprint_files(files, data, cache)
+    with progress.task("  reading data", len(files)) as bar:
+        return fingerprint_files(files, data, cache, bar.advance)
 
 
 def released_weights(cell: CellConfig, place: Place) -> Path | None:

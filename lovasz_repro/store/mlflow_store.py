@@ -39,6 +39,7 @@ from lovasz_repro.store.stored import (
     first_problem,
     from_mlflow,
     number,
+    one_by_id,
 )
 from lovasz_repro.store.tracking import (
     LOCK_TIMEOUT,
@@ -51,7 +52,6 @@ from lovasz_repro.store.tracking import (
 )
 
 SETTLE = 1.0  # seconds in which runs that other machines create at the same moment arrive
-SHORTEST_ID = 6  # characters of a run id that a person has to give
 LOCK_PATIENCE = 300.0  # seconds; hundreds of processes may want to open their runs at once
 
 
@@ -251,17 +251,7 @@ class Store:
         Raises:
             UserError: fewer than 6 characters, no such run, or several.
         """
-        if len(start) < SHORTEST_ID:
-            raise UserError(f"run {start!r}: give at least {SHORTEST_ID} characters of its id")
-        found = [
-            run
-            for run in self.runs()
-            if run.run_id.startswith(start) or run.tags.get("origin_run_id", "").startswith(start)
-        ]
-        if len(found) != 1:
-            count = f"{len(found)} runs begin with" if found else "no run"
-            raise UserError(f"{count} {start!r} in this store; `lovasz-repro runs` lists them")
-        return found[0]
+        return one_by_id(self.runs(), start)
 
     def find(self, experiment: str, identity: str) -> StoredRun | None:
         """The run of ``identity``, or None; a finished one before others, then the oldest."""

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -16,12 +16,14 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lovasz_repro.config.names import Name, check_name, check_relative
+from lovasz_repro.errors import UserError
 
 PARENT = "mlflow.parentRunId"
 HEARTBEAT = "heartbeat"  # tag: epoch seconds at which the training process was last alive
 STALE_AFTER = 180.0  # seconds without a heartbeat; the shipper renews it every 30
 ROLE, IDENTITY = "role", "identity"
 LEFT_OUT, ORIGIN, IMPORTED = "left_out", "origin_run_id", "imported"
+SHORTEST_ID = 6  # characters of a run id that a person has to give
 LARGEST = 1e100  # of a metric: its square and its sums are finite too
 FAR = 32503680000  # epoch seconds of the year 3000
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -168,6 +170,25 @@ def from_mlflow(run: Any, experiment: str) -> StoredRun:
         tags=dict(run.data.tags),
         metrics=dict(run.data.metrics),
     )
+
+
+def one_by_id(runs: Iterable[StoredRun], start: str) -> StoredRun:
+    """The run whose id begins with ``start``, here or where it was made.
+
+    Raises:
+        UserError: fewer than 6 characters, no such run, or several.
+    """
+    if len(start) < SHORTEST_ID:
+        raise UserError(f"run {start!r}: give at least {SHORTEST_ID} characters of its id")
+    found = [
+        run
+        for run in runs
+        if run.run_id.startswith(start) or run.tags.get(ORIGIN, "").startswith(start)
+    ]
+    if len(found) != 1:
+        count = f"{len(found)} runs begin with" if found else "no run"
+        raise UserError(f"{count} {start!r} in this store; `lovasz-repro runs` lists them")
+    return found[0]
 
 
 def first_problem(error: ValidationError) -> str:

@@ -46,6 +46,7 @@ from lovasz_repro.store.stored import (
     first_problem,
     is_stale,
     iso,
+    one_by_id,
     seconds_of,
 )
 
@@ -89,18 +90,9 @@ def export_runs(
     """
     runs = store.runs(experiment)
     if run_ids is not None:
-        runs = [_by_id(runs, run_id) for run_id in run_ids]
+        runs = [one_by_id(runs, run_id) for run_id in run_ids]
     unique = _standing(runs).values()
     return sum(_export(store, run, out, max_artifact, without, say) for run in unique)
-
-
-def _by_id(runs: Sequence[StoredRun], start: str) -> StoredRun:
-    """The one run whose id begins so."""
-    found = [run for run in runs if start and run.run_id.startswith(start)]
-    if len(found) != 1:
-        count = "several runs begin with" if found else "no run"
-        raise UserError(f"{count} {start!r} in this store; `lovasz-repro runs` lists them")
-    return found[0]
 
 
 def _export(

@@ -1,6 +1,8 @@
 """``evaluate``: scores as the official script's, predictions kept, submissions, one-line errors."""
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -230,6 +232,50 @@ def test_data_that_is_missing(call: Call, data: Path, tmp_path: Path) -> None:
 def test_a_part_of_a_split_is_told(call: Call, tmp_path: Path) -> None:
     result = call(save(tmp_path / "net.safetensors"))
     assert "4 photographs in val, Cityscapes has 500" in result.output
+
+
+class Screen(io.StringIO):
+    """stdout and stderr of a terminal, as one stream."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What a person sees in the end."""
+        lines, row, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[[?\d;]*[a-zA-Z]|[\r\n]|[^\x1b\r\n]+", self.getvalue()):
+            if part == "\r":
+                column = 0
+            elif part == "\n":
+                row, column = row + 1, 0
+                lines += [""] * (row == len(lines))
+            elif part.endswith("A"):
+                row -= int(part[2:-1])
+            elif part.endswith("K"):
+                lines[row] = ""
+            elif not part.startswith("\x1b"):
+                lines[row] = (
+                    lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+                )
+                column += len(part)
+        return lines
+
+
+def test_a_table_begins_on_a_line_of_its_own_where_its_bars_were(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, screen = save(tmp_path / "net.safetensors"), Screen()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, screen)
+    for variable, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"}.items():
+        monkeypatch.setenv(variable, value)
+    evaluate(str(weights), data=data, size="24x32", device="cpu", results=tmp_path / "results")
+    assert "predicting val" in screen.getvalue()  # a bar was drawn
+    lines = screen.lines()
+    assert not [line for line in lines if "predicting" in line or line.startswith("scoring")]
+    [head] = [number for number, line in enumerate(lines) if line.split()[:1] == ["class"]]
+    assert lines[head].split() == ["class", "IoU", "iIoU"]
+    assert lines[head + 2].startswith("road ")
 
 
 def test_the_module_stays_light() -> None:

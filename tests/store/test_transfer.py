@@ -16,8 +16,8 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.store import Store, StoredRun, mlflow_store
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.server_scores import record_server_scores
-from lovasz_repro.store.stored import iso, seconds_of
-from lovasz_repro.store.transfer import _by_id, export_runs, import_runs
+from lovasz_repro.store.stored import ORIGIN, iso, one_by_id, seconds_of
+from lovasz_repro.store.transfer import export_runs, import_runs
 
 MakeStore = Callable[..., Store]
 STARTED, ENDED = 1_763_884_800.123, 1_763_888_400.456
@@ -141,16 +141,19 @@ def test_some_runs_only(store: Store, tmp_path: Path) -> None:
     assert folder.name == "sum-b5-s0-00123456"
     with pytest.raises(UserError, match="no run 'unknown' in this store"):
         export_runs(store, tmp_path / "c", run_ids=[one, "unknown"])
-    with pytest.raises(UserError, match="no run ''"):
+    with pytest.raises(UserError, match="run '': give at least 6 characters"):
         export_runs(store, tmp_path / "c", run_ids=[""])
     assert export_runs(store, tmp_path / "d", "nothing") == 0
 
 
 def test_a_shortened_id_must_mean_one_run() -> None:
-    runs = [StoredRun(i, "e", "n", "FINISHED", None, 0, 1, {}, {}, {}) for i in ("ab1", "ab2")]
-    assert _by_id(runs, "ab2") is runs[1]
-    with pytest.raises(UserError, match="several runs begin with 'ab'"):
-        _by_id(runs, "ab")
+    """For every command; an imported run answers to where it was made, too."""
+    tags: dict[str, dict[str, str]] = {"abcdef1": {}, "abcdef2": {}, "000000": {ORIGIN: "fedcba9"}}
+    runs = [StoredRun(i, "e", "n", "FINISHED", None, 0, 1, {}, of, {}) for i, of in tags.items()]
+    assert one_by_id(runs, "abcdef2") is runs[1]
+    assert one_by_id(runs, "fedcba") is runs[2]
+    with pytest.raises(UserError, match="2 runs begin with 'abcdef'"):
+        one_by_id(runs, "abcdef")
 
 
 def test_an_import_that_was_cut_short_is_completed(
