@@ -3,7 +3,7 @@
 ``runs.py`` decides which stored runs may stand together, ``sets.py`` which of them an experiment's
 tables and figures show; everything else builds on these:
 
-- ``tables.py`` and ``tables_voc.py``: one function and one line in ``TABLES`` per table;
+- ``tables.py``: a line in ``TABLES`` per table, networks and classes an entry each;
   ``render.py`` and ``latex.py`` write them, ``published.py`` has the paper's numbers.
 - ``curves.py``, ``curves_voc.py``, ``surfaces.py``, ``synthetic_figure.py`` and
   ``picture_figures.py``: one line in ``FIGURES`` (``figures.py``) per figure; PDF, PNG and a

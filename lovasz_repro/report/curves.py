@@ -39,7 +39,7 @@ from lovasz_repro.report.style import (
     variant_title,
 )
 from lovasz_repro.report.tables import CAMVID_CLASSES
-from lovasz_repro.report.words import NO_CAMVID
+from lovasz_repro.report.words import figure_caption, sentence
 
 SCORE = "val/dataset_miou"
 History = list[tuple[int, float]]
@@ -54,9 +54,6 @@ BEFORE: dict[str, Any] = {
     "ls": (0, (4, 3)), "lw": 0.9, "color": GREY, "label": "before training",
 }  # fmt: skip
 """Line of the network before training."""
-BEFORE_WORDS = (
-    " The network before training is a dashed grey line, or a note where it lies below the axis."
-)
 TITLE_WIDTH = 72
 """Characters of a title that fit over a panel."""
 PANELS = 4
@@ -71,11 +68,7 @@ def camvid_curves(store: RunStore) -> Drawing | Missing:
     shown = found[:PANELS]
     look = CurveLook.by_dashes([cohort for cohort, _ in shown])
     figure, curves = convergence(store, shown, look, "validation dataset-mIoU (%)")
-    caption = (
-        "ENet fine-tuned on CamVid from the authors' Cityscapes weights: validation dataset-mIoU "
-        f"against iteration, mean and one standard deviation over seeds.{BEFORE_WORDS}"
-        f"{left_out(found)}"
-    )
+    caption = figure_caption(CAMVID, left_out(found))
     return Drawing(figure, caption, tuple(curves))
 
 
@@ -108,10 +101,7 @@ def camvid_classes(store: RunStore) -> Drawing | Missing:
     ax.grid(axis="y")
     ax.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2)
-    caption = (
-        "ENet fine-tuned on CamVid: test IoU per class before and after fine-tuning, mean and "
-        f"one standard deviation over seeds ({with_batch_size(heading, size)})."
-    )
+    caption = figure_caption("camvid-enet-classes", heading=with_batch_size(heading, size))
     return Drawing(figure, caption, tuple(curves))
 
 
@@ -357,7 +347,7 @@ def _dots(
 def left_out(found: Sequence[object]) -> str:
     """What a caption says of the sets of runs for which a figure has no panel."""
     more = len(found) - PANELS
-    return f" {more} more sets of runs are stored and not shown." if more > 0 else ""
+    return sentence("more-sets", more=more) if more > 0 else ""
 
 
 # -- Cityscapes --------------------------------------------------------------------------------
@@ -379,30 +369,17 @@ def street_curves(store: RunStore, experiment: str) -> Drawing | Missing:
         legend_title="loss (batch size)",
         score=eleven_over_training if of_camvid else dataset_miou,
     )
-    measure = (
-        "the mean IoU of the 11 classes that CamVid annotates (the Class IoU counts a class with 0 "
-        "as soon as it is predicted somewhere, and goes up and down with that)"
-        if of_camvid
-        else "the Class IoU of Cityscapes"
-    )
-    caption = (
-        "Convergence of ENet on the validation set under fine-tuning with Lovász-Softmax, with "
-        "various batch sizes (from light to dark), and with weighted cross-entropy. Shown is "
-        f"{measure}; mean and one standard deviation over seeds.{BEFORE_WORDS} "
-        f"{_panels(shown, experiment)}{left_out(found)}"
+    names = [f"{c.scale} scale, {data_title(c)}" for c, _ in shown]
+    other = "" if all(is_papers(cohort) for cohort, _ in shown) else sentence("other-panels")
+    caption = figure_caption(
+        "streets",
+        sentence("no-camvid") if of_camvid else other,
+        left_out(found),
+        measure=sentence("eleven" if of_camvid else "class-iou"),
+        row_by_row="Panels, row by row" if len(names) > 1 else "Shown",
+        panels="; ".join(names),
     )
     return Drawing(figure, caption, tuple(curves))
-
-
-def _panels(shown: Sequence[tuple[Cohort, str]], experiment: str) -> str:
-    """What each panel is, and whether the paper's figure is among them."""
-    names = [f"{c.scale} scale, {data_title(c)}" for c, _ in shown]
-    text = f"{'Panels, row by row' if len(names) > 1 else 'Shown'}: {'; '.join(names)}."
-    if experiment == CAMVID_LAYOUT:
-        return text + NO_CAMVID
-    if all(is_papers(cohort) for cohort, _ in shown):
-        return text
-    return f"{text} Only paper-scale panels on Cityscapes repeat the paper's Figure 9."
 
 
 def eleven_over_training(store: RunStore, run: Run) -> History:

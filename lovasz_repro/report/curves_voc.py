@@ -29,7 +29,17 @@ from lovasz_repro.report.runs import (
     sources,
     with_batch_size,
 )
-from lovasz_repro.report.sets import MULTICLASS, is_papers, named_sets, ten_first
+from lovasz_repro.report.sets import (
+    FEATURES,
+    MULTICLASS,
+    STUDIED,
+    is_papers,
+    named_sets,
+    studied_batch,
+    studies,
+    ten_first,
+)
+from lovasz_repro.report.sets import MEASURED as KEYS
 from lovasz_repro.report.style import (
     BLACK,
     GREEN,
@@ -41,8 +51,7 @@ from lovasz_repro.report.style import (
     variant_order,
     variant_title,
 )
-from lovasz_repro.report.tables_voc import FEATURES, KEYS, STUDIED, studied_batch, studies
-from lovasz_repro.report.words import caveats, titled
+from lovasz_repro.report.words import caveats, figure_caption, sentence, titled
 
 DATASET, BATCH, IMAGE = "val/dataset_miou", "val/batch_miou", "val/image_miou"
 MEASURE_LOOKS = {
@@ -64,7 +73,6 @@ TALL, LEGEND_LINE, HEADING_LINE = 2.3, 0.13, 0.12
 """Height of the panels, of a line of their legends, and of a line of the heading, inches."""
 LEGEND_BELOW = 0.42
 """How far under an axis its legend begins, inches."""
-NO_CURVES = "no paper-scale runs on photographs have such curves"
 ASIDE, APART = 0.8, 0.12
 """Width of thin lines, points; how far two axes are moved apart, of their range."""
 
@@ -195,7 +203,7 @@ def _drawing(
 ) -> Drawing:
     from matplotlib.figure import Figure
 
-    lacking = "" if is_papers(cohort) else NO_CURVES
+    lacking = "" if is_papers(cohort) else sentence("no-curves")
     lines = textwrap.wrap(titled(heading, lacking), 150)
     most = max(len(panel) for panel in panels) + 1  # a band
     tall = TALL + LEGEND_LINE * most + HEADING_LINE * len(lines)
@@ -209,17 +217,9 @@ def _drawing(
     words, told = _correlation_words(store, cohort, joint)
     if words:
         axes[1].legend_.set_title(words, prop={"size": 7})
-    of_joint = f" (b) is of {variant_title(joint)}.{told}" if joint else ""
-    caption = (
-        "Validation measures over the course of the training, single-scale: (a) dataset-mIoU "
-        "under cross-entropy and Lovász-Softmax; (b) dataset-mIoU and batch-mIoU over present "
-        "classes while Lovász-Softmax over the batch is optimised; (c) dataset-mIoU and image-mIoU "
-        "while Lovász-Softmax image by image is optimised, thin and dashed while it is over the "
-        "batch. In (b) and (c) the second measure has the axis at the right. An axis begins below "
-        "the trained networks where these are far above the network before training. Mean and one "
-        f"standard deviation over seeds.{of_joint} {heading} ({cohort.scale} "
-        f"scale).{caveats(6, cohort, lacking)}"
-    )
+    of_joint = f"(b) is of {variant_title(joint)}." if joint else ""
+    where = f"{heading} ({cohort.scale} scale)."
+    caption = figure_caption("figure-6", of_joint, told, where, caveats(6, cohort, lacking))
     return Drawing(figure, caption, tuple(curves))
 
 
@@ -296,10 +296,14 @@ def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tu
     over = f"{found.points} validations"
     if found.runs > 1:
         over += f", mean of {found.runs} seeds"
-    told = f" Their correlation along a run is r = {shown} ({over})"
-    if found.trained is not None:
-        told += f", and {number(found.trained, 3)} without the validation before training"
-    return f"r = {shown} ({over})", f"{told}."
+    without = "" if found.trained is None else number(found.trained, 3)
+    told = sentence(
+        "correlated",
+        r=shown,
+        over=over,
+        without_start=sentence("without-start", r=without) if without else "",
+    )
+    return f"r = {shown} ({over})", told
 
 
 # -- what optimising each measure does to the others (Sec. 3.1) --------------------------------
@@ -352,15 +356,7 @@ def _study(store: RunStore, cohort: Cohort, heading: str) -> Drawing:
     axes[0].set_title(f"(a) after training, batch size {size}", fontsize=7.5, loc="left")
     legend_below(axes[0], _dot_signs())
     curves += _over_batch_sizes(axes[2], cohort)
-    caption = (
-        "What optimising each measure does to the others, on features drawn from the masks of "
-        "Pascal VOC in the place of photographs; no figure of the paper. (a) Validation "
-        f"dataset-mIoU and image-mIoU of each variant ({with_batch_size(heading, size)}). "
-        "Lovász-Softmax is taken over the batch or image by image, and averaged over the classes "
-        "that are present or over all. (b) Dataset-mIoU against the batch size; where the third "
-        "curve makes two flat, these are drawn again on a scale of their own. Mean and one "
-        "standard deviation over seeds, at the last iteration."
-    )
+    caption = figure_caption("voc-measures", heading=with_batch_size(heading, size))
     return Drawing(figure, caption, tuple(curves))
 
 

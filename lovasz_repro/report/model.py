@@ -1,19 +1,10 @@
 """What a table and a figure are: every number and every curve knows the runs behind it."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lovasz_repro.report.runs import (
-    Moment,
-    Provenance,
-    Run,
-    RunStore,
-    mean_and_spread,
-    score_at,
-    sources,
-)
+from lovasz_repro.report.runs import Provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,70 +126,3 @@ class Missing:
     reason: str
     command: str
     """What stores the runs that it needs."""
-
-
-# -- cells from stored runs --------------------------------------------------------------------
-
-
-def measured(
-    values: Iterable[float], runs: Iterable[Run], command: str, *, factor: float = 1.0
-) -> Cell:
-    """Cell for values over seeds; missing where there are none, or none that is a number."""
-    numbers = [factor * value for value in values if math.isfinite(value)]
-    if not numbers:
-        return Cell(command=command)
-    mean, spread = mean_and_spread(numbers)
-    return Cell(mean, spread, len(numbers), sources(runs), command=command)
-
-
-def over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell:
-    """A metric that the runs ended with, in percent."""
-    having = [run for run in runs if key in run.metrics]
-    return measured([run.metrics[key] for run in having], having, fill, factor=100)
-
-
-def once(scores: Sequence[tuple[Run, float]], fill: str) -> Cell:
-    """Scores of the same network in several runs: a single value where they agree."""
-    having = [(run, score) for run, score in scores if math.isfinite(score)]
-    runs = [run for run, _ in having]
-    if len({round(score, 9) for _, score in having}) == 1:
-        return Cell(100 * having[0][1], None, 1, sources(runs), command=fill)
-    return measured([score for _, score in having], runs, fill, factor=100)
-
-
-def count(cell: Cell) -> Cell | None:
-    """How many values are behind a cell; None for a missing one."""
-    return Cell(float(cell.n), n=cell.n, sources=cell.sources) if cell.n else None
-
-
-@dataclass(frozen=True)
-class Score:
-    """A column of scores: which metrics of a run it shows (of several their mean), and when."""
-
-    key: str
-    title: str
-    metrics: tuple[str, ...]
-    at: Literal["last", "best"] = "last"
-
-    @property
-    def column(self) -> Column:
-        """In percent, the best in bold."""
-        return Column(self.key, self.title, "%", better="higher")
-
-    def after(self, store: RunStore, runs: Sequence[Run], fill: str) -> Cell:
-        """What the runs reached, over seeds."""
-        found = self._of(store, runs, self.at)
-        return measured([score for _, score in found], [r for r, _ in found], fill, factor=100)
-
-    def before(self, store: RunStore, runs: Sequence[Run], fill: str) -> Cell:
-        """Before training: one number, unless the seed or the machine changes it."""
-        return once(self._of(store, runs, "start"), fill)
-
-    def _of(self, store: RunStore, runs: Sequence[Run], at: Moment) -> list[tuple[Run, float]]:
-        found = []
-        for run in runs:
-            values = [score_at(store, run, metric, at) for metric in self.metrics]
-            known = [value for value in values if value is not None and math.isfinite(value)]
-            if len(known) == len(values):
-                found.append((run, math.fsum(known) / len(known)))
-        return found

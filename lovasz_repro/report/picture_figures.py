@@ -46,15 +46,19 @@ from lovasz_repro.report.style import (
     SKY,
     variant_title,
 )
-from lovasz_repro.report.words import NO_CAMVID, caveats, passed_over, starting_point, titled
+from lovasz_repro.report.words import (
+    caveats,
+    figure_caption,
+    passed_over,
+    sentence,
+    starting_point,
+    titled,
+)
 
 TALLEST = 6.4
 """Height of all rows together, inches."""
 SIDE, GAP, TITLE_LINE, UNDER_LINE, LEGEND_LINE = 0.02, 0.05, 0.125, 0.17, 0.13
 """Sizes of the parts around the pictures, inches."""
-NO_MASKS = "no paper-scale runs on photographs have stored masks"
-NO_CRF = "no paper-scale runs have stored masks after the CRF"
-NO_CROPS = f"no paper-scale run with batches of {PAPER_BATCH} has stored pictures"
 
 # -- a grid of pictures ------------------------------------------------------------------------
 
@@ -193,14 +197,15 @@ def figure_4(store: RunStore) -> Drawing | Missing:
 def _of_categories(
     cohort: Cohort, heading: str, examples: Sequence[ShownImage], broken: Sequence[str]
 ) -> Drawing:
-    lacking = "" if is_papers(cohort) else NO_MASKS
+    lacking = "" if is_papers(cohort) else sentence("no-masks")
     seeds = sorted({seed(run) for e in examples for run in e.runs.values()}, key=natural)
-    caption = (
-        "Binary masks of a category on a validation image, predicted by the basis network and "
-        "after training with each loss, with the image-IoU (×100) of each. Chosen are the images "
-        "on which the image-IoUs of the losses differ most, of different categories first, and "
-        f"not the best-looking. {heading} ({cohort.scale} scale), seed {' and '.join(seeds)}."
-        f"{caveats(4, cohort, lacking)}{passed_over(broken)}"
+    caption = figure_caption(
+        "figure-4",
+        caveats(4, cohort, lacking),
+        passed_over(broken),
+        heading=heading,
+        scale=cohort.scale,
+        seeds_shown=" and ".join(seeds),
     )
     curves = [
         Curve(
@@ -321,18 +326,21 @@ def _of_classes(
     shown: Comparison, pair: Pair, examples: Sequence[ShownImage], broken: Sequence[str]
 ) -> Drawing:
     one, other = (variant_title(name) for name in pair.runs)
-    lacking = "" if pair.kind == shown.kinds[0] else NO_CRF
-    lacking = lacking if is_papers(pair.cohort) else NO_MASKS
-    made = {"crf": "at several scales, refined by the CRF", "prediction": "at one scale, no CRF"}
-    part = "; of each, the window that holds most of the difference" if shown.details else ""
+    lacking = "" if pair.kind == shown.kinds[0] else sentence("no-crf")
+    lacking = lacking if is_papers(pair.cohort) else sentence("no-masks")
     number = seed(next(iter(pair.runs.values())))
-    caption = (
-        f"{shown.about} (predicted {made[pair.kind]}), in the colours of Pascal VOC. Under each "
-        "mask is its IoU (×100) averaged over the classes in the labels of the whole image. Chosen "
-        "are the images on which the two masks differ most (in their share of pixels that are not "
-        f"void), and not the best-looking{part}. {pair.heading} ({pair.cohort.scale} scale), "
-        f"{one} and {other}, seed {number}."
-        f"{caveats(shown.number, pair.cohort, lacking)}{passed_over(broken)}"
+    caption = figure_caption(
+        "classes",
+        caveats(shown.number, pair.cohort, lacking),
+        passed_over(broken),
+        about=shown.about,
+        made=sentence(f"predicted-{pair.kind}"),
+        part=sentence("most-of-it") if shown.details else "",
+        heading=pair.heading,
+        scale=pair.cohort.scale,
+        one=one,
+        other=other,
+        seed=number,
     )
     curves = [
         Curve(
@@ -468,15 +476,16 @@ def _of_crops(
     experiment: str, chosen: Candidate, crops: Sequence[Crop], broken: Sequence[str]
 ) -> Drawing:
     of_camvid = experiment == CAMVID_LAYOUT
-    lacking = "" if of_camvid or chosen.is_papers else NO_CROPS
-    caption = (
-        "Parts of ENet's output masks before and after fine-tuning, with the photographs and the "
-        "ground truth, in Cityscapes' palette (black: void, not scored). Chosen are the windows "
-        "in which the two networks differ most, one from each part of the set, and not the "
-        "best-looking; under each photograph is the share of annotated pixels on which they "
-        f"differ. {chosen.title} ({chosen.cohort.scale} scale). Initial output: "
-        f"{starting_point(chosen.cohort)}."
-        f"{NO_CAMVID if of_camvid else caveats(8, chosen.cohort, lacking)}{passed_over(broken)}"
+    lacking = (
+        "" if of_camvid or chosen.is_papers else sentence("no-crops", papers_batch=PAPER_BATCH)
+    )
+    caption = figure_caption(
+        "crops",
+        sentence("no-camvid") if of_camvid else caveats(8, chosen.cohort, lacking),
+        passed_over(broken),
+        heading=chosen.title,
+        scale=chosen.cohort.scale,
+        start=starting_point(chosen.cohort),
     )
     curves = [
         Curve(

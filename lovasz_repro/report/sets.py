@@ -170,6 +170,50 @@ def shared_categories(cohort: Cohort) -> list[str]:
     return [name for name in CATEGORIES if all(name in categories for categories in of_each)]
 
 
+# -- what optimising each measure does to the others (Sec. 3.1) --------------------------------
+
+FEATURES = "features"
+"""Profile of the study."""
+STUDIED = {
+    "x-loss": "cross-entropy",
+    "x-loss-equibatch": "cross-entropy + equibatch",
+    "lovasz": "Lovász-Softmax, batch, present classes",
+    "lovasz-equibatch": "Lovász-Softmax, batch, present classes + equibatch",
+    "lovasz-all-classes": "Lovász-Softmax, batch, all classes",
+    "lovasz-per-image-present": "Lovász-Softmax, image, present classes",
+    "lovasz-per-image": "Lovász-Softmax, image, all classes",
+}
+"""Variants of the study, in order, and titles: the loss is taken over the batch or image by image,
+averaged over present or all classes."""
+MEASURED = {
+    "dataset": "val/dataset_miou",
+    "image": "val/image_miou",
+    "batch": "val/batch_miou",
+}
+"""What they are measured by."""
+
+
+def studies(store: RunStore, experiment: str = MULTICLASS) -> list[tuple[Cohort, str]]:
+    """Sets of runs on features with a variant of the study, all batch sizes, with headings."""
+    return [
+        (cohort, heading)
+        for cohort, heading in named_cohorts(store, experiment)
+        if on_features(cohort) and set(cohort.variants) & set(STUDIED)
+    ]
+
+
+def studied_sets(store: RunStore, experiment: str = MULTICLASS) -> list[tuple[Cohort, str]]:
+    """The same, of one batch size each."""
+    sizes = [(*pair, studied_batch(pair[0])) for pair in studies(store, experiment)]
+    return [(c.of_batch_size(size), with_batch_size(text, size)) for c, text, size in sizes]
+
+
+def studied_batch(cohort: Cohort) -> int:
+    """Batches of 10, as in the paper; where there are none, the largest."""
+    sizes = cohort.batch_sizes
+    return PAPER_BATCH if PAPER_BATCH in sizes else max(sizes)
+
+
 # -- how cohorts become sets -------------------------------------------------------------------
 
 

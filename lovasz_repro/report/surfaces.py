@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lovasz_repro.report.model import Curve, Drawing
 from lovasz_repro.report.runs import RunStore
 from lovasz_repro.report.style import DOT_RED, PAGE
+from lovasz_repro.report.words import figure_caption
 
 Grid = npt.NDArray[np.float64]
 GROUND_TRUTHS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -48,21 +49,12 @@ for the foreground class, whichever of the two classes the pixel has (Eq. 2 and 
 
 def figure_1(store: RunStore) -> Drawing:
     """Lovász hinge of two pixels against their relative margins."""
-    return _draw(
-        HINGE,
-        "Lovász hinge for the predictions of two pixels, for their four ground truths, against "
-        "the relative margins r_i = 1 − F_i(x) y_i*. Red dots: the discrete Jaccard loss.",
-    )
+    return _draw(HINGE, figure_caption("figure-1"))
 
 
 def figure_2(store: RunStore) -> Drawing:
     """Lovász-Softmax of two pixels against their score differences."""
-    return _draw(
-        SOFTMAX,
-        "Lovász-Softmax for the foreground class, two classes and two pixels, for their four "
-        "ground truths, against the score differences d_i = F_i(y_i*) − F_i(1 − y_i*). Red dots: "
-        "the discrete Jaccard loss, which the surface reaches as scores grow.",
-    )
+    return _draw(SOFTMAX, figure_caption("figure-2"))
 
 
 def loss_of_two_pixels(errors: Grid, ground_truth: tuple[int, int]) -> Grid:

@@ -9,6 +9,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
 from lovasz_repro.report.style import GREY, PAGE, SEARCHED
+from lovasz_repro.report.words import figure_caption
 
 JACCARD = "jaccard"
 LOSS_DASHES = {"hinge": "--"}
@@ -42,12 +43,7 @@ def figure_3(store: RunStore) -> Drawing | Missing:
                        ([plot], "(b) relative losses for varying bias $b$")):  # fmt: skip
         left, right = axes[0].get_position().x0, axes[-1].get_position().x1
         figure.text((left + right) / 2, 0.03, text, ha="center")
-    caption = (
-        "(a) Label and feature image of the synthetic model. (b) Losses against the bias b, each "
-        "between its minimum (0) and maximum (1) over the search; dots mark the minimum of each "
-        "loss, rings the Jaccard loss at that b. First seed of the stored run."
-    )
-    return Drawing(figure, caption, drawn)
+    return Drawing(figure, figure_caption("figure-3"), drawn)
 
 
 def read_curves(path: Path) -> dict[str, list[float]]:

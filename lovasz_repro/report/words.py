@@ -1,19 +1,13 @@
-"""Sentences that titles and captions of several tables and figures share."""
+"""What stands under and over tables and figures: ``experiments/captions.yaml``, filled in."""
 
 from collections.abc import Sequence
+from functools import cache
 
+from lovasz_repro.config.read import Strict, read_yaml, validate
+from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.report.runs import Cohort
 from lovasz_repro.report.sets import on_features
 
-DEMO = (
-    " A demo trains small networks from random weights for minutes on drawn pictures: which loss "
-    "comes out ahead in it says nothing of the paper."
-)
-ON_FEATURES = (
-    " The networks saw features: noise drawn from the masks in the place of photographs, as "
-    "Sec. 4.1 does for circles."
-)
-NO_CAMVID = " The paper has no CamVid result."
 STARTS = {
     "enet-cityscapes": "released network",
     "deeplab-coco": "released weights",
@@ -23,23 +17,76 @@ STARTS = {
 """What a network starts from -> what it is called."""
 
 
+class TableWords(Strict):
+    """What a table says beside its numbers."""
+
+    title: str
+    row_title: str
+    caption: str
+
+
+class Captions(Strict):
+    """``experiments/captions.yaml``."""
+
+    sentences: dict[str, str]
+    tables: dict[str, TableWords]
+    figures: dict[str, str]
+
+
+@cache
+def captions() -> Captions:
+    """The file, read once.
+
+    Raises:
+        UserError: it is missing or holds something else.
+    """
+    path = experiments_folder() / "captions.yaml"
+    return validate(Captions, read_yaml(path), path.name)
+
+
+class _Fields(dict[str, object]):
+    """Values by name; a name without one is another sentence, filled with the same values."""
+
+    def __missing__(self, name: str) -> str:
+        return captions().sentences[name].format_map(self)
+
+
+def sentence(name: str, **fields: object) -> str:
+    """A sentence that several captions share.
+
+    Raises:
+        KeyError: there is none of this name, or it needs a field that is not given.
+    """
+    return captions().sentences[name].format_map(_Fields(fields))
+
+
+def table_caption(name: str, **fields: object) -> str:
+    """The caption of a table."""
+    return captions().tables[name].caption.format_map(_Fields(fields))
+
+
+def figure_caption(name: str, *more: str, **fields: object) -> str:
+    """The caption of a figure, and more sentences after it; empty ones are left out."""
+    text = captions().figures[name].format_map(_Fields(fields))
+    return " ".join([text, *filter(None, more)])
+
+
 def titled(title: str, lacking: str) -> str:
     """The title of a figure; ``lacking``: what the paper's has and this one has not."""
-    return f"Not the paper's: {lacking}. Shown: {title}" if lacking else title
+    return sentence("not-the-papers", lacking=lacking, title=title) if lacking else title
 
 
 def caveats(figure: int, cohort: Cohort, lacking: str) -> str:
     """What the caption of a figure of the paper says where its runs are not the paper's."""
-    return (
-        (f" This is not the paper's Figure {figure}: {lacking}." if lacking else "")
-        + (DEMO if cohort.scale == "demo" else "")
-        + (ON_FEATURES if on_features(cohort) else "")
-    )
+    told = [sentence("not-the-figure", number=figure, lacking=lacking)] if lacking else []
+    told += [sentence("demo")] if cohort.scale == "demo" else []
+    told += [sentence("on-features")] if on_features(cohort) else []
+    return " ".join(told)
 
 
 def passed_over(broken: Sequence[str]) -> str:
     """What a caption says of files that are not as they should be."""
-    return f" Passed over: {'; '.join(dict.fromkeys(broken))}." if broken else ""
+    return sentence("passed-over", broken="; ".join(dict.fromkeys(broken))) if broken else ""
 
 
 def starting_point(cohort: Cohort | None, otherwise: str = "enet-cityscapes") -> str:

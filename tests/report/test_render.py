@@ -182,7 +182,7 @@ def test_csv_has_a_line_per_cell(camvid):
     value = next(r for r in rows if (r["row"], r["column"]) == ("lovasz-softmax", "test"))
     assert float(value["value"]) == pytest.approx(53.2)
     assert value["runs"] == "id001 id004"
-    assert len(rows) == 2 * (3 + 3 * 4)  # initial network: three cells; each variant: four
+    assert len(rows) == 2 * (2 + 3 * 4)  # initial network: two scores; each variant: four
 
 
 def test_same_runs_same_bytes(camvid, tmp_path):

@@ -11,9 +11,11 @@ from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.layout import DASH, layout
 from lovasz_repro.report.sets import BINARY, named_sets
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.tables_voc import table_1, voc_binary, voc_binary_classes
 from tests.report_files import write_tables
 
+table_1, voc_binary, voc_binary_classes = (
+    TABLES[name] for name in ("table-1", "voc-binary", "voc-binary-classes")
+)
 TWENTY = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
           "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
           "train", "tvmonitor"]  # fmt: skip

@@ -9,16 +9,13 @@ from lovasz_repro.data.classes import VOC
 from lovasz_repro.report.layout import DASH, layout
 from lovasz_repro.report.sets import MULTICLASS, named_sets, server_sets
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.tables_voc import (
-    table_2,
-    table_3,
-    voc_multiclass,
-    voc_multiclass_classes,
-)
 from tests.fake_multiclass import CRF, FEATURES, MULTI, PAPER, VARIANTS, add, add_features
 from tests.fake_multiclass import add_papers as papers
 from tests.report_files import write_tables
 
+table_2, table_3, voc_multiclass, voc_multiclass_classes = (
+    TABLES[name] for name in ("table-2", "table-3", "voc-multiclass", "voc-multiclass-classes")
+)
 RUN = "lovasz-repro run voc-multiclass"
 TRAINVAL = f"{RUN} --profile trainval"
 SENT = ("x-loss", "x-loss-equibatch", "lovasz-equibatch-30k")

@@ -7,9 +7,11 @@ import pytest
 
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.tables import TABLES
-from lovasz_repro.report.tables_voc import decision_rule, decision_rule_by_scale
 from tests.fake_multiclass import add, add_features, add_papers
 
+decision_rule, decision_rule_by_scale = (
+    TABLES[name] for name in ("decision-rule", "decision-rule-by-scale")
+)
 RUN = "lovasz-repro run voc-multiclass"
 ARG_MAX, RULE = "batches/miou", "batches/miou_decision_rule"
 

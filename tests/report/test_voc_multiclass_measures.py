@@ -11,9 +11,10 @@ from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.model import Missing
 from lovasz_repro.report.style import RC
-from lovasz_repro.report.tables_voc import voc_measures
+from lovasz_repro.report.tables import TABLES
 from tests.fake_multiclass import VARIANTS, add, add_features, add_papers
 
+voc_measures = TABLES["voc-measures"]
 RUN = "lovasz-repro run voc-multiclass --profile features"
 ROWS = ["x-loss", "x-loss-equibatch", "lovasz", "lovasz-equibatch", "lovasz-all-classes",
         "lovasz-per-image-present", "lovasz-per-image"]  # fmt: skip

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.tables import SCORES
+from lovasz_repro.report.published import SCORES
 from lovasz_repro.store import Store, StoredRun
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.server_scores import (
