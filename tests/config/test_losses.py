@@ -11,8 +11,8 @@ from lovasz_repro.config.losses import LOSSES, SCORE_TITLES, LossKind, loss_func
 from lovasz_repro.config.schema import LossConfig, load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.scoring import BinaryScoring
+from lovasz_repro.report.published import MEASURES
 from lovasz_repro.report.sets import TRAINED, loss_title
-from lovasz_repro.report.tables_voc import MEASURES
 from lovasz_repro.training.objective import build_objective
 
 

@@ -15,7 +15,7 @@ from lovasz_repro.evaluation.scoring import (
     SegmentationScoring,
     evaluate,
 )
-from lovasz_repro.report.tables_voc import MEASURES
+from lovasz_repro.report.published import MEASURES
 from tests.ranks import RankPool
 
 CPU = torch.device("cpu")
