@@ -134,10 +134,13 @@ def _export(
             content = content.model_copy(update={"left_out": left_out, "files": sizes})
             (fresh / RUN).write_bytes(to_json(content))
             (fresh / METRICS).write_bytes(to_csv(points))
-            for old in [*home.glob(f"*-{content.identity[:8]}")]:  # of a run since renamed, too
-                if old == folder or _is_of(old, content):
-                    shutil.rmtree(old, ignore_errors=True)
-            os.replace(fresh, folder)
+            olds = [*home.glob(f"*-{content.identity[:8]}")]  # of a run since renamed, too
+            with unfinished(folder) as former:  # which takes long to remove
+                former.mkdir()
+                for old in olds:
+                    if old == folder or _is_of(old, content):
+                        os.replace(old, former / old.name)
+                os.replace(fresh, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
     return True
