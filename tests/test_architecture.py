@@ -58,6 +58,40 @@ def test_every_module_has_a_floor() -> None:
     assert parts - {"__init__", "__pycache__", "experiments"} == set(FLOOR)
 
 
+INTERFACE = {"KIND", "CAPTION", "HEADS"}
+"""What each data set's or bench's file has of its own, under one name."""
+CONSTANTS_ONCE = set(FLOOR) - {"report", "bench"}
+"""Parts whose constants share no name; of these two, some do."""
+
+
+def definitions(path: Path) -> list[tuple[str, ast.AST]]:
+    """Names and nodes of the classes of a file and of what is assigned at its top."""
+    tree = ast.parse(path.read_text())
+    found: list[tuple[str, ast.AST]] = [
+        (node.name, node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    ]
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+        for target in targets:
+            for name in target.elts if isinstance(target, ast.Tuple) else [target]:
+                found += [(name.id, name)] if isinstance(name, ast.Name) else []
+    return found
+
+
+def test_a_name_exists_once() -> None:
+    """A reader who searches for a class or a constant finds the one that is meant."""
+    where: dict[str, list[str]] = {}
+    for part in FLOOR:
+        for path in modules(part):
+            for name, node in definitions(path):
+                is_class = isinstance(node, ast.ClassDef)
+                constant = re.fullmatch(r"[A-Z][A-Z0-9_]+", name) and name not in INTERFACE
+                if is_class or (constant and part in CONSTANTS_ONCE):
+                    where.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+
+
 def test_only_the_store_imports_mlflow() -> None:
     importers = {
         path.relative_to(PACKAGE).as_posix()

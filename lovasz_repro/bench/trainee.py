@@ -347,7 +347,7 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
 # -- several processes -----------------------------------------------------------------------------
 
 
-class Ranks:
+class TrainingRanks:
     """Processes that train together, on the CPU, and stay until the end; use as a context.
 
     Args:
@@ -365,7 +365,7 @@ class Ranks:
         self._pipes: list[Connection] = []
         self._start(count, size)
 
-    def __enter__(self) -> "Ranks":
+    def __enter__(self) -> "TrainingRanks":
         return self
 
     def __exit__(self, *exception: object) -> None:

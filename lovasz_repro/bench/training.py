@@ -44,11 +44,11 @@ from lovasz_repro.bench.trainee import (
     VOID,
     First,
     NetworkName,
-    Ranks,
     StepVariant,
     Timed,
     TrainedNetwork,
     Trainee,
+    TrainingRanks,
 )
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.enet import ENET_STRIDE
@@ -442,7 +442,7 @@ def _prepare(
     for variant in others:
         try:
             if exact and variant.processes > 1:
-                ranks = stack.enter_context(Ranks(variant.processes, size, threads))
+                ranks = stack.enter_context(TrainingRanks(variant.processes, size, threads))
                 entries.append(_together(variant, ranks, loss, exact))
             else:
                 entries.append(_alone(variant, Trainee(variant, size, device), threads))
@@ -463,7 +463,7 @@ def _alone(variant: StepVariant, trainee: Trainee, threads: int) -> Entry:
     return Entry(variant, threads, loss, trainee.run, peak_bytes=trainee.peak_bytes())
 
 
-def _together(variant: StepVariant, ranks: Ranks, unit_loss: float, unit: First) -> Entry:
+def _together(variant: StepVariant, ranks: TrainingRanks, unit_loss: float, unit: First) -> Entry:
     loss, exact = ranks.first()
     check_same(variant.name, loss, unit_loss, SAME_LOSS)
     difference = check_same_gradient(variant.name, exact, unit)

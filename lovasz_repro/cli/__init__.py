@@ -55,7 +55,7 @@ app = typer.Typer(
 )
 
 
-class Network(StrEnum):
+class Architecture(StrEnum):
     """Architectures that ``predict`` knows."""
 
     enet = "enet"
@@ -92,7 +92,9 @@ def predict(
         Path, typer.Option(help="The authors' Torch7 file, or a run's best.safetensors.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for label ids and overlays.")],
-    model: Annotated[Network, typer.Option(help="Architecture of the weights.")] = Network.enet,
+    model: Annotated[
+        Architecture, typer.Option(help="Architecture of the weights.")
+    ] = Architecture.enet,
     size: Annotated[
         str | None,
         typer.Option(help="HEIGHTxWIDTH that the network sees; default: each image's own."),

@@ -42,14 +42,14 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 
 
-class Logits(StrEnum):
+class LogitsChoice(StrEnum):
     """Networks whose logits ``bench losses`` imitates."""
 
     random = "random"
     trained = "trained"
 
 
-class Network(StrEnum):
+class TrainedKind(StrEnum):
     """Networks that ``bench training`` trains."""
 
     enet = "enet"
@@ -61,7 +61,7 @@ class Network(StrEnum):
 def bench_losses(
     size: Sizes = None,
     logits: Annotated[
-        list[Logits] | None,
+        list[LogitsChoice] | None,
         typer.Option(help="Of an untrained or a trained network; repeatable; default: both."),
     ] = None,
     device: Device = "auto",
@@ -88,7 +88,7 @@ def bench_losses(
 
     if figure:
         check_figure(figure)
-    kinds = [kind.value for kind in logits or Logits]
+    kinds = [kind.value for kind in logits or LogitsChoice]
     given = size, kinds, chosen(device), threads, repeats, seed, figure is not None
     report = measure("losses", as_markdown, as_json, *given)
     if figure:
@@ -97,7 +97,7 @@ def bench_losses(
 
 @bench_app.command("training")
 def bench_training(
-    network: Annotated[Network, typer.Option(help="What is trained.")] = Network.enet,
+    network: Annotated[TrainedKind, typer.Option(help="What is trained.")] = TrainedKind.enet,
     size: Annotated[
         str | None,
         typer.Option(

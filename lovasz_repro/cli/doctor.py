@@ -18,7 +18,16 @@ from lovasz_repro.host.output import say_json
 from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.store import Store
 
-PACKAGES = ("torch", "numpy", "mlflow", "pandas", "matplotlib", "pillow", "safetensors", "pydantic")
+NEEDED_PACKAGES = (
+    "torch",
+    "numpy",
+    "mlflow",
+    "pandas",
+    "matplotlib",
+    "pillow",
+    "safetensors",
+    "pydantic",
+)
 ENET_SOURCE = (
     "for `run cityscapes-enet`, `run camvid-enet` and `predict`; `lovasz-repro weights fetch "
     "enet-cityscapes` gets release v1.cs of e-lab/ENet-training on GitHub, CC BY-NC 4.0"
@@ -59,7 +68,7 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
 
 def packages() -> Iterator[Finding]:
     """Versions of what is installed."""
-    for name in PACKAGES:
+    for name in NEEDED_PACKAGES:
         try:
             yield Finding(name, True, importlib.metadata.version(name), essential=True)
         except importlib.metadata.PackageNotFoundError:

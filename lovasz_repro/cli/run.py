@@ -191,7 +191,7 @@ def run(
     from lovasz_repro.config.read import parse_overrides
     from lovasz_repro.config.schema import load_experiment
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.launch.request import Request
+    from lovasz_repro.launch.request import GridRequest
 
     if is_search(experiment):
         refuse_others(context)
@@ -211,7 +211,7 @@ def run(
     if print_config:
         say_yaml(experiment_of(loaded, cells))
         return
-    request = Request(
+    request = GridRequest(
         source=experiment,
         experiment=loaded,
         cells=cells,

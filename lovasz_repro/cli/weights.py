@@ -25,7 +25,7 @@ weights_app = typer.Typer(
 )
 MEGABYTE = 1_000_000
 WEIGHT_FILE = re.compile(r"[\w-][\w.-]*\.(zip|caffemodel|pth|pt|safetensors|net)")
-RUN = "lovasz-repro run"
+RUN_COMMAND = "lovasz-repro run"
 
 
 @weights_app.command("list")
@@ -126,7 +126,7 @@ def convert(
     usual = data_folder() / "weights" / DEEPLAB_COCO
     option = "" if target.resolve() == usual.resolve() else f" --weights {shlex.quote(str(target))}"
     if done.outputs is None or not option:
-        say(f"Next: {RUN} {known('deeplab-coco').experiments[0]}{option}")
+        say(f"Next: {RUN_COMMAND} {known('deeplab-coco').experiments[0]}{option}")
 
 
 def known(name: str) -> "Released":
@@ -160,7 +160,7 @@ def next_step(entry: "Released", folder: Path, file: Path, data: Path | None) ->
     steps = entry.steps(folder, file)
     if steps:
         return " && ".join(shlex.join(words) for words in steps)
-    return f"{RUN} {entry.experiments[0]}{data_option(data)}" if entry.experiments else ""
+    return f"{RUN_COMMAND} {entry.experiments[0]}{data_option(data)}" if entry.experiments else ""
 
 
 def after(entry: "Released", folder: Path, file: Path, data: Path | None) -> list[str]:

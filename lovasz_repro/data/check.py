@@ -30,7 +30,7 @@ def unseen(images: int) -> Callable[[int], None]:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Fault:
     """One thing that is wrong."""
 
     split: str
@@ -62,7 +62,7 @@ class CheckReport:
     size: Size | None
     """Height and width that every image must have, pixels; None where they vary."""
     splits: tuple[SplitReport, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[Fault, ...]
     """By split: the split as a whole, folders, then files by name."""
     advice: str = ""
     """What the user can do about it, where that does not go without saying."""
@@ -89,7 +89,7 @@ class FilesOfImage:
 
     def read(
         self, file: Path, read: Callable[[Path], np.ndarray]
-    ) -> tuple[np.ndarray | None, list[Problem]]:
+    ) -> tuple[np.ndarray | None, list[Fault]]:
         """What ``read`` makes of a file whose checksums hold, or what is wrong with the file."""
         try:
             pixels = read(file)
@@ -99,15 +99,15 @@ class FilesOfImage:
             return None, self.faults(file, [str(error).removeprefix(f"{file}: ").rstrip(".")])
         return pixels, []
 
-    def faults(self, file: Path, faults: Iterable[str]) -> list[Problem]:
+    def faults(self, file: Path, faults: Iterable[str]) -> list[Fault]:
         """The faults of a file as problems."""
         where = file.relative_to(self.root).as_posix()
-        return [Problem(self.split, where, fault) for fault in faults]
+        return [Fault(self.split, where, fault) for fault in faults]
 
 
-def check_image(files: FilesOfImage) -> list[Problem]:
+def check_image(files: FilesOfImage) -> list[Fault]:
     """What is wrong with a photograph and its masks; what is missing is listed elsewhere."""
-    size, problems = files.size, list[Problem]()
+    size, problems = files.size, list[Fault]()
     if files.image:
         photograph, problems = files.read(files.image, read_photograph)
         if photograph is not None:
@@ -128,7 +128,7 @@ def check_image(files: FilesOfImage) -> list[Problem]:
     return problems
 
 
-def check_each(every: Sequence[FilesOfImage], begin: Begin, processes: int) -> list[Problem]:
+def check_each(every: Sequence[FilesOfImage], begin: Begin, processes: int) -> list[Fault]:
     """What is wrong with the files of every image, in the order of the images.
 
     Raises:

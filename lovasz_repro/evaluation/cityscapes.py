@@ -54,7 +54,7 @@ AVERAGE_SIZES = {  # pixels: evalPixelLevelSemanticLabeling.py, avgClassSize
     "motorcycle": 6298.7200839748,
     "bicycle": 4672.3249222261,
 }
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LABEL_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 _SCORED = torch.tensor(list(CLASSES.values()))  # (19,)
 _THINGS = torch.tensor([CLASSES[name] for name in AVERAGE_SIZES])  # (8,)
@@ -289,7 +289,7 @@ def _check_images(predictions: Tensor, label_ids: Tensor, instance_ids: Tensor) 
     """One shape (B, H, W), one device, integers in range."""
     given = {"predictions": predictions, "label_ids": label_ids, "instance_ids": instance_ids}
     for name, ids in given.items():
-        if ids.dtype not in INTEGERS:
+        if ids.dtype not in LABEL_TYPES:
             raise TypeError(f"{name} must be integer ids, got {ids.dtype}")
         if ids.ndim != 3 or ids.shape != predictions.shape:
             raise ValueError(f"{name} must be (B, H, W), like predictions, got {tuple(ids.shape)}")

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 2**15
+PIXELS_A_BLOCK = 2**15
 """Pixels that are worked on at once, so that what is computed of them stays near the processor."""
 TOLERANCE = 1e-6
 """Gain in expected mIoU for which another sweep is not worth its time."""
@@ -175,7 +175,7 @@ def _blocks(probabilities: Tensor, counted: Tensor | None) -> list[Tensor]:
         ValueError: probabilities that are negative, NaN, or do not add up to 1.
     """
     images = probabilities.flatten(2) if probabilities.ndim == 4 else probabilities[None]
-    blocks = [block for image in images for block in image.split(BLOCK, dim=1)]
+    blocks = [block for image in images for block in image.split(PIXELS_A_BLOCK, dim=1)]
     if counted is not None:
         parts = counted.split([block.shape[1] for block in blocks])
         blocks = [block[:, part] for block, part in zip(blocks, parts, strict=True)]

@@ -27,7 +27,7 @@ from lovasz_repro.models.enet import ENET_STRIDE, to_unit_range
 from lovasz_repro.models.snapshot import load_weights
 
 OPACITY = 0.55  # of the class colours over the photograph
-LONGEST_NAME = 255  # bytes, on nearly every file system
+LONGEST_FILE_NAME = 255  # bytes, on nearly every file system
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def check_request(images: Sequence[Path], out: Path, size: tuple[int, int] | Non
     inputs = {path.resolve() for path in images}
     for stem, path in by_stem.items():
         for result in result_paths(stem, out):
-            if len(os.fsencode(result.name)) > LONGEST_NAME:
+            if len(os.fsencode(result.name)) > LONGEST_FILE_NAME:
                 raise UserError(f"{path}: its name is too long for one of a result, which may have "
-                                f"{LONGEST_NAME} bytes: rename it")  # fmt: skip
+                                f"{LONGEST_FILE_NAME} bytes: rename it")  # fmt: skip
             if result.resolve() in inputs:
                 raise UserError(f"result {result} would overwrite an input: choose another --out")
 

@@ -26,7 +26,7 @@ SMALLEST_PROBABILITY = 1e-5
 """Probabilities below count as this one, as in pydensecrf's ``unary_from_softmax``."""
 STEP = -np.log(SMALLEST_PROBABILITY) / 255
 """Of energies, 0.045; a probability comes back within 2.3 % of itself."""
-MOST_CLASSES = 256
+MOST_KEPT_CLASSES = 256
 NOTE = "lovasz-repro"
 """Text chunk of the files, for what they are of."""
 COMPRESSION = 3  # zlib's level; 6 takes four times as long for a seventh less
@@ -120,7 +120,7 @@ def _classes(opened: Image.Image, name: str) -> int:
     if note.get("name") != name:
         raise ValueError(f"those of {str(note.get('name'))[:60]!r}")
     classes: int = note["classes"]
-    if opened.mode != "L" or not 1 <= classes <= MOST_CLASSES or opened.height % classes:
+    if opened.mode != "L" or not 1 <= classes <= MOST_KEPT_CLASSES or opened.height % classes:
         raise ValueError(f"{opened.height} rows of mode {opened.mode} for {classes} classes")
     return classes
 
@@ -128,7 +128,12 @@ def _classes(opened: Image.Image, name: str) -> int:
 def check_probabilities(probabilities: np.ndarray) -> None:
     """Raise ValueError unless they are (C, H, W), floats, in [0, 1] and some."""
     shape, dtype = probabilities.shape, probabilities.dtype
-    if len(shape) != 3 or not probabilities.size or shape[0] > MOST_CLASSES or dtype.kind != "f":
+    if (
+        len(shape) != 3
+        or not probabilities.size
+        or shape[0] > MOST_KEPT_CLASSES
+        or dtype.kind != "f"
+    ):
         raise ValueError(f"probabilities {shape} {dtype}, not (C, H, W) floats")
     lowest, highest = probabilities.min(), probabilities.max()  # NaN if any is
     if not (lowest >= 0 and highest <= 1 + 1e-5):  # sums of float32 exceed 1 by some 1e-7

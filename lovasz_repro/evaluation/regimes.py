@@ -41,7 +41,7 @@ from lovasz_repro.evaluation.scoring import SegmentationScoring
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.host.processes import Map, mapped
 
-NOTE = "probabilities.json"
+NOTE_FILE = "probabilities.json"
 CHUNK = 32
 """Photographs between two chances to stop, at most; as many predictions wait to be written."""
 CHUNK_EACH = 4
@@ -90,7 +90,7 @@ def open_folder(root: Path, predictor: MultiScale, data: str) -> Path:
     """
     about = about_probabilities(predictor, data)
     folder = root / prediction_key(about)
-    note, expected = folder / NOTE, (json.dumps(about, indent=2) + "\n").encode()
+    note, expected = folder / NOTE_FILE, (json.dumps(about, indent=2) + "\n").encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not note.is_file() and next(folder.glob("*.png"), None) is None:
@@ -99,8 +99,10 @@ def open_folder(root: Path, predictor: MultiScale, data: str) -> Path:
     except OSError as error:
         raise RunFailed(f"cannot write {folder}: {error.strerror or error}.") from error
     if not whose:
-        raise UserError(f"{folder} holds other probabilities than those of this network ({NOTE} "
-                        "says which). Remove the folder.")  # fmt: skip
+        raise UserError(
+            f"{folder} holds other probabilities than those of this network ({NOTE_FILE} says "
+            "which). Remove the folder."
+        )
     return folder
 
 

@@ -35,8 +35,8 @@ from lovasz_repro.host.processes import mapped
 VOC_FOLDER = Path("results", "VOC2012", "Segmentation", "comp6_test_cls")
 """Where VOC's server looks; comp6 is the competition in which any data may be trained on."""
 PALETTE = bytes(channel for index in range(256) for channel in voc_colour(index))
-SHOWN = 3  # problems, or ids, that a line names
-READERS = 4  # threads
+SHOWN_PROBLEMS = 3  # problems, or ids, that a line names
+FILE_READERS = 4  # threads
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can hold
 
 
@@ -179,15 +179,15 @@ def check_predictions(
     """
     # The reader sets warning filters, which threads do not put back in order
     problems = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(FILE_READERS) as pool:
         for problem in pool.map(lambda *pair: _problem(server, *pair), files, photographs):
             advance(1)
             problems += [problem] if problem else []
     if problems:
-        rest = len(problems) - SHOWN
+        rest = len(problems) - SHOWN_PROBLEMS
         more = f" (and {rest} more)" if rest > 0 else ""
         total = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError(f"no submission: {total}: {'; '.join(problems[:SHOWN])}{more}.")
+        raise UserError(f"no submission: {total}: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}.")
 
 
 def _problem(server: Server, file: Path, photograph: Path) -> str | None:
@@ -211,7 +211,7 @@ def _problem(server: Server, file: Path, photograph: Path) -> str | None:
         return str(error).rstrip(".")
     wrong = [str(value) for value in ids if value not in server.ids]
     if wrong:
-        shown = ", ".join(wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
+        shown = ", ".join(wrong[:SHOWN_PROBLEMS]) + (", ..." if len(wrong) > SHOWN_PROBLEMS else "")
         return f"{file.name} holds {shown}, no {server.described}"
     colours = 3 * len(VOC)
     if server.colour_type == INDEXED and bytes(palette[:colours]) != PALETTE[:colours]:

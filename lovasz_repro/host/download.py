@@ -35,7 +35,7 @@ TIMEOUT_SECONDS = 60.0
 SLOWEST = 10_000  # bytes per second on average, once the patience is at its end
 PATIENCE_SECONDS = 300.0
 REDIRECTS = 10
-BLOCK = 2**18  # bytes
+BYTES_AT_ONCE = 2**18  # bytes
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 Progress = Callable[[int, int | None], object]
@@ -334,9 +334,9 @@ def _header(url: str, headers: dict[str, str], timeout: float) -> requests.Respo
 
 
 def _blocks(response: requests.Response) -> Iterator[bytes]:
-    """The bytes as they arrive, up to `BLOCK` at a time; raises BrokenOffError."""
+    """The bytes as they arrive, up to `BYTES_AT_ONCE` at a time; raises BrokenOffError."""
     try:
-        while block := response.raw.read1(BLOCK, decode_content=False):
+        while block := response.raw.read1(BYTES_AT_ONCE, decode_content=False):
             yield block
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _in_words(response.url, error) from error

@@ -18,7 +18,7 @@ from typing import Any
 from lovasz_repro.errors import RunFailed
 
 MOST_WORKERS = 8  # processes that decode images, for each GPU
-PARENT = "LOVASZ_REPRO_PARENT"  # process id of the launcher
+PARENT_VARIABLE = "LOVASZ_REPRO_PARENT"  # process id of the launcher
 GRACE = 60.0  # seconds that an orphan may take to save and stop
 SAVING = 120.0  # seconds that processes asked to stop may take before they are killed
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -108,12 +108,12 @@ class StopRequest:
 
 def child_environment() -> dict[str, str]:
     """What a child needs in its environment to outlive this process by no more than it must."""
-    return {PARENT: str(os.getpid())}
+    return {PARENT_VARIABLE: str(os.getpid())}
 
 
 def stop_when_orphaned() -> None:
     """Watch the parent named in the environment, if there is one; returns at once."""
-    parent = os.environ.pop(PARENT, None)
+    parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent:
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
 

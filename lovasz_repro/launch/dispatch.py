@@ -18,14 +18,14 @@ from lovasz_repro.launch.jobs import SideBySide
 from lovasz_repro.launch.launcher import Launch, launch
 from lovasz_repro.launch.meeting import meet
 from lovasz_repro.launch.rank import (
-    ALONE,
+    ONE_RANK,
     Rank,
     in_typed_shell,
     newest_checkpoints,
     rank_from_environment,
     tasks_of_step,
 )
-from lovasz_repro.launch.request import Request
+from lovasz_repro.launch.request import GridRequest
 from lovasz_repro.launch.slurm import SlurmOptions, submit_grid
 from lovasz_repro.launch.slurm_job import rendezvous
 from lovasz_repro.run.experiment import Outcome, run_experiment
@@ -46,7 +46,7 @@ class Way:
     max_restarts: int = 3
 
 
-def dispatch(request: Request, way: Way) -> None:
+def dispatch(request: GridRequest, way: Way) -> None:
     """Run a request in the way that was asked for.
 
     A process that torchrun or srun started as one of several is a rank, whatever else is asked
@@ -74,7 +74,7 @@ def dispatch(request: Request, way: Way) -> None:
     elif request.per_node * request.nodes > 1:
         _on_ranks(request, way)
     else:
-        run_here(request, ALONE)
+        run_here(request, ONE_RANK)
 
 
 def check_shell() -> None:
@@ -87,21 +87,21 @@ def check_shell() -> None:
         )
 
 
-def _submit(request: Request, options: SlurmOptions) -> None:
+def _submit(request: GridRequest, options: SlurmOptions) -> None:
     place, _ = place_and_problem(request)  # where one submits there may be no GPU
     check_before(request, place)
     say(submit_grid(request, options, place))
 
 
-def check_before(request: Request, place: Place) -> None:
+def check_before(request: GridRequest, place: Place) -> None:
     """Raise UserError here, once, for what would end each process of a grid."""
     with Progress() as progress:
         store = Store(request.results, request.tracking_uri)
         check_grid(request.cells, place, store, progress)
 
 
-def _side_by_side(request: Request, way: Way) -> None:
-    place = place_of(request, ALONE)
+def _side_by_side(request: GridRequest, way: Way) -> None:
+    place = place_of(request, ONE_RANK)
     check_before(request, place)
     with Progress() as progress:
         outcome = SideBySide(request, place, way.jobs, way.max_restarts, progress).run()
@@ -110,7 +110,7 @@ def _side_by_side(request: Request, way: Way) -> None:
         raise RunFailed(f"{len(outcome.failed)} of {len(request.cells)} runs failed, see above.")
 
 
-def _on_ranks(request: Request, way: Way) -> None:
+def _on_ranks(request: GridRequest, way: Way) -> None:
     meeting = {} if way.rendezvous else rendezvous()  # of a job of Slurm
     address = way.rendezvous or meeting.get("LOVASZ_REPRO_RDZV", "")
     number = int(meeting.get("LOVASZ_REPRO_NODE_RANK", way.node_rank))
@@ -126,7 +126,7 @@ def _on_ranks(request: Request, way: Way) -> None:
     )
 
 
-def check_ranks(request: Request, ranks: int) -> None:
+def check_ranks(request: GridRequest, ranks: int) -> None:
     """Raise UserError unless as many ranks as were asked for each get an image of a batch."""
     asked = (request.procs or request.gpus or 0) * request.nodes
     if asked > 1 and asked != ranks:
@@ -139,7 +139,7 @@ def check_ranks(request: Request, ranks: int) -> None:
         )
 
 
-def check_options(request: Request, slurm: bool, cluster: Mapping[str, object]) -> None:
+def check_options(request: GridRequest, slurm: bool, cluster: Mapping[str, object]) -> None:
     """Raise UserError where options of devices and cluster exclude each other."""
     if request.procs and request.gpus:
         raise UserError("give --gpus or --procs, not both.")
@@ -152,7 +152,7 @@ def check_options(request: Request, slurm: bool, cluster: Mapping[str, object]) 
         raise UserError(f"{needless[0]} is for --slurm.")
 
 
-def run_here(request: Request, rank: Rank) -> None:
+def run_here(request: GridRequest, rank: Rank) -> None:
     """Run the cells of a request, in step with the other ranks if there are any.
 
     Raises:
@@ -182,7 +182,7 @@ def run_here(request: Request, rank: Rank) -> None:
         raise RunFailed(f"{len(undone)} of {len(request.cells)} runs not finished, see above.")
 
 
-def place_of(request: Request, rank: Rank) -> Place:
+def place_of(request: GridRequest, rank: Rank) -> Place:
     """Folders and device of one rank; raises UserError where the device is not there."""
     name = request.device
     if request.procs or request.gpus == 0:
@@ -201,7 +201,7 @@ def place_of(request: Request, rank: Rank) -> Place:
     )
 
 
-def place_and_problem(request: Request) -> tuple[Place, str]:
+def place_and_problem(request: GridRequest) -> tuple[Place, str]:
     """Where a request would run, and why it cannot on this machine, or "".
 
     Without the device that it asks for, the place is that of a CPU, which finds the same files.
@@ -213,11 +213,11 @@ def place_and_problem(request: Request) -> tuple[Place, str]:
         gpus, count = request.gpus or 0, torch.cuda.device_count()
         if gpus > count:
             raise UserError(f"--gpus {gpus}: this machine has {count}. On CPUs: --procs {gpus}.")
-        return place_of(request, ALONE), ""
+        return place_of(request, ONE_RANK), ""
     except UserError as error:
         if not request.gpus and not request.device.startswith("cuda"):
             raise
-        return place_of(replace(request, device="cpu", gpus=None), ALONE), str(error)
+        return place_of(replace(request, device="cpu", gpus=None), ONE_RANK), str(error)
 
 
 def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:

@@ -29,7 +29,7 @@ from lovasz_repro.launch.rank import (
     killed_by,
     newest_checkpoints,
 )
-from lovasz_repro.launch.request import Request, cell_command
+from lovasz_repro.launch.request import GridRequest, cell_command
 from lovasz_repro.run.experiment import Outcome
 from lovasz_repro.run.inputs import Place, find_inputs, run_folder
 from lovasz_repro.run.overview import Overview
@@ -73,7 +73,7 @@ class SideBySide:
     """
 
     def __init__(
-        self, request: Request, place: Place, jobs: int, max_restarts: int, progress: Progress
+        self, request: GridRequest, place: Place, jobs: int, max_restarts: int, progress: Progress
     ) -> None:
         self._request, self._place, self._progress = request, place, progress
         self._max_restarts = max_restarts
@@ -217,7 +217,7 @@ class SideBySide:
         job.bar.close()
 
 
-def environments(request: Request, jobs: int) -> list[dict[str, str]]:
+def environments(request: GridRequest, jobs: int) -> list[dict[str, str]]:
     """What each of ``jobs`` processes is given of this machine: its own GPUs, its threads.
 
     Raises UserError where there are too few GPUs.

@@ -36,7 +36,7 @@ from lovasz_repro.launch.rank import (
     killed_by,
 )
 
-LOOK_EVERY = 0.2  # seconds
+ASK_EVERY = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _attempt(plan: Launch, logs: Path, machines: Machines | None) -> Failure | N
                 ranks[rank] = _start(plan, rank, local_rank, logs, where)
             failed = list[int]()
             while not stop.number and any(process.poll() is None for process in ranks.values()):
-                time.sleep(LOOK_EVERY)
+                time.sleep(ASK_EVERY)
                 if failed:  # with those, by now, that it took along, or that did it
                     break
                 failed = [rank for rank, process in ranks.items() if process.poll()]

@@ -25,7 +25,7 @@ from lovasz_repro.host.output import say
 from lovasz_repro.launch.rank import MEETING, Rank
 
 SILENCE = 5.0  # seconds that rank 0 waits for the others without a word
-LOOK_EVERY = 0.1  # seconds
+KNOCK_EVERY = 0.1  # seconds
 FOR_MACHINES = timedelta(minutes=5)  # on which the command is not running yet
 
 
@@ -74,7 +74,7 @@ def _wait_for_others(store: Any, size: int, address: str, patience: float) -> No
         if waited > SILENCE and not told:
             say(f"waiting at {address} for {names}, for up to {patience / 60:g} minutes", err=True)
             told = True
-        time.sleep(LOOK_EVERY)
+        time.sleep(KNOCK_EVERY)
 
 
 def open_store(address: str, serves: bool, patience: timedelta) -> Any:
@@ -151,7 +151,7 @@ class Machines:
                 attempt = self._store.add("attempts", 0)
                 if attempt and self._store.add(f"joined/{attempt}/{self._number}", 1) == 1:
                     return f"{self._address} {self._store.get(f'word/{attempt}').decode()}"
-                time.sleep(LOOK_EVERY)
+                time.sleep(KNOCK_EVERY)
             except RuntimeError:  # machine 0's launcher has gone; the next one has a new store
                 self._store = None
 

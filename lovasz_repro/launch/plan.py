@@ -9,7 +9,7 @@ from lovasz_repro.host.output import say
 from lovasz_repro.host.provenance import device_name
 from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.launch.dispatch import place_and_problem
-from lovasz_repro.launch.request import Request
+from lovasz_repro.launch.request import GridRequest
 from lovasz_repro.launch.slurm import SlurmOptions
 from lovasz_repro.run.inputs import Known, Place, check_extras, find_inputs, run_folder
 from lovasz_repro.store import Store, StoredRun
@@ -22,7 +22,7 @@ SPEED_DEPENDS_ON = (
 )  # fmt: skip
 
 
-def print_plan(request: Request, slurm: SlurmOptions | None = None) -> None:
+def print_plan(request: GridRequest, slurm: SlurmOptions | None = None) -> None:
     """Print what a request would run: the state of each run, what is missing, how long it takes.
 
     Nothing is written and nothing runs. What is missing, data or devices, is told, not raised: one
@@ -59,7 +59,7 @@ def print_plan(request: Request, slurm: SlurmOptions | None = None) -> None:
     say("--print-config prints all settings, as a file that `run` takes.")
 
 
-def where_it_runs(request: Request, slurm: SlurmOptions | None, place: Place) -> str:
+def where_it_runs(request: GridRequest, slurm: SlurmOptions | None, place: Place) -> str:
     """Devices and machines in words."""
     ranks = request.per_node * request.nodes
     kind = "GPU" if request.gpus else str(place.device)

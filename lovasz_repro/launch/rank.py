@@ -37,7 +37,7 @@ class Rank:
     """Started by our launcher or torch's, not by srun."""
 
 
-ALONE = Rank(0, 1, 0, 1)
+ONE_RANK = Rank(0, 1, 0, 1)
 
 
 def is_rank() -> bool:

@@ -8,7 +8,7 @@ from lovasz_repro.config.schema import CellConfig, ExperimentConfig
 
 
 @dataclass(frozen=True)
-class Request:
+class GridRequest:
     """A grid and where it runs; nothing in it needs torch."""
 
     source: str
@@ -38,7 +38,7 @@ class Request:
         return self.procs or self.gpus or 1
 
 
-def cell_command(request: Request, cell: CellConfig) -> list[str]:
+def cell_command(request: GridRequest, cell: CellConfig) -> list[str]:
     """The command that runs one cell, and that a person could type."""
     command = [sys.executable, "-m", "lovasz_repro.cli", "run", request.source]
     command += ["--profile", cell.profile, "--variant", cell.variant]

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.launch.request import Request, cell_command
+from lovasz_repro.launch.request import GridRequest, cell_command
 from lovasz_repro.launch.slurm_job import CommandJob
 from lovasz_repro.launch.slurm_queue import SubmittedTask, record, slurm_folder, states
 
 if TYPE_CHECKING:
     from lovasz_repro.run.inputs import Place
 
-DAY = 24 * 60  # minutes
+MINUTES_A_DAY = 24 * 60  # minutes
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SlurmOptions:
 
     partition: str | None = None
     """None: the cluster's default."""
-    time_minutes: int = DAY
+    time_minutes: int = MINUTES_A_DAY
     """Time limit of one start of a task; before it ends the task is stopped and requeued."""
     gpus: int = 0
     """GPUs on each node; 0 asks for none."""
@@ -76,7 +76,7 @@ class Task:
 
 
 def slurm_options(
-    request: Request,
+    request: GridRequest,
     partition: str | None,
     time: str | None,
     cpus: int | None,
@@ -87,7 +87,7 @@ def slurm_options(
     extra = dict(option.removeprefix("--").partition("=")[::2] for option in sbatch or ())
     return SlurmOptions(
         partition=partition,
-        time_minutes=minutes(time) if time else DAY,
+        time_minutes=minutes(time) if time else MINUTES_A_DAY,
         gpus=request.gpus or 0,
         nodes=request.nodes,
         cpus=cpus or request.procs,
@@ -108,10 +108,10 @@ def minutes(text: str) -> int:
     days, first, second, third = (int(part) if part else 0 for part in match.groups())
     if match[1] is None and match[3] is None:
         return first
-    return days * DAY + first * 60 + second + (third > 0)
+    return days * MINUTES_A_DAY + first * 60 + second + (third > 0)
 
 
-def submit_grid(request: Request, options: SlurmOptions, place: "Place") -> str:
+def submit_grid(request: GridRequest, options: SlurmOptions, place: "Place") -> str:
     """Submit the runs that are neither done nor with Slurm already; returns what was done.
 
     Raises:

@@ -26,7 +26,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 # Pixels of a task: enough that calling a kernel costs nothing in comparison.
-PIXELS_AT_ONCE = 2**15
+PIXELS_A_TASK = 2**15
 # Rows of fewer pixels than this are sorted by the hinge's "auto".
 HINGE_PIXELS = 2**14
 # Logits that are copied at once, where they are not float32 in the order that kernels read: below
@@ -84,7 +84,7 @@ class Logits:
         self.tensor = logits.detach()
         self.direct = logits.dtype == torch.float32 and logits.is_contiguous()
         batch, classes, pixels = logits.shape
-        most = PIXELS_AT_ONCE if self.direct else max(512, STAGED_AT_ONCE // max(1, classes))
+        most = PIXELS_A_TASK if self.direct else max(512, STAGED_AT_ONCE // max(1, classes))
         self.chunks = [
             Chunk(image, start, min(most, pixels - start), image * pixels + start)
             for image in range(batch)
@@ -293,7 +293,7 @@ def counted_hinge(row: Sequence[np.ndarray], factor: float) -> float | None:
     The last of the four arrays takes the gradient.
     """
     scores, foreground, valid, result = row
-    tasks = [slice(at, at + PIXELS_AT_ONCE) for at in range(0, len(scores), PIXELS_AT_ONCE)]
+    tasks = [slice(at, at + PIXELS_A_TASK) for at in range(0, len(scores), PIXELS_A_TASK)]
     threads = threads_for(tasks)
     sums = np.zeros((threads, 2, 1, 1, kernels.HINGE_BINS + 1), np.int64)
 

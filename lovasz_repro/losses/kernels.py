@@ -39,12 +39,12 @@ HINGE_SHIFT, HINGE_BINS = 11, 2**16
 """The bins of a hinge are 2^12 to a doubling of e + UNIT; the last holds what is above 64."""
 KEYS_DOWN = ((1 << KEY_BITS) - 1) << (INDEX_BITS + 1)
 """Turns the order of keys around."""
-UNIT = np.float32(2.0**-10)
-UNIT_BITS = np.int32(UNIT.view(np.int32))
+KERNEL_UNIT = np.float32(2.0**-10)
+UNIT_BITS = np.int32(KERNEL_UNIT.view(np.int32))
 
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2_E = math.log2(math.e)
-HALF_LOG2_E = np.float32(0.5 * LOG2_E)
+KERNEL_HALF_LOG2_E = np.float32(0.5 * LOG2_E)
 
 
 def kernel(function):
@@ -137,7 +137,7 @@ def count(source, labels, at, count, kept, counted, sums, row, units, bits):
         for c in range(classes):
             scores, root = logits[image, c, here : here + n], roots[c]
             for p in range(n):
-                root[p] = power_of_two((scores[p] - top[p]) * HALF_LOG2_E)
+                root[p] = power_of_two((scores[p] - top[p]) * KERNEL_HALF_LOG2_E)
         left[:] = 0
         for p in range(n):
             others[p] = ZERO
@@ -269,7 +269,7 @@ def gradient(
         for c in range(classes):
             scores, root = logits[image, c, here : here + n], wrong[c]
             for p in range(n):
-                value = power_of_two((scores[p] - top[p]) * HALF_LOG2_E)
+                value = power_of_two((scores[p] - top[p]) * KERNEL_HALF_LOG2_E)
                 root[p] = value if scale[p] > ZERO else ZERO
         for p in range(n):
             wrong_sum[p] = ZERO
@@ -498,7 +498,7 @@ def hinge_keys(scores, foreground, valid, bins, most):
     Bin 0 holds what is 0, or next to nothing beside UNIT, and what is ignored.
     """
     for p in range(len(scores)):
-        error = np.float32(hinge_error(scores[p], foreground[p]) + UNIT)
+        error = np.float32(hinge_error(scores[p], foreground[p]) + KERNEL_UNIT)
         key = (error.view(np.int32) & np.int32(0x7FFFFFFF)) - UNIT_BITS  # NaN has any sign
         most = key if key > most else most
         place = (key + np.int32((1 << HINGE_SHIFT) - 1)) >> np.int32(HINGE_SHIFT)
@@ -528,7 +528,7 @@ def hinge_count(scores, foreground, valid, sums):
         most = hinge_keys(score, truth, valid[start:stop], bins, most)
         for p in range(stop - start):
             sums[bins[p]] += one_pixel
-    return np.int32(most + UNIT_BITS).view(np.float32) - UNIT
+    return np.int32(most + UNIT_BITS).view(np.float32) - KERNEL_UNIT
 
 
 @kernel

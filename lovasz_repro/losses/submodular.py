@@ -14,7 +14,7 @@ from torch import Tensor
 from .set_functions import CountFunction, Counts, SetFunction
 
 # Rounding of four float64 values of order one.
-TOLERANCE = 1e-12
+ROUNDING_ERROR = 1e-12
 
 
 def check_submodular(
@@ -100,7 +100,7 @@ def _check_pair(
 
     lack = shifted(values, both) + shifted(values, (0, 0))
     lack = lack - shifted(values, first) - shifted(values, second)
-    wrong = (lack > TOLERANCE) & shifted(possible, both)
+    wrong = (lack > ROUNDING_ERROR) & shifted(possible, both)
     if not wrong.any():
         return
     at = wrong.nonzero()[0].tolist()

@@ -13,7 +13,7 @@ from rich.text import Text
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.host.progress import Progress
 
-WAITING, RUNNING, FAILED, ELSEWHERE = "·", Text("▸", "bold"), Text("failed", "red"), "elsewhere"
+WAITING, RUNNING, FAILED, WITH_OTHERS = "·", Text("▸", "bold"), Text("failed", "red"), "elsewhere"
 SCORE = "val/image_iou"
 MOST_LINES = 10
 """Classes in a column of the screen."""
@@ -47,7 +47,7 @@ class Overview:
 
     def elsewhere(self, cell: CellConfig) -> None:
         """Another process is at work on a run."""
-        self._states[cell.name] = ELSEWHERE
+        self._states[cell.name] = WITH_OTHERS
 
     def close(self) -> None:
         """Take it from the screen."""

@@ -33,7 +33,7 @@ from lovasz_repro.training.distributed import Team
 from lovasz_repro.training.loop import TrainingState
 
 STOPPING = "stopping after this step; Ctrl-C again stops at once, back to the last checkpoint"
-FAILED = 1000  # what a rank brings to `stop_asked` when its log failed; above any signal
+LOG_FAILED = 1000  # what a rank brings to `stop_asked` when its log failed; above any signal
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -177,8 +177,8 @@ class Session:
         Raises:
             RunFailed: the leader cannot write its log.
         """
-        number = self.team.largest(FAILED if self._failure else self._stop.number or 0)
-        if number == FAILED:
+        number = self.team.largest(LOG_FAILED if self._failure else self._stop.number or 0)
+        if number == LOG_FAILED:
             self._raise_failure()
         return number
 

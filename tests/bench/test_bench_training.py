@@ -30,10 +30,10 @@ from lovasz_repro.bench.trainee import (
     SMALL,
     First,
     LossClock,
-    Ranks,
     StepVariant,
     Timed,
     Trainee,
+    TrainingRanks,
     batch,
     held_bytes,
     scale_deeplab,
@@ -240,7 +240,7 @@ def test_the_clock_counts_the_loss_and_nothing_else(monkeypatch: pytest.MonkeyPa
 
 def test_communication_is_the_difference_from_ranks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [(Timed(10.0, 2.0), Timed(5.0, 1.0)), (Timed(12.0, 6.0), Timed(6.0, 3.0))]
-    ranks = Ranks.__new__(Ranks)
+    ranks = TrainingRanks.__new__(TrainingRanks)
     monkeypatch.setattr(ranks, "_ask", lambda *request: answers, raising=False)
     assert ranks.run(3, 0) == Timed(12.0, 4.0, communication=((8 - 4) + (6 - 3)) / 2)
 
@@ -443,7 +443,7 @@ def test_a_rank_that_fails_says_why() -> None:
     before = set(active_children())
     with (
         pytest.raises(RunFailed, match=r"rank [01] of 2: ValueError: .* multiples of 8"),
-        Ranks(2, PAIR.size._replace(height=25), 2) as ranks,
+        TrainingRanks(2, PAIR.size._replace(height=25), 2) as ranks,
     ):
         ranks.first()
     assert started_since(before) == []

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from lovasz_repro.cli.data import data_app, parse_counts, print_report
 from lovasz_repro.config.read import parse_overrides
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.check import CheckReport, Problem, SplitReport
+from lovasz_repro.data.check import CheckReport, Fault, SplitReport
 from lovasz_repro.data.locate import made_by
 from lovasz_repro.errors import UserError
 from tests.tiny_camvid import write_camvid
@@ -96,7 +96,7 @@ def test_demo_then_check_of_voc(tmp_path: Path) -> None:
 
 def test_a_report_counts_its_problems(capsys: pytest.CaptureFixture[str]) -> None:
     splits = (SplitReport("val", 1234, 1235, 1),)
-    problem = Problem("val", "lists/val.txt", "1,234 images, not 1,235")
+    problem = Fault("val", "lists/val.txt", "1,234 images, not 1,235")
     print_report(CheckReport("tree", "official", None, splits, (problem,), "Get it."), False)
     head, _, row, *rest = capsys.readouterr().out.splitlines()
     assert head.split() == ["split", "images", "expected", "problems"]

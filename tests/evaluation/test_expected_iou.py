@@ -157,7 +157,7 @@ def test_images_are_one_batch_whatever_their_layout(monkeypatch: pytest.MonkeyPa
     assert torch.equal(expected_iou_labels(images), flat.view(4, 10, 6))
     assert torch.equal(expected_iou_labels(images.contiguous()), flat.view(4, 10, 6))
     assert torch.equal(images, before)
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(module, "PIXELS_A_BLOCK", 7)
     assert torch.equal(expected_iou_labels(p), flat)
     assert torch.equal(expected_iou_labels(images), flat.view(4, 10, 6))
     one_by_one = torch.stack([expected_iou_labels(image[None])[0] for image in images])
@@ -166,7 +166,7 @@ def test_images_are_one_batch_whatever_their_layout(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("block", [7, 2**15])
 def test_void_pixels_count_nowhere(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "PIXELS_A_BLOCK", block)
     p = marginals(4, 3, 120, 0.5)
     valid = torch.rand(120, generator=torch.Generator().manual_seed(0)) < 0.6
     labels = expected_iou_labels(p, valid=valid)

@@ -24,7 +24,7 @@ from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.probabilities import STEP, read_classes, read_probabilities
 from lovasz_repro.evaluation.regimes import (
     CHUNK,
-    NOTE,
+    NOTE_FILE,
     about_probabilities,
     chunks_of,
     open_folder,
@@ -238,15 +238,15 @@ def test_a_network_keeps_its_key_in_its_file_and_in_other_formats(tmp_path: Path
 def test_a_folder_is_of_one_network(tmp_path: Path) -> None:
     about, other, *_ = predictors()
     folder = open_folder(tmp_path, *about)
-    assert json.loads((folder / NOTE).read_text()) == about_probabilities(*about)
+    assert json.loads((folder / NOTE_FILE).read_text()) == about_probabilities(*about)
     assert open_folder(tmp_path, *about) == folder
     assert open_folder(tmp_path, *other) != folder
     (folder / "2007_000033.png").touch()
     for content in (json.dumps(about_probabilities(*other)).encode(), b"", b"\xff"):
-        (folder / NOTE).write_bytes(content)
+        (folder / NOTE_FILE).write_bytes(content)
         with pytest.raises(UserError, match=r"holds other probabilities .* Remove the folder"):
             open_folder(tmp_path, *about)
-    (folder / NOTE).unlink()
+    (folder / NOTE_FILE).unlink()
     with pytest.raises(UserError, match="holds other probabilities"):
         open_folder(tmp_path, *about)
     (tmp_path / "file").touch()

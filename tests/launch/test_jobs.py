@@ -9,7 +9,7 @@ import pytest
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.launch.jobs import environments
-from lovasz_repro.launch.request import Request, cell_command
+from lovasz_repro.launch.request import GridRequest, cell_command
 from tests.launch.command import Bench, Process, alive, kill, steps_in, wait_until
 
 GRID = ("--seed", "0", "--seed", "1")
@@ -54,13 +54,13 @@ def test_one_run_that_fails_does_not_hold_up_the_others(bench: Bench) -> None:
     assert process.said().splitlines()[-1] == "Error: 1 of 2 runs failed, see above."
 
 
-def request_for(bench: Bench, **changes: object) -> Request:
+def request_for(bench: Bench, **changes: object) -> GridRequest:
     loaded = load_experiment(str(bench.experiment))
     settings: dict[str, object] = {
         "overrides": ["training.lr=0.5"], "results": Path("r"), "data": Path("d"),
     }  # fmt: skip
     cells = loaded.cells("demo", overrides={"training.lr": 0.5})
-    return Request(str(bench.experiment), loaded, cells, **(settings | changes))  # type: ignore[arg-type]
+    return GridRequest(str(bench.experiment), loaded, cells, **(settings | changes))  # type: ignore[arg-type]
 
 
 def test_the_command_of_a_cell_means_that_cell(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.launch.plan import print_plan
-from lovasz_repro.launch.request import Request
+from lovasz_repro.launch.request import GridRequest
 from lovasz_repro.run import scores as run_scores
 from lovasz_repro.run.evaluate import load_voc_network
 from lovasz_repro.run.experiment import Outcome, run_experiment
@@ -173,7 +173,7 @@ def test_a_missing_crf_is_told_before_training(
         run()
     assert not list((tmp_path / "results" / "work").rglob("journal.jsonl"))
     loaded = load_experiment(str(tmp_path / "voc-multiclass.yaml"))
-    request = Request("", loaded, loaded.cells("demo"), [], store.results, tmp_path / "data")
+    request = GridRequest("", loaded, loaded.cells("demo"), [], store.results, tmp_path / "data")
     print_plan(request)
     assert "missing: the dense CRF needs pydensecrf2" in capsys.readouterr().out
     without = loaded.cells("demo", variants=["x-loss"], overrides={"evaluation.crf": None})
