@@ -26,8 +26,8 @@ def whole(bench: Bench) -> str:
 
 @pytest.fixture(scope="module")
 def watched(bench: Bench) -> tuple[set[str], int]:
-    """Where "whole3", a run on three ranks, listened at any moment, and how many ranks it had."""
-    process, seen, most = bench.start("whole3", "--procs", "3", *ONE), set[str](), 0
+    """Where "whole2", a run on two ranks, listened at any moment, and how many ranks it had."""
+    process, seen, most = bench.start("whole2", "--procs", "2", *ONE), set[str](), 0
     try:
         while process.code() is None:
             seen |= process.listening()
@@ -53,20 +53,20 @@ def test_three_ranks_give_the_curves_of_one_process(bench: Bench, whole: str) ->
 def test_a_killed_rank_costs_a_restart_and_no_bit(
     bench: Bench, watched: object, started: list[Process]
 ) -> None:
-    process = bench.start("killed", "--procs", "3", *ONE)
+    process = bench.start("killed", "--procs", "2", *ONE)
     started.append(process)
     bench.wait_for("killed", "checkpoint-00000004-*.pt", process)
     kill(process.ranks()[1])
     assert process.wait() == 0, process.said()
     assert "rank 1: killed by SIGKILL; all ranks start again" in process.said()
     assert "goes on from iteration" in process.said()
-    bench.assert_same("killed", "whole3")
+    bench.assert_same("killed", "whole2")
 
 
 def test_nobody_else_can_reach_the_ranks(watched: tuple[set[str], int]) -> None:
     """All through a run they listen on the loopback address, if at all."""
     seen, most = watched
-    assert most == 3
+    assert most == 2
     assert seen, "gloo's sockets"
     assert {place.rpartition(":")[0] for place in seen} == {"[127.0.0.1]"}
 
