@@ -21,7 +21,7 @@ from lovasz_repro.training.loop import SPEED
 from tests.tiny_camvid import EXPERIMENT as TINY
 from tests.tiny_camvid import write_camvid, write_experiment
 
-PATIENCE = 180.0  # seconds that a test waits for anything before it fails
+PATIENCE = 300.0  # seconds that a test waits for anything before it fails
 Curve = dict[tuple[str, str, int], float]
 
 EXPERIMENT = TINY.replace("batch_sizes: [2]", "batch_sizes: [5]").replace(
