@@ -362,6 +362,7 @@ def test_machines_without_a_common_lock_open_one_run(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one looked before us and creates the runs after us, but began earlier."""
+    monkeypatch.chdir(tmp_path)  # MLflow makes folders of a path that it takes the URI for
     uri = f"sqlite:///file:{store.results.as_posix()}/mlflow.db?uri=true"
     ours = Store(tmp_path / "machine", uri)
     real, theirs = ours._client.create_run, list[str]()

@@ -353,7 +353,10 @@ def test_a_locked_database_is_one_line(store: Store, monkeypatch: pytest.MonkeyP
     assert store.runs() == []
 
 
-def test_a_read_only_database_can_be_read_and_says_so_when_written(store: Store) -> None:
+def test_a_read_only_database_can_be_read_and_says_so_when_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store.results)  # MLflow makes folders of a path that it takes the URI for
     run_id = child(store)
     reader = Store(store.results, f"sqlite:///file:{store.results}/mlflow.db?mode=ro&uri=true")
     assert [run.run_id for run in reader.runs()] == [run_id]
