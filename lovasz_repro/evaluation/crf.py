@@ -31,9 +31,6 @@ from lovasz_repro.evaluation.probabilities import (
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.host.processes import Map, mapped
 
-NORMALIZATIONS = {"after": "NORMALIZE_AFTER", "symmetric": "NORMALIZE_SYMMETRIC"}
-"""Their names in pydensecrf."""
-
 
 @dataclass(frozen=True)
 class CrfInput:
@@ -157,7 +154,7 @@ def marginals(image: np.ndarray, probabilities: np.ndarray, parameters: CrfConfi
     classes, height, width = probabilities.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
         raise ValueError(f"image {image.shape} {image.dtype}, not ({height}, {width}, 3) uint8")
-    normalization = getattr(library, NORMALIZATIONS[parameters.normalization])
+    normalization = getattr(library, f"NORMALIZE_{parameters.normalization.upper()}")
     crf = library.DenseCRF2D(width, height, classes)
     crf.setUnaryEnergy(np.ascontiguousarray(unary_energies(probabilities).reshape(classes, -1)))
     crf.addPairwiseGaussian(

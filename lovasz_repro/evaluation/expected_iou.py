@@ -21,6 +21,7 @@ The paper applies the rule to random batches in which every class is represented
 `batches.py` draws and scores them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,9 +59,7 @@ class Changes(NamedTuple):
     """(M,) what each adds to the sum of all I / U if it is made alone, above 0."""
 
 
-def expected_iou_labels(
-    probabilities: Tensor, *, valid: Tensor | None = None, sweeps: int = 100
-) -> Tensor:
+def expected_iou_labels(probabilities: Tensor, *, sweeps: int = 100) -> Tensor:
     """Labels that maximise the approximate expected batch-mIoU, by local search from arg max.
 
     A sweep computes for every pixel, in closed form, what its best change of label gains while all
@@ -73,30 +72,23 @@ def expected_iou_labels(
     where nothing gains. A class whose probability is 0 everywhere is never chosen.
 
     A batch of 21 images of 500 x 375 pixels and 21 classes takes 4 s of one CPU core, in 2 or 3
-    sweeps. Memory beside the probabilities: at most about 100 bytes a pixel, and with `valid` a
-    copy of the probabilities of the valid pixels.
+    sweeps, and at most about 100 bytes a pixel beside the probabilities.
 
-    Arguments:
-        probabilities: (B, C, H, W), or (C, N) with the pixels of all images in a row; floating,
-            those of a pixel adding up to 1.
-        valid: (B, H, W) or (N,) bool, the pixels that count. All others get their class of highest
-            probability.
+    Args:
+        probabilities: (C, N) floating, the pixels of all images in a row; those of a pixel add up
+            to 1.
         sweeps: at most so many; 0 gives every pixel its class of highest probability.
 
-    Returns: (B, H, W) or (N,) int64 on the device of the probabilities.
+    Returns: (N,) int64 on the device of the probabilities.
 
     Raises:
-        TypeError: probabilities not floating, or valid not bool.
-        ValueError: shapes that do not fit, or a valid pixel whose probabilities are negative, NaN,
-            or do not add up to 1.
+        TypeError: not floating.
+        ValueError: another shape, or a pixel whose probabilities are negative, NaN, or do not add
+            up to 1.
     """
-    counted = _pixels_that_count(probabilities, valid)
-    blocks = _blocks(probabilities, counted)
-    # max, not argmax: the same answer, several times faster on the CPU
-    decisions = probabilities.max(dim=_class_dim(probabilities)).indices
-    flat = decisions.view(-1)
-    labels = flat if counted is None else flat[counted]
-    ratios = _ratios(blocks, labels, _mass(blocks, probabilities))
+    blocks = _blocks(probabilities)
+    labels = probabilities.max(dim=0).indices  # as argmax, and several times faster on the CPU
+    ratios = _ratios(blocks, labels, _mass(blocks))
     for _ in range(sweeps):
         changes = _gaining_changes(blocks, labels, ratios)
         if float(changes.gains.sum()) < TOLERANCE * float((ratios.mass > 0).sum()):
@@ -105,80 +97,49 @@ def expected_iou_labels(
         if improved is None:
             break
         labels, ratios = improved
-    if counted is None:
-        return labels.view(decisions.shape)
-    flat[counted] = labels
-    return decisions
+    return labels
 
 
-def expected_iou(probabilities: Tensor, labels: Tensor, *, valid: Tensor | None = None) -> Tensor:
+def expected_iou(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Approximate expected batch-mIoU of labels: the mean of I / U over the classes with mass.
 
     A class whose probability is 0 everywhere is not in the mean, as a class without labels is not
     in the batch-mIoU.
 
-    Arguments:
-        probabilities, valid: as of `expected_iou_labels`.
-        labels: (B, H, W) or (N,) integer class ids.
+    Args:
+        probabilities: as of `expected_iou_labels`.
+        labels: (N,) integer class ids.
 
-    Returns: 0-dim float64 in [0, 1] on the device of the probabilities; NaN if no pixel counts.
+    Returns: 0-dim float64 in [0, 1] on the device of the probabilities; NaN without pixels.
 
     Raises:
         TypeError: as `expected_iou_labels`, or labels that are not integer.
-        ValueError: as `expected_iou_labels`, or a valid pixel whose label is no class id.
+        ValueError: as `expected_iou_labels`, or another shape, or a label that is no class id.
     """
-    counted = _pixels_that_count(probabilities, valid)
+    blocks, (classes, pixels) = _blocks(probabilities), probabilities.shape
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integer class ids, got {labels.dtype}")
-    _check_shape("labels", labels, probabilities)
-    flat = labels.reshape(-1).long()
-    if counted is not None:
-        flat = flat[counted]
-    blocks = _blocks(probabilities, counted)
-    classes = probabilities.shape[_class_dim(probabilities)]
-    wrong = flat[(flat < 0) | (flat >= classes)]
+    if labels.shape != (pixels,):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, not ({pixels},)")
+    labels = labels.long()
+    wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"label {int(wrong[0])} is out of range for {classes} classes")
-    return _ratios(blocks, flat, _mass(blocks, probabilities)).mean()
+    return _ratios(blocks, labels, _mass(blocks)).mean()
 
 
-def _pixels_that_count(probabilities: Tensor, valid: Tensor | None) -> Tensor | None:
-    """Check dtypes and shapes -> (N,) bool, or None where all N pixels count."""
-    if not probabilities.is_floating_point():
-        raise TypeError(f"probabilities must be a floating tensor, got {probabilities.dtype}")
-    if probabilities.ndim not in (2, 4) or not probabilities.shape[_class_dim(probabilities)]:
-        shape = tuple(probabilities.shape)
-        raise ValueError(f"probabilities must have shape (B, C, H, W) or (C, N), got {shape}")
-    if valid is None:
-        return None
-    if valid.dtype != torch.bool:
-        raise TypeError(f"valid must be a bool tensor, got {valid.dtype}")
-    _check_shape("valid", valid, probabilities)
-    return valid.reshape(-1)
-
-
-def _check_shape(name: str, pixels: Tensor, probabilities: Tensor) -> None:
-    shape = probabilities.shape[1:]
-    if probabilities.ndim == 4:
-        shape = probabilities.shape[:1] + probabilities.shape[2:]
-    if pixels.shape != shape:
-        raise ValueError(
-            f"{name} have shape {tuple(pixels.shape)}; probabilities of shape "
-            f"{tuple(probabilities.shape)} need {tuple(shape)}"
-        )
-
-
-def _blocks(probabilities: Tensor, counted: Tensor | None) -> list[Tensor]:
-    """Probabilities of the pixels that count, in their order: views (C, <= BLOCK) or copies.
+def _blocks(probabilities: Tensor) -> tuple[Tensor, ...]:
+    """Checked probabilities as views (C, <= PIXELS_A_BLOCK) of pixels in their order; one or more.
 
     Raises:
-        ValueError: probabilities that are negative, NaN, or do not add up to 1.
+        TypeError, ValueError: as `expected_iou_labels`.
     """
-    images = probabilities.flatten(2) if probabilities.ndim == 4 else probabilities[None]
-    blocks = [block for image in images for block in image.split(PIXELS_A_BLOCK, dim=1)]
-    if counted is not None:
-        parts = counted.split([block.shape[1] for block in blocks])
-        blocks = [block[:, part] for block, part in zip(blocks, parts, strict=True)]
+    if not probabilities.is_floating_point():
+        raise TypeError(f"probabilities must be a floating tensor, got {probabilities.dtype}")
+    if probabilities.ndim != 2 or not len(probabilities):
+        shape = tuple(probabilities.shape)
+        raise ValueError(f"probabilities must have shape (C, N), got {shape}")
+    blocks = probabilities.split(PIXELS_A_BLOCK, dim=1)
     for block in blocks:
         error = (block.sum(dim=0, dtype=torch.float32) - 1).abs()
         if not ((error <= SUM_TOLERANCE).all() and (block >= 0).all()):
@@ -189,16 +150,12 @@ def _blocks(probabilities: Tensor, counted: Tensor | None) -> list[Tensor]:
     return blocks
 
 
-def _mass(blocks: list[Tensor], probabilities: Tensor) -> Tensor:
-    """Sum of each class's probabilities over the pixels that count, (C,) float64."""
-    classes = probabilities.shape[_class_dim(probabilities)]
-    mass = torch.zeros(classes, dtype=torch.float64, device=probabilities.device)
-    for block in blocks:
-        mass += block.sum(dim=1, dtype=torch.float64)
-    return mass
+def _mass(blocks: Sequence[Tensor]) -> Tensor:
+    """Sum of each class's probabilities, (C,) float64."""
+    return torch.stack([block.sum(dim=1, dtype=torch.float64) for block in blocks]).sum(dim=0)
 
 
-def _ratios(blocks: list[Tensor], labels: Tensor, mass: Tensor) -> Ratios:
+def _ratios(blocks: Sequence[Tensor], labels: Tensor, mass: Tensor) -> Ratios:
     """I and U of labels (N,), summed in float64."""
     size, intersection = torch.zeros_like(mass), torch.zeros_like(mass)
     for block, own in zip(blocks, _split(labels, blocks), strict=True):
@@ -209,7 +166,7 @@ def _ratios(blocks: list[Tensor], labels: Tensor, mass: Tensor) -> Ratios:
     return Ratios(intersection, union, mass)
 
 
-def _gaining_changes(blocks: list[Tensor], labels: Tensor, ratios: Ratios) -> Changes:
+def _gaining_changes(blocks: Sequence[Tensor], labels: Tensor, ratios: Ratios) -> Changes:
     """The best change of every pixel that has one that gains."""
     found, first = [], 0
     for block, own in zip(blocks, _split(labels, blocks), strict=True):
@@ -217,8 +174,6 @@ def _gaining_changes(blocks: list[Tensor], labels: Tensor, ratios: Ratios) -> Ch
         pixels = gains.gt(0).nonzero()[:, 0]
         found.append(Changes(pixels + first, best[pixels], gains[pixels]))
         first += len(own)
-    if not found:
-        return Changes(labels, labels, labels)
     pixels, best, gains = (torch.cat(parts) for parts in zip(*found, strict=True))
     gains, order = gains.sort(descending=True, stable=True)
     return Changes(pixels[order], best[order], gains)
@@ -245,7 +200,7 @@ def _best_change(block: Tensor, own: Tensor, ratios: Ratios) -> tuple[Tensor, Te
 
 
 def _make(
-    changes: Changes, blocks: list[Tensor], labels: Tensor, ratios: Ratios
+    changes: Changes, blocks: Sequence[Tensor], labels: Tensor, ratios: Ratios
 ) -> tuple[Tensor, Ratios] | None:
     """Make as many changes, of the best 1, 1/2, 1/4, ..., as raise the objective; None if none do.
 
@@ -262,9 +217,5 @@ def _make(
     return None
 
 
-def _split(labels: Tensor, blocks: list[Tensor]) -> tuple[Tensor, ...]:
-    return labels.split([block.shape[1] for block in blocks]) if blocks else ()
-
-
-def _class_dim(probabilities: Tensor) -> int:
-    return 1 if probabilities.ndim == 4 else 0
+def _split(labels: Tensor, blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return labels.split([block.shape[1] for block in blocks])

@@ -55,20 +55,21 @@ def predict_images(
         images: photographs, see `read_photograph`; no two with the same stem.
         weights: see `load_weights`.
         out: folder, made where it does not exist.
-        size: (height, width) at which the network sees the images, multiples of 8. Images of
+        size: (height, width) at which the network sees the images, see `parse_size`. Images of
             another size are resampled to it and the scores back, both bilinearly. None: each
             image's own size; where that is no multiple of 8 its last row and column are
             repeated up to the next one and the scores cropped, so nothing is resampled.
         device: "cpu", "cuda", "cuda:1", ...
         progress: called with each image once it is done or found bad.
 
-    Raises UserError, before anything is written, for weights, size, device, folder or names
+    Raises UserError, before anything is written, for weights, device, folder or names
     that cannot be used; and at the end, when all other images are done, for images that
     could not be read.
     """
-    check_request(images, out, size)
+    check_names(images, out)
     loaded = load_weights(weights)
     table = class_table(loaded.dataset, loaded.class_names, loaded.num_classes)
+    answers = [index for index, there in enumerate(table.predictable) if there]
     on = choose_device(device)
     predictor = Predictor(
         loaded.build().to(on), Feeding(prepare=on_the_stride), on, channels_last=True
@@ -80,7 +81,7 @@ def predict_images(
         try:
             photo = read_photograph(path)
             own = (photo.shape[0], photo.shape[1])
-            classes = label_photograph(predictor, as_seen(photo, size), own, allowed(table), path)
+            classes = label_photograph(predictor, as_seen(photo, size), own, answers, path)
         except UserError as error:
             bad.append(str(error).rstrip("."))
         else:
@@ -99,30 +100,20 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and height.isascii() and width.isascii()):
         raise UserError(f"size {text!r}: give HEIGHTxWIDTH, for example 512x1024")
     size = int(height), int(width)
-    check_size(size)
+    if any(side < ENET_STRIDE or side % ENET_STRIDE for side in size):
+        nearest = [(side + ENET_STRIDE // 2) // ENET_STRIDE * ENET_STRIDE for side in size]
+        fitting = [max(ENET_STRIDE, side) for side in nearest]
+        raise UserError(
+            f"size {size[0]}x{size[1]}: height and width must be multiples of {ENET_STRIDE}, "
+            f"for example {'x'.join(map(str, fitting))}"
+        )
     return size
 
 
-def check_size(size: tuple[int, int]) -> None:
-    """Raise UserError unless both sides are positive multiples of 8."""
-    if any(side < ENET_STRIDE or side % ENET_STRIDE for side in size):
-        height, width = size
-        raise UserError(
-            f"size {height}x{width}: height and width must be multiples of {ENET_STRIDE}, "
-            f"for example {_nearest(height)}x{_nearest(width)}"
-        )
-
-
-def _nearest(side: int) -> int:
-    return max(ENET_STRIDE, (side + ENET_STRIDE // 2) // ENET_STRIDE * ENET_STRIDE)
-
-
-def check_request(images: Sequence[Path], out: Path, size: tuple[int, int] | None) -> None:
-    """Raise UserError for a size or for names with which results would be lost."""
+def check_names(images: Sequence[Path], out: Path) -> None:
+    """Raise UserError for names with which results would be lost."""
     if not images:
         raise UserError("no image given")
-    if size is not None:
-        check_size(size)
     by_stem: dict[str, Path] = {}
     for path in images:
         other = by_stem.setdefault(path.stem, path)
@@ -167,11 +158,6 @@ def write_picture(file: Path, picture: Image.Image) -> None:
     content = io.BytesIO()
     picture.save(content, "PNG")
     write_file(file, content.getvalue())
-
-
-def allowed(table: ClassTable) -> list[int]:
-    """The outputs that may be answered; "unlabelled" is not an answer."""
-    return [index for index, predictable in enumerate(table.predictable) if predictable]
 
 
 def as_seen(photo: np.ndarray, size: tuple[int, int] | None) -> Tensor:

@@ -33,7 +33,6 @@ from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.photographs import (
     as_seen,
-    check_size,
     label_photograph,
     make_folder,
     write_file,
@@ -100,12 +99,11 @@ def predict_split(
         UserError: weights, size, device or folder cannot be used, ``out`` holds other predictions
             or is in use, or a photograph cannot be read.
     """
-    check_size(size)
     on = choose_device(device)
     model = load_cityscapes(weights).build().to(on)
     predictor = Predictor(model, Feeding(), on, first_class=ANSWERS[0], upsample=upsample)
     manifest = {
-        "weights": digest(weights),
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "split": split,
         "data": data,
         "size": f"{size[0]}x{size[1]}",
@@ -253,12 +251,6 @@ def _read_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{out} holds predictions of {', '.join(changed)} ({MANIFEST} says which). "
                         "Choose another --out.")  # fmt: skip
     return dict(before)
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def sizes(frames: Iterable[Frame]) -> dict[str, int]:

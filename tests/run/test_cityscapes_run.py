@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,28 +25,40 @@ from lovasz_repro.store import Store
 from tests.tiny_cityscapes import EXPERIMENT, IDS, write_cityscapes
 
 CPU = torch.device("cpu")
+Ran = tuple[Outcome, Store, Place]
+Run = Callable[..., Ran]
 FOUR = ("val/dataset_miou", "val/class_iiou", "val/category_iou", "val/category_iiou")
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path, make_store: Callable[..., Store]
-) -> Callable[..., tuple[Outcome, Store, Place]]:
-    """``run("demo", variants=[...])``: runs on a fresh tree and store."""
-    file = tmp_path / "tiny-streets.yaml"
+def runs_in(folder: Path, store: Store) -> Run:
+    """``run("demo", variants=[...])``: runs on a fresh tree."""
+    file = folder / "tiny-streets.yaml"
     file.write_text(EXPERIMENT)
 
-    def runs(
-        profile: str = "demo", labelled_test: bool = False, **grid: object
-    ) -> tuple[Outcome, Store, Place]:
-        data = write_cityscapes(tmp_path / "data", labelled_test=labelled_test)
-        store = make_store()
+    def runs(profile: str = "demo", labelled_test: bool = False, **grid: Any) -> Ran:
+        data = write_cityscapes(folder / "data", labelled_test=labelled_test)
         place = Place(store.results, data, None, CPU)
         loaded = load_experiment(str(file))
-        cells = loaded.cells(profile, **grid)  # type: ignore[arg-type]
+        cells = loaded.cells(profile, **grid)
         return run_experiment(loaded, cells, place, store, Progress()), store, place
 
     return runs
+
+
+@pytest.fixture
+def run(tmp_path: Path, store: Store) -> Run:
+    return runs_in(tmp_path, store)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ran:
+    """Every variant on a tree whose test split has labels."""
+    results = tmp_path_factory.mktemp("streets") / "results"
+    results.mkdir()
+    shutil.copy(empty_database, results / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return runs_in(results.parent, Store(results))(labelled_test=True)
 
 
 def test_variants_may_name_their_batch_sizes(tmp_path: Path) -> None:
@@ -74,23 +87,24 @@ def test_batch_sizes_that_no_variant_runs_with_are_told(tmp_path: Path) -> None:
         load_experiment(str(file))
 
 
-def test_every_variant_is_trained_and_scored(run: Callable[..., tuple]) -> None:
-    outcome, store, _ = run()
+def test_every_variant_is_trained_and_scored(grid: Ran) -> None:
+    """A test split that has labels before and after training."""
+    outcome, store, _ = grid
     assert len(outcome.finished) == 4
     for stored in store.runs("tiny-streets"):
         for key in FOUR:
             assert [step for step, _ in store.history(stored.run_id, key)] == [0, 3, 6], key
-        assert not [key for key in stored.metrics if key.startswith(("test/", "initial/"))]
+            name = key.removeprefix("val/")
+            assert 0 <= stored.metrics[f"test/{name}"] <= 1
+            assert 0 <= stored.metrics[f"initial/test/{name}"] <= 1
         assert stored.metrics["best/iteration"] in (3, 6)
         again = load_enet(store.artifact(stored.run_id, "best.safetensors"))
         assert again.num_classes == 20
 
 
-def test_the_best_snapshot_scores_what_the_official_script_says(
-    run: Callable[..., tuple], tmp_path: Path
-) -> None:
-    _, store, place = run(variants=["lovasz-softmax"], batch_sizes=[2])
-    (stored,) = store.runs("tiny-streets")
+def test_the_best_snapshot_scores_what_the_official_script_says(grid: Ran, tmp_path: Path) -> None:
+    _, store, place = grid
+    stored = store.runs("tiny-streets")[-1]
     model = load_enet(store.artifact(stored.run_id, "best.safetensors")).eval()
     frames = list_frames(place.data / "cityscapes", "val")
     files = []
@@ -114,7 +128,7 @@ def test_the_best_snapshot_scores_what_the_official_script_says(
 
 @pytest.mark.slow
 def test_two_processes_score_what_one_does(
-    run: Callable[..., tuple], tmp_path: Path, make_store: Callable[..., Store]
+    run: Run, tmp_path: Path, make_store: Callable[..., Store]
 ) -> None:
     """Equibatch and the counts of classes reach every rank; scores add up."""
     variants = ["lovasz-softmax-equibatch"]
@@ -139,18 +153,9 @@ def test_two_processes_score_what_one_does(
             assert found == pytest.approx(expected, rel=1e-9, nan_ok=True), key
 
 
-def test_a_test_split_with_labels_is_scored_before_and_after(run: Callable[..., tuple]) -> None:
-    _, store, _ = run(labelled_test=True, variants=["lovasz-softmax"], batch_sizes=[2])
-    (stored,) = store.runs("tiny-streets")
-    for key in FOUR:
-        name = key.removeprefix("val/")
-        assert 0 <= stored.metrics[f"test/{name}"] <= 1
-        assert 0 <= stored.metrics[f"initial/test/{name}"] <= 1
-
-
-def test_examples_are_stored_with_the_run(run: Callable[..., tuple]) -> None:
-    _, store, place = run(variants=["lovasz-softmax"], batch_sizes=[2])
-    (stored,) = store.runs("tiny-streets")
+def test_examples_are_stored_with_the_run(grid: Ran) -> None:
+    _, store, place = grid
+    stored = store.runs("tiny-streets")[-1]
     entries = json.loads(store.artifact(stored.run_id, "examples/examples.json").read_text())
     assert len(entries) == 2
     assert entries[0]["differs"] >= entries[1]["differs"] > 0
@@ -172,7 +177,7 @@ def test_examples_are_stored_with_the_run(run: Callable[..., tuple]) -> None:
         assert entry["differs"] == pytest.approx(share, abs=1e-4)
 
 
-def test_paper_scale_wants_the_papers_data(run: Callable[..., tuple]) -> None:
+def test_paper_scale_wants_the_papers_data(run: Run) -> None:
     with pytest.raises(UserError, match=r"4 images in train, but the paper's cityscapes has 2975"):
         run("paper")
 
@@ -208,8 +213,10 @@ def test_equibatch_batches_come_from_the_counts(tmp_path: Path) -> None:
         assert set.union(*(present[index] for index in window)) == classes
 
 
-def test_a_lost_city_is_named(run: Callable[..., tuple], tmp_path: Path) -> None:
+def test_a_lost_city_is_named(run: Run, tmp_path: Path) -> None:
     _, store, place = run(variants=["lovasz-softmax"], batch_sizes=[2])
+    (stored,) = store.runs("tiny-streets")  # without labels of the test split
+    assert not [key for key in stored.metrics if key.startswith(("test/", "initial/"))]
     shutil.rmtree(place.data / "cityscapes" / "gtFine" / "train" / "there")
     experiment = load_experiment(str(tmp_path / "tiny-streets.yaml"))
     with pytest.raises(UserError, match="no folder there"):

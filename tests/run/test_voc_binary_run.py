@@ -1,8 +1,10 @@
 """Whole runs of the binary experiment on small trees: from the basis network to stored masks."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,30 +23,68 @@ from lovasz_repro.store import Store
 from tests.tiny_voc import write_binary_experiment, write_voc
 
 CPU = torch.device("cpu")
-Run = Callable[..., tuple[Outcome, Store, Place]]
+Ran = tuple[Outcome, Store, Place]
+Run = Callable[..., Ran]
 
 
-@pytest.fixture
-def run(tmp_path: Path, make_store: Callable[..., Store]) -> Run:
-    """``run("features", variants=[...])``: three classes on a fresh tree."""
-    file = write_binary_experiment(tmp_path)
+def runs_in(folder: Path, database: Path) -> Run:
+    """``run("features", variants=[...])``: three classes on one tree."""
+    file, results = write_binary_experiment(folder), folder / "results"
+    write_voc(folder / "data" / "tiny")
+    results.mkdir()
+    shutil.copy(database, results / "mlflow.db")
 
-    def runs(profile: str, basis: Path | None = None, **grid: object) -> tuple:
-        if not (tmp_path / "data").exists():
-            write_voc(tmp_path / "data" / "tiny")
-        results = tmp_path / "results"
-        store = Store(results) if results.exists() else make_store()
-        place = Place(store.results, tmp_path / "data", None, CPU, basis=basis)
+    def runs(profile: str, basis: Path | None = None, **grid: Any) -> Ran:
+        store = Store(results, f"sqlite:///{results / 'mlflow.db'}")
+        place = Place(results, folder / "data", None, CPU, basis=basis)
         loaded = load_experiment(str(file))
-        cells = loaded.cells(profile, with_basis=basis is None, **grid)  # type: ignore[arg-type]
+        cells = loaded.cells(profile, with_basis=basis is None, **grid)
         return run_experiment(loaded, cells, place, store, Progress()), store, place
 
     return runs
 
 
+@pytest.fixture
+def run(tmp_path: Path, empty_database: Path) -> Run:
+    return runs_in(tmp_path, empty_database)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Run:
+    """``grid(profile)``: two losses for two classes, run once."""
+    run = runs_in(tmp_path_factory.mktemp("binary"), empty_database)
+    ran: dict[str, Ran] = {}
+
+    def of_profile(profile: str, again: bool = False) -> Ran:
+        if again or profile not in ran:
+            ran[profile] = run(profile, variants=["hinge", "lovasz-hinge"])
+        return ran[profile]
+
+    return of_profile
+
+
+def test_only_the_category_and_the_backbone_are_trained(grid: Run) -> None:
+    """The classifier's other outputs stay those of the basis network."""
+    _, store, _ = grid("demo")
+    weights = {
+        stored.name: load_deeplab_weights(store.artifact(stored.run_id, "best.safetensors"))
+        for stored in store.runs("voc-binary")
+        if stored.name in ("basis-b3-s0", "hinge-cat-b3-s0") and stored.tags["profile"] == "demo"
+    }
+    before, after = weights["basis-b3-s0"].tensors, weights["hinge-cat-b3-s0"].tensors
+    others = [index for index in range(21) if index != 8]
+    for branch in range(4):
+        name = f"aspp.{branch}.weight"
+        assert torch.equal(before[name][others], after[name][others])
+        assert not torch.equal(before[name][8], after[name][8])
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    assert torch.equal(before["bn1.running_var"], after["bn1.running_var"])
+    assert torch.equal(before["bn1.weight"], after["bn1.weight"])
+
+
 @pytest.mark.parametrize("profile", ["features", "demo"])
-def test_a_grid_from_the_basis_network_to_the_scores(run: Run, profile: str) -> None:
-    outcome, store, place = run(profile, variants=["hinge", "lovasz-hinge"])
+def test_a_grid_from_the_basis_network_to_the_scores(grid: Run, profile: str) -> None:
+    outcome, store, place = grid(profile)
     assert outcome.finished == [
         "basis-b3-s0",
         "hinge-bird-b3-s0",
@@ -52,7 +92,8 @@ def test_a_grid_from_the_basis_network_to_the_scores(run: Run, profile: str) -> 
         "hinge-cat-b3-s0",
         "lovasz-hinge-cat-b3-s0",
     ]
-    stored = {run.name: run for run in store.runs("voc-binary")}
+    runs = [run for run in store.runs("voc-binary") if run.tags["profile"] == profile]
+    stored = {run.name: run for run in runs}
     hinge = stored["hinge-bird-b3-s0"]
     assert hinge.params["data.category"] == "bird"
     assert not any(key.startswith("start") for key in hinge.params)
@@ -67,7 +108,7 @@ def test_a_grid_from_the_basis_network_to_the_scores(run: Run, profile: str) -> 
     assert first[0] == first[1]  # both start from the basis network
     assert 0 <= hinge.metrics["basis/image_iou"] <= 1
     assert hinge.metrics["best/iteration"] == 4  # the last one
-    again, _, _ = run(profile, variants=["hinge", "lovasz-hinge"])
+    again, _, _ = grid(profile, again=True)
     assert again.skipped == outcome.finished
 
     entries = json.loads(store.artifact(hinge.run_id, "masks/masks.json").read_text())["masks"]
@@ -128,24 +169,6 @@ def test_classes_and_losses_that_there_are_not(run: Run) -> None:
         run("demo", categories=["bycicle"])
     with pytest.raises(UserError, match=r"no basis network at .*none\.safetensors"):
         run("demo", basis=Path("none.safetensors"), variants=["hinge"])
-
-
-def test_only_the_category_and_the_backbone_are_trained(run: Run) -> None:
-    """The classifier's other outputs stay those of the basis network."""
-    _, store, _ = run("demo", variants=["hinge"], categories=["cat"])
-    weights = {
-        stored.name: load_deeplab_weights(store.artifact(stored.run_id, "best.safetensors"))
-        for stored in store.runs("voc-binary")
-    }
-    before, after = weights["basis-b3-s0"].tensors, weights["hinge-cat-b3-s0"].tensors
-    others = [index for index in range(21) if index != 8]
-    for branch in range(4):
-        name = f"aspp.{branch}.weight"
-        assert torch.equal(before[name][others], after[name][others])
-        assert not torch.equal(before[name][8], after[name][8])
-    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
-    assert torch.equal(before["bn1.running_var"], after["bn1.running_var"])
-    assert torch.equal(before["bn1.weight"], after["bn1.weight"])
 
 
 def test_every_network_keeps_and_takes_its_weights(tmp_path: Path) -> None:
