@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from .eager import eager
 from .histogram import Method
-from .inputs import checked_weights
+from .inputs import checked_weights, not_0_or_1
 from .ranks import Ranks
 from .row_gains import row_gains
 from .set_functions import SetFunction
@@ -145,9 +145,6 @@ def _check_rows(errors: Tensor, foreground: Tensor, valid: Tensor | None) -> Non
         raise TypeError(f"valid must be a bool tensor, got {valid.dtype}")
     if foreground.is_floating_point() or foreground.is_complex():
         raise TypeError(f"foreground must be a bool or integer tensor, got {foreground.dtype}")
-    if foreground.dtype != torch.bool and foreground.numel() > 0:
-        low, high = torch.stack(torch.aminmax(foreground)).tolist()
-        if low < 0 or high > 1:
-            raise ValueError(
-                f"foreground holds {low if low < 0 else high}, must hold 0 and 1 alone"
-            )
+    wrong = not_0_or_1(foreground)
+    if wrong is not None:
+        raise ValueError(f"foreground holds {wrong}, must hold 0 and 1 alone")

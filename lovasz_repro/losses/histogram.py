@@ -143,36 +143,21 @@ class Method:
 
 
 class Edges(NamedTuple):
-    """Counts at the edges of the bins: of the pixels in all bins above each edge."""
+    """Counts at the edges of the bins, (R, K) and sizes (R, 1): of the pixels that come first."""
 
-    counts: Counts
-    """false negatives and false positives (R, K + 1), sizes (R, 1)."""
-
-    @property
-    def above(self) -> Counts:
-        """Counts (R, K) before each bin."""
-        return self._columns(slice(1, None))
-
-    @property
-    def below(self) -> Counts:
-        """Counts (R, K) behind each bin."""
-        return self._columns(slice(None, -1))
-
-    def _columns(self, columns: slice) -> Counts:
-        fn, fp, size, pixels = self.counts
-        return Counts(fn[:, columns], fp[:, columns], size, pixels)
+    above: Counts
+    """Before each bin."""
+    below: Counts
+    """Behind each bin."""
 
 
 def edges_of(bins: Bins) -> Edges:
     """Counts at the edges: sums of whole numbers are exact whatever their order."""
-    sizes, sums = [], []
-    for held in bins:
-        below = held.new_zeros(*held.shape[:-1], held.shape[-1] + 1)
-        torch.cumsum(held, -1, out=below[..., 1:])
-        size = below[..., -1:].clone()
-        sizes.append(size)
-        sums.append(below.sub_(size).neg_())
-    return Edges(Counts(sums[0], sums[1], sizes[0], sizes[0] + sizes[1]))
+    size, rest = (held.sum(-1, keepdim=True) for held in bins)
+    missed, wrong = (held.flip(-1).cumsum(-1).flip(-1) for held in bins)
+    below = Counts(missed, wrong, size, size + rest)
+    above = (missed - bins.foreground, wrong - bins.background)
+    return Edges(below._replace(false_negatives=above[0], false_positives=above[1]), below)
 
 
 def bin_gains(bins: Bins, edges: Edges, set_function: SetFunction) -> BinGains:

@@ -143,14 +143,14 @@ def binary_pixels(
         classes = classes.long()  # 255 == -1 in uint8
         valid = classes != ignore_index
         classes, scores = classes.masked_fill(~valid, 0), scores.masked_fill(~valid, 0.0)
-    wrong = _not_0_or_1(classes)
+    wrong = not_0_or_1(classes)
     unknown, images = ranks.sum_(torch.tensor([wrong is not None, batch], device=logits.device))
     if unknown:
         _raise_out_of_range(wrong, 2, ignore_index)
     return BinaryPixels(scores, classes.bool(), valid, int(images))
 
 
-def _not_0_or_1(numbers: Tensor) -> int | None:
+def not_0_or_1(numbers: Tensor) -> int | None:
     """A number that is neither 0 nor 1, if there is one."""
     if numbers.dtype == torch.bool or numbers.numel() == 0:
         return None

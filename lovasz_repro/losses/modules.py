@@ -51,15 +51,15 @@ class _Bound(nn.Module):
 
     function: ClassVar[Callable[..., Tensor]]
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         refuse_unknown(type(self).__name__, type(self).function, options)
         weights = options.get("class_weights")
         if weights is not None:
             # On the CPU whatever the device of the module: the losses read them on the host.
             weights = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
-            options = {**options, "class_weights": weights}
-        self.options = dict(options)
+            options["class_weights"] = weights
+        self.options = options
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of logits and labels, of the shapes that the function takes."""
@@ -74,17 +74,30 @@ class _Bound(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-class LovaszSoftmax(_Bound):
+class _Weighted(_Bound):
+    """The same for a loss whose pixels may have weights."""
+
+    def forward(self, logits: Tensor, labels: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
+        """Loss of logits, labels, and weights of the shape of the labels."""
+        return type(self).function(logits, labels, pixel_weight=pixel_weight, **self.options)
+
+
+class LovaszSoftmax(_Weighted):
     """:func:`lovasz_repro.losses.lovasz_softmax` with its options bound."""
 
     function = staticmethod(lovasz.lovasz_softmax)
 
     def __init__(self, **options: Unpack[LovaszSoftmaxOptions]) -> None:
-        super().__init__(options)
+        super().__init__(**options)
 
-    def forward(self, logits: Tensor, labels: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        """Loss of logits (B, C, ...), labels (B, ...) and weights of their shape."""
-        return lovasz.lovasz_softmax(logits, labels, pixel_weight=pixel_weight, **self.options)
+
+class LovaszHinge(_Weighted):
+    """:func:`lovasz_repro.losses.lovasz_hinge` with its options bound."""
+
+    function = staticmethod(lovasz.lovasz_hinge)
+
+    def __init__(self, **options: Unpack[LovaszHingeOptions]) -> None:
+        super().__init__(**options)
 
 
 class CrossEntropy(_Bound):
@@ -93,20 +106,7 @@ class CrossEntropy(_Bound):
     function = staticmethod(baselines.cross_entropy)
 
     def __init__(self, **options: Unpack[CrossEntropyOptions]) -> None:
-        super().__init__(options)
-
-
-class LovaszHinge(_Bound):
-    """:func:`lovasz_repro.losses.lovasz_hinge` with its options bound."""
-
-    function = staticmethod(lovasz.lovasz_hinge)
-
-    def __init__(self, **options: Unpack[LovaszHingeOptions]) -> None:
-        super().__init__(options)
-
-    def forward(self, logits: Tensor, labels: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-        """Loss of logits (B, ...) or (B, 1, ...), labels 0/1 (B, ...) and weights."""
-        return lovasz.lovasz_hinge(logits, labels, pixel_weight=pixel_weight, **self.options)
+        super().__init__(**options)
 
 
 class BinaryCrossEntropy(_Bound):
@@ -115,7 +115,7 @@ class BinaryCrossEntropy(_Bound):
     function = staticmethod(baselines.binary_cross_entropy)
 
     def __init__(self, **options: Unpack[BinaryOptions]) -> None:
-        super().__init__(options)
+        super().__init__(**options)
 
 
 class Hinge(_Bound):
@@ -124,7 +124,7 @@ class Hinge(_Bound):
     function = staticmethod(baselines.hinge)
 
     def __init__(self, **options: Unpack[BinaryOptions]) -> None:
-        super().__init__(options)
+        super().__init__(**options)
 
 
 class SoftIoU(_Bound):
@@ -133,7 +133,7 @@ class SoftIoU(_Bound):
     function = staticmethod(baselines.soft_iou)
 
     def __init__(self, **options: Unpack[BinaryOptions]) -> None:
-        super().__init__(options)
+        super().__init__(**options)
 
 
 class WeightedSum(nn.Module):

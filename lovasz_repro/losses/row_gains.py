@@ -3,15 +3,8 @@
 import torch
 from torch import Tensor
 
-from .error_bins import RowBins, row_bins
-from .histogram import (
-    BinGains,
-    Bins,
-    Method,
-    bin_gains,
-    edges_of,
-    error_bounds,
-)
+from .error_bins import row_bins
+from .histogram import Bins, Method, bin_gains, edges_of, error_bounds
 from .ranks import ONE_PROCESS, Ranks
 from .set_functions import SetFunction
 from .sorting import decreasing_keys, marginal_gains
@@ -47,77 +40,65 @@ def row_gains(
     Returns:
         (R, P) gains, of the dtype of the errors; of a pixel with its weight, if it has one.
     """
-    pixels = errors.shape[1]
-    if not ranks.alone:
-        pixels = int(ranks.sum_(torch.tensor(pixels, device=errors.device)))
+    rows, own = errors.shape
+    pixels = own if ranks.alone else int(ranks.sum_(torch.tensor(own, device=errors.device)))
     if how.sorts(pixels, errors.dtype, weights is not None):
         keys = decreasing_keys(ranked)
         return marginal_gains(keys, foreground, set_function, valid, errors.dtype, weights, ranks)
-    gains, bin_count = torch.empty_like(errors), how.bins_for(pixels)
+    bins = how.bins_for(pixels)
+    step = max(1, NUMBERS_AT_ONCE // (bins + max(1, own)))
 
-    def of(mask: Tensor | None, rows: slice | Tensor) -> Tensor | None:
-        return None if mask is None else mask[rows]
-
-    step = max(1, NUMBERS_AT_ONCE // (bin_count + max(1, errors.shape[1])))
-    for start in range(0, len(errors), step):
-        rows = slice(start, start + step)
-        binned = row_bins(errors[rows], of(valid, rows), bin_count, ranks)
-        bins = _count(binned, foreground[rows], of(valid, rows), of(weights, rows), ranks)
-        edges = edges_of(bins)
-        table = bin_gains(bins, edges, set_function)
-        gains[rows] = _look_up(table, binned, foreground[rows], of(valid, rows), of(weights, rows))
-        if how.name == "auto":
-            bounds = error_bounds(
-                bins, edges, table, set_function, binned.widths, _all_but_lowest(binned.widths)
-            )
-            coarse = ~bounds.below_float32(binned.largest)
-            if coarse.any():
-                at = coarse.nonzero()[:, 0] + start
-                gains[at] = marginal_gains(
-                    decreasing_keys(ranked[at]),
-                    foreground[at],
-                    set_function,
-                    of(valid, at),
-                    errors.dtype,
-                    ranks=ranks,
-                )
+    gains = torch.empty_like(errors)
+    for start in range(0, rows, step):
+        some = slice(start, start + step)
+        gains[some] = _counted(
+            errors[some],
+            ranked[some],
+            foreground[some],
+            set_function,
+            None if valid is None else valid[some],
+            how,
+            bins,
+            None if weights is None else weights[some],
+            ranks,
+        )
     return gains
 
 
-def _count(
-    binned: RowBins, foreground: Tensor, valid: Tensor | None, weights: Tensor | None, ranks: Ranks
-) -> Bins:
-    """Counts, or sums of weights, of the bins of all ranks, in float64."""
-    dtype = torch.int64 if weights is None else torch.float64
-    amount = torch.ones_like(foreground, dtype=dtype) if weights is None else weights
+def _counted(
+    errors: Tensor,
+    ranked: Tensor,
+    foreground: Tensor,
+    set_function: SetFunction,
+    valid: Tensor | None,
+    how: Method,
+    bins: int,
+    weights: Tensor | None,
+    ranks: Ranks,
+) -> Tensor:
+    """Gains from counts, or sums of weights, of the bins of all ranks."""
+    binned = row_bins(errors, valid, bins, ranks)
+    amount = torch.ones_like(errors, dtype=torch.float64) if weights is None else weights
     if valid is not None:
         amount = amount * valid
-    missed = amount * foreground
-    sums = torch.zeros(2, *binned.widths.shape, dtype=dtype, device=foreground.device)
-    sums[0].scatter_add_(1, binned.bin, missed)
-    sums[1].scatter_add_(1, binned.bin, amount - missed)
-    return Bins(*ranks.sum_(sums).double())
-
-
-def _look_up(
-    table: BinGains,
-    binned: RowBins,
-    foreground: Tensor,
-    valid: Tensor | None,
-    weights: Tensor | None,
-) -> Tensor:
-    gains = torch.where(
-        foreground,
-        table.foreground.gather(1, binned.bin),
-        table.background.gather(1, binned.bin),
-    )
-    if weights is not None:
-        gains = gains * weights
-    return gains if valid is None else gains.masked_fill(~valid, 0.0)
-
-
-def _all_but_lowest(widths: Tensor) -> Tensor:
-    """Weight 1 for the bins, and 0 for the lowest: its errors are equal, in any order."""
-    weights = torch.ones_like(widths[0])
-    weights[0] = 0.0
-    return weights
+    sums = amount.new_zeros(2, *binned.widths.shape)
+    sums[0].scatter_add_(1, binned.bin, amount * foreground)
+    sums[1].scatter_add_(1, binned.bin, amount * ~foreground)
+    held = Bins(*ranks.sum_(sums))
+    edges = edges_of(held)
+    table = bin_gains(held, edges, set_function)
+    missed, wrong = (gain.gather(1, binned.bin) for gain in table)
+    gains = torch.where(foreground, missed, wrong)
+    gains = (gains if weights is None else gains * weights).to(errors.dtype)
+    if valid is not None:
+        gains.masked_fill_(~valid, 0.0)
+    if how.name == "auto":
+        # The errors of the lowest bin are equal, in any order.
+        but_lowest = (torch.arange(bins + 1, device=errors.device) > 0).double()
+        bounds = error_bounds(held, edges, table, set_function, binned.widths, but_lowest)
+        at = (~bounds.below_float32(binned.largest)).nonzero()[:, 0]
+        if len(at):
+            mask = None if valid is None else valid[at]
+            args = (decreasing_keys(ranked[at]), foreground[at], set_function, mask, errors.dtype)
+            gains[at] = marginal_gains(*args, ranks=ranks)
+    return gains

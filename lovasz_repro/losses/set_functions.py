@@ -16,13 +16,10 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-
-# Too small to change a float32 count other than 0; its reciprocal is finite.
-NEXT_TO_NOTHING = 1e-20
 
 
 class Counts(NamedTuple):
@@ -120,48 +117,42 @@ class JaccardLoss(SetFunction):
     """One minus the Jaccard index, as a function of the mispredictions (Eq. 6).
 
     With I = foreground_size - false_negatives and U = foreground_size + false_positives the loss
-    is 1 - I/U, and 0 where U = 0 (Eq. 3: 0/0 = 1 for the index). False negatives of amount a lower
-    I by a: gain a/U. False positives of amount a raise U by a: gain I/U - I/(U+a) = a I/(U (U+a)).
+    is 1 - I/U, and 0 where U = 0 (Eq. 3: 0/0 = 1 for the index). False negatives of amount n lower
+    I by n: gain n/U. False positives of amount n raise U by n: gain I/U - I/(U+n) = n I/(U (U+n)).
     Neither gain grows with the counts, so the loss is submodular. Without foreground the first
     false positive costs 1 and the others nothing. With pixel weights this is the weighted Jaccard
     loss, and with the weights that the Cityscapes benchmark gives to instances its iIoU.
     """
 
+    _a: ClassVar[float] = 1.0
+    _b: ClassVar[float] = 1.0
+    # The weights of TverskyLoss, whose formulas these are: here both are 1.
+
     def __call__(self, counts: Counts) -> Tensor:
         """Mispredicted pixels over the union of ground truth and prediction, in [0, 1]."""
-        union = counts.foreground_size + counts.false_positives
-        loss = (counts.false_negatives + counts.false_positives) / union
+        union = self._union(counts)
+        loss = (self._a * counts.false_negatives + self._b * counts.false_positives) / union
         return loss.masked_fill(union == 0, 0.0)
 
     def foreground_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
-        """a/U, with the union U before the pixels are added."""
-        return amount / (counts.foreground_size + counts.false_positives)
+        """n/U, with the union U before the pixels are added."""
+        union = self._union(counts)
+        union = union.masked_fill(union == 0, 1.0)  # there is no foreground: any number
+        if self._a == 1:
+            return amount / union
+        hits = counts.foreground_size - counts.false_negatives
+        return amount * (1 + (self._a - 1) * hits / union) / (union + (self._a - 1) * amount)
 
     def background_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
-        """a I/(U (U+a)), with I and U before the pixels are added; 1 where U = 0 and a > 0."""
-        union = counts.foreground_size + counts.false_positives
-        index = (counts.foreground_size - counts.false_negatives).div_(union)
-        index.nan_to_num_(nan=1.0)  # 0/0 = 1, Eq. 3
-        if isinstance(amount, Tensor):
-            gain = index.mul_(amount).div_(union.add_(amount))
-            return gain.masked_fill_(amount == 0, 0.0)
-        return index.mul_(amount).div_(union.add_(amount))
+        """n I/(U (U+n)), with I and U before the pixels are added; 1 where U = 0 and n > 0."""
+        union, added = self._union(counts), self._b * amount
+        hits = counts.foreground_size - counts.false_negatives
+        gain = added * hits / (union * (union + added))
+        return torch.where((union == 0) & (added > 0), 1.0, gain.masked_fill(union == 0, 0.0))
 
-    def mean_gains(
-        self, counts: Counts, foreground: Tensor, background: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(1/U0 + 1/U1)/2 and (I0 + I1)/(2 U0 U1), before (0) and behind (1) the pixels.
-
-        An intersection and a union larger by next to nothing change no other value, and make that
-        of U0 = 0 what it should be: all of the gain 1 to the first false positives.
-        """
-        size = counts.foreground_size + NEXT_TO_NOTHING
-        before = size + counts.false_positives
-        behind = (before + background).reciprocal_()
-        before.reciprocal_()
-        other = (size - counts.false_negatives).sub_(foreground, alpha=0.5)
-        other.mul_(before).mul_(behind)
-        return before.add_(behind).mul_(0.5), other
+    def _union(self, counts: Counts) -> Tensor:
+        missed = (self._a - 1) * counts.false_negatives
+        return counts.foreground_size + missed + self._b * counts.false_positives
 
 
 @dataclass(frozen=True)
@@ -186,7 +177,7 @@ class HammingLoss(SetFunction):
 
 
 @dataclass(frozen=True)
-class TverskyLoss(SetFunction):
+class TverskyLoss(JaccardLoss):
     """Jaccard loss with a weight a for false negatives and b for false positives.
 
     With TP = foreground_size - false_negatives and the weighted union
@@ -222,31 +213,10 @@ class TverskyLoss(SetFunction):
         if not (math.isfinite(b) and b >= 0):
             raise ValueError(f"false_positive_weight is {b}, must be at least 0")
 
-    def __call__(self, counts: Counts) -> Tensor:
-        """Weighted mispredictions over the weighted union, in [0, 1]."""
-        a, b = self.false_negative_weight, self.false_positive_weight
-        union = self._weighted_union(counts)
-        loss = (a * counts.false_negatives + b * counts.false_positives) / union
-        return loss.masked_fill(union == 0, 0.0)
+    @property
+    def _a(self) -> float:  # type: ignore[override]
+        return self.false_negative_weight
 
-    def foreground_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
-        """Closed form of the class docstring."""
-        extra = self.false_negative_weight - 1
-        hits = counts.foreground_size - counts.false_negatives
-        union = self._weighted_union(counts)
-        return amount * (1 + extra * hits / union) / (union + extra * amount)
-
-    def background_gain(self, counts: Counts, amount: Tensor | float = 1.0) -> Tensor:
-        """Closed form of the class docstring; where D = 0, 1 for the first false positive."""
-        added = self.false_positive_weight * amount
-        hits = counts.foreground_size - counts.false_negatives
-        union = self._weighted_union(counts)
-        gain = added * hits / (union * (union + added))
-        return torch.where((union == 0) & (added > 0), 1.0, gain.masked_fill(union == 0, 0.0))
-
-    def _weighted_union(self, counts: Counts) -> Tensor:
-        return (
-            counts.foreground_size
-            + (self.false_negative_weight - 1) * counts.false_negatives
-            + self.false_positive_weight * counts.false_positives
-        )
+    @property
+    def _b(self) -> float:  # type: ignore[override]
+        return self.false_positive_weight

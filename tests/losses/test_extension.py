@@ -255,19 +255,6 @@ def test_algorithm_1_on_long_and_many_rows(oracle, shape, dtype: torch.dtype) ->
     np.testing.assert_allclose(values.detach().numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_chunks_and_count_dtype_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors, foreground = torch.rand(50, 40), torch.rand(50, 40) < 0.3
-    valid = torch.rand(50, 40) < 0.9
-    expected = lovasz_extension(errors, foreground, JaccardLoss(), valid=valid)
-    monkeypatch.setattr(sorting, "PIXELS_AT_ONCE", 130)
-    chunked = lovasz_extension(errors, foreground, JaccardLoss(), valid=valid)
-    assert torch.equal(chunked, expected)
-    monkeypatch.setattr(sorting, "EXACT_FLOAT32_COUNT", 10)
-    wide = lovasz_extension(errors, foreground, JaccardLoss(), valid=valid)
-    assert wide.dtype == torch.float32
-    torch.testing.assert_close(wide, expected)
-
-
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=30))
 def test_keys_increase_as_errors_decrease(numbers: list[float]) -> None:
     for dtype in (torch.float32, torch.float64):

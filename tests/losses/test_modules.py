@@ -86,7 +86,7 @@ def test_imports_nothing_else_of_the_project() -> None:
         "import sys, lovasz_repro.losses\n"
         "ours = [m for m in sys.modules if m.split('.')[0] == 'lovasz_repro']\n"
         "print([m for m in ours if not (m + '.').startswith('lovasz_repro.losses.')])\n"
-        "heavy = ('mlflow', 'pandas', 'matplotlib', 'torch._dynamo')\n"
+        "heavy = ('mlflow', 'pandas', 'matplotlib', 'numba', 'torch._dynamo')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     output = subprocess.run(

@@ -121,6 +121,7 @@ for kernel in (kernels.count_kernel, kernels.gradient_kernel):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     """To machine code for A100 and H100, by the assembler that Triton brings."""
