@@ -127,7 +127,7 @@ def convert(
     """Write a data set in the layout of another."""
     from lovasz_repro.data.camvid import convert_camvid, list_files
     from lovasz_repro.data.check_camvid import CAMVID_SIZES
-    from lovasz_repro.data.locate import data_folder, dataset_folder, find_enet_weights
+    from lovasz_repro.data.locate import data_folder, dataset_folder, find_weights
     from lovasz_repro.host.progress import Progress
 
     folder = dataset_folder(data_folder(data), source.value)
@@ -138,7 +138,7 @@ def convert(
         new = convert_camvid(folder, out or usual, task.advance)
     what = f"{images} images of CamVid"
     experiment = f"camvid-as-cityscapes --profile reduced{options(data, out)}"
-    weights = find_enet_weights(data_folder(data))
+    weights = find_weights(data_folder(data), "enet-cityscapes")
     if out and weights:
         experiment += f" --weights {shlex.quote(str(weights))}"
     say_what_next(new, out or usual, what, experiment)

@@ -12,7 +12,7 @@ from rich.text import Text
 from lovasz_repro import __version__
 from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.data.datasets import dataset
-from lovasz_repro.data.locate import find_dataset, find_deeplab_weights, find_enet_weights
+from lovasz_repro.data.locate import find_dataset, find_weights
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say_json
 from lovasz_repro.host.terminal import Terminal, print_table
@@ -110,7 +110,7 @@ def splits(name: str, folder: Path, found: dict[str, int], expected: dict[str, i
 
 def enet_weights(data: Path) -> Finding:
     """The released ENet."""
-    file = find_enet_weights(data)
+    file = find_weights(data, "enet-cityscapes")
     if file is None:
         return Finding("enet weights", False, f"not below {data / 'weights'}; {ENET_SOURCE}")
     return Finding("enet weights", True, f"{file}, {file.stat().st_size:,} bytes")
@@ -118,7 +118,7 @@ def enet_weights(data: Path) -> Finding:
 
 def deeplab_weights(data: Path) -> Finding:
     """DeepLab as its authors pre-trained it on COCO, converted."""
-    file = find_deeplab_weights(data)
+    file = find_weights(data, "deeplab-coco")
     if file is None:
         return Finding("deeplab weights", False, f"not below {data / 'weights'}; {DEEPLAB_SOURCE}")
     return Finding("deeplab weights", True, f"{file}, {file.stat().st_size:,} bytes")

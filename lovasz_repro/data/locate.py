@@ -20,6 +20,8 @@ from lovasz_repro.errors import UserError
 
 ENET_WEIGHT_NAMES = ("enet-model.net", "model-cityscapes.net")
 DEEPLAB_COCO = "deeplab-coco.safetensors"
+WEIGHT_FILES = {"enet-cityscapes": ENET_WEIGHT_NAMES, "deeplab-coco": (DEEPLAB_COCO,)}
+"""Names below <data>/weights/ of the weights that `model.weights` names."""
 
 
 def data_folder(given: Path | None = None) -> Path:
@@ -33,16 +35,10 @@ def find_dataset(data: Path, name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def find_enet_weights(data: Path) -> Path | None:
-    """The released ENet file, or None where it is not there."""
-    files = [data / "weights" / name for name in ENET_WEIGHT_NAMES]
+def find_weights(data: Path, name: str) -> Path | None:
+    """The file of released weights, or None where it is not there."""
+    files = [data / "weights" / file for file in WEIGHT_FILES[name]]
     return next((file for file in files if file.is_file()), None)
-
-
-def find_deeplab_weights(data: Path) -> Path | None:
-    """The converted DeepLab file, or None where it is not there."""
-    file = data / "weights" / DEEPLAB_COCO
-    return file if file.is_file() else None
 
 
 def made_by(name: str) -> str | None:
@@ -75,32 +71,17 @@ def dataset_folder(data: Path, name: str) -> Path:
     return folder
 
 
-def enet_weights_file(data: Path, given: Path | None = None) -> Path:
-    """The released ENet file: the one given, or the one below the data folder.
+def weights_file(data: Path, name: str, given: Path | None = None) -> Path:
+    """The file of released weights: the one given, or the one below the data folder.
 
     Raises:
         UserError: it is not there; says where it was looked for.
     """
-    file = given if given is not None else find_enet_weights(data)
+    file = given if given is not None else find_weights(data, name)
     if file is None or not file.is_file():
-        looked = given or data / "weights" / ENET_WEIGHT_NAMES[0]
+        looked = given or data / "weights" / WEIGHT_FILES[name][0]
         raise UserError(
-            f"ENet's Cityscapes weights not found at {looked}. Name the file with --weights; "
-            "`lovasz-repro doctor` says where it comes from."
-        )
-    return file
-
-
-def deeplab_weights_file(data: Path, given: Path | None = None) -> Path:
-    """DeepLab pre-trained on COCO: the file given, or the one below the data folder.
-
-    Raises:
-        UserError: it is not there; says where it was looked for.
-    """
-    file = given if given is not None else find_deeplab_weights(data)
-    if file is None or not file.is_file():
-        raise UserError(
-            f"DeepLab's COCO weights not found at {given or data / 'weights' / DEEPLAB_COCO}; "
-            "`lovasz-repro weights list` says where they come from and how to convert them."
+            f"the weights {name} were not found at {looked}. Name their file with --weights; "
+            "`lovasz-repro weights list` says where they come from."
         )
     return file

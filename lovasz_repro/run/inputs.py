@@ -8,9 +8,8 @@ import torch
 from lovasz_repro.config.schema import CellConfig, DataConfig, experiment_names
 from lovasz_repro.data.locate import (
     dataset_folder,
-    deeplab_weights_file,
-    enet_weights_file,
     made_by,
+    weights_file,
 )
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import check_installed
@@ -134,16 +133,12 @@ def released_weights(cell: CellConfig, place: Place) -> Path | None:
     Raises:
         UserError: it is not there.
     """
-    match cell.model.weights:
-        case "enet-cityscapes":
-            return enet_weights_file(place.data, place.weights)
-        case "deeplab-coco":
-            return deeplab_weights_file(place.data, place.weights)
-        case "basis":
-            if place.basis is None or not place.basis.is_file():
-                raise UserError(f"no basis network at {place.basis}. Name its file with --basis.")
-            return place.basis
-    return None
+    name = cell.model.weights
+    if name != "basis":
+        return weights_file(place.data, name, place.weights) if name else None
+    if place.basis is None or not place.basis.is_file():
+        raise UserError(f"no basis network at {place.basis}. Name its file with --basis.")
+    return place.basis
 
 
 def check_extras(cell: CellConfig) -> None:

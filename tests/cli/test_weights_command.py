@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from lovasz_repro.cli import weights as commands
 from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.config.schema import experiment_names, experiments_folder
-from lovasz_repro.data.locate import DEEPLAB_COCO, deeplab_weights_file
+from lovasz_repro.data.locate import DEEPLAB_COCO, weights_file
 from lovasz_repro.errors import UserError
 from lovasz_repro.host import terminal
 from lovasz_repro.host.download import UnavailableError, check_address
@@ -324,12 +324,12 @@ def test_entries_name_what_exists(entry: Any) -> None:
 
 def test_where_runs_look_for_deeplab(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not found at data/weights/deeplab-coco\.s.*weights list"):
-        deeplab_weights_file(Path("data"))
+        weights_file(Path("data"), "deeplab-coco")
     with pytest.raises(UserError, match="not found at mine"):
-        deeplab_weights_file(Path("data"), Path("mine"))
+        weights_file(Path("data"), "deeplab-coco", Path("mine"))
     path = put(DEEPLAB_COCO)
-    assert deeplab_weights_file(Path("data")) == path
-    assert deeplab_weights_file(Path("nowhere"), path) == path
+    assert weights_file(Path("data"), "deeplab-coco") == path
+    assert weights_file(Path("nowhere"), "deeplab-coco", path) == path
     assert RELEASED["deeplab-coco"].used == (DEEPLAB_COCO,)
 
 

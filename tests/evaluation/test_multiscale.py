@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.voc_crops import MEAN_BGR
-from lovasz_repro.evaluation import multiscale
 from lovasz_repro.evaluation.multiscale import (
     FINEST,
     MultiScale,
@@ -20,7 +19,7 @@ from lovasz_repro.evaluation.multiscale import (
 )
 from lovasz_repro.evaluation.scoring import SegmentationScoring, evaluate
 from lovasz_repro.models.deeplab import small_deeplab
-from lovasz_repro.run.networks import GRID_STRIDE, NETWORKS, caffe_on_the_grid, from_the_grid
+from lovasz_repro.run.networks import NETWORKS, caffe_on_the_grid, from_the_grid
 
 CLASSES = 4
 KIND = NETWORKS["deeplab-v2"]
@@ -274,7 +273,3 @@ def test_other_fusions_and_grids_are_refused() -> None:
     told = "33x33 gave logits of 33x33, not 5x5: the network's grid is not every 8th pixel"
     with pytest.raises(ValueError, match=told):
         fuse(model, photographs(9, 9), least_side=33)
-
-
-def test_the_stride_is_that_of_the_networks() -> None:
-    assert multiscale.GRID_STRIDE == GRID_STRIDE
