@@ -13,8 +13,8 @@ from tests.report_files import write_tables
 store_module = pytest.importorskip("lovasz_repro.store")
 
 
-def test_report_from_the_real_store(tmp_path):
-    store = store_module.Store(tmp_path)
+def test_report_from_the_real_store(make_store, tmp_path):
+    store = make_store()
     for variant, score in (("lovasz-softmax", 0.6), ("weighted-cross-entropy", 0.5)):
         for seed in (0, 1):
             log_run(store, variant, seed, score + 0.01 * seed)

@@ -10,13 +10,7 @@ from lovasz_repro.report.published import paper_table, published_tables
 from lovasz_repro.report.runs import source
 from lovasz_repro.report.scores import measured
 from lovasz_repro.report.tables import TABLES
-
-
-def cells(table, block=0):
-    """{row: {column: cell}} of a block."""
-    rows = table.blocks[block].rows
-    keys = [column.key for column in table.columns]
-    return {row.key: dict(zip(keys, row.cells, strict=True)) for row in rows}
+from tests.report_files import cells
 
 
 def texts(table):

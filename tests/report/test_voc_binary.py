@@ -11,7 +11,7 @@ from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.layout import DASH, layout
 from lovasz_repro.report.sets import BINARY, named_sets
 from lovasz_repro.report.tables import TABLES
-from tests.report_files import write_tables
+from tests.report_files import assert_same_bytes, cells, write_tables
 
 table_1, voc_binary, voc_binary_classes = (
     TABLES[name] for name in ("table-1", "voc-binary", "voc-binary-classes")
@@ -56,12 +56,6 @@ def fill(store, categories=TWENTY, losses=LOSSES, **kwargs):
     for loss, category in itertools.product(losses, categories):
         add(store, loss, category, **kwargs)
     return store
-
-
-def cells(table, block=0):
-    """{row: {column: cell}} of a block."""
-    keys = [column.key for column in table.columns]
-    return {row.key: dict(zip(keys, row.cells, strict=True)) for row in table.blocks[block].rows}
 
 
 def bold(table, section=0):
@@ -294,9 +288,7 @@ def test_an_empty_store_shows_dashes_with_the_command(store):
 def test_same_runs_same_bytes(store, tmp_path):
     fill(store)
     names = ["table-1", "voc-binary", "voc-binary-classes"]
-    files = [write_tables(store, tmp_path / folder, names) for folder in "ab"]
-    for one, other in zip(*files, strict=True):
-        assert one.read_bytes() == other.read_bytes()
+    assert_same_bytes(*(write_tables(store, tmp_path / folder, names) for folder in "ab"))
 
 
 # -- claims ------------------------------------------------------------------------------------

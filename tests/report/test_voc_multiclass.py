@@ -11,7 +11,7 @@ from lovasz_repro.report.sets import MULTICLASS, named_sets, server_sets
 from lovasz_repro.report.tables import TABLES
 from tests.fake_multiclass import CRF, FEATURES, MULTI, PAPER, VARIANTS, add, add_features
 from tests.fake_multiclass import add_papers as papers
-from tests.report_files import write_tables
+from tests.report_files import assert_same_bytes, cells, write_tables
 
 table_2, table_3, voc_multiclass, voc_multiclass_classes = (
     TABLES[name] for name in ("table-2", "table-3", "voc-multiclass", "voc-multiclass-classes")
@@ -27,12 +27,6 @@ SPELLED = {
     "person": "person", "plant": "pottedplant", "sheep": "sheep", "sofa": "sofa", "train": "train",
     "tv": "tvmonitor",
 }  # fmt: skip
-
-
-def cells(table, block=0):
-    """{row: {column: cell}} of a block."""
-    keys = [column.key for column in table.columns]
-    return {row.key: dict(zip(keys, row.cells, strict=True)) for row in table.blocks[block].rows}
 
 
 def values(table):
@@ -290,6 +284,4 @@ def test_same_runs_same_bytes(store, tmp_path):
     send(store)
     add_features(store, sizes=(10,))
     names = ["table-2", "table-3", "voc-multiclass", "voc-multiclass-classes"]
-    files = [write_tables(store, tmp_path / folder, names) for folder in "ab"]
-    for one, other in zip(*files, strict=True):
-        assert one.read_bytes() == other.read_bytes()
+    assert_same_bytes(*(write_tables(store, tmp_path / folder, names) for folder in "ab"))

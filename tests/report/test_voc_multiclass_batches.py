@@ -8,18 +8,13 @@ import pytest
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.tables import TABLES
 from tests.fake_multiclass import add, add_features, add_papers
+from tests.report_files import cells
 
 decision_rule, decision_rule_by_scale = (
     TABLES[name] for name in ("decision-rule", "decision-rule-by-scale")
 )
 RUN = "lovasz-repro run voc-multiclass"
 ARG_MAX, RULE = "batches/miou", "batches/miou_decision_rule"
-
-
-def cells(table, block=0):
-    """{row: {column: cell}} of a block."""
-    keys = [column.key for column in table.columns]
-    return {row.key: dict(zip(keys, row.cells, strict=True)) for row in table.blocks[block].rows}
 
 
 def batches(store, run, **histories):

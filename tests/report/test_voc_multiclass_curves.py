@@ -1,6 +1,5 @@
 """Figure 6: which runs it shows, what it draws of them, and its correlation."""
 
-import itertools
 import json
 import math
 
@@ -11,8 +10,8 @@ from lovasz_repro.report.curves_voc import correlation, figure_6, joint_variant
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.model import Missing
 from lovasz_repro.report.sets import MULTICLASS, named_sets
-from lovasz_repro.report.style import RC
 from tests.fake_multiclass import add, add_features, add_papers
+from tests.report_files import assert_apart, assert_on_page, assert_same_bytes, drawn
 
 RUN = "lovasz-repro run voc-multiclass"
 DATASET, BATCH, IMAGE = "val/dataset_miou", "val/batch_miou", "val/image_miou"
@@ -220,30 +219,21 @@ def test_curves_of_both_axes_do_not_hide_each_other(store):
 
 @pytest.mark.parametrize("kind", ["paper", "features"])
 def test_nothing_leaves_the_page_or_overlaps(store, kind):
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     if kind == "paper":
         add_papers(store, points=21)
     else:
         add_features(store, sizes=(10,))
-    with matplotlib.rc_context(RC):
-        figure = figure_6(store).figure
-        FigureCanvasAgg(figure).draw()
-    width, height = figure.canvas.get_width_height()
-    legends = [ax.get_legend().get_window_extent() for ax in figure.axes[:3]]
-    boxes = legends + [ax.get_tightbbox() for ax in figure.axes]
-    for box in boxes:
-        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= -0.5
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(legends, 2))
+    figure = drawn(figure_6, store)
+    legends = [ax.get_legend() for ax in figure.axes[:3]]
+    assert_on_page(figure, [*legends, *figure.axes])
+    assert_apart(legends)
 
 
 @pytest.mark.slow
 def test_files_lead_to_the_runs_and_are_the_same_every_time(store, tmp_path):
     add_papers(store)
     first, second = (write_figures(store, tmp_path / folder, ["figure-6"]) for folder in "ab")
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes(), one.name
+    assert_same_bytes(first, second)
     curves = json.loads(first[-1].read_text())["curves"]
     assert len(curves) == 12
     assert all(curve["sources"] for curve in curves)

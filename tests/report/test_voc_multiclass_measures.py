@@ -1,6 +1,5 @@
 """The study of measures: its two by two table, and its figure."""
 
-import itertools
 import json
 import math
 
@@ -10,20 +9,14 @@ from lovasz_repro.report.curves_voc import voc_measures_figure
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.model import Missing
-from lovasz_repro.report.style import RC
 from lovasz_repro.report.tables import TABLES
 from tests.fake_multiclass import VARIANTS, add, add_features, add_papers
+from tests.report_files import assert_apart, assert_on_page, assert_same_bytes, cells, drawn
 
 voc_measures = TABLES["voc-measures"]
 RUN = "lovasz-repro run voc-multiclass --profile features"
 ROWS = ["x-loss", "x-loss-equibatch", "lovasz", "lovasz-equibatch", "lovasz-all-classes",
         "lovasz-per-image-present", "lovasz-per-image"]  # fmt: skip
-
-
-def cells(table, block=0):
-    """{row: {column: cell}} of a block."""
-    keys = [column.key for column in table.columns]
-    return {row.key: dict(zip(keys, row.cells, strict=True)) for row in table.blocks[block].rows}
 
 
 # -- table -------------------------------------------------------------------------------------
@@ -150,27 +143,17 @@ def test_runs_without_a_score_are_no_figure(store):
 
 
 def test_nothing_leaves_the_page(store):
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     add_features(store)
-    with matplotlib.rc_context(RC):
-        figure = voc_measures_figure(store).figure
-        FigureCanvasAgg(figure).draw()
-    width, height = figure.canvas.get_width_height()
-    for ax in figure.axes:
-        box = ax.get_tightbbox()
-        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= -0.5
-    labels = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(labels, 2))
+    figure = drawn(voc_measures_figure, store)
+    assert_on_page(figure, figure.axes)
+    assert_apart(figure.axes[0].get_yticklabels())
 
 
 @pytest.mark.slow
 def test_files_lead_to_the_runs_and_are_the_same_every_time(store, tmp_path):
     add_features(store)
     first, second = (write_figures(store, tmp_path / folder, ["voc-measures"]) for folder in "ab")
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes(), one.name
+    assert_same_bytes(first, second)
     content = json.loads(first[-1].read_text())["curves"]
     assert len(content) == 2 * 8 + 3
     assert all(curve["sources"] for curve in content)
