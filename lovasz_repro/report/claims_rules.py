@@ -33,12 +33,14 @@ from lovasz_repro.report.runs import (
     mean_and_spread,
     score_at,
     seed,
+    setting,
     sources,
 )
 
 Verdict = Literal["holds", "does not hold", "undecided", "not yet run"]
 Key = tuple[str, ...]
 Samples = dict[Key, tuple[float, Run]]
+UNSET = object()
 TOO_FEW = "n = 1 decides nothing"
 
 
@@ -214,7 +216,7 @@ def _samples(
     """(seed, pairing parameters, step) -> value and run; what is not a number is left out."""
     samples: Samples = {}
     for run in _selected(cohort, rule, operand.variant):
-        key = (seed(run), *(run.params.get(name, "") for name in pairs))
+        key = (seed(run), *(str(setting(run, name, "")) for name in pairs))
         if rule.samples == "steps":
             for step, value in store.history(run.run_id, operand.metric):
                 samples[*key, str(step)] = value, run
@@ -235,7 +237,7 @@ def _independent(samples: dict[Key, float]) -> list[float]:
 
 def _selected(cohort: Cohort, rule: Selection, variant: str) -> list[Run]:
     runs = cohort.select(variant) if variant else list(cohort.runs)
-    return [r for r in runs if all(r.params.get(k) == v for k, v in rule.where.items())]
+    return [r for r in runs if all(setting(r, k, UNSET) == v for k, v in rule.where.items())]
 
 
 def _effect(

@@ -41,8 +41,8 @@ class Selection(Strict):
 
     samples: Literal["runs", "steps"] = "runs"
     """A sample is a run, or a step of a metric's history where each step is a draw of its own."""
-    where: dict[str, str] = Field(default_factory=dict)
-    """Parameters that runs must have."""
+    where: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Settings that runs must have."""
 
 
 class Difference(Selection):

@@ -23,6 +23,7 @@ from lovasz_repro.report.runs import (
 from lovasz_repro.report.sets import (
     CAMVID,
     CAMVID_LAYOUT,
+    ENET,
     data_title,
     is_papers,
     named_cohorts,
@@ -58,18 +59,6 @@ TITLE_WIDTH = 72
 """Characters of a title that fit over a panel."""
 PANELS = 4
 """Most cohorts that one figure shows."""
-
-
-def camvid_curves(store: RunStore) -> Drawing | Missing:
-    """Validation dataset-mIoU of every variant and batch size, one panel per cohort."""
-    found = named_cohorts(store, CAMVID)
-    if not found:
-        return Missing("no finished camvid-enet run is stored", command(CAMVID))
-    shown = found[:PANELS]
-    look = CurveLook.by_dashes([cohort for cohort, _ in shown])
-    figure, curves = convergence(store, shown, look, "validation dataset-mIoU (%)")
-    caption = figure_caption(CAMVID, left_out(found))
-    return Drawing(figure, caption, tuple(curves))
 
 
 def camvid_classes(store: RunStore) -> Drawing | Missing:
@@ -162,49 +151,80 @@ def dataset_miou(store: RunStore, run: Run) -> History:
     return store.history(run.run_id, SCORE)
 
 
-def convergence(
-    store: RunStore,
-    shown: Sequence[tuple[Cohort, str]],
-    look: CurveLook,
-    ylabel: str,
-    legend_title: str = "",
-    score: Callable[[RunStore, Run], History] = dataset_miou,
-) -> tuple[Any, list[Curve]]:
-    """Validation score against iteration, one panel per cohort.
+def eleven_over_training(store: RunStore, run: Run) -> History:
+    """Mean IoU of CamVid's classes at every validation that has all of them."""
+    histories = [dict(finite_history(store, run, f"val/iou/{name}")) for name in CAMVID_CLASSES]
+    steps = sorted(set.intersection(*(set(history) for history in histories)))
+    return [(step, math.fsum(h[step] for h in histories) / len(histories)) for step in steps]
 
-    Args:
-        store: where histories are read.
-        shown: cohorts and their headings, ``PANELS`` at most.
-        look: colours, line styles, legend.
-        ylabel: what the score is.
-        legend_title: what stands over the legend.
-        score: what is drawn of a run, from before the first step on; empty where it has none.
 
-    Returns:
-        The figure and what it shows.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+@dataclass(frozen=True)
+class Convergence:
+    """A figure of validation scores against iteration, one panel per cohort."""
 
-    columns = min(2, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    curves: list[Curve] = []
-    single = len({size for cohort, _ in shown for size in cohort.batch_sizes}) == 1
-    for ax, (cohort, heading) in zip(axes, shown, strict=False):
-        curves += _convergence(ax, store, cohort, heading, look, score)
-        _title(ax, with_batch_size(heading, *cohort.batch_sizes) if single else heading)
-        ax.set(xlabel="iteration", ylabel=ylabel)
-    for ax in axes[len(shown) :]:
-        ax.set_visible(False)
-    lines = [Line2D([], [], color=colour, ls=dash, label=name) for name, colour, dash in look.signs]
-    handles = [*lines, *_signs(axes, curves)]
-    legend_rows = -(-len(handles) // (2 * columns)) + bool(legend_title)
-    figure.set_size_inches(COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns,
-                  title=legend_title or None, title_fontsize=7)  # fmt: skip
-    return figure, curves
+    name: str
+    experiment: str
+    ylabel: str
+    look: Callable[[Sequence[Cohort]], CurveLook] = CurveLook.by_shades
+    legend_title: str = "loss (batch size)"
+    score: Callable[[RunStore, Run], History] = dataset_miou
+    """What is drawn of a run, from before the first step on; empty where it has none."""
+
+    def __call__(self, store: RunStore) -> Drawing | Missing:
+        """The first ``PANELS`` cohorts."""
+        found = named_cohorts(store, self.experiment)
+        if not found:
+            return Missing(f"no finished {self.experiment} run is stored", command(self.experiment))
+        shown = found[:PANELS]
+        figure, curves = self._draw(store, shown)
+        names = [f"{c.scale} scale, {data_title(c)}" for c, _ in shown]
+        other = self.experiment == ENET and not all(is_papers(cohort) for cohort, _ in shown)
+        caption = figure_caption(
+            self.name,
+            sentence("other-panels") if other else "",
+            left_out(found),
+            row_by_row="Panels, row by row" if len(names) > 1 else "Shown",
+            panels="; ".join(names),
+        )
+        return Drawing(figure, caption, tuple(curves))
+
+    def _draw(
+        self, store: RunStore, shown: Sequence[tuple[Cohort, str]]
+    ) -> tuple[Any, list[Curve]]:
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+
+        look = self.look([cohort for cohort, _ in shown])
+        columns = min(2, len(shown))
+        rows = -(-len(shown) // columns)
+        figure = Figure(layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        curves: list[Curve] = []
+        single = len({size for cohort, _ in shown for size in cohort.batch_sizes}) == 1
+        for ax, (cohort, heading) in zip(axes, shown, strict=False):
+            curves += _convergence(ax, store, cohort, heading, look, self.score)
+            _title(ax, with_batch_size(heading, *cohort.batch_sizes) if single else heading)
+            ax.set(xlabel="iteration", ylabel=self.ylabel)
+        for ax in axes[len(shown) :]:
+            ax.set_visible(False)
+        lines = [Line2D([], [], color=colour, ls=ls, label=name) for name, colour, ls in look.signs]
+        handles = [*lines, *_signs(axes, curves)]
+        legend_rows = -(-len(handles) // (2 * columns)) + bool(self.legend_title)
+        figure.set_size_inches(COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns,
+                      title=self.legend_title or None, title_fontsize=7)  # fmt: skip
+        return figure, curves
+
+
+CONVERGENCE = {
+    "figure-9": Convergence("figure-9", ENET, "validation mIoU (%)"),
+    CAMVID: Convergence(
+        CAMVID, CAMVID, "validation dataset-mIoU (%)", CurveLook.by_dashes, legend_title=""
+    ),
+    CAMVID_LAYOUT: Convergence(
+        CAMVID_LAYOUT, CAMVID_LAYOUT, "validation IoU, 11 classes (%)", score=eleven_over_training
+    ),
+}
 
 
 def _signs(axes: Sequence[Any], curves: Sequence[Curve]) -> list[Any]:
@@ -348,42 +368,3 @@ def left_out(found: Sequence[object]) -> str:
     """What a caption says of the sets of runs for which a figure has no panel."""
     more = len(found) - PANELS
     return sentence("more-sets", more=more) if more > 0 else ""
-
-
-# -- Cityscapes --------------------------------------------------------------------------------
-
-
-def street_curves(store: RunStore, experiment: str) -> Drawing | Missing:
-    """Convergence on the validation set with various batch sizes, on Cityscapes' classes."""
-    found = named_cohorts(store, experiment)
-    if not found:
-        return Missing(f"no finished {experiment} run is stored", command(experiment))
-    shown = found[:PANELS]
-    look = CurveLook.by_shades([cohort for cohort, _ in shown])
-    of_camvid = experiment == CAMVID_LAYOUT
-    figure, curves = convergence(
-        store,
-        shown,
-        look,
-        "validation IoU, 11 classes (%)" if of_camvid else "validation mIoU (%)",
-        legend_title="loss (batch size)",
-        score=eleven_over_training if of_camvid else dataset_miou,
-    )
-    names = [f"{c.scale} scale, {data_title(c)}" for c, _ in shown]
-    other = "" if all(is_papers(cohort) for cohort, _ in shown) else sentence("other-panels")
-    caption = figure_caption(
-        "streets",
-        sentence("no-camvid") if of_camvid else other,
-        left_out(found),
-        measure=sentence("eleven" if of_camvid else "class-iou"),
-        row_by_row="Panels, row by row" if len(names) > 1 else "Shown",
-        panels="; ".join(names),
-    )
-    return Drawing(figure, caption, tuple(curves))
-
-
-def eleven_over_training(store: RunStore, run: Run) -> History:
-    """Mean IoU of CamVid's classes at every validation that has all of them."""
-    histories = [dict(finite_history(store, run, f"val/iou/{name}")) for name in CAMVID_CLASSES]
-    steps = sorted(set.intersection(*(set(history) for history in histories)))
-    return [(step, math.fsum(h[step] for h in histories) / len(histories)) for step in steps]

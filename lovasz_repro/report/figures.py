@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lovasz_repro.host.output import visible, write_files
-from lovasz_repro.report.curves import camvid_classes, camvid_curves, street_curves
+from lovasz_repro.report.curves import CONVERGENCE, camvid_classes
 from lovasz_repro.report.curves_voc import figure_6, voc_measures_figure
 from lovasz_repro.report.layout import precise
 from lovasz_repro.report.model import Drawing, Missing
@@ -26,7 +26,7 @@ from lovasz_repro.report.picture_figures import (
 )
 from lovasz_repro.report.render import chosen
 from lovasz_repro.report.runs import Remembered, RunStore
-from lovasz_repro.report.sets import CAMVID_LAYOUT, ENET
+from lovasz_repro.report.sets import CAMVID, CAMVID_LAYOUT, ENET
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.surfaces import figure_1, figure_2
 from lovasz_repro.report.synthetic_figure import figure_3
@@ -40,11 +40,11 @@ FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-6": figure_6,
     "figure-7": lambda store: figure_of_classes(store, FIGURE_7),
     "figure-8": lambda store: figure_of_crops(store, ENET),
-    "figure-9": lambda store: street_curves(store, ENET),
+    "figure-9": CONVERGENCE["figure-9"],
     "voc-measures": voc_measures_figure,
-    "camvid-enet": camvid_curves,
+    "camvid-enet": CONVERGENCE[CAMVID],
     "camvid-enet-classes": camvid_classes,
-    "camvid-as-cityscapes": lambda store: street_curves(store, CAMVID_LAYOUT),
+    "camvid-as-cityscapes": CONVERGENCE[CAMVID_LAYOUT],
     "camvid-as-cityscapes-examples": lambda store: figure_of_crops(store, CAMVID_LAYOUT),
 }
 

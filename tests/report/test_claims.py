@@ -215,9 +215,9 @@ def test_seeds_of_a_category_count_once(store):
 
 def test_where_narrows_runs(store):
     pairs(store, 1.0, 1.1)
-    wanted = compare("greater", where={"training.batch_size": "10"})
+    wanted = compare("greater", where={"training.batch_size": 10})
     assert decided(store, wanted).verdict == "holds"
-    wanted = compare("greater", where={"training.batch_size": "20"})
+    wanted = compare("greater", where={"training.batch_size": 20})
     assert decided(store, wanted).verdict == "not yet run"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.report import style
-from lovasz_repro.report.curves import band, camvid_classes, camvid_curves
+from lovasz_repro.report.curves import CONVERGENCE, band, camvid_classes
 from lovasz_repro.report.curves_voc import MEASURE_LOOKS
 from lovasz_repro.report.figures import FIGURES, write_figures
 from lovasz_repro.report.model import Drawing, Missing
@@ -25,6 +25,7 @@ from lovasz_repro.report.surfaces import (
 from lovasz_repro.report.synthetic_figure import figure_3, relative
 from tests.report_files import assert_same_bytes
 
+camvid_curves = CONVERGENCE["camvid-enet"]
 LOSSES = ("jaccard", "lovasz_hinge", "hinge", "cross_entropy", "soft_iou")
 
 
