@@ -103,13 +103,13 @@ def claims(
     from lovasz_repro.host.terminal import Terminal
     from lovasz_repro.report.claims import evaluate_claims
     from lovasz_repro.report.claims_render import (
-        HOW_TO_READ,
         changed,
         claims_files,
         print_claim,
         print_overview,
     )
     from lovasz_repro.report.render import chosen
+    from lovasz_repro.report.words import sentence
     from lovasz_repro.store import Store
 
     folder, console = out or results / "report", Terminal()
@@ -129,7 +129,7 @@ def claims(
         console.print()
     for item in shown:
         print_claim(item, console)
-    say(HOW_TO_READ, ONE_BY_NAME.format("claims"), *files)
+    say(sentence("how-to-read-claims"), ONE_BY_NAME.format("claims"), *files)
 
 
 def differ(folder: Path, texts: Mapping[str, str]) -> bool:

@@ -14,6 +14,7 @@ from lovasz_repro.report.claims import ClaimVerdict, SetEvidence
 from lovasz_repro.report.claims_rules import Effect, Interval, Verdict
 from lovasz_repro.report.layout import MINUS, number, precise
 from lovasz_repro.report.render import md_escape, md_line, md_text
+from lovasz_repro.report.words import sentence
 
 VERDICTS: dict[Verdict, str] = {
     "holds": "green",
@@ -25,11 +26,6 @@ ORDER: tuple[Verdict, ...] = ("does not hold", "undecided", "holds", "not yet ru
 SHOWN = 4
 """Most effects (or published numbers) that are listed; of more effects only the weakest."""
 INDENT = "  "
-HOW_TO_READ = (
-    "± is the standard deviation over n independent numbers: seeds, categories (their seeds "
-    "averaged), or draws of images. A claim is decided two standard errors from what it asks; "
-    "n = 1 decides nothing."
-)
 
 
 def print_claim(item: ClaimVerdict, console: Console) -> None:
@@ -102,7 +98,8 @@ def _counted(verdicts: Sequence[Verdict]) -> str:
 
 def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
     """A table: claims, the paper's numbers, verdicts and evidence."""
-    lines = ["### Claims of the paper", "", f"{summary(verdicts)}. {HOW_TO_READ}", ""]
+    told = sentence("how-to-read-claims")
+    lines = ["### Claims of the paper", "", f"{summary(verdicts)}. {told}", ""]
     lines += [
         md_line(["claim", "in the paper", "at paper scale", "stored runs"]),
         "|---|---|---|---|",

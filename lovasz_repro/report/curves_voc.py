@@ -31,6 +31,7 @@ from lovasz_repro.report.runs import (
 )
 from lovasz_repro.report.sets import (
     FEATURES,
+    MEASURED,
     MULTICLASS,
     STUDIED,
     is_papers,
@@ -39,7 +40,6 @@ from lovasz_repro.report.sets import (
     studies,
     ten_first,
 )
-from lovasz_repro.report.sets import MEASURED as KEYS
 from lovasz_repro.report.style import (
     BLACK,
     GREEN,
@@ -53,7 +53,7 @@ from lovasz_repro.report.style import (
 )
 from lovasz_repro.report.words import caveats, figure_caption, sentence, titled
 
-DATASET, BATCH, IMAGE = "val/dataset_miou", "val/batch_miou", "val/image_miou"
+DATASET, IMAGE, BATCH = MEASURED.values()
 MEASURE_LOOKS = {
     DATASET: ("dataset-mIoU", BLACK),
     BATCH: ("batch-mIoU, present classes", ORANGE),
@@ -333,7 +333,7 @@ INSET = (0.13, 0.47, 0.4, 0.33)
 def voc_measures_figure(store: RunStore) -> Drawing | Missing:
     """Dots per variant, and dataset-mIoU against batch size, of the first set that has dots."""
     for cohort, heading in studies(store):
-        if any(having(cohort.select(name), KEYS["dataset"]) for name in STUDIED):
+        if any(having(cohort.select(name), MEASURED["dataset"]) for name in STUDIED):
             return _study(store, cohort, heading)
     what = "has a validation score" if studies(store) else "is stored"
     reason = f"no finished set of {MULTICLASS} runs on features {what}"
@@ -362,7 +362,7 @@ def _study(store: RunStore, cohort: Cohort, heading: str) -> Drawing:
 
 def _variant_dots(ax: Any, store: RunStore, cohort: Cohort, measure: str) -> list[Curve]:
     """One measure of every variant, from top to bottom, and that of the network before training."""
-    key, title = KEYS[measure], f"{measure}-mIoU"
+    key, title = MEASURED[measure], f"{measure}-mIoU"
     colours = variant_colours(set(STUDIED))
     names = list(STUDIED)
     curves = []
@@ -394,7 +394,7 @@ def _variant_dots(ax: Any, store: RunStore, cohort: Cohort, measure: str) -> lis
 
 def _over_batch_sizes(ax: Any, cohort: Cohort) -> list[Curve]:
     """Dataset-mIoU of three variants against the batch size."""
-    key = KEYS["dataset"]
+    key = MEASURED["dataset"]
     colours = variant_colours(set(OVER_BATCHES))
     curves = []
     for name in OVER_BATCHES:
