@@ -307,7 +307,9 @@ def counted_hinge(row: Sequence[np.ndarray], factor: float) -> float | None:
     if math.isnan(largest):
         result[:] = math.nan
         return math.nan
-    held, gains = sums.sum(0), np.zeros(sums.shape[1:], np.float32)
+    held, gains = sums[0], np.zeros(sums.shape[1:], np.float32)
+    for part in sums[1:]:
+        held += part
     _, *bounds = kernels.jaccard_tables(held, 0, 0, 1.0, 1.0, 0, *hinge_widths(), gains)
     if too_coarse(bounds, largest):
         return None

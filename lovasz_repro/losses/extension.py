@@ -78,8 +78,9 @@ def lovasz_extension(
     shape, length = errors.shape[:-1], errors.shape[-1]
     flat = (shape.numel(), length)
     weights = None if pixel_weight is None else checked_weights(pixel_weight, errors, "errors")
-    values: Tensor = _LovaszExtension.apply(
+    values: Tensor = LovaszExtensionFunction.apply(
         errors.reshape(flat),
+        None,
         foreground.reshape(flat).bool(),
         None if valid is None else valid.reshape(flat),
         None if weights is None else weights.reshape(flat),
@@ -90,13 +91,17 @@ def lovasz_extension(
     return ranks.total(values).reshape(shape)
 
 
-class _LovaszExtension(torch.autograd.Function):
-    """(N, P) errors to (N,) values of this rank's part; saves the gains, which are the gradient."""
+class LovaszExtensionFunction(torch.autograd.Function):
+    """(N, P) errors to (N,) values of this rank's part; saves the gains, which are the gradient.
+
+    A sort ranks the errors by ``ranked``, or where it is None by themselves.
+    """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102
         ctx: Any,
         errors: Tensor,
+        ranked: Tensor | None,
         foreground: Tensor,
         valid: Tensor | None,
         weights: Tensor | None,
@@ -110,7 +115,7 @@ class _LovaszExtension(torch.autograd.Function):
             errors = errors.masked_fill(~valid, 0.0)
         gains = row_gains(
             errors,
-            errors,
+            errors if ranked is None else ranked,
             foreground,
             set_function,
             valid,
@@ -122,10 +127,10 @@ class _LovaszExtension(torch.autograd.Function):
         return gain_error_products(gains, errors).sum(-1)
 
     @staticmethod
-    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         (gains,) = ctx.saved_tensors
         gradient = (grad_values[:, None] * gains).to(ctx.errors_dtype)
-        return gradient, None, None, None, None, None, None
+        return gradient, None, None, None, None, None, None, None
 
 
 def _check_rows(errors: Tensor, foreground: Tensor, valid: Tensor | None) -> None:

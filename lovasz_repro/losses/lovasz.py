@@ -3,7 +3,7 @@
 Both have gradients in closed form; nothing is differentiated through a sort or a softmax.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from .averaging import Problem, rows_of
 from .backends import jaccard_kernels
 from .eager import eager
 from .error_bins import ProbabilityBins
+from .extension import LovaszExtensionFunction
 from .histogram import FEW_BINS, Method
 from .inputs import (
     BinaryPixels,
@@ -22,10 +23,8 @@ from .inputs import (
     pixel_weights,
 )
 from .ranks import ONE_PROCESS, Ranks
-from .row_gains import row_gains
 from .set_functions import JaccardLoss, SetFunction
 from .softmax import LovaszSoftmaxFunction
-from .sorting import gain_error_products
 from .submodular import checked
 from .window import AccumulationWindow
 
@@ -200,12 +199,18 @@ def lovasz_hinge(
     if weights is not None:
         weights = weights.reshape(pixels.logits.shape)
     row_ranks = ONE_PROCESS if per_image else ranks
-    part = _LovaszHinge.apply(pixels.logits, pixels, checked(set_function), how, weights, row_ranks)
-    return ranks.total(part)
+    compiled = jaccard_kernels(pixels.logits, set_function)
+    if compiled and weights is None and row_ranks.alone and how.name != "histogram":
+        return ranks.total(_CompiledHinge.apply(pixels.logits, pixels, how, compiled.hinge))
+    signed = torch.where(pixels.foreground, -pixels.logits, pixels.logits)
+    # The signed logits rank as the errors 1 + signed do, and have not been rounded.
+    args = (pixels.foreground, pixels.valid, weights, checked(set_function), how, row_ranks)
+    losses: Tensor = LovaszExtensionFunction.apply((signed + 1).relu(), signed.detach(), *args)
+    return ranks.total(losses.sum() / max(1, pixels.total_rows))
 
 
-class _LovaszHinge(torch.autograd.Function):
-    """Logits (R, P) to the mean over the rows of Eq. 10.
+class _CompiledHinge(torch.autograd.Function):
+    """Logits (R, P) to the mean over the rows of Eq. 10, in the kernels of the CPU.
 
     Where m > 0 the derivative of the error is -1 on the foreground and 1 elsewhere, so the one of
     the loss is the gain with that sign. It is constant almost everywhere: double backward works.
@@ -213,41 +218,14 @@ class _LovaszHinge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        pixels: BinaryPixels,
-        set_function: SetFunction,
-        how: Method,
-        weights: Tensor | None,
-        ranks: Ranks,
+        ctx: Any, logits: Tensor, pixels: BinaryPixels, how: Method, hinge: Callable[..., Any]
     ) -> Tensor:
-        compiled = jaccard_kernels(logits, set_function)
-        if compiled and weights is None and ranks.alone and how.name != "histogram":
-            factor = 1 / max(1, pixels.total_rows)
-            args = (pixels.foreground, pixels.valid, factor, how.name)
-            value, gradient = compiled.hinge(logits, *args)
-            ctx.save_for_backward(gradient)
-            return gradient.new_tensor(value)
-        signed = torch.where(pixels.foreground, -logits, logits)
-        # The signed logits rank as the errors 1 + signed do, and have not been rounded.
-        errors = (signed + 1).relu_()
-        gradient = row_gains(
-            errors,
-            signed,
-            pixels.foreground,
-            set_function,
-            pixels.valid,
-            how,
-            weights=weights,
-            ranks=ranks,
-        )
-        gradient /= max(1, pixels.total_rows)
-        loss = gain_error_products(gradient, errors).sum()
-        gradient.masked_fill_(errors == 0, 0.0)
-        ctx.save_for_backward(torch.where(pixels.foreground, -gradient, gradient))
-        return loss
+        factor = 1 / max(1, pixels.total_rows)
+        value, gradient = hinge(logits, pixels.foreground, pixels.valid, factor, how.name)
+        ctx.save_for_backward(gradient)
+        return torch.tensor(value, dtype=gradient.dtype, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None, None, None, None
+        return gradient * grad_loss, None, None, None
