@@ -82,7 +82,6 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> "DataConfig":
-        check_own("data", self, self.name)
         if self.equibatch and self.category:
             raise ValueError("with category the batches are balanced: equibatch does not apply")
         crops = DATASET_LINES[self.name].crops
@@ -277,6 +276,8 @@ class CellConfig(Strict):
 
     @model_validator(mode="after")
     def _one_logit_or_all(self) -> "CellConfig":
+        for section in ("data", "evaluation"):
+            check_own(section, getattr(self, section), self.data.name)
         binary = [name for name in self.loss.terms if name in BINARY_LOSSES]
         if self.data.category and len(binary) < len(self.loss.terms):
             raise ValueError(f"with data.category the losses are {', '.join(BINARY_LOSSES)}")
@@ -294,7 +295,6 @@ class CellConfig(Strict):
     @model_validator(mode="after")
     def _evaluation_fits(self) -> "CellConfig":
         wanted, category = self.evaluation, self.data.category
-        check_own("evaluation", wanted, self.data.name)
         if wanted.multi_scale and (category or self.data.images == "features"):
             raise ValueError("evaluation.multi_scale is of all classes, on photographs")
         if wanted.batches and category:
