@@ -33,6 +33,20 @@ def real_data(*parts: str) -> Path:
     return path
 
 
+LONG_FIRST = ("launch", "run", "test_readme.py", "store", "bench", "cli", "host")
+"""Folders and files whose tests start processes and wait for them, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with long files: one at the end would leave the other worker without work."""
+
+    def order(item: pytest.Item) -> int:
+        names = item.path.name, item.path.parent.name
+        return min((i for i, name in enumerate(LONG_FIRST) if name in names), default=99)
+
+    items.sort(key=order)
+
+
 @pytest.fixture
 def camvid_root() -> Path:
     """The SegNet-layout CamVid folder."""

@@ -1,31 +1,27 @@
-"""What counting predictions costs: ``ConfusionMatrix.update`` beside that of torchmetrics.
+"""What the counts of a confusion matrix cost, beside those of torchmetrics.
 
 Labels come in regions, with void between them; a tenth of the predictions is wrong. Both count the
 same tensors, and must give the same numbers before anything is timed.
 """
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lovasz_repro.bench import harness
 from lovasz_repro.bench.harness import (
+    QUIET,
     Advance,
-    BenchReport,
+    Column,
     Machine,
     Page,
-    Spread,
-    in_turn,
-    milliseconds,
-    number,
-    quiet,
+    Report,
+    Row,
+    quartiles,
     ratio,
-    this_machine,
-    with_quartiles,
 )
 from lovasz_repro.bench.samples import Size, parse_size, regions
 from lovasz_repro.errors import RunFailed, UserError
@@ -37,7 +33,6 @@ DEFAULT_ROUNDS = {"cpu": 5, "cuda": 30}
 VOID = 255
 VOID_SHARE, WRONG = 0.05, 0.1
 OURS, THEIRS, UNCHECKED = "ConfusionMatrix.update", "torchmetrics", "torchmetrics, unchecked"
-HEADS = ("counting", "ms", "times as fast as\ntorchmetrics", "times as fast as\nit unchecked")
 CAPTION = (
     "Predictions int64, labels uint8 with {void:.0%} void, to counts on the CPU. Times as fast: "
     "the time of torchmetrics {version} (multiclass_confusion_matrix; unchecked: "
@@ -49,101 +44,22 @@ Count = Callable[[Tensor, Tensor], Tensor]
 """Predictions and labels (B, H, W) -> counts (C, C) on the CPU."""
 
 
-@dataclass(frozen=True)
-class CountingSettings:
-    """What to measure, and where."""
-
-    sizes: tuple[Size, ...]
-    """Images, classes, height, width."""
-    device: torch.device
-    threads: int
-    """Of the CPU."""
-    rounds: int
-    seed: int
-
-    @property
-    def passes(self) -> int:
-        """How often :func:`run_bench` calls ``advance``."""
-        return len(self.sizes) * self.rounds * 3
-
-
-@dataclass(frozen=True)
-class CountingRow:
-    """One way to count."""
-
-    name: str
-    times_ms: tuple[float, ...]
-    """By round."""
-    speedup: Spread
-    """Time of torchmetrics in that of this, of the same round."""
-    speedup_unchecked: Spread
-    """That of torchmetrics without checks of its arguments."""
-
-
-@dataclass(frozen=True)
-class CountingCase:
-    """The ways to count tensors of one size: ours first."""
-
-    size: Size
-    rows: tuple[CountingRow, ...]
-
-
-@dataclass(frozen=True)
-class CountingReport(BenchReport):
-    """What was measured."""
-
-    machine: Machine
-    torchmetrics_version: str
-    cases: tuple[CountingCase, ...]
-    rounds: int
-    seed: int
-    names_of_tuples: ClassVar[bool] = False
-
-    def pages(self) -> Iterator[Page]:
-        """One table of all sizes."""
-        rows = []
-        for case in self.cases:
-            for row in case.rows:
-                against = with_quartiles(row.speedup), with_quartiles(row.speedup_unchecked)
-                time_ms = number(statistics.median(row.times_ms))
-                rows.append((f"{case.size}: {row.name}", time_ms, *against))
-        yield Page(
-            f"Counting predictions, {self.machine.device}, torch {self.machine.torch_version}",
-            HEADS,
-            {"": rows},
-            self.machine.load,
-            ("All ways gave the same counts.",),
-            CAPTION.format(void=VOID_SHARE, version=self.torchmetrics_version, rounds=self.rounds),
-        )
-
-
-def choose_settings(
-    sizes: Sequence[str] | None,
+def run_bench(
+    size: Sequence[str] | None,
     device: torch.device,
     threads: int | None,
     rounds: int | None,
     seed: int,
-) -> CountingSettings:
-    """Settings from what was given, defaults for what was not.
+    advance: Advance = QUIET,
+) -> Report:
+    """Measure; defaults are for what is None.
 
     Raises:
-        UserError: a size of another form, or more classes than labels can name.
-    """
-    chosen = tuple(parse_size(size) for size in sizes or DEFAULT_SIZES)
-    for size in chosen:
-        if size.classes > VOID:
-            raise UserError(f"size {size}: {VOID} is void; give at most {VOID} classes.")
-    threads = threads or torch.get_num_threads()
-    return CountingSettings(chosen, device, threads, rounds or DEFAULT_ROUNDS[device.type], seed)
-
-
-def run_bench(settings: CountingSettings, advance: Advance = quiet) -> CountingReport:
-    """Measure.
-
-    Raises:
-        UserError: torchmetrics is not installed.
+        UserError: a size of another form, more classes than labels can name, or torchmetrics is
+            not installed.
         RunFailed: the counts differ.
     """
+    sizes = sizes_of(size)
     try:
         import torchmetrics
         import torchmetrics.functional.classification
@@ -152,10 +68,51 @@ def run_bench(settings: CountingSettings, advance: Advance = quiet) -> CountingR
             "bench metrics compares with torchmetrics, which is not installed. "
             "Run: pip install 'lovasz-repro[dev]'"
         ) from None
-    torch.set_num_threads(settings.threads)
-    cases = tuple(_case(size, settings, torchmetrics, advance) for size in settings.sizes)
-    machine, version = this_machine(settings.device), torchmetrics.__version__
-    return CountingReport(machine, version, cases, settings.rounds, settings.seed)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    rounds = rounds or DEFAULT_ROUNDS[device.type]
+    advance.expect(len(sizes) * rounds * 3)
+    cases = []
+    for chosen in sizes:
+        sample = make_sample(chosen, seed, device)
+        rows = _compare(chosen, sample, ways(chosen, torchmetrics), rounds, advance)
+        cases.append({"size": chosen, "rows": rows})
+    machine = harness.this_machine(device)
+    found: dict[str, Any] = {"torchmetrics_version": torchmetrics.__version__, "cases": cases}
+    found |= {"rounds": rounds, "seed": seed}
+    return Report(machine, found, [page(machine, found)])
+
+
+def sizes_of(given: Sequence[str] | None) -> list[Size]:
+    """Images, classes, height and width of what is counted.
+
+    Raises:
+        UserError: another form, or more classes than labels can name.
+    """
+    sizes = [parse_size(text) for text in given or DEFAULT_SIZES]
+    for size in sizes:
+        if size.classes > VOID:
+            raise UserError(f"size {size}: {VOID} is void; give at most {VOID} classes.")
+    return sizes
+
+
+def page(machine: Machine, found: Row) -> Page:
+    """One table of all sizes."""
+    columns: list[Column] = [
+        ("counting", lambda row: f"{row['size']}: {row['name']}"),
+        ("ms", harness.median("times_ms")),
+        ("times as fast as\ntorchmetrics", quartiles("speedup")),
+        ("times as fast as\nit unchecked", quartiles("speedup_unchecked")),
+    ]
+    return Page(
+        f"Counting predictions, {machine.device}, torch {machine.torch_version}",
+        columns,
+        {"": [{"size": case["size"], **row} for case in found["cases"] for row in case["rows"]]},
+        machine.load,
+        ("All ways gave the same counts.",),
+        CAPTION.format(
+            void=VOID_SHARE, version=found["torchmetrics_version"], rounds=found["rounds"]
+        ),
+    )
 
 
 def make_sample(size: Size, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -187,7 +144,7 @@ def ways(size: Size, torchmetrics: Any) -> dict[str, Count]:
             UNCHECKED: partial(theirs, checked=False)}  # fmt: skip
 
 
-def check_same(name: str, counts: Tensor, ours: Tensor) -> None:
+def check_same_counts(name: str, counts: Tensor, ours: Tensor) -> None:
     """Make sure that two ways count alike.
 
     Raises:
@@ -198,21 +155,27 @@ def check_same(name: str, counts: Tensor, ours: Tensor) -> None:
         raise RunFailed(f"{name}: {off} pixels are counted otherwise. Nothing is reported.")
 
 
-def _case(
-    size: Size, settings: CountingSettings, torchmetrics: Any, advance: Advance
-) -> CountingCase:
-    sample = make_sample(size, settings.seed, settings.device)
-    compared = ways(size, torchmetrics)
+def _compare(
+    size: Size,
+    sample: tuple[Tensor, Tensor],
+    compared: Mapping[str, Count],
+    rounds: int,
+    advance: Advance,
+) -> list[Row]:
     counts = {name: count(*sample) for name, count in compared.items()}  # the first is slower
     for name in (THEIRS, UNCHECKED):
-        check_same(name, counts[name], counts[OURS])
+        check_same_counts(name, counts[name], counts[OURS])
     timed = {
-        name: lambda _, count=count: milliseconds(lambda: count(*sample), settings.device)
+        name: lambda _, count=count: harness.milliseconds(lambda: count(*sample), sample[0].device)
         for name, count in compared.items()
     }
-    times = in_turn(timed, settings.rounds, lambda name: advance(f"{name}, {size}"))
-    rows = (
-        CountingRow(name, own, ratio(times[THEIRS], own), ratio(times[UNCHECKED], own))
+    times = harness.in_turn(timed, rounds, lambda name: advance(f"{name}, {size}"))
+    return [
+        {
+            "name": name,
+            "times_ms": own,
+            "speedup": ratio(times[THEIRS], own),
+            "speedup_unchecked": ratio(times[UNCHECKED], own),
+        }
         for name, own in times.items()
-    )
-    return CountingCase(size, tuple(rows))
+    ]

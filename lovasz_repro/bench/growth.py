@@ -2,26 +2,15 @@
 
 import io
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lovasz_repro.bench.harness import (
-    Advance,
-    Machine,
-    Page,
-    count,
-    enough_memory,
-    in_turn,
-    milliseconds,
-    number,
-    ratio,
-    with_quartiles,
-)
+from lovasz_repro.bench import harness
+from lovasz_repro.bench.harness import Advance, Column, Machine, Page, Row
 from lovasz_repro.bench.samples import Size, fits, multiclass_sample
 from lovasz_repro.bench.yardsticks import Loss
 from lovasz_repro.errors import RunFailed, UserError
@@ -40,62 +29,37 @@ CAPTION = (
 )
 
 
-@dataclass(frozen=True)
-class GrowthPoint:
-    """The losses at one size."""
+def growth_page(growth: Row, machine: Machine) -> Page:
+    """A table of two parts: more pixels, more classes."""
+    points = growth["pixels"]
+    unit, *others = points[0]["times_ms"]
+    largest = points[-1]["pixels"]
+    left_out = f"More than {largest:,} pixels did not fit the memory."
 
-    size: Size
-    times_ms: dict[str, tuple[float, ...]]
-    """Loss -> by round."""
-
-    @property
-    def pixels(self) -> int:
-        """Of the image."""
-        return self.size.height * self.size.width
-
-    @property
-    def classes(self) -> int:
-        """Of the logits."""
-        return self.size.classes
-
-    def cells(self) -> tuple[str, ...]:
-        """Of the table: time of the first loss, and of the others in that."""
-        unit, *others = self.times_ms.values()
-        ratios = (with_quartiles(ratio(own, unit)) for own in others)
-        return f"{self.pixels:,}", str(self.classes), number(statistics.median(unit)), *ratios
-
-
-@dataclass(frozen=True)
-class LossGrowth:
-    """The losses at growing sizes."""
-
-    logits: str
-    """The kind: "random" or "trained"."""
-    rounds: int
-    pixels: tuple[GrowthPoint, ...]
-    classes: tuple[GrowthPoint, ...]
-
-    def page(self, machine: Machine) -> Page:
-        """A table of two parts."""
-        unit, *others = self.pixels[0].times_ms
-        wanted, largest = SIDES[-1] ** 2, self.pixels[-1].pixels
-        left_out = f"More than {largest:,} pixels did not fit the memory."
-        return Page(
-            f"Growth of the losses' time, {machine.device}",
-            ("pixels", "classes", f"{unit}\nms", *(f"{name} /\n{unit}" for name in others)),
-            {
-                f"more {along}": [point.cells() for point in points]
-                for along, points in (("pixels", self.pixels), ("classes", self.classes))
-            },
-            machine.load,
-            (left_out,) if largest < wanted else (),
-            CAPTION.format(
-                kind=self.logits,
-                classes=USUAL_CLASSES,
-                pixels=USUAL_SIDE**2,
-                rounds=count(self.rounds, "round"),
-            ),
+    def in_units(point: Row, name: str) -> str:
+        return harness.with_quartiles(
+            harness.ratio(point["times_ms"][name], point["times_ms"][unit])
         )
+
+    columns: list[Column] = [
+        ("pixels", lambda point: f"{point['pixels']:,}"),
+        ("classes", lambda point: str(point["classes"])),
+        (f"{unit}\nms", lambda point: harness.number(statistics.median(point["times_ms"][unit]))),
+        *((f"{name} /\n{unit}", partial(in_units, name=name)) for name in others),
+    ]
+    return Page(
+        f"Growth of the losses' time, {machine.device}",
+        columns,
+        {f"more {along}": growth[along] for along in ("pixels", "classes")},
+        machine.load,
+        (left_out,) if largest < SIDES[-1] ** 2 else (),
+        CAPTION.format(
+            kind=growth["logits"],
+            classes=USUAL_CLASSES,
+            pixels=USUAL_SIDE**2,
+            rounds=harness.count(growth["rounds"], "round"),
+        ),
+    )
 
 
 def growing_sizes(device: torch.device) -> dict[str, tuple[Size, ...]]:
@@ -117,7 +81,7 @@ def measure_growth(
     generator: torch.Generator,
     rounds: int,
     advance: Advance,
-) -> LossGrowth:
+) -> Row:
     """Time losses, the first of which is the unit, at growing sizes.
 
     Args:
@@ -127,25 +91,25 @@ def measure_growth(
         generator: of logits and labels, on the device to measure.
         rounds: at least 1.
         advance: told the name of the loss after each turn, of which one more is taken.
+
+    Returns:
+        Along pixels and along classes, of each size the times of each loss by round.
     """
 
-    def point(size: Size) -> GrowthPoint:
-        with enough_memory(size, generator.device):
+    def point(size: Size) -> Row:
+        with harness.enough_memory(size, generator.device):
             logits, labels = multiclass_sample(size, kind, generator)
             leaf = logits.requires_grad_()
+            ways = {
+                name: lambda _, loss=loss: harness.both_ways(loss, leaf, labels)
+                for name, loss in losses.items()
+            }
+            times = harness.in_turn(ways, rounds, advance, warm_up=1)
+        pixels = size.height * size.width
+        return {"size": size, "pixels": pixels, "classes": size.classes, "times_ms": times}
 
-            def both(loss: Loss) -> None:
-                leaf.grad = None
-                loss(leaf, labels).backward()
-
-            def timed(loss: Loss, round_: int) -> float:
-                return milliseconds(partial(both, loss), leaf.device)
-
-            ways = {name: partial(timed, loss) for name, loss in losses.items()}
-            return GrowthPoint(size, in_turn(ways, rounds, advance, warm_up=1))
-
-    pixels, classes = (tuple(map(point, sizes[along])) for along in ("pixels", "classes"))
-    return LossGrowth(kind, rounds, pixels, classes)
+    found = {along: [point(size) for size in of_one] for along, of_one in sizes.items()}
+    return {"logits": kind, "rounds": rounds, **found}
 
 
 def check_figure(path: Path) -> None:
@@ -160,7 +124,7 @@ def check_figure(path: Path) -> None:
         raise UserError(f"--figure {path}: there is no folder {path.parent}.")
 
 
-def draw(growth: LossGrowth, machine: Machine, path: Path) -> None:
+def draw(growth: Row, machine: Machine, path: Path) -> None:
     """Draw time against pixels and against classes, both axes logarithmic, with quartiles.
 
     Raises:
@@ -173,11 +137,11 @@ def draw(growth: LossGrowth, machine: Machine, path: Path) -> None:
     with rc_context(RC):
         figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _draw_panel(left, growth.pixels, lambda point: point.pixels)
-        _draw_panel(right, growth.classes, lambda point: point.classes)
+        _draw_panel(left, growth["pixels"], "pixels")
+        _draw_panel(right, growth["classes"], "classes")
         left.set(xlabel=f"pixels ({USUAL_CLASSES} classes)", ylabel="forward + backward, ms")
         right.set(xlabel=f"classes ({USUAL_SIDE**2:,} pixels)")
-        left.legend(title=f"{machine.device}, {growth.logits} logits")
+        left.legend(title=f"{machine.device}, {growth['logits']} logits")
         figure.savefig(buffer, format=path.suffix[1:].lower())
     try:
         write_durably(path, buffer.getvalue())
@@ -185,18 +149,17 @@ def draw(growth: LossGrowth, machine: Machine, path: Path) -> None:
         raise RunFailed(f"cannot write {path}: {error.strerror or error}.") from error
 
 
-def _draw_panel(
-    axes: Any, points: tuple[GrowthPoint, ...], size_of: Callable[[GrowthPoint], int]
-) -> None:
+def _draw_panel(axes: Any, points: Sequence[Row], along: str) -> None:
     axes.set(xscale="log", yscale="log")
     axes.grid(True)
-    sizes = [size_of(point) for point in points]
-    for name, colour in zip(points[0].times_ms, COLOURS, strict=True):
+    sizes = [point[along] for point in points]
+    for name, colour in zip(points[0]["times_ms"], COLOURS, strict=True):
+        times = [point["times_ms"][name] for point in points]
         # A ratio to a unit of 1 is the time itself.
-        spreads = [ratio(p.times_ms[name], [1.0] * len(p.times_ms[name])) for p in points]
+        spreads = [harness.ratio(own, [1.0] * len(own)) for own in times]
         axes.plot(sizes, [s.median for s in spreads], "o-", color=colour, label=name)
         low, high = [s.low for s in spreads], [s.high for s in spreads]
         axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
-    last = statistics.median(next(iter(points[-1].times_ms.values())))
+    last = statistics.median(next(iter(points[-1]["times_ms"].values())))
     line = [last * size / sizes[-1] for size in sizes]
     axes.plot(sizes, line, ":", color=GREY, label="in proportion to the size")

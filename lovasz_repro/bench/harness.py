@@ -8,23 +8,25 @@ import json
 import os
 import statistics
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
 from rich.text import Text
+from torch import Tensor
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.host.terminal import print_note, print_sections
 
 SHORTEST_MS = 20.0  # a single call of less would be timed poorly
-Advance = Callable[[str], None]
-"""Told the name of each thing that was measured."""
+Row = Mapping[str, Any]
+"""What was found out about one of the things that took turns."""
+Column = tuple[str, Callable[[Row], str]]
+"""Head and cell."""
 Name = TypeVar("Name")
 Found = TypeVar("Found")
 
@@ -40,14 +42,23 @@ class Spread(NamedTuple):
     high: float
 
 
-def quiet(name: str) -> None:
-    """Tell nobody of the progress."""
+class Advance:
+    """Told how many turns there will be, and the name of whoever has taken one; tells nobody."""
+
+    def expect(self, turns: int) -> None:
+        """There will be so many turns."""
+
+    def __call__(self, name: str) -> None:
+        """One of them is over."""
+
+
+QUIET = Advance()
 
 
 def in_turn(
     ways: Mapping[Name, Callable[[int], Found]],
     rounds: int,
-    advance: Advance = quiet,
+    advance: Callable[[str], None] = QUIET,
     warm_up: int = 0,
 ) -> dict[Name, tuple[Found, ...]]:
     """What each way returns in each round.
@@ -88,6 +99,16 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
         calls += 1
         elapsed = 1000 * (time.perf_counter() - began)
     return elapsed / calls
+
+
+def both_ways(loss: Callable[[Tensor, Tensor], Tensor], leaf: Tensor, labels: Tensor) -> float:
+    """Milliseconds of a forward and a backward."""
+
+    def once() -> None:
+        leaf.grad = None
+        loss(leaf, labels).backward()
+
+    return milliseconds(once, leaf.device)
 
 
 class ImageClock:
@@ -141,16 +162,6 @@ class Machine:
     load: float | None
     """Processes that wanted a core in the last minute, this one included; None: not known."""
 
-    @property
-    def commit(self) -> str:
-        """The same: readers of JSON know it by either name."""
-        return self.git_commit
-
-    @property
-    def contended(self) -> bool:
-        """Whether there are more of them than cores: who waits for others then waits long."""
-        return contended(self.load)
-
 
 def this_machine(device: torch.device) -> Machine:
     """The machine after a bench on one of its devices."""
@@ -169,14 +180,8 @@ def load() -> float | None:
 
 
 def contended(load: float | None) -> bool:
-    """Whether that is more than there are cores."""
+    """Whether that is more than there are cores: who waits for others then waits long."""
     return load is not None and load > (os.cpu_count() or 1) + 0.5
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """A CPU allocation that fails has no exception of its own."""
-    cpu = "can't allocate memory", "not enough memory"
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in cpu)
 
 
 @contextmanager
@@ -188,8 +193,9 @@ def enough_memory(size: object, device: torch.device) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except RuntimeError as error:  # a CPU allocation that fails has no exception of its own
+        cpu = "can't allocate memory", "not enough memory"
+        if not (isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in cpu)):
             raise
         raise UserError(
             f"size {size}: not enough memory on {device}. Give a smaller --size."
@@ -204,15 +210,28 @@ class Page:
     """A table and what is said below it."""
 
     title: str
-    heads: Sequence[str]
-    sections: Mapping[str, Sequence[Sequence[str]]]
-    """Heading ("": none) -> rows of cells in the order of ``heads``."""
+    columns: Sequence[Column]
+    """The first tells rows apart."""
+    sections: Mapping[str, Sequence[Row]]
+    """Heading ("": none) -> rows."""
     load: float | None
     """Of the machine when the table was measured."""
     remarks: Sequence[str] = ()
     """Sentences that do not fit into rows."""
     caption: str = ""
     """How to read the numbers."""
+
+    @property
+    def heads(self) -> list[str]:
+        """Of the columns."""
+        return [head for head, _ in self.columns]
+
+    def cells(self) -> list[tuple[str, list[list[str]]]]:
+        """Headings and the cells below them."""
+        return [
+            (heading, [[cell(row) for _, cell in self.columns] for row in rows])
+            for heading, rows in self.sections.items()
+        ]
 
     def warnings(self) -> Iterator[str]:
         """What to think of the times, where the machine was busy."""
@@ -223,23 +242,22 @@ class Page:
             )
 
 
-class BenchReport(ABC):
-    """What a bench found out: a dataclass, of whose fields and properties JSON consists."""
+@dataclass(frozen=True)
+class Report:
+    """What a bench found out."""
 
     machine: Machine
-    names_of_tuples: ClassVar[bool] = True
-    """Whether JSON has sizes and spreads as objects, or as lists."""
-
-    @abstractmethod
-    def pages(self) -> Iterator[Page]:
-        """Its tables."""
+    found: Mapping[str, Any]
+    """By name, every time of every round included."""
+    pages: Sequence[Page]
+    """The same for people."""
 
 
-def print_report(report: BenchReport, console: Console) -> None:
-    """The tables, for people."""
-    for page in report.pages():
+def print_report(report: Report, console: Console) -> None:
+    """The tables, on a terminal."""
+    for page in report.pages:
         console.print(Text(page.title, style="bold"))
-        print_sections(console, page.heads, list(page.sections.items()))
+        print_sections(console, page.heads, page.cells())
         for remark in page.remarks:
             print_note(console, remark)
         for text in page.warnings():
@@ -249,13 +267,13 @@ def print_report(report: BenchReport, console: Console) -> None:
             print_note(console, page.caption, "dim")
 
 
-def to_markdown(report: BenchReport) -> str:
+def to_markdown(report: Report) -> str:
     """The same for a document."""
     lines: list[str] = []
-    for page in report.pages():
+    for page in report.pages:
         names = [head.replace("\n", " ") for head in page.heads]
         lines += [f"**{page.title}**", "", _line(names), "|---" + "|---:" * len(names[1:]) + "|"]
-        for heading, rows in page.sections.items():
+        for heading, rows in page.cells():
             lines += [_line([f"*{heading}*", *[""] * len(names[1:])])] if heading else []
             lines += map(_line, rows)
         lines += ["", *(f"- {remark}" for remark in page.remarks)]
@@ -265,36 +283,40 @@ def to_markdown(report: BenchReport) -> str:
     return "\n".join(lines)
 
 
-def to_json(report: BenchReport) -> str:
-    """Everything, every time of every round included."""
-    content = _content(report, report.names_of_tuples)
-    content = content.pop("machine") | content
-    return json.dumps(content, indent=2, allow_nan=False)
+def to_json(report: Report) -> str:
+    """Everything that was found, beside the machine."""
+    machine = asdict(report.machine) | {"contended": contended(report.machine.load)}
+    machine["commit"] = report.machine.git_commit  # readers know it by either name
+    return json.dumps(_named(machine | dict(report.found)), indent=2, allow_nan=False)
 
 
-def _content(value: Any, named: bool) -> Any:
-    """A value as JSON has it: a dataclass as its fields and its properties."""
-    if is_dataclass(value):
-        names = [field.name for field in fields(value)]
-        names += [
-            name for name in dir(value) if isinstance(getattr(type(value), name, 0), property)
-        ]
-        value = {name: getattr(value, name) for name in names}
-    elif named and hasattr(value, "_asdict"):
+def _named(value: Any) -> Any:
+    """A value as JSON has it: a size or a spread as an object."""
+    if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
-        return {key: _content(item, named) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_content(item, named) for item in value]
-    return value
+        return {key: _named(item) for key, item in value.items()}
+    return [_named(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def median(name: str, factor: float = 1.0) -> Callable[[Row], str]:
+    """The cell with the median of a row's numbers, one a round."""
+    return lambda row: number(factor * statistics.median(row[name]))
+
+
+def quartiles(name: str) -> Callable[[Row], str]:
+    """The cell with a spread of a row; empty where there is none."""
+    return lambda row: with_quartiles(row[name]) if row[name] else ""
+
+
 def with_quartiles(spread: Spread) -> str:
-    """ "2.41 (1.41–2.53)"."""
+    """ "2.41 (1.41–2.53)"; "1" of what is divided by itself."""
+    if spread == (1, 1, 1):
+        return "1"
     if spread.low == spread.high:
         return number(spread.median)
     return f"{number(spread.median)} ({number(spread.low)}–{number(spread.high)})"

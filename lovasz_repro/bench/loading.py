@@ -6,28 +6,25 @@ has to be much faster than the step. On the photographs of VOC a plain loader ta
 (``PlainVoc``).
 """
 
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
+from lovasz_repro.bench import harness
 from lovasz_repro.bench.harness import (
+    QUIET,
     Advance,
-    BenchReport,
+    Column,
     Machine,
     Page,
-    Spread,
-    in_turn,
-    number,
-    quiet,
+    Report,
+    Row,
+    quartiles,
     ratio,
-    synchronise,
-    this_machine,
-    with_quartiles,
 )
 from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.config.schema import CellConfig, LossConfig
@@ -42,7 +39,6 @@ from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import build_objective
 
 STEPS = 2  # of the training, in a round
-HEADS = ("", "images / s", "loader / step")
 STEP, LOADER, PLAIN = "training step", "loader alone", "plain PIL"
 CAPTION = (
     "Loader: read, decode, resize, put together. Step: forward, backward and update on a batch "
@@ -55,116 +51,85 @@ PLAIN_CAPTION = (
 )
 
 
-@dataclass(frozen=True)
-class LoadingSettings:
-    """What to measure, and where."""
-
-    cell: CellConfig
-    place: Place
-    workers: tuple[int, ...]
-    """Numbers of processes that decode images; 0 decodes in the process that trains."""
-    batches: int
-    """That are loaded in a round, beside the first, which is thrown away."""
-    rounds: int
-
-    @property
-    def with_plain(self) -> bool:
-        """Whether there is a plain loader to compare with."""
-        return self.cell.data.name == "voc" and self.cell.data.images == "photographs"
-
-    @property
-    def passes(self) -> int:
-        """How often :func:`run_bench` calls ``advance``."""
-        return self.rounds * (1 + len(self.workers) * (1 + self.with_plain))
-
-
-@dataclass(frozen=True)
-class LoadingRow:
-    """The speed of a loader with so many workers, by round."""
-
-    name: str
-    """LOADER or PLAIN."""
-    workers: int
-    images_per_second: tuple[float, ...]
-    in_steps: Spread
-    """Images per second in those of the training step of the same round."""
-    in_plain: Spread | None
-    """In those of the plain loader of the same round with as many workers; None: not measured."""
-
-    def cells(self) -> tuple[str, ...]:
-        """Of the table."""
-        where = f"{self.workers} workers" if self.workers else "the same process"
-        rate = number(statistics.median(self.images_per_second))
-        row = f"{self.name}, {where}", rate, with_quartiles(self.in_steps)
-        return (*row, with_quartiles(self.in_plain)) if self.in_plain else row
-
-
-@dataclass(frozen=True)
-class LoadingReport(BenchReport):
-    """What was measured."""
-
-    machine: Machine
-    title: str
-    step_images_per_second: tuple[float, ...]
-    loaders: tuple[LoadingRow, ...]
-    batches: int
-    rounds: int
-    names_of_tuples: ClassVar[bool] = False
-
-    def pages(self) -> Iterator[Page]:
-        """One table: the step, then every loader."""
-        heads: tuple[str, ...] = HEADS
-        caption = CAPTION.format(rounds=self.rounds, batches=self.batches)
-        if any(loader.in_plain for loader in self.loaders):
-            heads, caption = (*HEADS, "loader / plain PIL"), f"{caption} {PLAIN_CAPTION}"
-        step = number(statistics.median(self.step_images_per_second))
-        rows = [(f"{STEP} alone", step, "1", "")[: len(heads)]]
-        rows += [loader.cells() for loader in self.loaders]
-        yield Page(self.title, heads, {"": rows}, self.machine.load, caption=caption)
-
-
-def choose_settings(
-    cell: CellConfig, place: Place, workers: list[int] | None, batches: int, rounds: int
-) -> LoadingSettings:
-    """Settings from what was given, defaults for what was not."""
-    return LoadingSettings(cell, place, tuple(workers or (0, 1, 2)), batches, rounds)
-
-
-def run_bench(settings: LoadingSettings, advance: Advance = quiet) -> LoadingReport:
+def run_bench(
+    cell: CellConfig,
+    place: Place,
+    workers: Sequence[int] | None,
+    batches: int,
+    rounds: int,
+    advance: Advance = QUIET,
+) -> Report:
     """Measure.
+
+    Args:
+        cell: what is trained.
+        place: where.
+        workers: numbers of processes that decode images; 0 decodes in the process that trains.
+        batches: that are loaded in a round, beside the first, which is thrown away.
+        rounds: that count.
+        advance: told of each loader and of the step, a round.
 
     Raises:
         UserError: data or weights are missing, or there are fewer batches than are to be loaded.
     """
-    cell, place = settings.cell.start or settings.cell, settings.place
+    cell = cell.start or cell
     inputs = find_inputs(cell, place)
     train_set, _ = open_data(cell, inputs)
-    if cell.training.iterations <= settings.batches:
-        raise UserError(f"--batches {settings.batches}: {cell.name} has no more batches than that.")
+    if cell.training.iterations <= batches:
+        raise UserError(f"--batches {batches}: {cell.name} has no more batches than that.")
     sets: dict[str, Any] = {LOADER: train_set}
-    if settings.with_plain:
+    if cell.data.name == "voc" and cell.data.images == "photographs":
         assert isinstance(train_set, VocTraining)
         sets[PLAIN] = PlainVoc(train_set.images, train_set.crop)
 
     def load(name: str, workers: int, round_: int) -> float:
-        batches = _batches(cell, sets[name], replace(place, workers=workers))
-        return _loaded_per_second(batches, settings.batches, cell)
+        given = _batches(cell, sets[name], replace(place, workers=workers))
+        return _loaded_per_second(given, batches, cell)
 
     step = _stepper(cell, inputs, place, train_set)
     ways: dict[tuple[str, int], Callable[[int], float]] = {
         (STEP, 0): lambda _: cell.training.batch_size * STEPS / step()
     }
-    ways |= {(name, n): partial(load, name, n) for n in settings.workers for name in sets}
-    rates = in_turn(ways, settings.rounds, advance)
-    steps = rates.pop((STEP, 0))
-    loaders = []
-    for (name, workers), own in rates.items():
-        plain = rates.get((PLAIN, workers))
-        in_plain = ratio(own, plain) if plain else None
-        loaders.append(LoadingRow(name, workers, own, ratio(own, steps), in_plain))
-    machine, (height, width) = this_machine(place.device), cell.data.size
+    ways |= {(name, n): partial(load, name, n) for n in workers or (0, 1, 2) for name in sets}
+    advance.expect(rounds * len(ways))
+    rates = harness.in_turn(ways, rounds, advance)
+    machine, (height, width) = harness.this_machine(place.device), cell.data.size
     title = f"{cell.experiment}, {cell.training.batch_size}×{height}×{width}, {machine.device}"
-    return LoadingReport(machine, title, steps, tuple(loaders), settings.batches, settings.rounds)
+    found: dict[str, Any] = {"title": title, "step_images_per_second": rates.pop((STEP, 0))}
+    found["loaders"] = [
+        {
+            "name": name,
+            "workers": workers,
+            "images_per_second": own,
+            "in_steps": ratio(own, found["step_images_per_second"]),
+            "in_plain": ratio(own, rates[PLAIN, workers]) if PLAIN in sets else None,
+        }
+        for (name, workers), own in rates.items()
+    ]
+    found |= {"batches": batches, "rounds": rounds}
+    return Report(machine, found, [_page(machine, found)])
+
+
+def _page(machine: Machine, found: Row) -> Page:
+    """One table: the step, then every loader."""
+    steps, loaders = found["step_images_per_second"], found["loaders"]
+    unit = {"name": f"{STEP} alone", "images_per_second": steps, "in_steps": ratio(steps, steps),
+            "in_plain": None}  # fmt: skip
+    columns: list[Column] = [
+        ("", lambda row: row["name"] if row is unit else loaded_by(row["name"], row["workers"])),
+        ("images / s", harness.median("images_per_second")),
+        ("loader / step", quartiles("in_steps")),
+    ]
+    caption = CAPTION.format(**found)
+    if any(loader["in_plain"] for loader in loaders):
+        columns.append(("loader / plain PIL", quartiles("in_plain")))
+        caption = f"{caption} {PLAIN_CAPTION}"
+    return Page(found["title"], columns, {"": [unit, *loaders]}, machine.load, caption=caption)
+
+
+def loaded_by(what: str, workers: int) -> str:
+    """What is loaded and with how many processes."""
+    return f"{what}, {harness.count(workers, 'worker') if workers else 'the same process'}"
 
 
 def _batches(cell: CellConfig, images: Any, place: Place) -> Iterator[Any]:
@@ -195,7 +160,7 @@ def _stepper(cell: CellConfig, inputs: Any, place: Place, train_set: Any) -> Cal
             training_step(
                 state, model, images, labels, objective, config, config.lr, device, network.prepare
             )
-        synchronise(place.device)
+        harness.synchronise(place.device)
         return time.perf_counter() - began
 
     steps()  # the first is slower

@@ -6,9 +6,11 @@ Algorithm 1 as it is usually written (``yardsticks.py``).
 
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,24 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from lovasz_repro.bench.growth import LossGrowth, growing_sizes, measure_growth
-from lovasz_repro.bench.harness import (
-    Advance,
-    BenchReport,
-    Machine,
-    Page,
-    Spread,
-    contended,
-    enough_memory,
-    in_turn,
-    load,
-    milliseconds,
-    number,
-    quiet,
-    ratio,
-    this_machine,
-    with_quartiles,
-)
+from lovasz_repro.bench import harness
+from lovasz_repro.bench.growth import check_figure, draw, growing_sizes, growth_page, measure_growth
+from lovasz_repro.bench.harness import QUIET, Advance, Page, Report, Row, enough_memory, ratio
 from lovasz_repro.bench.samples import (
     Size,
     binary_sample,
@@ -47,6 +34,7 @@ from lovasz_repro.losses import lovasz_hinge, lovasz_softmax
 
 UNTIMED_PASSES = 2  # one for the errors, one for the memory
 METHODS = ("sort", "histogram", "auto")
+KINDS = ("random", "trained")
 # Crops of Pascal VOC (Sec. 4.2) and Cityscapes at half its size (Sec. 4.3).
 DEFAULT_SIZES = {
     "cpu": ("2x21x321x321", "2x19x512x1024"),
@@ -59,10 +47,15 @@ GROWING: dict[str, Loss] = {
 }
 """Losses whose time is measured at growing sizes; the first is the unit."""
 DEFAULT_REPEATS = {"cpu": 5, "cuda": 30}
-HEADS = (
-    "loss", "time /\ncross-entropy", "time /\nsort loop", "peak\nmemory", "loss\nerror",
-    "gradient\nerror",
-)  # fmt: skip
+UNITS = "cross-entropy", "binary cross-entropy"
+COLUMNS = (
+    ("loss", itemgetter("name")),
+    ("time /\ncross-entropy", lambda row: _time(row)),
+    ("time /\nsort loop", lambda row: harness.number(row["loop_ratio"].median)),
+    ("peak\nmemory", lambda row: f"{row['peak_memory']:.1f}"),
+    ("loss\nerror", lambda row: f"{row['loss_error']:.0e}"),
+    ("gradient\nerror", lambda row: f"{row['gradient_error']:.0e}"),
+)
 CAPTION = (
     "Time: forward and backward, divided by that of cross-entropy (2 classes: binary "
     "cross-entropy) and of the sort loop in the same round; median (quartiles) over the rounds "
@@ -87,225 +80,122 @@ class LossRow:
     """Whether it takes labels of the logits' dtype (converted before the clock runs)."""
 
 
-@dataclass(frozen=True)
-class MeasuredLoss:
-    """What was found out about a row."""
-
-    name: str
-    times_ms: tuple[float, ...]
-    """Of a forward and a backward, by round."""
-    unit_ratio: Spread
-    """Time in that of the unit of the same round."""
-    loop_ratio: Spread
-    """Time in that of the yardstick of the same round."""
-    peak_memory: float
-    """Beyond the inputs, the gradient included, in tensors of the size of the logits."""
-    loss_error: float
-    """Absolute difference from the loss in float64."""
-    gradient_error: float
-    """2-norm of the difference from the float64 gradient, divided by that gradient's."""
-
-    @property
-    def median_ms(self) -> float:
-        """Of the times."""
-        return statistics.median(self.times_ms)
-
-    def cells(self, unit: bool) -> tuple[str, ...]:
-        """Of the table, in the order of HEADS."""
-        return (
-            self.name,
-            f"1 = {number(self.median_ms)} ms" if unit else with_quartiles(self.unit_ratio),
-            number(self.loop_ratio.median),
-            f"{self.peak_memory:.1f}",
-            f"{self.loss_error:.0e}",
-            f"{self.gradient_error:.0e}",
-        )
-
-
-@dataclass(frozen=True)
-class LossCase:
-    """Measurements of one size and kind of logits."""
-
-    size: Size
-    logits: str
-    """The kind: "random" or "trained" (``samples.py``)."""
-    multiclass: tuple[MeasuredLoss, ...]
-    """On logits (B, C, H, W); the first is the unit, the second the yardstick."""
-    binary: tuple[MeasuredLoss, ...]
-    """On logits (B, H, W), likewise."""
-    load: float | None
-    """Processes that wanted a core in the last minute, this one included; None: not known."""
-
-    @property
-    def contended(self) -> bool:
-        """Whether that is more than there are."""
-        return contended(self.load)
-
-    def page(self, device: str) -> Page:
-        """A table of two parts."""
-        size = self.size
-        parts = {
-            f"{size.classes} classes": self.multiclass,
-            f"2 classes, logits {size.batch} x {size.height} x {size.width}": self.binary,
-        }
-        sections = {
-            heading: [row.cells(row is rows[0]) for row in rows] for heading, rows in parts.items()
-        }
-        return Page(f"{size}, {self.logits} logits, {device}", HEADS, sections, self.load)
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """What to measure, and where."""
-
-    sizes: tuple[Size, ...]
-    kinds: tuple[str, ...]
-    """Of logits: "random", "trained"."""
-    device: torch.device
-    threads: int | None
-    """Of the CPU; None: as many as torch takes."""
-    repeats: int
-    """Rounds."""
-    seed: int
-    """Each case draws its logits and labels from it."""
-    growing: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)
-    """Sizes at which the growth of the time is measured; empty: it is not."""
-
-    @property
-    def passes(self) -> int:
-        """How often :func:`run_bench` calls ``advance``."""
-        rows = len(multiclass_rows()) + len(binary_rows())
-        cases = len(self.sizes) * len(self.kinds) * rows * (self.repeats + UNTIMED_PASSES)
-        points = sum(map(len, self.growing.values()))
-        return cases + points * len(GROWING) * (self.repeats + 1)
-
-
-@dataclass(frozen=True)
-class LossReport(BenchReport):
-    """Measurements and what they were made with."""
-
-    machine: Machine
-    repeats: int
-    seed: int
-    cases: tuple[LossCase, ...]
-    notes: tuple[str, ...]
-    """What was not measured, and why."""
-    growth: LossGrowth | None = None
-    """Of the time with the size, where it was asked for."""
-
-    def pages(self) -> Iterator[Page]:
-        """One table a case, the caption once."""
-        pages = [case.page(self.machine.device) for case in self.cases]
-        caption = CAPTION.format(repeats=self.repeats)
-        pages[-1] = replace(pages[-1], remarks=self.notes, caption=caption)
-        yield from pages
-        if self.growth:
-            yield self.growth.page(self.machine)
-
-
 def multiclass_rows() -> list[LossRow]:
     """Cross-entropy, the sort loop, every way to compute Lovász-Softmax, and other libraries'."""
-    batch = partial(lovasz_softmax, method="sort")
-    per_image = partial(lovasz_softmax, method="sort", per_image=True)
+    entropy, sort = F.cross_entropy, partial(lovasz_softmax, method="sort")
+    batch, per_image = sort, partial(sort, per_image=True)
+    ours = {method: partial(lovasz_softmax, method=method) for method in METHODS}
+    auto = partial(ours["auto"], per_image=True)
     return [
-        LossRow("cross-entropy", F.cross_entropy, F.cross_entropy),
+        LossRow("cross-entropy", entropy, entropy),
         LossRow("sort loop over classes", sort_loop_softmax, batch),
-        *(
-            LossRow(f"lovasz_softmax {method}", partial(lovasz_softmax, method=method), batch)
-            for method in METHODS
-        ),
-        LossRow(
-            "lovasz_softmax auto, per image",
-            partial(lovasz_softmax, method="auto", per_image=True),
-            per_image,
-        ),
+        *(LossRow(f"lovasz_softmax {method}", loss, batch) for method, loss in ours.items()),
+        LossRow("lovasz_softmax auto, per image", auto, per_image),
         *(LossRow(name, *pair) for name, pair in peers()[0].items()),
     ]
 
 
 def binary_rows() -> list[LossRow]:
     """Binary cross-entropy, the sort loop, and every way to compute the Lovász hinge."""
-    entropy = F.binary_cross_entropy_with_logits
-    per_image = partial(lovasz_hinge, method="sort", per_image=True)
-    batch = partial(lovasz_hinge, method="sort", per_image=False)
+    entropy, sort = F.binary_cross_entropy_with_logits, partial(lovasz_hinge, method="sort")
+    batch, per_image = partial(sort, per_image=False), partial(sort, per_image=True)
+    ours = {method: partial(lovasz_hinge, method=method, per_image=True) for method in METHODS}
+    auto = partial(ours["auto"], per_image=False)
     return [
         LossRow("binary cross-entropy", entropy, entropy, float_labels=True),
         LossRow("sort loop over images", sort_loop_hinge, per_image),
-        *(
-            LossRow(
-                f"lovasz_hinge {method}",
-                partial(lovasz_hinge, method=method, per_image=True),
-                per_image,
-            )
-            for method in METHODS
-        ),
-        LossRow(
-            "lovasz_hinge auto, whole batch",
-            partial(lovasz_hinge, method="auto", per_image=False),
-            batch,
-        ),
+        *(LossRow(f"lovasz_hinge {method}", loss, per_image) for method, loss in ours.items()),
+        LossRow("lovasz_hinge auto, whole batch", auto, batch),
     ]
 
 
-def choose_settings(
-    sizes: Sequence[str] | None,
-    kinds: Sequence[str],
+def run_bench(
+    size: Sequence[str] | None,
+    logits: Sequence[str] | None,
     device: torch.device,
     threads: int | None,
     repeats: int | None,
     seed: int,
-    growth: bool = False,
-) -> LossSettings:
-    """Settings from what was given, defaults for what was not.
+    figure: Path | None = None,
+    advance: Advance = QUIET,
+) -> Report:
+    """Measure every loss at every size, on every kind of logits; defaults are for what is None.
+
+    With a figure, the growth of the time is measured too, and drawn.
 
     Raises:
-        UserError: a size that does not exist, or does not fit the memory of the device.
+        UserError: a size that does not exist, or does not fit the memory of the device; a figure
+            that cannot be drawn.
     """
-    chosen = [parse_size(size) for size in sizes or DEFAULT_SIZES[device.type]]
-    for size in chosen:
-        check_memory(size, bytes_of(size), device)
+    if figure:
+        check_figure(figure)
+    sizes, kinds = sizes_of(size, device), list(logits or KINDS)
     repeats = repeats or DEFAULT_REPEATS[device.type]
-    growing = growing_sizes(device) if growth else {}
-    return LossSettings(tuple(chosen), tuple(kinds), device, threads, repeats, seed, growing)
+    growing = growing_sizes(device) if figure else {}
+    rows = len(multiclass_rows()) + len(binary_rows())
+    points = sum(map(len, growing.values())) * len(GROWING)
+    passes = len(sizes) * len(kinds) * rows * (repeats + UNTIMED_PASSES) + points * (repeats + 1)
+    advance.expect(passes)
+    if threads:
+        torch.set_num_threads(threads)
+
+    def generator() -> torch.Generator:
+        return torch.Generator(device).manual_seed(seed)
+
+    cases = [_case(one, kind, generator(), repeats, advance) for one in sizes for kind in kinds]
+    growth = None
+    if figure:
+        growth = measure_growth(GROWING, growing, kinds[0], generator(), repeats, advance)
+    machine, notes = harness.this_machine(device), peers()[1]
+    found = {"repeats": repeats, "seed": seed, "cases": cases, "notes": notes, "growth": growth}
+    pages = [_page(case, machine.device) for case in cases]
+    pages[-1] = replace(pages[-1], remarks=notes, caption=CAPTION.format(repeats=repeats))
+    if growth and figure:
+        pages.append(growth_page(growth, machine))
+        draw(growth, machine, figure)
+    return Report(machine, found, pages)
 
 
-def run_bench(settings: LossSettings, advance: Advance = quiet) -> LossReport:
-    """Measure every loss at every size, on every kind of logits.
+def sizes_of(given: Sequence[str] | None, device: torch.device) -> list[Size]:
+    """Of the logits.
 
     Raises:
-        UserError: the memory does not suffice.
+        UserError: one that does not exist, or does not fit the memory of the device.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    cases = tuple(
-        _case(size, kind, settings, advance) for size in settings.sizes for kind in settings.kinds
-    )
-    growth = None
-    if settings.growing:
-        growth = measure_growth(
-            GROWING,
-            settings.growing,
-            settings.kinds[0],
-            _generator(settings),
-            settings.repeats,
-            advance,
-        )
-    machine, notes = this_machine(settings.device), tuple(peers()[1])
-    return LossReport(machine, settings.repeats, settings.seed, cases, notes, growth)
+    sizes = [parse_size(text) for text in given or DEFAULT_SIZES[device.type]]
+    for size in sizes:
+        check_memory(size, bytes_of(size), device)
+    return sizes
 
 
-def _generator(settings: LossSettings) -> torch.Generator:
-    return torch.Generator(settings.device).manual_seed(settings.seed)
-
-
-def _case(size: Size, kind: str, settings: LossSettings, advance: Advance) -> LossCase:
-    generator, repeats = _generator(settings), settings.repeats
-    with enough_memory(size, settings.device):
+def _case(
+    size: Size, kind: str, generator: torch.Generator, repeats: int, advance: Advance
+) -> dict[str, Any]:
+    """Measurements of one size and kind of logits; the machine may be busy in one of many."""
+    with enough_memory(size, generator.device):
         multiclass = measure(
             multiclass_rows(), *multiclass_sample(size, kind, generator), repeats, advance
         )
         binary = measure(binary_rows(), *binary_sample(size, kind, generator), repeats, advance)
-    return LossCase(size, kind, multiclass, binary, load())
+    load = harness.load()
+    case = {"size": size, "logits": kind, "multiclass": multiclass, "binary": binary}
+    return case | {"load": load, "contended": harness.contended(load)}
+
+
+def _page(case: Row, device: str) -> Page:
+    """A table of two parts."""
+    size = case["size"]
+    sections = {
+        f"{size.classes} classes": case["multiclass"],
+        f"2 classes, logits {size.batch} x {size.height} x {size.width}": case["binary"],
+    }
+    return Page(f"{size}, {case['logits']} logits, {device}", COLUMNS, sections, case["load"])
+
+
+def _time(row: Row) -> str:
+    if row["name"] in UNITS:
+        return f"1 = {harness.number(row['median_ms'])} ms"
+    return harness.with_quartiles(row["unit_ratio"])
 
 
 def measure(
@@ -313,8 +203,8 @@ def measure(
     logits: Tensor,
     labels: Tensor,
     repeats: int,
-    advance: Advance = quiet,
-) -> tuple[MeasuredLoss, ...]:
+    advance: Advance = QUIET,
+) -> list[Row]:
     """Measure rows, the first of which is the unit and the second the yardstick.
 
     Args:
@@ -323,16 +213,34 @@ def measure(
         labels: of the logits, integer.
         repeats: rounds, at least 1.
         advance: told the name of the row after each of its UNTIMED_PASSES + ``repeats`` passes.
+
+    Returns:
+        Of each the times of a forward and a backward by round, their ratios to those of unit
+        and yardstick, peak memory, and errors: of the loss, absolute, and of the gradient, the
+        2-norm of the difference divided by that of the float64 gradient.
     """
     leaf = logits.detach().requires_grad_()
     # The first pass of each, which may compile or load something, is not timed.
     errors = list(_errors(rows, leaf, labels, advance))
     memory = list(_memory(rows, leaf, labels, advance))
-    times = _times(rows, leaf, labels, repeats, advance)
-    return tuple(
-        MeasuredLoss(row.name, own, ratio(own, times[0]), ratio(own, times[1]), peak, *error)
-        for row, own, peak, error in zip(rows, times, memory, errors, strict=True)
-    )
+    given = {row.name: (row.loss, leaf, _labels(row, leaf, labels)) for row in rows}
+    ways = {name: lambda _, own=own: harness.both_ways(*own) for name, own in given.items()}
+    times = list(harness.in_turn(ways, repeats, advance).values())
+    return [
+        {
+            "name": row.name,
+            "times_ms": own,
+            "median_ms": statistics.median(own),
+            "unit_ratio": ratio(own, times[0]),
+            "loop_ratio": ratio(own, times[1]),
+            "peak_memory": peak,
+            "loss_error": loss_error,
+            "gradient_error": gradient_error,
+        }
+        for row, own, peak, (loss_error, gradient_error) in zip(
+            rows, times, memory, errors, strict=True
+        )
+    ]
 
 
 def peak_memory(loss: Loss, leaf: Tensor, labels: Tensor) -> float:
@@ -392,22 +300,6 @@ def _memory(
     for row in rows:
         yield peak_memory(row.loss, leaf, _labels(row, leaf, labels))
         advance(row.name)
-
-
-def _times(
-    rows: Sequence[LossRow], leaf: Tensor, labels: Tensor, repeats: int, advance: Advance
-) -> list[tuple[float, ...]]:
-    """Milliseconds of a forward and a backward of each row, by round."""
-
-    def timed(row: LossRow, round_: int, given: Tensor) -> float:
-        def both() -> None:
-            leaf.grad = None
-            row.loss(leaf, given).backward()
-
-        return milliseconds(both, leaf.device)
-
-    ways = {row.name: partial(timed, row, given=_labels(row, leaf, labels)) for row in rows}
-    return list(in_turn(ways, repeats, advance).values())
 
 
 def _labels(row: LossRow, leaf: Tensor, labels: Tensor) -> Tensor:

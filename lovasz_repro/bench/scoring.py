@@ -9,29 +9,18 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from lovasz_repro.bench.harness import (
-    Advance,
-    BenchReport,
-    Machine,
-    Page,
-    Spread,
-    count,
-    in_turn,
-    number,
-    quiet,
-    ratio,
-    this_machine,
-    with_quartiles,
-)
+from lovasz_repro.bench import harness
+from lovasz_repro.bench.harness import QUIET, Advance, Machine, Page, Report, Row, ratio
 from lovasz_repro.data.cityscapes import FULL_SIZE, Frame
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
@@ -47,7 +36,6 @@ GROUPS = 5
 SHIFT, BLOCK = 3, 16  # pixels: how far a prediction is off, in blocks of which size
 MISTAKEN = 0.1  # share of pixels, in blocks, of another class
 OFFICIAL = "official script"
-HEADS = ("scoring", "ms / image", "times as fast as\nthe official script")
 CAPTION = (
     "Generated scenes with 60 to 140 instances, three PNG files each; every process on one thread. "
     "The official script: cityscapesscripts 2.3.0, already imported, one process. Times as fast: "
@@ -59,142 +47,101 @@ Files = tuple[Sequence[Path], Sequence[Frame]]
 Way = Callable[..., CityscapesScores | None]
 
 
-@dataclass(frozen=True)
-class ScoringSettings:
-    """What to measure."""
-
-    images: int
-    processes: int
-    """If more than 1, ``score_files`` is measured with as many too."""
-    rounds: int
-    """Beside the first, which is thrown away."""
-    seed: int
-    """Of the scenes."""
-    size: tuple[int, int] = FULL_SIZE
-    """Height and width, pixels."""
-
-    @property
-    def passes(self) -> int:
-        """How often :func:`run_bench` calls ``advance``."""
-        return self.images + len(ways(self)) * (self.rounds + 1)
-
-
-@dataclass(frozen=True)
-class ScoringRow:
-    """A way to score, or part of it."""
-
-    name: str
-    times_ms: tuple[float, ...]
-    """Of an image, by round."""
-    speedup: Spread
-    """Time of the official script in that of this, of the same round."""
-
-    @property
-    def median_ms(self) -> float:
-        """Of the times."""
-        return statistics.median(self.times_ms)
-
-    def cells(self) -> tuple[str, ...]:
-        """Of the table, in the order of HEADS."""
-        speedup = "1" if self.name == OFFICIAL else with_quartiles(self.speedup)
-        return self.name, number(self.median_ms), speedup
-
-
-@dataclass(frozen=True)
-class ScoringReport(BenchReport):
-    """Measurements and what they were made with."""
-
-    machine: Machine
-    numpy_version: str
-    images: int
-    size: tuple[int, int]
-    """Height and width, pixels."""
-    rounds: int
-    seed: int
-    rows: tuple[ScoringRow, ...]
-    """The official script, score_files, reading alone last."""
-    difference: float
-    """The largest of any score from the official one, absolute."""
-
-    @property
-    def reading_shares(self) -> tuple[Spread, Spread]:
-        """Of reading the files, in the times of the official script and of score_files."""
-        reading = self.rows[-1].times_ms
-        official, own = (ratio(reading, row.times_ms) for row in self.rows[:2])
-        return official, own
-
-    def pages(self) -> Iterator[Page]:
-        """One table and, below it, how far the scores are apart."""
-        official, own = self.reading_shares
-        yield Page(
-            f"Cityscapes scores of {count(self.images, 'image')}, {self.size[0]} x {self.size[1]}, "
-            f"{self.machine.hardware}, NumPy {self.numpy_version}, "
-            f"torch {self.machine.torch_version}",
-            HEADS,
-            {"": [row.cells() for row in self.rows]},
-            self.machine.load,
-            (
-                "The largest difference of any score from the official one: "
-                f"{self.difference:.1e}.",
-                f"Reading the files takes {own.median:.0%} of the time of score_files, "
-                f"{official.median:.0%} of that of the official script.",
-            ),
-            CAPTION.format(rounds=self.rounds),
-        )
-
-
-def choose_settings(images: int, processes: int, rounds: int, seed: int) -> ScoringSettings:
-    """Settings at the size of the data set."""
-    return ScoringSettings(images, processes, rounds, seed)
-
-
-def run_bench(settings: ScoringSettings, advance: Advance = quiet) -> ScoringReport:
+def run_bench(
+    images: int,
+    processes: int,
+    rounds: int,
+    seed: int,
+    advance: Advance = QUIET,
+    size: tuple[int, int] = FULL_SIZE,
+) -> Report:
     """Measure the official script and ours on the same files, in a folder for temporary ones.
+
+    Args:
+        images: scenes to generate.
+        processes: if more than 1, ``score_files`` is measured with as many too.
+        rounds: that count, beside the first.
+        seed: of the scenes.
+        advance: told of each scene and of each turn.
+        size: height and width, pixels.
 
     Raises:
         UserError: the official script is not installed or does not run here.
         RunFailed: the scores differ.
     """
     torch.set_num_threads(1)
-    differences = []
+    differences, compared = [], ways(processes)
+    advance.expect(images + len(compared) * (rounds + 1))
     with tempfile.TemporaryDirectory() as folder:
-        files = make_scenes(Path(folder), settings, advance)
+        files = make_scenes(Path(folder), images, size, seed, advance)
         official: list[CityscapesScores] = []
 
         def timed(name: str, way: Way, round_: int) -> float:
             began = time.perf_counter()
             scores = way(*files)
-            took = 1000 * (time.perf_counter() - began) / settings.images
+            took = 1000 * (time.perf_counter() - began) / images
             if scores and name == OFFICIAL:
                 official.append(scores)
             elif scores:
-                differences.append(check_same(scores, official[-1]))
+                differences.append(check_same_scores(scores, official[-1]))
             return took
 
-        timers = {name: partial(timed, name, way) for name, way in ways(settings).items()}
-        times = in_turn(timers, settings.rounds, advance, warm_up=1)
-    return ScoringReport(
-        this_machine(torch.device("cpu")),
-        np.__version__,
-        settings.images,
-        settings.size,
-        settings.rounds,
-        settings.seed,
-        tuple(ScoringRow(name, own, ratio(times[OFFICIAL], own)) for name, own in times.items()),
-        max(differences),
+        timers = {name: partial(timed, name, way) for name, way in compared.items()}
+        times = harness.in_turn(timers, rounds, advance, warm_up=1)
+    machine = harness.this_machine(torch.device("cpu"))
+    found = {"numpy_version": np.__version__, "images": images, "size": size, "rounds": rounds}
+    found |= {"seed": seed, "difference": max(differences), **shares(times)}
+    return Report(machine, found, [page(machine, found)])
+
+
+def shares(times: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
+    """Rows, with how much faster than the official script; what reading takes of the first two."""
+    official, own, *_, reading = times.values()
+    rows = [
+        {
+            "name": name,
+            "times_ms": took,
+            "median_ms": statistics.median(took),
+            "speedup": ratio(official, took),
+        }
+        for name, took in times.items()
+    ]
+    return {"rows": rows, "reading_shares": [ratio(reading, official), ratio(reading, own)]}
+
+
+def page(machine: Machine, found: Row) -> Page:
+    """One table and, below it, how far the scores are apart."""
+    (official, own), apart = found["reading_shares"], found["difference"]
+    height, width = found["size"]
+    columns = (
+        ("scoring", itemgetter("name")),
+        ("ms / image", harness.median("times_ms")),
+        ("times as fast as\nthe official script", harness.quartiles("speedup")),
+    )
+    return Page(
+        f"Cityscapes scores of {harness.count(found['images'], 'image')}, {height} x {width}, "
+        f"{machine.hardware}, NumPy {found['numpy_version']}, torch {machine.torch_version}",
+        columns,
+        {"": found["rows"]},
+        machine.load,
+        (
+            f"The largest difference of any score from the official one: {apart:.1e}.",
+            f"Reading the files takes {own.median:.0%} of the time of score_files, "
+            f"{official.median:.0%} of that of the official script.",
+        ),
+        CAPTION.format(rounds=found["rounds"]),
     )
 
 
-def ways(settings: ScoringSettings) -> dict[str, Way]:
+def ways(processes: int) -> dict[str, Way]:
     """What is compared, by name: the official script first, what reading alone takes last."""
     found: dict[str, Way] = {OFFICIAL: official_scores, "score_files": score_files}
-    if settings.processes > 1:
-        several = partial(score_files, processes=settings.processes)
-        found[f"score_files, {settings.processes} processes"] = several
+    if processes > 1:
+        found[f"score_files, {processes} processes"] = partial(score_files, processes=processes)
     return found | {"reading the files alone": _read}
 
 
-def check_same(own: CityscapesScores, official: CityscapesScores) -> float:
+def check_same_scores(own: CityscapesScores, official: CityscapesScores) -> float:
     """The largest difference of two scores of one name.
 
     Raises:
@@ -213,11 +160,13 @@ def check_same(own: CityscapesScores, official: CityscapesScores) -> float:
     return largest
 
 
-def make_scenes(folder: Path, settings: ScoringSettings, advance: Advance = quiet) -> Files:
+def make_scenes(
+    folder: Path, images: int, size: tuple[int, int], seed: int, advance: Advance = QUIET
+) -> Files:
     """Write scenes into a folder: predictions and frames, without photographs."""
-    generator = np.random.default_rng(settings.seed)
+    generator = np.random.default_rng(seed)
     predictions, frames = [], []
-    for index in range(settings.images):
+    for index in range(images):
         name = f"street_{index:06d}_000000"
         frame = Frame(
             name,
@@ -226,7 +175,7 @@ def make_scenes(folder: Path, settings: ScoringSettings, advance: Advance = quie
             folder / f"{name}_gtFine_labelIds.png",
             folder / f"{name}_gtFine_instanceIds.png",
         )
-        instances = draw_instances(settings.size, generator)
+        instances = draw_instances(size, generator)
         labels = np.where(instances < 1000, instances, instances // 1000).astype(np.uint8)
         prediction = folder / f"{name}_prediction.png"
         Image.fromarray(labels).save(frame.label_ids)

@@ -17,25 +17,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from lovasz_repro.bench import harness
 from lovasz_repro.bench.harness import (
+    QUIET,
     Advance,
-    BenchReport,
+    Column,
     Machine,
     Page,
-    Spread,
+    Report,
+    Row,
     count,
-    enough_memory,
-    in_turn,
     number,
-    quiet,
+    quartiles,
     ratio,
-    this_machine,
-    with_quartiles,
 )
 from lovasz_repro.bench.samples import Size, check_memory
 from lovasz_repro.bench.trainee import (
@@ -63,8 +63,14 @@ SAME_GRADIENT = 1e-6  # 2-norm, relative, in float64
 CHECKPOINT = "checkpoint"
 ONE_THREAD = "Processes, which share the threads, are not compared: there is one thread."
 CHECKPOINT_EVERY = (25, 250)  # iterations
-HEADS = ("training step", "images / s", "ms / step", "time /\nfirst row", "loss in\nthe step")
-PEAK = "GPU\nmemory"
+COLUMNS: tuple[Column, ...] = (
+    ("training step", itemgetter("name")),
+    ("images / s", lambda row: number(row["images_per_second"])),
+    ("ms / step", harness.median("times_ms")),
+    ("time /\nfirst row", quartiles("time_ratio")),
+    ("loss in\nthe step", lambda row: f"{row['loss_share'].median:.0%}"),
+)
+PEAK: Column = ("GPU\nmemory", lambda row: f"{row['peak_bytes'] / 2**30:.1f} GiB")
 PAPERS_BATCH, PAPERS_CROP, PAPERS_ITERATIONS = 10, 321, (20_000, 30_000)  # Sec. 4.3
 CAPTION = (
     "Forward, backward and {optimizer}, on one batch from memory. Time: divided by that of the "
@@ -104,106 +110,6 @@ class TrainingSettings:
         """What is known of the network."""
         return TRAINED[self.network]
 
-    @property
-    def passes(self) -> int:
-        """How often :func:`run_bench` calls ``advance``."""
-        return len(variants(self)) + (len(variants(self)) + 1) * (self.rounds + 1)
-
-
-@dataclass(frozen=True)
-class MeasuredStep:
-    """What was found out about a variant; times are milliseconds a step, by round."""
-
-    name: str
-    processes: int
-    threads: int
-    """CPU threads of each process."""
-    times_ms: tuple[float, ...]
-    loss_ms: tuple[float, ...]
-    """Of the loss, forward and backward; part of the step."""
-    communication_ms: tuple[float, ...] | None
-    """What gradient averaging and batch normalisation over ranks add to the rest of the step: its
-    difference from that of the same ranks, each alone with its images. None: one process."""
-    time_ratio: Spread
-    """Time of a step in that of the first variant, of the same round."""
-    loss_share: Spread
-    """Of the loss in the step."""
-    communication_share: Spread | None
-    """Of the communication in the step; a difference, which noise can make negative."""
-    images_per_second: float
-    """At the median time."""
-    first_loss: float
-    """Before the first step."""
-    loss_difference: float
-    """Of the first step's loss from that of the first variant, absolute."""
-    gradient_difference: float | None
-    """Where ranks share the batch, of the first step's gradient from that of one process, both in
-    float64: 2-norm, relative."""
-    peak_bytes: int | None
-    """Of a GPU's memory, with weights and moments; None: on a CPU."""
-    projected_hours: dict[int, float | None]
-    """Iterations -> hours with the paper's batch (`projected_hours`)."""
-
-    @property
-    def median_ms(self) -> float:
-        """Of the times."""
-        return statistics.median(self.times_ms)
-
-    def cells(self, unit: bool) -> tuple[str, ...]:
-        """Of the table, in the order of HEADS."""
-        time = "1" if unit else with_quartiles(self.time_ratio)
-        share = f"{self.loss_share.median:.0%}"
-        first = self.name, number(self.images_per_second), number(self.median_ms), time, share
-        return first if self.peak_bytes is None else (*first, f"{self.peak_bytes / 2**30:.1f} GiB")
-
-    def remarks(self) -> Iterator[str]:
-        """What ranks spend on talking to each other, and how long the paper's training takes."""
-        if self.communication_share is not None and self.communication_ms is not None:
-            took = number(statistics.median(self.communication_ms))
-            low, high = self.communication_share.low, self.communication_share.high
-            yield (
-                f"{self.name} ({count(self.threads, 'thread')} each): gradient averaging and batch "
-                f"normalisation over ranks take {took} ms, {self.communication_share.median:.0%} "
-                f"of the step ({low:.0%} to {high:.0%})."
-            )
-        hours = ", ".join(
-            f"{iterations:,} iterations {number(hours)} h"
-            for iterations, hours in self.projected_hours.items()
-            if hours is not None
-        )
-        if hours:
-            yield (
-                f"{self.name}, time per step × iterations on this device, for batches of "
-                f"{PAPERS_BATCH}: {hours}; reading and validation come on top."
-            )
-
-
-@dataclass(frozen=True)
-class CheckpointCost:
-    """What it takes to make a checkpoint and write it into a folder for temporary files."""
-
-    times_ms: tuple[float, ...]
-    """By round."""
-    steps: Spread
-    """Time in that of a step of the first variant, of the same round."""
-    bytes: int
-
-    @property
-    def per_cent(self) -> dict[int, float]:
-        """Iterations between checkpoints -> per cent that they add to the steps, in the median."""
-        return {every: 100 * self.steps.median / every for every in CHECKPOINT_EVERY}
-
-    def remark(self) -> str:
-        """What it adds to the time of training."""
-        rhythm = ", ".join(
-            f"one every {every} adds {number(share)}%" for every, share in self.per_cent.items()
-        )
-        return (
-            f"A checkpoint ({self.bytes / 1e6:.1f} MB) takes as long as "
-            f"{number(self.steps.median)} steps of the first row. To the time of training, in "
-            f"iterations, {rhythm}."
-        )
-
 
 class BatchSize(NamedTuple):
     """Of the images."""
@@ -213,54 +119,13 @@ class BatchSize(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True)
-class TrainingReport(BenchReport):
-    """Measurements and what they were made with; threads are those of all processes together."""
-
-    machine: Machine
-    network: NetworkName
-    size: BatchSize
-    classes: int
-    rounds: int
-    steps: int
-    """Of each variant in a round."""
-    rows: tuple[MeasuredStep, ...]
-    """The first is the unit."""
-    checkpoint: CheckpointCost
-    notes: tuple[str, ...]
-    """What was not measured, and why."""
-
-    def pages(self) -> Iterator[Page]:
-        """One table and, below it, what does not fit into rows."""
-        batch, height, width = self.size
-        trained, unit = TRAINED[self.network], self.rows[0]
-        remarks = [remark for row in self.rows for remark in row.remarks()]
-        yield Page(
-            f"{trained.title}, {batch} x 3 x {height} x {width}, {self.classes} classes, "
-            f"{self.machine.device}, torch {self.machine.torch_version}",
-            HEADS if unit.peak_bytes is None else (*HEADS, PEAK),
-            {"": [row.cells(row is unit) for row in self.rows]},
-            self.machine.load,
-            (*remarks, self.checkpoint.remark(), *self.notes),
-            self._caption(trained),
-        )
-
-    def _caption(self, trained: TrainedNetwork) -> str:
-        text = CAPTION.format(
-            rounds=self.rounds, steps=count(self.steps, "step"), optimizer=trained.optimizer
-        )
-        if trained.compares_losses:
-            text = text.removesuffix(".") + OTHER_LOSSES
-        return text + PROCESSES if any(row.processes > 1 for row in self.rows) else text
-
-
 def choose_settings(
     size: str | None,
     procs: Sequence[int] | None,
     device: torch.device,
-    threads: int | None,
-    rounds: int | None,
-    steps: int | None,
+    threads: int | None = None,
+    rounds: int | None = None,
+    steps: int | None = None,
     network: NetworkName = "enet",
 ) -> TrainingSettings:
     """Settings from what was given, defaults for what was not.
@@ -353,15 +218,21 @@ class Entry:
     """Of a GPU's memory."""
 
 
-def run_bench(settings: TrainingSettings, advance: Advance = quiet) -> TrainingReport:
-    """Measure every variant and the checkpoints.
+def run_bench(advance: Advance = QUIET, **given: Any) -> Report:
+    """Measure every variant and the checkpoints; takes what `choose_settings` does.
 
     Raises:
         UserError: the memory does not suffice.
         RunFailed: a rank failed, or a variant computed something else than the first.
     """
+    return measure(choose_settings(**given), advance)
+
+
+def measure(settings: TrainingSettings, advance: Advance = QUIET) -> Report:
+    """The same for settings."""
+    advance.expect(len(variants(settings)) + (len(variants(settings)) + 1) * (settings.rounds + 1))
     torch.set_num_threads(settings.threads)
-    with enough_memory(_shape(settings.size), settings.device), ExitStack() as stack:
+    with harness.enough_memory(_shape(settings.size), settings.device), ExitStack() as stack:
         return _run(settings, advance, stack)
 
 
@@ -398,7 +269,7 @@ def check_same_gradient(name: str, step: First, unit: First) -> float:
     return difference
 
 
-def _run(settings: TrainingSettings, advance: Advance, stack: ExitStack) -> TrainingReport:
+def _run(settings: TrainingSettings, advance: Advance, stack: ExitStack) -> Report:
     unit = Trainee(variants(settings)[0], settings.size, settings.device)
     entries, notes = _prepare(settings, unit, advance, stack)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -407,23 +278,101 @@ def _run(settings: TrainingSettings, advance: Advance, stack: ExitStack) -> Trai
         entry.variant.name: partial(entry.run, settings.steps) for entry in entries
     }
     ways[CHECKPOINT] = lambda _: _save(unit.state, folder)
-    found = in_turn(ways, settings.rounds, advance, warm_up=1)
+    found = harness.in_turn(ways, settings.rounds, advance, warm_up=1)
     took, sizes = zip(*found.pop(CHECKPOINT), strict=True)
     rows = [_measured(entry, found, entries[0], settings) for entry in entries]
     alone = settings.device.type == "cpu" and settings.threads == 1
     if alone and settings.trained.compares_processes:
         notes.append(ONE_THREAD)
+    checkpoint = checkpoint_cost(took, rows[0]["times_ms"], sizes[-1])
+    return report(harness.this_machine(settings.device), settings, rows, checkpoint, notes)
+
+
+def report(
+    machine: Machine,
+    settings: TrainingSettings,
+    rows: Sequence[Row],
+    checkpoint: Row,
+    notes: Sequence[str] = (),
+) -> Report:
+    """One table and, below it, what does not fit into rows.
+
+    Args:
+        machine: where.
+        settings: threads are those of all processes together.
+        rows: the first is the unit.
+        checkpoint: what one costs.
+        notes: what was not measured, and why.
+    """
     batch, classes, height, width = settings.size
-    return TrainingReport(
-        this_machine(settings.device),
-        settings.network,
-        BatchSize(batch, height, width),
-        classes,
-        settings.rounds,
-        settings.steps,
-        tuple(rows),
-        CheckpointCost(took, ratio(took, rows[0].times_ms), sizes[-1]),
-        tuple(notes),
+    trained, gpu = settings.trained, rows[0]["peak_bytes"] is not None
+    caption = CAPTION.format(
+        rounds=settings.rounds, steps=count(settings.steps, "step"), optimizer=trained.optimizer
+    )
+    if trained.compares_losses:
+        caption = caption.removesuffix(".") + OTHER_LOSSES
+    if any(row["processes"] > 1 for row in rows):
+        caption += PROCESSES
+    page = Page(
+        f"{trained.title}, {batch} x 3 x {height} x {width}, {classes} classes, {machine.device}, "
+        f"torch {machine.torch_version}",
+        (*COLUMNS, PEAK) if gpu else COLUMNS,
+        {"": rows},
+        machine.load,
+        [*(text for row in rows for text in _remarks(row)), _remark(checkpoint), *notes],
+        caption,
+    )
+    found = {
+        "network": settings.network,
+        "size": BatchSize(batch, height, width),
+        "classes": classes,
+        "rounds": settings.rounds,
+        "steps": settings.steps,
+        "rows": rows,
+        "checkpoint": checkpoint,
+        "notes": notes,
+    }
+    return Report(machine, found, [page])
+
+
+def _remarks(row: Row) -> Iterator[str]:
+    """What ranks spend on talking to each other, and how long the paper's training takes."""
+    if share := row["communication_share"]:
+        yield (
+            f"{row['name']} ({count(row['threads'], 'thread')} each): gradient averaging and batch "
+            "normalisation over ranks take "
+            f"{number(statistics.median(row['communication_ms']))} ms, {share.median:.0%} of the "
+            f"step ({share.low:.0%} to {share.high:.0%})."
+        )
+    hours = ", ".join(
+        f"{iterations:,} iterations {number(hours)} h"
+        for iterations, hours in row["projected_hours"].items()
+        if hours is not None
+    )
+    if hours:
+        yield (
+            f"{row['name']}, time per step × iterations on this device, for batches of "
+            f"{PAPERS_BATCH}: {hours}; reading and validation come on top."
+        )
+
+
+def checkpoint_cost(times_ms: Sequence[float], steps_ms: Sequence[float], size: int) -> Row:
+    """What it takes to make a checkpoint of so many bytes and write it, beside steps of a round."""
+    steps = ratio(times_ms, steps_ms)
+    added = {every: 100 * steps.median / every for every in CHECKPOINT_EVERY}
+    return {"times_ms": times_ms, "steps": steps, "bytes": size, "per_cent": added}
+
+
+def _remark(checkpoint: Row) -> str:
+    """What it adds to the time of training."""
+    rhythm = ", ".join(
+        f"one every {every} adds {number(share)}%"
+        for every, share in checkpoint["per_cent"].items()
+    )
+    return (
+        f"A checkpoint ({checkpoint['bytes'] / 1e6:.1f} MB) takes as long as "
+        f"{number(checkpoint['steps'].median)} steps of the first row. To the time of training, in "
+        f"iterations, {rhythm}."
     )
 
 
@@ -479,28 +428,38 @@ def _save(state: TrainingState, folder: Path) -> tuple[float, int]:
 
 def _measured(
     entry: Entry, found: Mapping[str, Sequence[Timed]], unit: Entry, settings: TrainingSettings
-) -> MeasuredStep:
+) -> dict[str, Any]:
+    """What was found out about a variant.
+
+    Times are milliseconds a step, by round; ``threads`` are CPU threads of each process. The
+    loss, forward and backward, is part of the step; so is the communication (`Timed`), a
+    difference, which noise can make negative. ``loss_difference`` is that of the first step's
+    loss from the first variant's, absolute; ``gradient_difference``, where ranks share the batch,
+    that of the gradients in float64, 2-norm, relative. ``peak_bytes`` are of a GPU's memory.
+    """
     own = found[entry.variant.name]
     times, losses = tuple(timed.step for timed in own), tuple(timed.loss for timed in own)
     talk = tuple(timed.communication for timed in own if timed.communication is not None) or None
-    images_per_second = 1000 * settings.size.batch / statistics.median(times)
-    return MeasuredStep(
-        entry.variant.name,
-        entry.variant.processes,
-        entry.threads,
-        times,
-        losses,
-        talk,
-        ratio(times, [timed.step for timed in found[unit.variant.name]]),
-        ratio(losses, times),
-        ratio(talk, times) if talk else None,
-        images_per_second,
-        entry.first_loss,
-        abs(entry.first_loss - unit.first_loss),
-        entry.gradient_difference,
-        entry.peak_bytes,
-        projected_hours(settings.network, settings.size, images_per_second),
-    )
+    median_ms = statistics.median(times)
+    images_per_second = 1000 * settings.size.batch / median_ms
+    return {
+        "name": entry.variant.name,
+        "processes": entry.variant.processes,
+        "threads": entry.threads,
+        "times_ms": times,
+        "median_ms": median_ms,
+        "loss_ms": losses,
+        "communication_ms": talk,
+        "time_ratio": ratio(times, [timed.step for timed in found[unit.variant.name]]),
+        "loss_share": ratio(losses, times),
+        "communication_share": ratio(talk, times) if talk else None,
+        "images_per_second": images_per_second,
+        "first_loss": entry.first_loss,
+        "loss_difference": abs(entry.first_loss - unit.first_loss),
+        "gradient_difference": entry.gradient_difference,
+        "peak_bytes": entry.peak_bytes,
+        "projected_hours": projected_hours(settings.network, settings.size, images_per_second),
+    }
 
 
 def projected_hours(

@@ -11,10 +11,9 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn, TypeGuard
+from typing import Annotated, Literal, NoReturn, TypeGuard
 
 import typer
 from typer.main import get_command
@@ -33,9 +32,8 @@ from lovasz_repro.cli.options import (
     without_types_of_flags,
 )
 from lovasz_repro.cli.report import report_app
-from lovasz_repro.cli.run import run
+from lovasz_repro.cli.run import run, synthetic
 from lovasz_repro.cli.runs import runs_app
-from lovasz_repro.cli.synthetic import synthetic
 from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.errors import RunFailed, UserError, one_line
 from lovasz_repro.host.output import never_fail_to_encode, say, visible
@@ -53,12 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Architecture(StrEnum):
-    """Architectures that ``predict`` knows."""
-
-    enet = "enet"
 
 
 def show_version(wanted: bool) -> None:
@@ -92,9 +84,7 @@ def predict(
         Path, typer.Option(help="The authors' Torch7 file, or a run's best.safetensors.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for label ids and overlays.")],
-    model: Annotated[
-        Architecture, typer.Option(help="Architecture of the weights.")
-    ] = Architecture.enet,
+    model: Annotated[Literal["enet"], typer.Option(help="Architecture of the weights.")] = "enet",
     size: Annotated[
         str | None,
         typer.Option(help="HEIGHTxWIDTH that the network sees; default: each image's own."),
@@ -105,7 +95,7 @@ def predict(
     from lovasz_repro.evaluation.photographs import parse_size, predict_images
     from lovasz_repro.host.progress import Progress
 
-    with Progress() as progress, progress.task(f"{model.value} on images", len(images)) as bar:
+    with Progress() as progress, progress.task(f"{model} on images", len(images)) as bar:
         predictions = predict_images(
             images,
             weights,

@@ -1,27 +1,19 @@
 """``bench``: time, memory and precision on this machine."""
 
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, Set
+from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, Set, Weights
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say
 
 bench_app = typer.Typer(help="Measure time, memory and precision on this machine.")
-MODULES = {
-    "losses": "losses",
-    "training": "training",
-    "scoring": "scoring",
-    "loading": "loading",
-    "validation": "validation",
-    "metrics": "counting",
-    "crf": "refining",
-}
-"""Command -> module of ``lovasz_repro.bench`` with ``choose_settings`` and ``run_bench``."""
 
 Experiment = Annotated[str, typer.Argument(help="Name of an experiment, or a YAML file.")]
 Profile = Annotated[str, typer.Option(help="Size of the experiment.")]
@@ -42,26 +34,71 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 
 
-class LogitsChoice(StrEnum):
-    """Networks whose logits ``bench losses`` imitates."""
-
-    random = "random"
-    trained = "trained"
-
-
-class TrainedKind(StrEnum):
-    """Networks that ``bench training`` trains."""
-
-    enet = "enet"
-    deeplab = "deeplab-v2"
-    small_deeplab = "deeplab-v2-small"
+LogitsKind = StrEnum("LogitsKind", ["random", "trained"])
+"""Networks whose logits ``bench losses`` imitates."""
+NetworkToTrain = Literal["enet", "deeplab-v2", "deeplab-v2-small"]
+"""Networks that ``bench training`` trains."""
 
 
-@bench_app.command("losses")
-def bench_losses(
+def bench(module: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a command of a bench's options, beside --markdown and --json.
+
+    What ``run_bench`` of the module takes are the options themselves, or what the function makes
+    of them.
+    """
+
+    def of_options(options: Callable[..., Any]) -> Callable[..., Any]:
+        def command(as_markdown: bool, as_json: bool, **given: Any) -> None:
+            if as_markdown and as_json:
+                raise UserError("give --markdown or --json, not both.")
+            asked = options(**given) or given
+            if "device" in asked:
+                asked["device"] = chosen(asked["device"])
+            measure(module, options.__name__, asked, as_markdown, as_json)
+
+        own = inspect.signature(options)
+        forms = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=form)
+            for name, form in (("as_markdown", AsMarkdown), ("as_json", AsJson))
+        ]
+        command.__signature__ = own.replace(parameters=[*own.parameters.values(), *forms])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own.parameters.values(), *forms)}
+        bench_app.command(options.__name__, help=inspect.getdoc(options))(command)
+        return options
+
+    return of_options
+
+
+def measure(
+    module: str, name: str, given: dict[str, Any], as_markdown: bool, as_json: bool
+) -> None:
+    """Run a bench and print its report."""
+    from lovasz_repro.bench import harness
+    from lovasz_repro.host.progress import Progress
+    from lovasz_repro.host.terminal import Terminal
+
+    class Bar(harness.Advance):
+        def expect(self, turns: int) -> None:
+            self.task = progress.task(f"bench {name}", turns)
+
+        def __call__(self, name: str) -> None:
+            self.task.advance(note=name)
+
+    with Progress() as progress:
+        bench = import_module(f"lovasz_repro.bench.{module}")
+        report = bench.run_bench(**given, advance=Bar())
+    if as_json or as_markdown:
+        text = harness.to_json(report) if as_json else harness.to_markdown(report)
+        say(*text.split("\n"))
+    else:
+        harness.print_report(report, Terminal())
+
+
+@bench("losses")
+def losses(
     size: Sizes = None,
     logits: Annotated[
-        list[LogitsChoice] | None,
+        list[LogitsKind] | None,
         typer.Option(help="Of an untrained or a trained network; repeatable; default: both."),
     ] = None,
     device: Device = "auto",
@@ -77,27 +114,16 @@ def bench_losses(
             "draw it into this .pdf, .png or .svg. Default: neither."
         ),
     ] = None,
-    as_markdown: AsMarkdown = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Any:
     """Time, memory and precision of the losses, beside cross-entropy and a plain Algorithm 1.
 
     Where kornia, MONAI or segmentation_models_pytorch is installed, its loss is measured too.
     """
-    from lovasz_repro.bench.growth import check_figure, draw
-
-    if figure:
-        check_figure(figure)
-    kinds = [kind.value for kind in logits or LogitsChoice]
-    given = size, kinds, chosen(device), threads, repeats, seed, figure is not None
-    report = measure("losses", as_markdown, as_json, *given)
-    if figure:
-        draw(report.growth, report.machine, figure)
 
 
-@bench_app.command("training")
-def bench_training(
-    network: Annotated[TrainedKind, typer.Option(help="What is trained.")] = TrainedKind.enet,
+@bench("training")
+def training(
+    network: Annotated[NetworkToTrain, typer.Option(help="What is trained.")] = "enet",
     size: Annotated[
         str | None,
         typer.Option(
@@ -115,31 +141,24 @@ def bench_training(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of each variant in a round; default: 1 to 10.")
     ] = None,
-    as_markdown: AsMarkdown = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Any:
     """What a training step costs: processes, precisions, the loss in it, memory, checkpoints."""
-    given = size, procs, chosen(device), threads, rounds, steps, network.value
-    measure("training", as_markdown, as_json, *given)
 
 
-@bench_app.command("scoring")
-def bench_scoring(
+@bench("scoring")
+def scoring(
     images: Annotated[int, typer.Option(min=1, max=1000, help="Generated scenes to score.")] = 10,
     processes: Annotated[
         int, typer.Option(min=1, max=1024, help="More than 1: measure so many of ours as well.")
     ] = 1,
     rounds: Rounds = 5,
     seed: Seed = 0,
-    as_markdown: AsMarkdown = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Any:
     """The Cityscapes scores, beside the official script: the same numbers, and the time of each."""
-    measure("scoring", as_markdown, as_json, images, processes, rounds, seed)
 
 
-@bench_app.command("loading")
-def bench_loading(
+@bench("loading")
+def loading(
     experiment: Experiment,
     profile: Profile = "paper",
     workers: Annotated[
@@ -150,26 +169,23 @@ def bench_loading(
     rounds: Rounds = 3,
     set_: Set = None,
     data: Data = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Released weights to start from; default: those found below --data."),
-    ] = None,
+    weights: Weights = None,
     device: Device = "auto",
     results: Results = RESULTS,
-    as_markdown: AsMarkdown = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Any:
     """Whether an experiment's images are loaded as fast as they are trained on."""
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.run.inputs import Place
 
     place = Place(results, data_folder(data), weights, chosen(device))
     cell = last_cell(experiment, profile, set_)
-    measure("loading", as_markdown, as_json, cell, place, workers, batches, rounds)
+    return {
+        "cell": cell, "place": place, "workers": workers, "batches": batches, "rounds": rounds
+    }  # fmt: skip
 
 
-@bench_app.command("validation")
-def bench_validation(
+@bench("validation")
+def validation(
     experiment: Experiment = "voc-multiclass",
     profile: Profile = "paper",
     images: Annotated[
@@ -187,46 +203,37 @@ def bench_validation(
     set_: Set = None,
     data: Data = None,
     device: Device = "auto",
-    as_markdown: AsMarkdown = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Any:
     """A validation pass as a run makes it: loading, network, metric, and which of them limits it.
 
     Where VOC's photographs are not there, others of their size are drawn.
     """
-    from lovasz_repro.config.read import validate
-    from lovasz_repro.config.schema import MultiScaleConfig
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.processes import decoding_workers
     from lovasz_repro.run.inputs import Place
 
-    cell, where = last_cell(experiment, profile, set_), chosen(device)
+    where = chosen(device)
     if workers is None:
         workers = decoding_workers(where.type)
-    several = None
-    if scales:
-        given = {"scales": parse_numbers("--scales", scales)}
-        several = validate(MultiScaleConfig, given, "--scales").scales
     place = Place(RESULTS, data_folder(data), None, where, workers)
-    measure("validation", as_markdown, as_json, cell, place, several, images, rounds)
+    several = parse_numbers("--scales", scales) if scales else None
+    cell = last_cell(experiment, profile, set_)
+    return {"cell": cell, "place": place, "scales": several, "images": images, "rounds": rounds}
 
 
-@bench_app.command("metrics")
-def bench_metrics(
+@bench("counting")
+def metrics(
     size: Sizes = None,
     device: Device = "auto",
     threads: Threads = None,
     rounds: SomeRounds = None,
     seed: Seed = 0,
-    as_markdown: AsMarkdown = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Any:
     """The confusion matrix beside that of torchmetrics: the same counts, and the time of each."""
-    measure("metrics", as_markdown, as_json, size, chosen(device), threads, rounds, seed)
 
 
-@bench_app.command("crf")
-def bench_crf(
+@bench("refining")
+def crf(
     processes: Annotated[
         list[int] | None,
         typer.Option(min=1, max=1024, help="To compare with one; repeatable; default: 2."),
@@ -234,38 +241,8 @@ def bench_crf(
     images: Annotated[int, typer.Option(min=1, max=1000, help="To refine in a round.")] = 6,
     rounds: Rounds = 3,
     seed: Seed = 0,
-    as_markdown: AsMarkdown = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Any:
     """How many photographs a second the dense CRF refines, by the number of processes."""
-    from lovasz_repro.host.processes import cores
-
-    measure("crf", as_markdown, as_json, processes, images, rounds, seed, cores())
-
-
-def measure(name: str, as_markdown: bool, as_json: bool, *given: Any) -> Any:
-    """Run a bench with what its ``choose_settings`` takes; print its report, which is returned.
-
-    Raises:
-        UserError: two forms at once, or what the bench refuses.
-    """
-    if as_markdown and as_json:
-        raise UserError("give --markdown or --json, not both.")
-    from lovasz_repro.bench import harness
-    from lovasz_repro.host.progress import Progress
-    from lovasz_repro.host.terminal import Terminal
-
-    module = import_module(f"lovasz_repro.bench.{MODULES[name]}")
-    settings = module.choose_settings(*given)
-    with Progress() as progress:
-        task = progress.task(f"bench {name}", settings.passes)
-        report = module.run_bench(settings, lambda done: task.advance(note=done))
-    if as_json or as_markdown:
-        text = harness.to_json(report) if as_json else harness.to_markdown(report)
-        say(*text.split("\n"))
-    else:
-        harness.print_report(report, Terminal())
-    return report
 
 
 def chosen(device: str) -> Any:
@@ -280,9 +257,8 @@ def last_cell(experiment: str, profile: str, overrides: list[str] | None) -> Any
     from lovasz_repro.config.read import parse_overrides
     from lovasz_repro.config.schema import load_experiment
 
-    return load_experiment(experiment).cells(profile, overrides=parse_overrides(overrides or []))[
-        -1
-    ]
+    settings = parse_overrides(overrides or [])
+    return load_experiment(experiment).cells(profile, overrides=settings)[-1]
 
 
 def parse_numbers(option: str, text: str) -> list[float]:

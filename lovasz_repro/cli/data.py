@@ -4,13 +4,12 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lovasz_repro.cli.options import AsJson, Data
+from lovasz_repro.cli.options import AsJson, Data, data_option
 from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS
 from lovasz_repro.config.read import known_name
 from lovasz_repro.errors import UserError
@@ -33,18 +32,6 @@ OutFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder to make; default: below the data folder.")
 ]
 MOST_SEED = 2**63 - 1
-
-
-class Source(StrEnum):
-    """Data sets that ``data convert`` reads."""
-
-    camvid = "camvid"
-
-
-class Target(StrEnum):
-    """Layouts that ``data convert`` writes."""
-
-    cityscapes = "cityscapes"
 
 
 @data_app.command("check")
@@ -119,8 +106,8 @@ def draw(
 
 @data_app.command("convert")
 def convert(
-    source: Annotated[Source, typer.Argument(help="Data set, below the data folder.")],
-    target: Annotated[Target, typer.Argument(help="Layout to write.")],
+    source: Annotated[Literal["camvid"], typer.Argument(help="Data set, below the data folder.")],
+    target: Annotated[Literal["cityscapes"], typer.Argument(help="Layout to write.")],
     data: Data = None,
     out: OutFolder = None,
 ) -> None:
@@ -130,11 +117,11 @@ def convert(
     from lovasz_repro.data.locate import data_folder, dataset_folder, find_weights
     from lovasz_repro.host.progress import Progress
 
-    folder = dataset_folder(data_folder(data), source.value)
+    folder = dataset_folder(data_folder(data), source)
     images = sum(len(list_files(folder, split)) for split in CAMVID_SIZES)
-    usual = data_folder(data) / f"{source.value}-{target.value}"
+    usual = data_folder(data) / f"{source}-{target}"
     with Progress() as progress:
-        task = progress.task(f"{source.value} to {target.value}", images)
+        task = progress.task(f"{source} to {target}", images)
         new = convert_camvid(folder, out or usual, task.advance)
     what = f"{images} images of CamVid"
     experiment = f"camvid-as-cityscapes --profile reduced{options(data, out)}"
@@ -200,10 +187,10 @@ def say_what_next(new: bool, folder: Path, what: str, experiment: str) -> None:
 def options(data: Path | None, out: Path | None) -> str:
     """What a run needs to be told to find a tree that is not in the usual place."""
     if out is None:
-        return f" --data {shlex.quote(str(data))}" if data else ""
+        return data_option(data)
     place = out.resolve()  # a name below the data folder is all that `data.folder` takes
     folder = shlex.quote(f"data.folder={place.name}")
-    return f" --data {shlex.quote(str(place.parent))} --set {folder}"
+    return f"{data_option(place.parent)} --set {folder}"
 
 
 def print_report(report: "CheckReport", as_json: bool) -> None:

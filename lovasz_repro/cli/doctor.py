@@ -28,14 +28,27 @@ NEEDED_PACKAGES = (
     "safetensors",
     "pydantic",
 )
-ENET_SOURCE = (
-    "for `run cityscapes-enet`, `run camvid-enet` and `predict`; `lovasz-repro weights fetch "
-    "enet-cityscapes` gets release v1.cs of e-lab/ENet-training on GitHub, CC BY-NC 4.0"
-)
-DEEPLAB_SOURCE = (
-    "for `run voc-binary` and `run voc-multiclass`; `lovasz-repro weights list` says where they "
-    "come from"
-)
+STARTING_POINTS = {
+    "enet weights": (
+        "enet-cityscapes",
+        "for `run cityscapes-enet`, `run camvid-enet` and `predict`; `lovasz-repro weights fetch "
+        "enet-cityscapes` gets release v1.cs of e-lab/ENet-training on GitHub, CC BY-NC 4.0",
+    ),
+    "deeplab weights": (
+        "deeplab-coco",
+        "for `run voc-binary` and `run voc-multiclass`; `lovasz-repro weights list` says where "
+        "they come from",
+    ),
+}
+"""Released weights: their name, and what needs them."""
+EXTRAS = {
+    "cityscapesscripts": "for `evaluate --official` alone: pip install 'lovasz-repro[cityscapes]'",
+    "pydensecrf2": (
+        "for the dense CRF of `run voc-multiclass` and `evaluate --crf`; needs a C++ compiler: pip "
+        "install 'lovasz-repro[crf]'"
+    ),
+}
+"""Packages that some commands need, and which."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +67,22 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
     """Look for everything that the tool can use; changes nothing."""
     return [
         Finding("lovasz-repro", True, f"{__version__} on Python {platform.python_version()}"),
-        *packages(),
+        *(package(name, f"not installed: pip install {name}", True) for name in NEEDED_PACKAGES),
         *devices(),
         *(data_set(data, name) for name in DATASET_LINES),
-        enet_weights(data),
-        deeplab_weights(data),
-        official_scores(),
-        crf(),
+        *(weights(data, name) for name in STARTING_POINTS),
+        *(package(name, needed) for name, needed in EXTRAS.items()),
         store(results, tracking_uri),
         slurm(),
     ]
 
 
-def packages() -> Iterator[Finding]:
-    """Versions of what is installed."""
-    for name in NEEDED_PACKAGES:
-        try:
-            yield Finding(name, True, importlib.metadata.version(name), essential=True)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, False, f"not installed: pip install {name}", essential=True)
+def package(name: str, needed: str, essential: bool = False) -> Finding:
+    """The version that is installed."""
+    try:
+        return Finding(name, True, importlib.metadata.version(name), essential)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, needed, essential)
 
 
 def devices() -> Iterator[Finding]:
@@ -98,50 +108,19 @@ def data_set(data: Path, name: str) -> Finding:
         found = {split: kind.count(folder, split) for split in kind.published}
     except UserError as error:
         return Finding(name, False, str(error))
-    return splits(name, folder, found, dict(kind.published))
+    published = dict(kind.published)
+    counts, expected = ("/".join(map(str, sizes.values())) for sizes in (found, published))
+    note = "" if found == published else f", but the published split is {expected}"
+    return Finding(name, not note, f"{folder}: {counts} {'/'.join(found)}{note}")
 
 
-def splits(name: str, folder: Path, found: dict[str, int], expected: dict[str, int]) -> Finding:
-    """How many images there are, and whether they are all that were published."""
-    counts, published = ("/".join(map(str, sizes.values())) for sizes in (found, expected))
-    note = "" if found == expected else f", but the published split is {published}"
-    return Finding(name, found == expected, f"{folder}: {counts} {'/'.join(found)}{note}")
-
-
-def enet_weights(data: Path) -> Finding:
-    """The released ENet."""
-    file = find_weights(data, "enet-cityscapes")
+def weights(data: Path, name: str) -> Finding:
+    """Released weights."""
+    released, needed = STARTING_POINTS[name]
+    file = find_weights(data, released)
     if file is None:
-        return Finding("enet weights", False, f"not below {data / 'weights'}; {ENET_SOURCE}")
-    return Finding("enet weights", True, f"{file}, {file.stat().st_size:,} bytes")
-
-
-def deeplab_weights(data: Path) -> Finding:
-    """DeepLab as its authors pre-trained it on COCO, converted."""
-    file = find_weights(data, "deeplab-coco")
-    if file is None:
-        return Finding("deeplab weights", False, f"not below {data / 'weights'}; {DEEPLAB_SOURCE}")
-    return Finding("deeplab weights", True, f"{file}, {file.stat().st_size:,} bytes")
-
-
-def official_scores() -> Finding:
-    """Whether `evaluate --official` can run."""
-    try:
-        version = importlib.metadata.version("cityscapesscripts")
-    except importlib.metadata.PackageNotFoundError:
-        extra = "pip install 'lovasz-repro[cityscapes]'"
-        return Finding("cityscapesscripts", False, f"for `evaluate --official` alone: {extra}")
-    return Finding("cityscapesscripts", True, version)
-
-
-def crf() -> Finding:
-    """Whether predictions can be refined by the dense CRF."""
-    try:
-        version = importlib.metadata.version("pydensecrf2")
-    except importlib.metadata.PackageNotFoundError:
-        why = "for the dense CRF of `run voc-multiclass` and `evaluate --crf`; needs a C++ compiler"
-        return Finding("pydensecrf2", False, f"{why}: pip install 'lovasz-repro[crf]'")
-    return Finding("pydensecrf2", True, version)
+        return Finding(name, False, f"not below {data / 'weights'}; {needed}")
+    return Finding(name, True, f"{file}, {file.stat().st_size:,} bytes")
 
 
 def store(results: Path, tracking_uri: str | None) -> Finding:
@@ -158,11 +137,9 @@ def slurm() -> Finding:
     """Whether `run --slurm` can submit from here."""
     if shutil.which("sbatch") is None:
         return Finding("slurm", False, "no sbatch on the PATH; needed for `run --slurm` alone")
-    try:
-        version = importlib.metadata.version("submitit")
-    except importlib.metadata.PackageNotFoundError:
-        return Finding("slurm", False, "no submitit: pip install 'lovasz-repro[slurm]'")
-    return Finding("slurm", True, f"{shutil.which('sbatch')}, submitit {version}")
+    found = package("submitit", "no submitit: pip install 'lovasz-repro[slurm]'")
+    where = f"{shutil.which('sbatch')}, submitit {found.detail}" if found.ok else found.detail
+    return Finding("slurm", found.ok, where)
 
 
 def print_findings(findings: list[Finding], as_json: bool) -> None:

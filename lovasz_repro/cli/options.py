@@ -1,5 +1,6 @@
 """Options that several commands take."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,10 @@ Data = Annotated[
     Path | None,
     typer.Option(help="Folder of data sets and weights; default: LOVASZ_REPRO_DATA, else ./data."),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Released weights to start from; default: those found below --data."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
 Out = Annotated[
     Path | None,
@@ -48,6 +53,11 @@ def say_yaml(content: dict[str, object]) -> None:
     import yaml
 
     say(*yaml.safe_dump(content, sort_keys=False).rstrip("\n").split("\n"))
+
+
+def data_option(data: Path | None) -> str:
+    """What a later command must be told to find the same folder."""
+    return f" --data {shlex.quote(str(data))}" if data else ""
 
 
 def without_types_of_flags(command: Any, parent: typer.Context | None = None) -> Any:

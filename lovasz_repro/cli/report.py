@@ -20,18 +20,13 @@ MOST_SHOWN = 3
 ONE_BY_NAME = "in full by name: lovasz-repro report {} NAME"
 
 
-class TableFormat(StrEnum):
-    """How a table is written."""
-
-    md = "md"
-    tex = "tex"
-    csv = "csv"
-    json = "json"
+TableFormat = StrEnum("TableFormat", ["md", "tex", "csv", "json"])
+Names = Annotated[list[str] | None, typer.Argument(help="Which; default: all.")]
 
 
 @report_app.command()
 def tables(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all.")] = None,
+    names: Names = None,
     formats: Annotated[
         list[TableFormat] | None, typer.Option("--format", help="Repeatable; default: all four.")
     ] = None,
@@ -69,7 +64,7 @@ def tables(
 
 @report_app.command()
 def figures(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all.")] = None,
+    names: Names = None,
     out: Out = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
@@ -94,7 +89,7 @@ def figures(
 
 @report_app.command()
 def claims(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all.")] = None,
+    names: Names = None,
     out: Out = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,

@@ -1,8 +1,8 @@
-"""``run``: an experiment, on one device or many, here or on a cluster."""
+"""``run``: an experiment, on one device or many, here or on a cluster; ``synthetic``."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,18 +15,29 @@ from lovasz_repro.cli.options import (
     Results,
     Set,
     TrackingUri,
+    Weights,
     say_yaml,
 )
-from lovasz_repro.cli.synthetic import run_search
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import say
 
-DEVICES = "Several devices"  # panels of `run --help`
-GRIDS = "Many runs at once"
 OF_SEARCHES = {
     "experiment", "set_", "results", "tracking_uri", "device", "dry_run", "print_config",
 }  # fmt: skip
 """What `run synthetic` takes, as `synthetic` does."""
-BINARY = "One class against the rest (voc-binary)"
+LISTED = "NAME,..."
+
+
+def option_of(panel: str) -> Callable[..., Any]:
+    """Options of a panel of `run --help`."""
+    return lambda help_, *names, **given: typer.Option(
+        *names, help=help_, rich_help_panel=panel, **given
+    )
+
+
+of_binary = option_of("One class against the rest (voc-binary)")
+of_devices = option_of("Several devices")
+of_grids = option_of("Many runs at once")
 
 
 def complete_experiment(incomplete: str) -> Iterator[str]:
@@ -59,33 +70,22 @@ def run(
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Only these, such as bicycle,cat; default: the profile's.",
-            rich_help_panel=BINARY,
-        ),
+        of_binary("Only these, such as bicycle,cat; default: the profile's.", metavar=LISTED),
     ] = None,
     losses: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Only these variants, and the basis network that they start from; default: all.",
-            rich_help_panel=BINARY,
+        of_binary(
+            "Only these variants, and the basis network that they start from; default: all.",
+            metavar=LISTED,
         ),
     ] = None,
     basis: Annotated[
         Path | None,
-        typer.Option(
-            help="Weights of a 21-class network. Default: such a network is trained first.",
-            rich_help_panel=BINARY,
-        ),
+        of_binary("Weights of a 21-class network. Default: such a network is trained first."),
     ] = None,
     set_: Set = None,
     data: Data = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Released weights to start from; default: those found below --data."),
-    ] = None,
+    weights: Weights = None,
     device: Device = "auto",
     workers: Annotated[
         int | None,
@@ -100,90 +100,50 @@ def run(
     print_config: PrintConfig = False,
     gpus: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            help="Train each run on this many GPUs; default: on the one --device.",
-            rich_help_panel=DEVICES,
-        ),
+        of_devices("Train each run on this many GPUs; default: on the one --device.", min=0),
     ] = None,
     procs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="The same on CPUs: processes; default: 1.", rich_help_panel=DEVICES
-        ),
+        int | None, of_devices("The same on CPUs: processes; default: 1.", min=1)
     ] = None,
     nodes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="On this many machines; give the command on each.",
-            rich_help_panel=DEVICES,
-        ),
+        int, of_devices("On this many machines; give the command on each.", min=1)
     ] = 1,
     node_rank: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            envvar="LOVASZ_REPRO_NODE_RANK",
-            help="Number of this machine.",
-            rich_help_panel=DEVICES,
-        ),
+        int, of_devices("Number of this machine.", min=0, envvar="LOVASZ_REPRO_NODE_RANK")
     ] = 0,
     rdzv: Annotated[
         str,
-        typer.Option(
+        of_devices(
+            "HOST:PORT of machine 0, where they meet; needed with --nodes.",
             envvar="LOVASZ_REPRO_RDZV",
-            help="HOST:PORT of machine 0, where they meet; needed with --nodes.",
-            rich_help_panel=DEVICES,
         ),
     ] = "",
     max_restarts: Annotated[
         int,
-        typer.Option(
-            min=0,
-            help="Restarts in a row without a new checkpoint, where a process dies.",
-            rich_help_panel=DEVICES,
-        ),
+        of_devices("Restarts in a row without a new checkpoint, where a process dies.", min=0),
     ] = 3,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Runs at a time here, default: 1; with --slurm on the cluster, default: all.",
-            rich_help_panel=GRIDS,
+        of_grids(
+            "Runs at a time here, default: 1; with --slurm on the cluster, default: all.", min=1
         ),
     ] = None,
-    slurm: Annotated[
-        bool,
-        typer.Option("--slurm", help="Submit the grid to Slurm.", rich_help_panel=GRIDS),
-    ] = False,
-    partition: Annotated[
-        str | None,
-        typer.Option(help="Slurm partition; default: the cluster's.", rich_help_panel=GRIDS),
-    ] = None,
+    slurm: Annotated[bool, of_grids("Submit the grid to Slurm.", "--slurm")] = False,
+    partition: Annotated[str | None, of_grids("Slurm partition; default: the cluster's.")] = None,
     time: Annotated[
         str | None,
-        typer.Option(
+        of_grids(
+            "Slurm time limit; a run that meets it goes on in a new one. Default: 24:00.",
             metavar="[D-]H:MM[:SS]",
-            help="Slurm time limit; a run that meets it goes on in a new one. Default: 24:00.",
-            rich_help_panel=GRIDS,
         ),
     ] = None,
     cpus: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Slurm: CPU cores of each machine; default: --procs, else the cluster's.",
-            rich_help_panel=GRIDS,
-        ),
+        of_grids("Slurm: CPU cores of each machine; default: --procs, else the cluster's.", min=1),
     ] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME[=VALUE]",
-            help="More for sbatch: --sbatch account=vision; repeatable.",
-            rich_help_panel=GRIDS,
-        ),
+        of_grids("More for sbatch: --sbatch account=vision; repeatable.", metavar="NAME[=VALUE]"),
     ] = None,
 ) -> None:
     """Run an experiment: skips what is done, goes on with what was stopped, starts the rest."""
@@ -264,3 +224,58 @@ def refuse_others(context: typer.Context) -> None:
 def names(text: str | None) -> list[str]:
     """ "bicycle, cat" as a list."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def synthetic(
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Draws of the ten images; default: 100.")
+    ] = None,
+    set_: Set = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    device: Device = "cpu",
+    dry_run: DryRun = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Sec. 4.1, Fig. 3: which loss finds the bias that minimises the Jaccard loss?"""
+    given = (set_ or []) + ([f"seeds={seeds}"] if seeds else [])
+    run_search("synthetic", given, results, tracking_uri, device, dry_run, print_config)
+
+
+def run_search(
+    source: str,
+    overrides: list[str],
+    results: Path,
+    tracking_uri: str | None,
+    device: str,
+    dry_run: bool,
+    print_config: bool,
+) -> None:
+    """Run the search of an experiment file, given by name or path; or tell what it would do."""
+    from lovasz_repro.config.read import parse_overrides
+    from lovasz_repro.config.synthetic import load_synthetic
+
+    config = load_synthetic(source, parse_overrides(overrides))
+    if print_config:
+        say_yaml(config.model_dump(mode="json"))
+        return
+    from lovasz_repro.host.device import choose_device
+    from lovasz_repro.host.progress import Progress
+    from lovasz_repro.host.terminal import Terminal
+    from lovasz_repro.report.render import print_table
+    from lovasz_repro.report.tables import TABLES
+    from lovasz_repro.store import Store
+    from lovasz_repro.synthetic.experiment import run_synthetic, stored_search
+
+    store = Store(results, tracking_uri)
+    if dry_run:
+        stored = stored_search(config, store)
+        state = f"done (run {stored.run_id})" if stored else "new"
+        say(f"synthetic: {config.seeds} seeds, {state}; results go to {store.uri}.")
+        return
+    with Progress() as progress:
+        task = progress.task("synthetic", config.seeds)
+        done = run_synthetic(config, store, choose_device(device), task.reach)
+    print_table(TABLES["synthetic"](store), Terminal())
+    note = "stored before" if done.reused else "stored"
+    say(f"{note} as run {done.run.run_id}. Next: lovasz-repro report figures figure-3")

@@ -1,15 +1,30 @@
-"""``runs``: lists runs, writes them as plain files, reads them back."""
+"""``runs``: lists runs, writes them as plain files, reads them back, records a server's scores."""
 
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lovasz_repro.cli.options import RESULTS, AsJson, Results, TrackingUri
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import say
+from lovasz_repro.host.output import say, say_json
+
+if TYPE_CHECKING:
+    from lovasz_repro.launch.slurm_queue import TaskState
+    from lovasz_repro.store import StoredRun
 
 runs_app = typer.Typer(invoke_without_command=True)
+JUDGED_BY = {
+    "test/dataset_miou": "test mIoU",
+    "val/dataset_miou": "val mIoU",
+    "val/image_iou": "val image-IoU",
+}
+"""What a training run is judged by, best first."""
+AWAY = {"queued": "QUEUED", "running": "STARTING", "gone": "LOST"}
+"""Status of a run that is with Slurm and not in the store."""
 
 
 @runs_app.callback()
@@ -22,7 +37,6 @@ def runs(
 ) -> None:
     """List runs, stored and queued: status, experiment, variant, best score, age."""
     if context.invoked_subcommand is None:
-        from lovasz_repro.cli.listing import print_runs
         from lovasz_repro.launch.slurm_queue import slurm_folder, states
         from lovasz_repro.store import Store
 
@@ -104,18 +118,160 @@ def record(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Keep the scores that an evaluation server gave to a run's predictions."""
-    from lovasz_repro.cli.runs_record import read_scores
     from lovasz_repro.store import Store
     from lovasz_repro.store.server_scores import record_server_scores
 
     store = Store(results, tracking_uri)
     found = store.by_id(run)
-    given = read_scores(found, server_scores, initial=initial)
+    scores, words = read_scores(found, server_scores, initial=initial)
     new = record_server_scores(
-        store, found, given.scores, server_scores, initial=initial, replace=replace
+        store, found, scores, server_scores, initial=initial, replace=replace
     )
     what = "before training" if initial else "after training"
     say(
-        f"{'recorded' if new else 'recorded before'}: {given.words} of {found.name} {what} "
+        f"{'recorded' if new else 'recorded before'}: {words} of {found.name} {what} "
         f"(run {found.run_id})"
     )
+
+
+# -- the list ---------------------------------------------------------------------------------
+
+
+def print_runs(
+    runs: Sequence["StoredRun"], as_json: bool, tasks: Mapping[str, "TaskState"] | None = None
+) -> None:
+    """Newest first: status, experiment/profile/run, best score, age, run id.
+
+    Args:
+        runs: stored runs, newest first.
+        as_json: machine-readable.
+        tasks: what was submitted to Slurm, by the run's identity. A run that waits there is
+            QUEUED; one that Slurm has no more and that never reached the store is LOST.
+    """
+    tasks = tasks or {}
+    status = {run.run_id: status_of(run, tasks.get(run.identity)) for run in runs}
+    stored = {run.identity for run in runs}
+    only_tasks = [task for task in tasks.values() if task.key not in stored]
+    if as_json:
+        content = [asdict(run) | {"shown_status": status[run.run_id]} for run in runs]
+        content += [
+            {"name": task.name, "shown_status": AWAY[task.state], "slurm_job": task.job_id}
+            for task in only_tasks
+        ]
+        say_json(content)
+        return
+    if not runs and not only_tasks:
+        say("No runs stored yet. Start with: lovasz-repro synthetic")
+        return
+    from lovasz_repro.host.terminal import Terminal, print_table
+
+    rows = [_task_row(task) for task in only_tasks]
+    for run in runs:
+        name = "/".join([run.experiment, run.tags.get("profile", ""), run.name])
+        old = age(time.time() - run.started)
+        rows.append([status[run.run_id], name, score(run), old, run.run_id[:12]])
+    heads = ["status", "run", "score", "age", "run id"]
+    print_table(Terminal(), heads, rows, words=range(len(heads)))
+
+
+def status_of(run: "StoredRun", task: "TaskState | None") -> str:
+    """The status for people, QUEUED where a run that is not finished waits with Slurm."""
+    if task and task.state == "queued" and run.status != "FINISHED":
+        return AWAY["queued"]
+    from lovasz_repro.store.stored import shown_status
+
+    return shown_status(run)
+
+
+def score(run: "StoredRun") -> str:
+    """The score that the run is judged by, in words."""
+    for key, title in JUDGED_BY.items():
+        if key in run.metrics:
+            return f"{title} {100 * run.metrics[key]:.2f}"
+    return ""
+
+
+def age(seconds: float) -> str:
+    """How long ago, in the largest unit that fits."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _task_row(task: "TaskState") -> list[str]:
+    lost = task.state == "gone" and task.log
+    where = f"see {task.log}" if lost else f"Slurm {task.job_id}"
+    return [AWAY[task.state], task.name, "", "", where]
+
+
+# -- a server's scores --------------------------------------------------------------------------
+
+
+def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> tuple[dict[str, float], str]:
+    """The scores in a file, of the server that scores a run's data set.
+
+    Args:
+        run: stored.
+        file: see ``server_scores.py``.
+        initial: they are of the network before training.
+
+    Returns:
+        Name in the store, without ``server/``, -> fraction; and the most important in words.
+
+    Raises:
+        UserError: no server scores such runs, or the file is not of its scores.
+    """
+    title = f"run {run.run_id} ({run.name})"
+    match run.params.get("data.name"):
+        case "cityscapes":
+            return of_cityscapes(file)
+        case "voc":
+            check_voc_run(run, title, initial=initial)
+            return of_voc(file)
+        case other:
+            raise UserError(f"{title} is of {other or 'no data set'}; only scores of the "
+                            "Cityscapes server and of Pascal VOC's can be recorded.")  # fmt: skip
+
+
+def of_cityscapes(file: Path) -> tuple[dict[str, float], str]:
+    """Four averages, and classes where they are known."""
+    from lovasz_repro.data.classes import CITYSCAPES
+    from lovasz_repro.store.server_scores import read_server_scores
+
+    scores = read_server_scores(file, CITYSCAPES.names[1:])
+    four = ("dataset_miou", "class_iiou", "category_iou", "category_iiou")
+    values = " / ".join(f"{100 * scores[name]:.2f}" for name in four)
+    return scores, f"Class IoU / iIoU / Category IoU / iIoU {values}"
+
+
+def check_voc_run(run: "StoredRun", title: str, *, initial: bool) -> None:
+    """Raise UserError unless VOC's server can have scored a run's predictions."""
+    from lovasz_repro.report.runs import setting
+
+    if run.params.get("data.images") == "features":
+        raise UserError(f"{title} has seen no photograph, only features drawn from masks: no "
+                        "server scores it.")  # fmt: skip
+    category = setting(run, "data.category")
+    if category is not None:
+        raise UserError(f"{title} tells {category} from the rest: the server scores all classes.")
+    if run.tags.get("scale") == "demo":
+        raise UserError(f"{title} is of drawn pictures: no server scores it.")
+    if initial:
+        raise UserError(f"{title}: before training its classifier is random, so --initial is for "
+                        "Cityscapes alone.")  # fmt: skip
+
+
+def of_voc(file: Path) -> tuple[dict[str, float], str]:
+    """The mean over 21 classes, and the classes where they are known."""
+    from lovasz_repro.data.classes import VOC
+    from lovasz_repro.store.server_scores import implied_background, read_voc_server_scores
+
+    scores = read_voc_server_scores(file, VOC.names)
+    words = f"dataset-mIoU {100 * scores['dataset_miou']:.2f}"
+    background = implied_background(scores, VOC.names)
+    if background is not None:
+        words += f", 20 objects (which leave {100 * background:.2f} for the background)"
+    elif len(scores) > 1:
+        words += ", 21 classes"
+    return scores, words

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from lovasz_repro.cli.options import AsJson, Data
+from lovasz_repro.cli.options import AsJson, Data, data_option
+from lovasz_repro.config.read import known_name
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say, say_json
 
@@ -41,16 +42,16 @@ def list_(data: Data = None, as_json: AsJson = False) -> None:
         return
     from lovasz_repro.host.terminal import Terminal, print_table
 
-    lines = [
-        [
-            found["name"],
-            ", ".join(found["experiments"]) or found["purpose"],
-            found["state"],
-            in_megabytes(found["size"]),
-        ]
-        for found in rows
-    ]
-    print_table(Terminal(), ["weights", "for", "state", "size"], lines, words=range(4))
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "weights": lambda found: found["name"],
+        "for": lambda found: ", ".join(found["experiments"]) or found["purpose"],
+        "state": lambda found: found["state"],
+        "size": lambda found: (
+            f"{found['size'] / MEGABYTE:.1f} MB" if found["size"] else "not known"
+        ),
+    }
+    lines = [[cell(found) for cell in columns.values()] for found in rows]
+    print_table(Terminal(), list(columns), lines, words=range(4))
     for found in rows:
         say("", *wrap(f"{found['name']}: {found['what']}.", 80))
         for title in ("url", "page", "licence", "elsewhere", "path", "next"):
@@ -131,15 +132,9 @@ def convert(
 
 def known(name: str) -> "Released":
     """The entry of this name; raises UserError where there is none."""
-    import difflib
-
     from lovasz_repro.models.catalogue import RELEASED
 
-    if name not in RELEASED:
-        near = difflib.get_close_matches(name, RELEASED, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"no weights {name!r}{hint}. There are: {', '.join(RELEASED)}.")
-    return RELEASED[name]
+    return RELEASED[known_name(name, RELEASED, "weights", "weights list")]
 
 
 def row(entry: "Released", folder: Path, data: Path | None) -> dict[str, Any]:
@@ -167,11 +162,6 @@ def after(entry: "Released", folder: Path, file: Path, data: Path | None) -> lis
     """``next_step`` as the last line of an output, if there is one."""
     step = next_step(entry, folder, file, data)
     return [f"Next: {step}"] if step else []
-
-
-def data_option(data: Path | None) -> str:
-    """What a later command must be told to find the same folder."""
-    return f" --data {shlex.quote(str(data))}" if data else ""
 
 
 def file_name(entry: "Released", url: str | None) -> str:
@@ -205,11 +195,6 @@ def other_ways(entry: "Released", target: Path) -> str:
         f"Its authors' page is {entry.page}. Name another address with --url, or put the file at "
         f"{target}.{also}"
     )
-
-
-def in_megabytes(size: int | None) -> str:
-    """A file's size for people."""
-    return "not known" if size is None else f"{size / MEGABYTE:.1f} MB"
 
 
 def megabytes(progress: "Progress", name: str) -> Callable[[int, int | None], None]:

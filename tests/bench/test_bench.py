@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,15 @@ from torch import Tensor
 
 from lovasz_repro import cli
 from lovasz_repro.bench import growth, samples
-from lovasz_repro.bench.growth import GrowthPoint, LossGrowth
 from lovasz_repro.bench.harness import ratio, to_markdown
 from lovasz_repro.bench.losses import (
     LossRow,
     binary_rows,
-    choose_settings,
     measure,
     multiclass_rows,
     peak_memory,
     run_bench,
+    sizes_of,
 )
 from lovasz_repro.bench.samples import (
     FOREGROUND,
@@ -35,7 +35,7 @@ from lovasz_repro.bench.samples import (
 )
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host import terminal
-from tests.bench.toy_machine import TOY
+from tests.bench.toy_machine import TOY, Turns
 
 CPU = torch.device("cpu")
 NAMES = [row.name for row in (*multiclass_rows(), *binary_rows())]
@@ -96,11 +96,11 @@ def test_rows_take_turns_and_errors_are_those_that_were_made() -> None:
     logits = torch.full((2, 3), 2.0)
     a, b, c = measure(rows, logits, torch.zeros(2), 3, order.append)
     assert order == ["a", "b", "c"] * (2 + 3)
-    assert (a.loss_error, a.gradient_error) == (0, 0)
-    assert c.loss_error == pytest.approx(2.4, rel=1e-5)
-    assert c.gradient_error == pytest.approx(0.1, rel=1e-5)
-    assert a.unit_ratio == b.loop_ratio == (1, 1, 1)
-    assert len(c.times_ms) == 3
+    assert (a["loss_error"], a["gradient_error"]) == (0, 0)
+    assert c["loss_error"] == pytest.approx(2.4, rel=1e-5)
+    assert c["gradient_error"] == pytest.approx(0.1, rel=1e-5)
+    assert a["unit_ratio"] == b["loop_ratio"] == (1, 1, 1)
+    assert len(c["times_ms"]) == 3
 
 
 @pytest.mark.parametrize("kind", ["random", "trained"])
@@ -242,9 +242,8 @@ def test_running_out_of_memory_is_a_users_mistake(
         raise error
 
     monkeypatch.setattr("lovasz_repro.bench.losses.measure", fail)
-    settings = choose_settings(["2x3x4x4"], ["random"], CPU, None, 1, 0)
     with pytest.raises(UserError, match="2 x 3 x 4 x 4: not enough memory on cpu"):
-        run_bench(settings)
+        run_bench(["2x3x4x4"], ["random"], CPU, None, 1, 0)
 
 
 def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,21 +252,18 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("lovasz_repro.bench.losses.measure", fail)
     with pytest.raises(RuntimeError, match="something else"):
-        run_bench(choose_settings(["2x3x4x4"], ["random"], CPU, None, 1, 0))
+        run_bench(["2x3x4x4"], ["random"], CPU, None, 1, 0)
 
 
 def test_progress_is_told_of_every_pass() -> None:
-    settings = choose_settings(["1x2x4x4", "1x3x4x4"], ["random"], CPU, None, 2, 0)
-    passes: list[str] = []
-    run_bench(settings, passes.append)
-    assert len(passes) == settings.passes
-    assert set(passes) == set(NAMES)
+    turns = Turns()
+    run_bench(["1x2x4x4", "1x3x4x4"], ["random"], CPU, None, 2, 0, advance=turns)
+    assert len(turns.taken) == turns.expected
+    assert set(turns.taken) == set(NAMES)
 
 
 def test_default_sizes_are_sizes() -> None:
-    settings = choose_settings(None, ["random"], CPU, None, None, 0)
-    assert settings.sizes == (parse_size("2x21x321x321"), parse_size("2x19x512x1024"))
-    assert settings.repeats >= 3
+    assert sizes_of(None, CPU) == [parse_size("2x21x321x321"), parse_size("2x19x512x1024")]
 
 
 # -- growth ----------------------------------------------------------------------------------------
@@ -298,22 +294,30 @@ def test_growth_is_measured_and_drawn(bench: Command, tmp_path: Path) -> None:
         assert drawn.width > 2 * drawn.height
 
 
+def growth_of(times: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+    """Of one size alone."""
+    point = {"size": Size(1, 3, 8, 8), "pixels": 64, "classes": 3, "times_ms": times}
+    return {"logits": "random", "rounds": 3, "pixels": [point], "classes": [point]}
+
+
 def test_growth_is_a_table_of_ratios() -> None:
-    point = GrowthPoint(Size(1, 3, 8, 8), {"one": (2.0, 4.0, 3.0), "other": (4.0, 8.0, 6.0)})
-    page = LossGrowth("random", 3, (point,), (point,)).page(TOY)
-    assert page.sections["more pixels"] == [("64", "3", "3.00", "2.00")]
+    times = {"one": (2.0, 4.0, 3.0), "other": (4.0, 8.0, 6.0)}
+    page = growth.growth_page(growth_of(times), TOY)
+    assert page.cells()[0] == ("more pixels", [["64", "3", "3.00", "2.00"]])
     assert page.remarks == ("More than 64 pixels did not fit the memory.",)
 
 
 @pytest.mark.usefixtures("small_growth")
-def test_sizes_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_do_not_fit_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(samples, "free_memory", lambda device: samples.bytes_of(Size(1, 3, 8, 8)))
-    settings = choose_settings(["1x2x2x2"], ["random"], CPU, None, 2, 0, growth=True)
-    assert settings.growing["pixels"] == (Size(1, 3, 8, 8),)
-    assert settings.growing["classes"] == (Size(1, 2, 8, 8), Size(1, 3, 8, 8))
-    passes: list[str] = []
-    run_bench(settings, passes.append)
-    assert len(passes) == settings.passes
+    turns = Turns()
+    figure = tmp_path / "growth.svg"
+    found = run_bench(["1x2x2x2"], ["random"], CPU, None, 2, 0, figure, turns).found["growth"]
+    assert [point["size"] for point in found["pixels"]] == [Size(1, 3, 8, 8)]
+    assert [point["size"] for point in found["classes"]] == [Size(1, 2, 8, 8), Size(1, 3, 8, 8)]
+    assert len(turns.taken) == turns.expected
 
 
 def test_a_figure_that_cannot_be_written_is_one_line(
@@ -324,9 +328,8 @@ def test_a_figure_that_cannot_be_written_is_one_line(
 
     monkeypatch.setattr(growth, "write_durably", full)
     times = dict.fromkeys(("a", "b", "c"), (1.0, 2.0))
-    point = GrowthPoint(Size(1, 3, 8, 8), times)
     with pytest.raises(RunFailed, match=r"cannot write .*g\.pdf: No space left on device"):
-        growth.draw(LossGrowth("random", 2, (point,), (point,)), TOY, tmp_path / "g.pdf")
+        growth.draw(growth_of(times), TOY, tmp_path / "g.pdf")
 
 
 # -- other libraries -------------------------------------------------------------------------------
@@ -353,14 +356,15 @@ def test_a_peer_is_measured_where_it_is_installed(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        report = run_bench(choose_settings(["2x3x8x8"], ["random"], CPU, None, 1, 0))
+        report = run_bench(["2x3x8x8"], ["random"], CPU, None, 1, 0)
     finally:
         for name in ("kornia", "kornia.losses", "monai"):
             sys.modules.pop(name, None)
-    (row,) = (row for row in report.cases[0].multiclass if row.name.startswith("kornia"))
-    assert row.name == "kornia 9.9 LovaszSoftmaxLoss"
-    assert row.gradient_error == pytest.approx(0.5, abs=1e-3)
-    assert "monai: not measured, RuntimeError on its import." in report.notes
+    (case,) = report.found["cases"]
+    (row,) = (row for row in case["multiclass"] if row["name"].startswith("kornia"))
+    assert row["name"] == "kornia 9.9 LovaszSoftmaxLoss"
+    assert row["gradient_error"] == pytest.approx(0.5, abs=1e-3)
+    assert "monai: not measured, RuntimeError on its import." in report.found["notes"]
     assert "- monai: not measured" in to_markdown(report)
 
 
@@ -371,15 +375,14 @@ def test_a_real_peer_computes_what_its_row_compares_it_with(name: str) -> None:
         pytest.skip(f"{name} is not installed")
     sample = multiclass_sample(Size(2, 4, 20, 30), "random", torch.Generator().manual_seed(0))
     measured = measure([*multiclass_rows()[:2], *found], *sample, 1)[-1]
-    assert measured.loss_error < 1e-5
-    assert measured.gradient_error < 1e-3
+    assert measured["loss_error"] < 1e-5
+    assert measured["gradient_error"] < 1e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda() -> None:
-    report = run_bench(
-        choose_settings(["2x3x64x64"], ["trained"], torch.device("cuda"), None, 2, 0)
-    )
-    for row in report.cases[0].multiclass + report.cases[0].binary:
-        assert row.peak_memory > 0
-        assert row.gradient_error < 1e-2
+    report = run_bench(["2x3x64x64"], ["trained"], torch.device("cuda"), None, 2, 0)
+    (case,) = report.found["cases"]
+    for row in case["multiclass"] + case["binary"]:
+        assert row["peak_memory"] > 0
+        assert row["gradient_error"] < 1e-2

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,36 +13,25 @@ from PIL import Image
 
 from lovasz_repro import cli
 from lovasz_repro.bench import refining
-from lovasz_repro.bench.harness import ImageClock, Spread, to_markdown
-from lovasz_repro.bench.refining import (
-    RefiningReport,
-    RefiningRow,
-    RefiningSettings,
-    choose_settings,
-    make_inputs,
-    run_bench,
-    smooth,
-)
+from lovasz_repro.bench.harness import ImageClock, Report, Spread, to_markdown
+from lovasz_repro.bench.refining import images_of, make_inputs, numbers_of, page, run_bench, smooth
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.probabilities import read_probabilities
-from tests.bench.toy_machine import TOY
+from tests.bench.toy_machine import TOY, Turns
 
-TINY = RefiningSettings((1,), 2, 2, 0, (40, 56))
+TINY = (40, 56)
 
 
 def test_one_process_is_the_unit_and_cores_are_the_limit() -> None:
-    assert choose_settings(None, 6, 3, 0, cores=8).processes == (1, 2)
-    assert choose_settings(None, 6, 3, 0, cores=1).processes == (1,)
-    assert choose_settings([4, 2, 4, 1], 6, 3, 0, cores=4).processes == (1, 2, 4)
+    assert numbers_of(None, 8) == [1, 2]
+    assert numbers_of(None, 1) == [1]
+    assert numbers_of([4, 2, 4, 1], 4) == [1, 2, 4]
     with pytest.raises(UserError, match=r"--processes 3: there are 2 cores"):
-        choose_settings([3], 6, 3, 0, cores=2)
+        numbers_of([3], 2)
 
 
 def test_every_process_gets_as_many_images_and_two_at_least() -> None:
-    settings = RefiningSettings((1, 4, 16), 6, 2, 0)
-    assert [settings.images_of(count) for count in settings.processes] == [6, 8, 32]
-    assert settings.most_images == 32
-    assert settings.passes == 32 + 2 * (6 + 8 + 32)
+    assert [images_of(6, count) for count in (1, 4, 16)] == [6, 8, 32]
 
 
 def test_the_clock_leaves_out_the_first_image_of_each_process() -> None:
@@ -64,7 +54,7 @@ def test_probabilities_are_smooth_and_some_are_sure() -> None:
 
 
 def test_photographs_and_probabilities_are_files_of_one_size(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path, TINY)
+    inputs = make_inputs(tmp_path, 2, TINY, 0)
     assert len({item.name for item in inputs}) == 2
     for item in inputs:
         with Image.open(item.image) as opened:
@@ -88,25 +78,26 @@ def test_rates_are_of_new_files_in_every_round(monkeypatch: pytest.MonkeyPatch) 
             advance(1)
 
     monkeypatch.setattr(refining, "refine_all", refine_all)
-    settings = RefiningSettings((1, 2), 3, 2, 0, (40, 56))
-    passes: list[str] = []
-    report = run_bench(settings, passes.append)
+    monkeypatch.setattr(refining, "cores", lambda: 2)
+    turns = Turns()
+    report = run_bench([2], 3, 2, 0, turns, TINY)
     assert [(count, processes) for count, _, processes in calls] == [(3, 1), (4, 2)] * 2
     assert len({out for _, out, _ in calls}) == 4
-    assert len(passes) == settings.passes
-    one, two = report.rows
-    ratios = [b / a for a, b in zip(one.images_per_second, two.images_per_second, strict=True)]
-    assert min(ratios) <= two.speedup.median <= max(ratios)
+    assert len(turns.taken) == turns.expected == 4 + 2 * (3 + 4)
+    one, two = report.found["rows"]
+    both = zip(one["images_per_second"], two["images_per_second"], strict=True)
+    ratios = [b / a for a, b in both]
+    assert min(ratios) <= two["speedup"].median <= max(ratios)
     assert not calls[0][1].parent.exists()  # nothing is left behind
 
 
 def test_the_table_says_how_much_of_the_cores_is_used() -> None:
-    rows = (
-        RefiningRow(1, (0.5, 0.4), Spread(1, 1, 1)),
-        RefiningRow(4, (1.6, 1.6), Spread(3.6, 3.2, 4.0)),
-    )
-    report = RefiningReport(TOY, (375, 500), {"iterations": 10}, rows, 6, 2, 0)
-    text = to_markdown(report)
+    rows = [
+        {"processes": 1, "images_per_second": (0.5, 0.4), "speedup": Spread(1, 1, 1)},
+        {"processes": 4, "images_per_second": (1.6, 1.6), "speedup": Spread(3.6, 3.2, 4.0)},
+    ]
+    found = {"size": (375, 500), "crf": {"iterations": 10}, "rows": rows, "images": 6, "rounds": 2}
+    text = to_markdown(Report(TOY, found, [page(TOY, found)]))
     assert "| 1 | 0.45 | 1 |  |" in text
     assert "| 4 | 1.60 | 3.60 (3.20–4.00) | 90% |" in text
     assert "375×500, 21 classes, 10 iterations" in text
@@ -116,8 +107,9 @@ def test_the_command_refines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pydensecrf.densecrf")
-    monkeypatch.setattr(refining, "choose_settings", lambda *given: TINY)
-    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "crf", "--json"])
+    monkeypatch.setattr(refining, "run_bench", partial(run_bench, size=TINY))
+    given = "--json --processes 1 --images 2 --rounds 2"
+    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "crf", *given.split()])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
@@ -133,14 +125,14 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(RunFailed, match=r"cannot write .*jpg: No space left on device"):
-        make_inputs(tmp_path, TINY)
+        make_inputs(tmp_path, 2, TINY, 0)
 
 
 def test_without_the_extra_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    monkeypatch.setattr(refining, "choose_settings", lambda *given: TINY)
+    monkeypatch.setattr(refining, "run_bench", partial(run_bench, size=TINY))
     monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "crf"])
     with pytest.raises(SystemExit) as end:
         cli.main()

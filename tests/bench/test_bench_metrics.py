@@ -3,7 +3,6 @@
 import json
 import statistics
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,19 +10,17 @@ import torch
 from lovasz_repro import cli
 from lovasz_repro.bench import counting
 from lovasz_repro.bench.counting import (
-    CountingCase,
-    CountingReport,
-    CountingRow,
-    check_same,
-    choose_settings,
+    check_same_counts,
     make_sample,
+    page,
     run_bench,
+    sizes_of,
     ways,
 )
-from lovasz_repro.bench.harness import Spread, to_markdown
+from lovasz_repro.bench.harness import Report, Spread, to_markdown
 from lovasz_repro.bench.samples import Size
 from lovasz_repro.errors import RunFailed, UserError
-from tests.bench.toy_machine import TOY
+from tests.bench.toy_machine import TOY, Turns
 
 pytest.importorskip("torchmetrics")
 CPU = torch.device("cpu")
@@ -51,14 +48,14 @@ def test_json_has_ratios_of_the_times_of_a_round(
     )
     content = json.loads(capsys.readouterr().out)
     (case,) = content["cases"]
-    assert case["size"] == [2, 5, 32, 48]
+    assert case["size"] == {"batch": 2, "classes": 5, "height": 32, "width": 48}
     assert [row["name"] for row in case["rows"]] == NAMES
     _, theirs, unchecked = (row["times_ms"] for row in case["rows"])
     for row in case["rows"]:
         assert len(row["times_ms"]) == 3
         for spread, unit in ((row["speedup"], theirs), (row["speedup_unchecked"], unchecked)):
             ratios = [one / own for own, one in zip(row["times_ms"], unit, strict=True)]
-            assert spread[0] == pytest.approx(statistics.median(ratios))
+            assert spread["median"] == pytest.approx(statistics.median(ratios))
 
 
 def test_every_way_counts_a_sample_pixel_by_pixel() -> None:
@@ -84,29 +81,29 @@ def test_every_way_counts_a_sample_pixel_by_pixel() -> None:
 
 def test_other_counts_are_refused() -> None:
     with pytest.raises(RunFailed, match="torchmetrics: 2 pixels are counted otherwise"):
-        check_same("torchmetrics", torch.tensor([[1, 3]]), torch.tensor([[2, 2]]))
+        check_same_counts("torchmetrics", torch.tensor([[1, 3]]), torch.tensor([[2, 2]]))
 
 
 def test_defaults_are_a_photograph_a_batch_and_a_street() -> None:
-    settings = choose_settings(None, CPU, 1, None, 0)
-    assert settings.sizes == (
+    assert sizes_of(None) == [
         Size(1, 21, 375, 500), Size(10, 21, 321, 321), Size(1, 19, 1024, 2048)
-    )  # fmt: skip
-    assert settings.passes == 3 * 5 * 3
+    ]  # fmt: skip
     with pytest.raises(UserError, match="at most 255 classes"):
-        choose_settings(["1x256x8x8"], CPU, 1, None, 0)
+        sizes_of(["1x256x8x8"])
 
 
 def test_progress_is_told_of_every_pass() -> None:
-    settings = replace(choose_settings(["1x3x16x16"], CPU, torch.get_num_threads(), 2, 0))
-    passes: list[str] = []
-    run_bench(settings, passes.append)
-    assert len(passes) == settings.passes
+    turns = Turns()
+    run_bench(["1x3x16x16"], CPU, None, 2, 0, turns)
+    assert len(turns.taken) == turns.expected == 2 * 3
 
 
 def test_the_table_has_the_median_time() -> None:
-    row = CountingRow(NAMES[0], (1.0, 9.0, 2.0), Spread(6.0, 5.0, 7.0), Spread(2.0, 2.0, 2.0))
-    report = CountingReport(TOY, "1.9", (CountingCase(Size(1, 2, 3, 4), (row,)),), 3, 0)
+    row = {"name": NAMES[0], "times_ms": (1.0, 9.0, 2.0), "speedup": Spread(6.0, 5.0, 7.0),
+           "speedup_unchecked": Spread(2.0, 2.0, 2.0)}  # fmt: skip
+    cases = [{"size": Size(1, 2, 3, 4), "rows": [row]}]
+    found = {"torchmetrics_version": "1.9", "cases": cases, "rounds": 3}
+    report = Report(TOY, found, [page(TOY, found)])
     line = "| 1 x 2 x 3 x 4: ConfusionMatrix.update | 2.00 | 6.00 (5.00–7.00) | 2.00 |"
     assert line in to_markdown(report)
 
@@ -131,6 +128,6 @@ def test_a_wrong_size_is_one_line(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda() -> None:
-    report = run_bench(choose_settings(["2x21x64x64"], torch.device("cuda"), 1, 2, 0))
-    assert [row.name for row in report.cases[0].rows] == NAMES
+    report = run_bench(["2x21x64x64"], torch.device("cuda"), 1, 2, 0)
+    assert [row["name"] for row in report.found["cases"][0]["rows"]] == NAMES
     assert counting.VOID == 255

@@ -1,10 +1,11 @@
 """`lovasz-repro bench scoring`: what is scored, that the scores agree, and what is reported."""
 
+import inspect
 import io
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -18,36 +19,31 @@ from rich.console import Console
 
 from lovasz_repro import cli
 from lovasz_repro.bench import scoring
-from lovasz_repro.bench.harness import Spread, print_report, to_json, to_markdown
+from lovasz_repro.bench.harness import Advance, Report, print_report, to_json, to_markdown
 from lovasz_repro.bench.scoring import (
-    ScoringReport,
-    ScoringRow,
-    ScoringSettings,
-    check_same,
+    check_same_scores,
     draw_instances,
     make_scenes,
     mistake,
+    page,
     run_bench,
+    shares,
 )
 from lovasz_repro.data.cityscapes import FULL_SIZE
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
 from lovasz_repro.evaluation.cityscapes_files import score_files
-from tests.bench.toy_machine import TOY
+from tests.bench.toy_machine import TOY, Turns
 
 pytest.importorskip("cityscapesscripts")
 pytestmark = pytest.mark.skipif(not hasattr(np, "in1d"), reason="NumPy is too new for the script")
 
-SMALL = ScoringSettings(2, 1, 2, 0, (96, 160))
-REPORT = ScoringReport(
-    TOY, "2.3.5", 3, (1024, 2048), 2, 0,
-    (
-        ScoringRow("official script", (400.0, 300.0), Spread(1.0, 1.0, 1.0)),
-        ScoringRow("score_files", (40.0, 50.0), Spread(8.0, 7.0, 9.0)),
-        ScoringRow("reading the files alone", (20.0, 25.0), Spread(16.0, 14.0, 18.0)),
-    ),
-    2e-16,
-)  # fmt: skip
+SMALL = (96, 160)
+TIMES = {
+    "official script": (400.0, 300.0),
+    "score_files": (40.0, 50.0),
+    "reading the files alone": (20.0, 25.0),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +56,14 @@ def own_threads() -> Iterator[None]:
 # -- the command -----------------------------------------------------------------------------------
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, ScoringSettings, list[str]]:
+def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, dict[str, Any], Turns]:
     """What the command prints, on small scenes, and what it was told on the way."""
-    called: list[ScoringSettings] = []
-    passes: list[str] = []
+    called: list[dict[str, Any]] = []
+    turns = Turns()
 
-    def small(settings: ScoringSettings, advance: Callable[[str], None]) -> ScoringReport:
-        called.append(settings)
-        settings = replace(settings, size=SMALL.size)
-        return run_bench(settings, lambda name: (passes.append(name), advance(name))[1])
+    def small(advance: Advance, **given: Any) -> Report:
+        called.append(given)
+        return run_bench(**given, size=SMALL, advance=turns)
 
     monkeypatch.setattr(scoring, "run_bench", small)
     monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "scoring", *options])
@@ -76,7 +71,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, ScoringSet
     with redirect_stdout(printed), pytest.raises(SystemExit) as caught:
         cli.main()
     assert not caught.value.code
-    return printed.getvalue(), called[0], passes
+    return printed.getvalue(), called[0], turns
 
 
 def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +83,10 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(scoring, "score_files", alone)
     options = ["--json", "--images=2", "--rounds=2", "--processes=2", "--seed=3"]
-    printed, settings, passes = run(monkeypatch, *options)
+    printed, given, turns = run(monkeypatch, *options)
     assert processes == [1, 2] * 3
-    assert settings == ScoringSettings(2, 2, 2, 3, FULL_SIZE)
-    assert len(passes) == settings.passes
+    assert given == {"images": 2, "processes": 2, "rounds": 2, "seed": 3}
+    assert len(turns.taken) == turns.expected
     content: Any = json.loads(printed)
     assert (content["images"], content["rounds"], content["seed"]) == (2, 2, 3)
     assert content["size"] == [96, 160]
@@ -101,7 +96,7 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == [
         "official script", "score_files", "score_files, 2 processes", "reading the files alone",
     ]  # fmt: skip
-    assert set(passes) == {*names, "scenes"}
+    assert set(turns.taken) == {*names, "scenes"}
     for row in rows:
         assert len(row["times_ms"]) == 2
         assert row["median_ms"] == pytest.approx(statistics.median(row["times_ms"]))
@@ -110,17 +105,21 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    printed, settings, _ = run(monkeypatch, "--images", "1", "--rounds", "1")
-    assert settings == ScoringSettings(1, 1, 1, 0, FULL_SIZE)
+    printed, given, _ = run(monkeypatch, "--images", "1", "--rounds", "1")
+    assert given == {"images": 1, "processes": 1, "rounds": 1, "seed": 0}
     assert "Cityscapes scores of 1 image, 96 x 160" in printed
     assert "score_files" in printed
     assert "processes," not in printed
 
 
+def test_scenes_are_of_the_size_of_the_data_set() -> None:
+    assert inspect.signature(run_bench).parameters["size"].default == FULL_SIZE
+
+
 def test_a_difference_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "score_files", lambda *files: scores(0.5))
     with pytest.raises(RunFailed, match=r"by the official script\. Nothing is reported"):
-        run_bench(SMALL)
+        run_bench(2, 1, 2, 0, size=SMALL)
 
 
 # -- its parts -------------------------------------------------------------------------------------
@@ -132,21 +131,21 @@ def scores(value: float) -> CityscapesScores:
 
 def test_scores_must_be_the_same() -> None:
     nan = float("nan")
-    assert check_same(scores(0.5), scores(0.5)) == 0
-    assert check_same(scores(0.5 + 1e-7), scores(0.5)) == pytest.approx(1e-7)
-    assert check_same(scores(nan), scores(nan)) == 0
+    assert check_same_scores(scores(0.5), scores(0.5)) == 0
+    assert check_same_scores(scores(0.5 + 1e-7), scores(0.5)) == pytest.approx(1e-7)
+    assert check_same_scores(scores(nan), scores(nan)) == 0
     for own, official in ((0.5 + 2e-6, 0.5), (nan, 0.5), (0.5, nan)):
         with pytest.raises(RunFailed, match=r"score/dataset_miou is .* by the official script"):
-            check_same(scores(own), scores(official))
+            check_same_scores(scores(own), scores(official))
 
 
 def test_scenes_have_what_counts(tmp_path: Path) -> None:
-    predictions, frames = make_scenes(tmp_path, SMALL)
+    predictions, frames = make_scenes(tmp_path, 2, SMALL, 0)
     assert len(predictions) == len(frames) == 2
     labels = np.asarray(Image.open(frames[0].label_ids))
     instances = np.asarray(Image.open(frames[0].instance_ids))
     prediction = np.asarray(Image.open(predictions[0]))
-    assert labels.shape == instances.shape == prediction.shape == SMALL.size
+    assert labels.shape == instances.shape == prediction.shape == SMALL
     assert labels.dtype == prediction.dtype == np.uint8
     assert np.array_equal(labels, np.where(instances < 1000, instances, instances // 1000))
     assert 0.5 < (prediction == labels).mean() < 1
@@ -166,17 +165,20 @@ def test_streets_have_instances_groups_and_void() -> None:
 
 
 def test_reports() -> None:
-    markdown = to_markdown(REPORT)
+    found = {"numpy_version": "2.3.5", "images": 3, "size": (1024, 2048), "rounds": 2}
+    found |= {"seed": 0, "difference": 2e-16, **shares(TIMES)}
+    markdown = to_markdown(Report(TOY, found, [page(TOY, found)]))
     assert "| score_files | 45.0 | 8.00 (7.00–9.00) |" in markdown
     assert "| official script | 350 | 1 |" in markdown
     assert "official one: 2.0e-16" in markdown
     assert "takes 50% of the time of score_files, 7% of that of the official script" in markdown
     assert "busy" not in markdown
-    content = json.loads(to_json(REPORT))
+    content = json.loads(to_json(Report(TOY, found, [])))
     official, own = content["reading_shares"]
     assert official["median"] == pytest.approx((20 / 400 + 25 / 300) / 2)
     assert own == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert content["contended"] is False
     console = Console(file=io.StringIO(), width=120)
-    print_report(replace(REPORT, machine=replace(TOY, load=1e6)), console)
+    busy = replace(TOY, load=1e6)
+    print_report(Report(busy, found, [page(busy, found)]), console)
     assert "busy" in console.file.getvalue()  # type: ignore[attr-defined]

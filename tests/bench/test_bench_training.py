@@ -22,7 +22,14 @@ from torch import Tensor
 
 from lovasz_repro import cli
 from lovasz_repro.bench import samples, trainee, training
-from lovasz_repro.bench.harness import Spread, print_report, to_json, to_markdown
+from lovasz_repro.bench.harness import (
+    Advance,
+    Report,
+    Spread,
+    print_report,
+    to_json,
+    to_markdown,
+)
 from lovasz_repro.bench.samples import Size
 from lovasz_repro.bench.trainee import (
     CPU,
@@ -39,16 +46,15 @@ from lovasz_repro.bench.trainee import (
     scale_deeplab,
 )
 from lovasz_repro.bench.training import (
-    BatchSize,
-    CheckpointCost,
-    MeasuredStep,
-    TrainingReport,
     TrainingSettings,
     check_same,
     check_same_gradient,
+    checkpoint_cost,
     choose_settings,
+    measure,
     parse_batch,
     projected_hours,
+    report,
     run_bench,
     variants,
 )
@@ -56,7 +62,7 @@ from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.voc_crops import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.deeplab import DeepLab
-from tests.bench.toy_machine import TOY
+from tests.bench.toy_machine import TOY, Turns
 
 NAMES = [
     "1 process, float32", "2 processes", "bfloat16", "channels last", "bfloat16, channels last",
@@ -69,9 +75,8 @@ class Ran(NamedTuple):
     """What the command printed and what it called."""
 
     content: Any
-    report: TrainingReport
-    settings: TrainingSettings
-    passes: list[str]
+    report: Report
+    turns: Turns
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +89,11 @@ def own_threads() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ran() -> Ran:
     """The command with --json, on 3 images, of which one rank gets two."""
-    threads, passes, called = torch.get_num_threads(), [], []
+    threads, turns, reports = torch.get_num_threads(), Turns(), []
 
-    def spy(settings: TrainingSettings, advance: Callable[[str], None]) -> TrainingReport:
-        report = run_bench(settings, lambda name: (passes.append(name), advance(name))[1])
-        called.append((report, settings))
-        return report
+    def spy(advance: Advance, **given: Any) -> Report:
+        reports.append(run_bench(turns, **given))
+        return reports[0]
 
     options = "--size 3x24x32 --rounds 2 --steps 1 --threads 2 --procs 1 --procs 2 --device cpu"
     printed = io.StringIO()
@@ -104,7 +108,7 @@ def ran() -> Ran:
     torch.set_num_threads(threads)
     assert not caught.value.code
     assert started_since(before) == []
-    return Ran(json.loads(printed.getvalue()), *called[0], passes)
+    return Ran(json.loads(printed.getvalue()), reports[0], turns)
 
 
 def started_since(before: set[Any]) -> list[Any]:
@@ -177,8 +181,8 @@ def test_two_ranks_compute_what_one_process_does(ran: Ran) -> None:
 
 
 def test_progress_is_told_of_every_pass(ran: Ran) -> None:
-    assert len(ran.passes) == ran.settings.passes
-    assert set(ran.passes) == {*NAMES, "checkpoint"}
+    assert len(ran.turns.taken) == ran.turns.expected
+    assert set(ran.turns.taken) == {*NAMES, "checkpoint"}
 
 
 def test_table_has_every_row_and_fits(ran: Ran) -> None:
@@ -197,9 +201,9 @@ def test_table_has_every_row_and_fits(ran: Ran) -> None:
 
 
 def test_markdown_is_a_table(ran: Ran) -> None:
-    text = to_markdown(
-        replace(ran.report, machine=replace(TOY, load=99.0), notes=("compiled: not measured.",))
-    )
+    (page,) = ran.report.pages
+    remarks = [*page.remarks, "compiled: not measured."]
+    text = to_markdown(replace(ran.report, pages=[replace(page, load=99.0, remarks=remarks)]))
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {6}
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == NAMES
@@ -332,38 +336,44 @@ def test_memory_is_held_by_weights_gradients_and_moments() -> None:
 
 
 def test_hours_of_the_papers_training() -> None:
-    spread = Spread(1.0, 1.0, 1.0)
     crops = Size(10, 21, 321, 321)
     hours = projected_hours("deeplab-v2", crops, 20.0)
     assert hours[20_000] == pytest.approx(20_000 * 0.5 / 3600)
     assert projected_hours("enet", crops, 20.0)[20_000] is None
     assert projected_hours("deeplab-v2", Size(10, 21, 97, 97), 20.0)[20_000] is None
-    row = MeasuredStep(
-        "float32", 1, 1, (500.0,), (10.0,), None, spread, spread, None, 20.0, 0.9, 0.0, None,
-        2**33, hours,
-    )  # fmt: skip
-    checkpoint = CheckpointCost((1.0,), spread, 100)
-    size = BatchSize(10, 321, 321)
-    report = TrainingReport(TOY, "deeplab-v2", size, 21, 1, 1, (row,), checkpoint, ())
-    text = to_markdown(report)
+    row = {
+        "name": "float32",
+        "processes": 1,
+        "times_ms": (500.0,),
+        "time_ratio": Spread(1.0, 1.0, 1.0),
+        "loss_share": Spread(0.5, 0.5, 0.5),
+        "communication_share": None,
+        "images_per_second": 20.0,
+        "peak_bytes": 2**33,
+        "projected_hours": hours,
+    }
+    settings = replace(ALONE, size=crops, network="deeplab-v2")
+    told = report(TOY, settings, [row], checkpoint_cost((1.0,), (500.0,), 100))
+    text = to_markdown(told)
     assert text.startswith("**DeepLab-v2 ResNet-101, 10 x 3 x 321 x 321, 21 classes, Toy, torch")
     assert "batches of 10: 20,000 iterations 2.78 h, 30,000 iterations 4.17 h;" in text
-    assert "| float32 | 20.0 | 500 | 1 | 100% | 8.0 GiB |" in text
-    assert json.loads(to_json(report))["rows"][0]["projected_hours"]["30000"] == pytest.approx(
+    assert "| float32 | 20.0 | 500 | 1 | 50% | 8.0 GiB |" in text
+    assert json.loads(to_json(told))["rows"][0]["projected_hours"]["30000"] == pytest.approx(
         30_000 * 0.5 / 3600
     )
 
 
 def test_a_small_deeplab_is_measured() -> None:
-    report = run_bench(choose_settings("2x33x33", None, CPU, 1, 1, 1, "deeplab-v2-small"))
-    assert len(report.rows) == 6
-    assert all(0 < row.loss_share.high < 1 for row in report.rows)
-    unit, *_, entropy, parts = report.rows
-    assert entropy.loss_difference > 0.1  # another loss, and reported all the same
-    assert parts.loss_difference < 1e-5
-    assert unit.peak_bytes is None
-    assert report.notes == ()
-    assert "cross-entropy), on labels at the network's output grid" in to_markdown(report)
+    told = measure(choose_settings("2x33x33", None, CPU, 1, 1, 1, "deeplab-v2-small"))
+    rows = told.found["rows"]
+    assert len(rows) == 6
+    assert all(0 < row["loss_share"].high < 1 for row in rows)
+    unit, *_, entropy, parts = rows
+    assert entropy["loss_difference"] > 0.1  # another loss, and reported all the same
+    assert parts["loss_difference"] < 1e-5
+    assert unit["peak_bytes"] is None
+    assert told.found["notes"] == []
+    assert "cross-entropy), on labels at the network's output grid" in to_markdown(told)
 
 
 def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,12 +386,12 @@ def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.nn.Module, "compile", fail)
     chosen = [StepVariant("float32"), StepVariant("compiled", compiled=True)]
     monkeypatch.setattr(training, "variants", lambda settings: chosen)
-    report = run_bench(ALONE)
-    assert [row.name for row in report.rows] == ["float32"]
-    assert report.notes == (
+    found = measure(ALONE).found
+    assert [row["name"] for row in found["rows"]] == ["float32"]
+    assert found["notes"] == [
         "compiled: not measured, InductorError in torch.compile.",
         "Processes, which share the threads, are not compared: there is one thread.",
-    )
+    ]
 
 
 def test_defaults() -> None:
@@ -394,9 +404,9 @@ def test_defaults() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda() -> None:
-    report = run_bench(choose_settings("2x64x96", None, torch.device("cuda"), None, 2, 2))
-    assert len(report.rows) + len(report.notes) == 6
-    assert all(0 < row.loss_share.high < 1 for row in report.rows)
+    found = measure(choose_settings("2x64x96", None, torch.device("cuda"), None, 2, 2)).found
+    assert len(found["rows"]) + len(found["notes"]) == 6
+    assert all(0 < row["loss_share"].high < 1 for row in found["rows"])
 
 
 # -- another computation ---------------------------------------------------------------------------
@@ -418,7 +428,7 @@ def test_ranks_with_another_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -
     images, labels = batch(PAIR.size)
     monkeypatch.setattr(trainee, "batch", lambda size: (images.flip(3), labels))
     with pytest.raises(RunFailed, match=r"2 processes: .* nothing is reported"):
-        run_bench(PAIR)
+        measure(PAIR)
     assert started_since(before) == []
 
 
@@ -428,14 +438,15 @@ def test_ranks_with_another_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_rank_that_dies_ends_the_bench() -> None:
     before = set(active_children())
 
-    def kill(name: str) -> None:
-        if name == "2 processes":
-            children = started_since(before)
-            assert len(children) == 2
-            children[0].kill()
+    class Kill(Advance):
+        def __call__(self, name: str) -> None:
+            if name == "2 processes":
+                children = started_since(before)
+                assert len(children) == 2
+                children[0].kill()
 
     with pytest.raises(RunFailed, match=r"rank [01] of 2 died"):
-        run_bench(PAIR, kill)
+        measure(PAIR, Kill())
     assert started_since(before) == []
 
 
@@ -553,4 +564,4 @@ def test_running_out_of_memory_is_a_users_mistake(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(training, "Trainee", fail)
     with pytest.raises(UserError, match="size 2 x 24 x 32: not enough memory on cpu"):
-        run_bench(ALONE)
+        measure(ALONE)

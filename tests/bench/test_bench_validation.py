@@ -12,21 +12,15 @@ import torch
 
 from lovasz_repro import cli
 from lovasz_repro.bench import validation
-from lovasz_repro.bench.harness import ImageClock, Spread, to_json, to_markdown
-from lovasz_repro.bench.validation import (
-    PassPart,
-    Repeated,
-    ValidationReport,
-    choose_settings,
-    run_bench,
-)
+from lovasz_repro.bench.harness import ImageClock, Report, to_json, to_markdown
+from lovasz_repro.bench.validation import compare, fused_scales, page, run_bench
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.run.networks import NETWORKS
-from tests.bench.toy_machine import TOY
+from tests.bench.toy_machine import TOY, Turns
 from tests.tiny_camvid import write_camvid, write_experiment
 from tests.tiny_voc import write_voc
 
@@ -51,21 +45,22 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
-def fixed_report(whole: float, network: float, loading: float, metric: float) -> ValidationReport:
-    """Two rounds, the second twice as slow."""
+def fixed(whole: float, network: float, loading: float, metric: float) -> dict[str, Any]:
+    """What two rounds find out, the second twice as slow."""
+    times = {
+        "whole pass, single scale": whole,
+        "network alone, single scale": network,
+        "loading alone, the same process": 3 * loading,
+        "loading alone, 4 workers": loading,
+        "metric alone": metric,
+    }
+    both = {name: (time_ms, 2 * time_ms) for name, time_ms in times.items()}
+    found = {"title": "voc (demo)", "workers": 4, "drawn": False, "images": 3, "rounds": 2}
+    return found | compare(both, ["single scale"], 4)
 
-    def part(name: str, time_ms: float) -> PassPart:
-        share = time_ms / whole
-        return PassPart(name, (time_ms, 2 * time_ms), {"single scale": Spread(share, share, share)})
 
-    parts = (
-        part("whole pass, single scale", whole),
-        part("network alone, single scale", network),
-        part("loading alone, the same process", 3 * loading),
-        part("loading alone, 4 workers", loading),
-        part("metric alone", metric),
-    )
-    return ValidationReport(TOY, "voc (demo)", ("single scale",), 4, parts, False, 3, 2)
+def as_report(found: dict[str, Any]) -> Report:
+    return Report(TOY, found, [page(TOY, found)])
 
 
 def test_json_has_every_part_and_its_share_of_the_pass(
@@ -95,11 +90,10 @@ def test_photographs_are_drawn_where_there_are_none(
 ) -> None:
     write_voc(tmp_path / "tiny", val=3, photographs=False)
     monkeypatch.setattr(validation, "DRAWN_SIZE", 64)
-    settings = choose_settings(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 1, 1)
-    passes: list[str] = []
-    report = run_bench(settings, passes.append)
-    assert report.drawn
-    assert len(passes) == settings.passes
+    turns = Turns()
+    report = run_bench(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 1, 1, turns)
+    assert report.found["drawn"]
+    assert len(turns.taken) == turns.expected
     assert "The photographs are drawn" in to_markdown(report)
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny"]
 
@@ -120,22 +114,22 @@ def test_a_network_of_one_scale_is_measured_at_one(
 
 
 def test_the_slower_part_limits_the_pass() -> None:
-    limit = fixed_report(whole=10.4, network=10, loading=5, metric=1).limit("single scale")
-    assert limit.part == "network alone"
-    assert limit.whole_in_slowest.median == pytest.approx(1.04)
-    assert limit.parts_in_whole.median == pytest.approx(16 / 10.4)
-    limit = fixed_report(whole=21, network=10, loading=20, metric=1).limit("single scale")
-    assert limit.part == "loading alone"
-    assert limit.whole_in_slowest.median == pytest.approx(1.05)
+    limit = fixed(whole=10.4, network=10, loading=5, metric=1)["limits"]["single scale"]
+    assert limit["part"] == "network alone"
+    assert limit["whole_in_slowest"].median == pytest.approx(1.04)
+    assert limit["parts_in_whole"].median == pytest.approx(16 / 10.4)
+    limit = fixed(whole=21, network=10, loading=20, metric=1)["limits"]["single scale"]
+    assert limit["part"] == "loading alone"
+    assert limit["whole_in_slowest"].median == pytest.approx(1.05)
 
 
 def test_tables_say_what_limits_the_pass() -> None:
-    text = to_markdown(fixed_report(whole=10.4, network=10, loading=5, metric=1))
+    text = to_markdown(as_report(fixed(whole=10.4, network=10, loading=5, metric=1)))
     assert "- single scale: limited by the network. The pass takes 1.04 times" in text
     assert "| loading alone, the same process | 44.4 | 22.5 | 1.44 |" in text
-    text = to_markdown(fixed_report(whole=16, network=10, loading=5, metric=1))
+    text = to_markdown(as_report(fixed(whole=16, network=10, loading=5, metric=1)))
     assert "- single scale: the slowest part is the network. The pass takes 1.60 times" in text
-    json.loads(to_json(fixed_report(16, 10, 5, 1)))
+    json.loads(to_json(as_report(fixed(16, 10, 5, 1))))
 
 
 def test_the_clock_leaves_the_first_images_out() -> None:
@@ -146,30 +140,20 @@ def test_the_clock_leaves_the_first_images_out() -> None:
     assert clock.milliseconds() == pytest.approx(4000 / 3)
 
 
-def test_images_come_again_where_there_are_few() -> None:
-    class Two:
-        def __len__(self) -> int:
-            return 2
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return torch.zeros(1), index
-
-        def name(self, index: int) -> str:
-            return "ab"[index]
-
-    images = Repeated(Two(), 5)
-    assert [target for _, target in images] == [0, 1, 0, 1, 0]
-    assert (len(images), images.name(3)) == (5, "b")
-
-
 def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every pass goes through ``evaluate``, with the network's options, over every image."""
-    write_voc(tmp_path / "tiny", val=3)
+    """Every pass goes through ``evaluate``, with the network's options, over every image.
+
+    There are two: one comes again.
+    """
+    write_voc(tmp_path / "tiny", val=2)
     seen: list[tuple[int, type]] = []
     real = validation.evaluate
 
     def spy(
-        predictor: Predictor, *given: Any, advance: Callable[[int], None], **options: Any
+        predictor: Predictor,
+        *given: Any,
+        advance: Callable[[int], None] = lambda images: None,
+        **options: Any,
     ) -> Any:
         images: list[int] = []
         found = real(
@@ -180,8 +164,7 @@ def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         return found
 
     monkeypatch.setattr("lovasz_repro.bench.validation.evaluate", spy)
-    settings = choose_settings(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 2, 1)
-    run_bench(settings)
+    run_bench(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 2, 1)
     fused, plain = MultiScale, Predictor
     first, *timed = seen
     assert first == (3, plain)
@@ -211,7 +194,7 @@ def test_a_mistake_is_one_line(
         assert word in captured.err
 
 
-def test_scales_are_of_a_deeplab(tmp_path: Path) -> None:
+def test_scales_are_of_a_deeplab() -> None:
     cell = load_experiment("voc-multiclass").cells("features")[-1]
     with pytest.raises(UserError, match="evidence-net is no DeepLab"):
-        choose_settings(cell, Place(tmp_path, tmp_path, None, CPU), (1.0,), None, None)
+        fused_scales(cell, [1.0])

@@ -54,17 +54,8 @@ def tiny(tmp_path: Path, lovasz_repro: Command) -> Path:
     return write_experiment(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [], ["synthetic"], ["run"], ["predict"], ["doctor"], ["report"], ["report", "tables"],
-        ["report", "figures"], ["report", "claims"], ["runs"], ["runs", "export"],
-        ["runs", "import"], ["runs", "record"], ["evaluate"], ["data"], ["data", "check"],
-        ["data", "demo"], ["data", "convert"], ["bench", "losses"], ["bench", "training"],
-        ["bench", "loading"], ["bench", "scoring"],
-    ],
-)  # fmt: skip
-def test_help_of_every_command(lovasz_repro: Command, command: list[str]) -> None:
+@pytest.mark.parametrize("command", [[], ["run"], ["report", "tables"]])
+def test_help_is_no_mistake(lovasz_repro: Command, command: list[str]) -> None:
     code, out, _ = lovasz_repro(*command, "--help")
     assert code == 0
     assert "Usage" in out

@@ -34,7 +34,7 @@ def test_the_extra_of_the_crf(monkeypatch: pytest.MonkeyPatch, installed: bool) 
         return "1.1"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    finding = doctor.crf()
+    finding = doctor.package("pydensecrf2", doctor.EXTRAS["pydensecrf2"])
     assert (finding.ok, finding.essential) == (installed, False)
     if installed:
         assert finding.detail == "1.1"

@@ -334,10 +334,10 @@ def test_where_runs_look_for_deeplab(tmp_path: Path) -> None:
 
 
 def test_doctor_sends_to_the_list() -> None:
-    from lovasz_repro.cli.doctor import deeplab_weights
+    from lovasz_repro.cli.doctor import weights
 
-    missing = deeplab_weights(Path("data"))
+    missing = weights(Path("data"), "deeplab weights")
     assert not missing.ok
     assert "lovasz-repro weights list" in missing.detail
     path = put(DEEPLAB_COCO)
-    assert deeplab_weights(Path("data")).detail == f"{path}, {len(CONTENT):,} bytes"
+    assert weights(Path("data"), "deeplab weights").detail == f"{path}, {len(CONTENT):,} bytes"
