@@ -4,11 +4,12 @@ A claim is decided by paper-scale runs of its experiment alone. Runs of other sc
 experiments, are evidence beside it, each set of runs for itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lovasz_repro.report.claims_rules import TOO_FEW, RuleOutcome, Verdict, decide
 from lovasz_repro.report.claims_schema import Claim, ClaimsFile, Names, RisesWith, Rule, load_claims
+from lovasz_repro.report.published import printed_numbers
 from lovasz_repro.report.runs import (
     BATCH_SIZE,
     Cohort,
@@ -46,6 +47,8 @@ class ClaimVerdict:
     evidence: tuple[SetEvidence, ...]
     command: str
     """What decides the claim; empty where it is decided."""
+    published: Mapping[str, float]
+    """What the paper prints of the numbers that the rule reads."""
 
 
 def evaluate_claims(store: RunStore) -> list[ClaimVerdict]:
@@ -70,7 +73,8 @@ def _evaluate(store: RunStore, known: ClaimsFile, claim: Claim) -> ClaimVerdict:
     verdict = _headline([item.outcome for item in deciding])
     names = known.experiments[claim.experiment]
     command = (claim.command or names.command) if verdict == "not yet run" else ""
-    return ClaimVerdict(claim, verdict, (*own, *related), command)
+    published = dict(printed_numbers(claim).values())
+    return ClaimVerdict(claim, verdict, (*own, *related), command, published)
 
 
 def _headline(outcomes: list[RuleOutcome]) -> Verdict:

@@ -123,6 +123,7 @@ def to_json(verdicts: Sequence[ClaimVerdict]) -> str:
             "verdict": item.verdict,
             "command": item.command,
             "claim": item.claim.model_dump(mode="json"),
+            "published": item.published,
             "evidence": [asdict(evidence) for evidence in item.evidence],
         }
         for item in verdicts
@@ -146,7 +147,7 @@ def evidence_lines(evidence: Sequence[SetEvidence]) -> list[str]:
 
 def published_text(item: ClaimVerdict) -> str:
     """The paper's numbers, where they are few; else only where they stand."""
-    numbers = item.claim.published
+    numbers = item.published
     if not numbers or len(numbers) > SHOWN:
         return item.claim.place
     return f"{item.claim.place}: " + ", ".join(f"{name} {x:g}" for name, x in numbers.items())
@@ -162,14 +163,16 @@ def effect_text(effect: Effect) -> str:
 
 
 def asked_text(asked: Interval) -> str:
-    """ "above 0", "below 2", "between −0.5 and 0.5"."""
+    """ "above 0", "below 2", "at most 2", "between −0.5 and 0.5"."""
     low, high = (
         None if bound is None else f"{bound:.3g}".replace("-", MINUS)
         for bound in (asked.low, asked.high)
     )
     if low is not None and high is not None:
         return f"between {low} and {high}"
-    return f"above {low}" if high is None else f"below {high}"
+    if high is None:
+        return f"above {low}"
+    return f"at most {high}" if asked.closed else f"below {high}"
 
 
 def _effect_lines(effects: Sequence[Effect]) -> list[str]:

@@ -39,8 +39,9 @@ class Compare(Strict):
 class Selection(Strict):
     """What every rule can narrow."""
 
-    samples: Literal["runs", "steps"] = "runs"
-    """A sample is a run, or a step of a metric's history where each step is a draw of its own."""
+    samples: Literal["runs", "steps", "crossed"] = "runs"
+    """A sample is a run, or a step of a metric's history where each step is a draw of its own;
+    crossed: a step that every run shares, so that what is asked is asked over steps and runs."""
     where: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Settings that runs must have."""
 
@@ -79,7 +80,7 @@ class Difference(Selection):
 
 
 class Tolerated(Difference):
-    """Every difference is below the tolerance (``no_greater``) or smaller than it (``within``)."""
+    """No difference exceeds the tolerance (``no_greater``), nor its negative (``within``)."""
 
     kind: Literal["no_greater", "within"]  # type: ignore[assignment]
     tolerance: Tolerance
@@ -88,7 +89,7 @@ class Tolerated(Difference):
 
 
 class OnlyBelow(Selection):
-    """Of several metrics of a run, only one is below the tolerance."""
+    """Of several metrics of a run, only one does not exceed the tolerance."""
 
     kind: Literal["only_below"]
     only: str
@@ -150,7 +151,6 @@ class Claim(Strict):
     id: str
     statement: str
     place: str
-    published: dict[str, float]
     experiment: str
     """Whose paper-scale runs decide it."""
     command: str = ""

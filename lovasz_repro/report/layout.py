@@ -121,10 +121,11 @@ def precise(value: Any, digits: int = 10) -> Any:
 
 def value_text(cell: Cell, digits: int) -> str:
     """Our number: mean, and ± spread where there is one."""
-    if cell.value is None:
-        return DASH
-    spread = "" if cell.spread is None else f" ± {number(cell.spread, digits)}"
-    return number(cell.value, digits) + spread
+    return DASH if cell.value is None else _with_spread(cell.value, cell.spread, digits)
+
+
+def _with_spread(value: float, spread: float | None, digits: int) -> str:
+    return number(value, digits) + ("" if spread is None else f" ± {number(spread, digits)}")
 
 
 def _head(column: Column) -> str:
@@ -171,7 +172,7 @@ def _ours(cell: Cell | None, column: Column, bold: bool, commands: dict[str, str
 def _compared(cell: Cell | None, column: Column, ours: Text, bold: bool) -> list[Text]:
     if cell is None or cell.published is None:
         return [Text(""), ours, Text("")]
-    printed = Text(number(cell.published, column.digits), bold)
+    printed = Text(_with_spread(cell.published, cell.published_spread, column.digits), bold)
     if cell.difference is None:
         return [printed, ours, replace(ours, text=DASH, mark="")]
     return [printed, ours, Text(number(cell.difference, column.digits, signed=True))]

@@ -25,6 +25,8 @@ class Cell:
     sources: tuple[Provenance, ...] = ()
     published: float | None = None
     """The paper's number; None where the paper has none."""
+    published_spread: float | None = None
+    """What the paper prints after ±; mostly nothing."""
     command: str = ""
     """What fills the cell when it is missing."""
 

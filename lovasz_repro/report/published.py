@@ -4,7 +4,9 @@ They hold paper-scale runs on the paper's data alone; on Pascal VOC, on photogra
 are those of the last iteration, as in the paper.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import repeat
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -12,8 +14,9 @@ from pydantic import Field, model_validator
 from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.read import Strict, read_yaml, validate
 from lovasz_repro.config.schema import BASIS, experiments_folder
+from lovasz_repro.report.claims_schema import Claim, Operand
 from lovasz_repro.report.model import Better, Block, Cell, Column, Table, TableRow
-from lovasz_repro.report.runs import Cohort, RunStore, command
+from lovasz_repro.report.runs import Cohort, Moment, RunStore, command
 from lovasz_repro.report.scores import (
     ARG_MAX,
     REGIMES,
@@ -48,10 +51,19 @@ Printed = float | Literal["none", "n/a"]
 """A number; "none": the paper leaves the cell empty; "n/a": the cell does not apply."""
 
 
+class Reads(Strict):
+    """Where a run stores what the paper prints; a row and a column name parts of it."""
+
+    variant: str | None = None
+    metric: str | None = None
+    at: Moment | None = None
+
+
 class PublishedColumn(Strict):
     """A column of a printed table."""
 
     title: str
+    reads: Reads = Reads()
     better: Better | None = None
     command: str | None = None
     """What fills this column, where it is not the table's command."""
@@ -65,7 +77,10 @@ class PublishedRow(Strict):
     command: str | None = None
     block: str = ""
     """Heading that the row stands under."""
+    reads: Reads = Reads()
     values: list[Printed]
+    spreads: list[float] = Field(default_factory=list)
+    """What the paper prints after ±, where it does."""
 
 
 class PublishedTable(Strict):
@@ -76,6 +91,8 @@ class PublishedTable(Strict):
     caption: str
     command: str
     """What fills the table."""
+    experiment: str = ""
+    """Whose runs store what its cells `read`."""
     unit: str
     row_title: str
     columns: dict[str, PublishedColumn] = Field(min_length=1)
@@ -85,10 +102,21 @@ class PublishedTable(Strict):
     @model_validator(mode="after")
     def _rows_fit_columns(self) -> "PublishedTable":
         for key, row in self.rows.items():
-            if len(row.values) != len(self.columns):
-                raise ValueError(f"row {key} has {len(row.values)} values, "
-                                 f"the table {len(self.columns)} columns")  # fmt: skip
+            for name, numbers in (("values", row.values), ("spreads", row.spreads or row.values)):
+                if len(numbers) != len(self.columns):
+                    raise ValueError(f"row {key} has {len(numbers)} {name}, "
+                                     f"the table {len(self.columns)} columns")  # fmt: skip
         return self
+
+    def numbers(self) -> Iterator[tuple[str, Operand, float]]:
+        """Title, what a run stores there, and the number of every cell that says what it reads."""
+        for row in self.rows.values():
+            for column, value in zip(self.columns.values(), row.values, strict=True):
+                variant = column.reads.variant or row.reads.variant
+                metric = column.reads.metric or row.reads.metric
+                if variant and metric and isinstance(value, float):
+                    at = column.reads.at or row.reads.at or "last"
+                    yield f"{row.title}, {column.title}", Operand(variant, metric, at), value
 
 
 class PublishedFile(Strict):
@@ -97,6 +125,7 @@ class PublishedFile(Strict):
     tables: dict[str, PublishedTable]
 
 
+@cache
 def published_tables() -> dict[str, PublishedTable]:
     """Every table of the paper, by name.
 
@@ -105,6 +134,21 @@ def published_tables() -> dict[str, PublishedTable]:
     """
     path = experiments_folder() / "published.yaml"
     return validate(PublishedFile, read_yaml(path), path.name).tables
+
+
+def printed_numbers(claim: Claim) -> dict[Operand, tuple[str, float]]:
+    """What the paper prints of the numbers that a claim's rule reads, each with its title.
+
+    Raises:
+        UserError: as `published_tables`.
+    """
+    printed = {
+        operand: (title, value)
+        for table in published_tables().values()
+        if table.experiment == claim.experiment
+        for title, operand, value in table.numbers()
+    }
+    return {operand: printed[operand] for operand in claim.rule.operands() if operand in printed}
 
 
 def fullest(
@@ -163,13 +207,17 @@ def paper_table(name: str, ours: Cells | None = None, *notes: str) -> Table:
 def _row(printed: PublishedTable, key: str, ours: Cells) -> TableRow:
     row = printed.rows[key]
     cells = tuple(
-        _cell(value, ours.get((key, name)), column.command or row.command or printed.command)
-        for (name, column), value in zip(printed.columns.items(), row.values, strict=True)
-    )
+        _cell(value, spread, ours.get((key, name)),
+              column.command or row.command or printed.command)
+        for (name, column), value, spread in zip(
+            printed.columns.items(), row.values, row.spreads or [*repeat(None, len(row.values))],
+            strict=True,
+        )
+    )  # fmt: skip
     return TableRow(key, row.title, cells, row.better)
 
 
-def _cell(value: Printed, ours: Cell | None, command: str) -> Cell | None:
+def _cell(value: Printed, spread: float | None, ours: Cell | None, command: str) -> Cell | None:
     if value == "n/a":
         return None
     published = value if isinstance(value, float) else None
@@ -177,7 +225,7 @@ def _cell(value: Printed, ours: Cell | None, command: str) -> Cell | None:
     foreign = [s.name for s in ours.sources if s.scale != "paper"]
     if foreign:
         raise ValueError(f"{foreign[0]} is no paper-scale run: it cannot stand in a paper table")
-    return Cell(ours.value, ours.spread, ours.n, ours.sources, published, command)
+    return Cell(ours.value, ours.spread, ours.n, ours.sources, published, spread, command)
 
 
 # -- ours beside the paper's -------------------------------------------------------------------

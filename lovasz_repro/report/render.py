@@ -214,6 +214,7 @@ def _numbers(cell: Cell, column: Column) -> dict[str, Any]:
         "spread": precise(cell.spread),
         "n": cell.n,
         "published": cell.published,
+        "published_spread": cell.published_spread,
         "difference": precise(cell.difference),
         "command": "" if cell.value is not None else cell.command,
         "sources": [asdict(source) for source in cell.sources],

@@ -309,8 +309,8 @@ def test_claims_are_judged_on_differences_per_category(store):
     (evidence,) = found[WINS].evidence
     assert evidence.decides
     effects = evidence.outcome.effects
-    assert [effect.mean for effect in effects] == pytest.approx([3.0, 4.0])
-    assert [effect.n for effect in effects] == [20, 20]
+    assert [effect.mean for effect in effects] == pytest.approx([3.0, 4.0, 2.0])  # last: basis
+    assert [effect.n for effect in effects] == [20, 20, 20]
     # categories differ by 6 points, paired differences not at all
     assert max(effect.spread for effect in effects) == pytest.approx(0.0, abs=1e-9)
     assert len(found[OWN].evidence[0].outcome.effects) == 6

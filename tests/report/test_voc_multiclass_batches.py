@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from lovasz_repro.report.layout import layout
+from lovasz_repro.report.render import to_markdown
 from lovasz_repro.report.tables import TABLES
 from tests.fake_multiclass import add, add_features, add_papers
 from tests.report_files import cells
@@ -43,7 +44,8 @@ def test_the_papers_three_numbers(store):
     assert rows["decision-rule"].spread == pytest.approx(9.0)
     assert rows["lovasz-softmax"].spread == pytest.approx(statistics.stdev((65, 74, 86)))
     assert {s.name for s in rows["decision-rule"].sources} == {"x-loss-equibatch-b10-s0"}
-    assert "68.7 ± 1.2, 65.1 ± 1.4 and 72.5 ± 1.2" in " ".join(table.notes)
+    assert [c.published_spread for c in rows.values()] == [1.2, 1.4, 1.2]
+    assert "68.70 ± 1.20" in to_markdown(table)
     assert table.title.startswith("Sec. 4.3, comparison to prior work: ")
 
 
