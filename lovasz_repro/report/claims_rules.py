@@ -24,12 +24,13 @@ from lovasz_repro.report.claims_schema import (
     Selection,
     Tolerated,
 )
+from lovasz_repro.report.layout import number
 from lovasz_repro.report.runs import (
     Cohort,
     Provenance,
     Run,
     RunStore,
-    correlation_along,
+    finite_history,
     mean_and_spread,
     score_at,
     seed,
@@ -45,6 +46,12 @@ TOO_FEW = "n = 1 decides nothing"
 ROUNDING = 1e-9
 """Of binary fractions, a hundred thousand times below the last digit of a score: 0.7849 - 0.7799 is
 no more than 0.005."""
+
+FEWEST = 10
+"""Validations of a run, without that before the training, that a correlation is decided by."""
+SHARED = 1 + 2 * ((2 / 3) ** 2 + (1 / 6) ** 2)
+"""How many second differences count as one: neighbours share validations, and those of white noise
+are correlated by -2/3 and 1/6."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +205,8 @@ def _slope(store: RunStore, cohort: Cohort, rule: RisesWith) -> Effect | str:
     operand = Operand(rule.variant, rule.metric, rule.at)
     samples = _samples(store, cohort, rule, operand, (rule.parameter,))
     by_seed: dict[str, list[tuple[float, float]]] = {}
-    for (number, parameter, *_), (value, _) in samples.items():
-        by_seed.setdefault(number, []).append((math.log2(float(parameter)), value))
+    for (of_seed, parameter, *_), (value, _) in samples.items():
+        by_seed.setdefault(of_seed, []).append((math.log2(float(parameter)), value))
     usable = {s: points for s, points in by_seed.items() if len({x for x, _ in points}) > 1}
     if not usable:
         return f"{rule.metric} of {rule.variant} at two or more values of {rule.parameter}"
@@ -213,18 +220,64 @@ def _slope(store: RunStore, cohort: Cohort, rule: RisesWith) -> Effect | str:
 
 
 def _correlation(store: RunStore, cohort: Cohort, rule: Correlated) -> Effect | str:
-    """Pearson's correlation of two histories at their common steps, a number per run."""
-    values, runs, points = [], [], set()
+    """Whether two histories bend together, a number per run."""
+    asked = Interval(low=rule.at_least)
+    found: list[tuple[float, int, Run]] = []
     for run in _selected(cohort, rule, rule.variant):
-        if found := correlation_along(store, run, rule.metrics):
-            values.append(found[0])
-            runs.append(run)
-            points.add(found[1])
-    if not values:
+        one, other = (dict(finite_history(store, run, metric)) for metric in rule.metrics)
+        steps = [step for step in one if step in other and step > 0]
+        r = bends_together([one[s] for s in steps], [other[s] for s in steps])
+        found += [] if r is None else [(r, len(steps), run)]
+    if not found:
         return f"{' and '.join(rule.metrics)} of {rule.variant} along a run"
-    along = " or ".join(str(count) for count in sorted(points))
-    label = f"{rule.variant}: correlation of {' and '.join(rule.metrics)} at {along} steps of a run"
-    return _effect(label, values, Interval(low=rule.at_least), "r", runs)
+    label = f"{rule.variant}: rank correlation of the bends of {' and '.join(rule.metrics)}"
+    return _correlation_effect(label, found, asked)
+
+
+def bends_together(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's correlation of the second differences of two series; None where it is undefined.
+
+    Two learning curves rise, bend and level off together whatever they measure. First differences
+    take out a common slope only: those of a curve that levels off are large at first in both.
+    Second differences take out the bend but for a few first steps, and ranks keep these few from
+    outweighing the rest.
+    """
+    bends = [
+        [after - 2 * at + before for before, at, after in zip(x, x[1:], x[2:], strict=False)]
+        for x in (one, other)
+    ]
+    if any(len(set(bend)) < 3 for bend in bends):
+        return None
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    return float(spearmanr(*bends).statistic)
+
+
+def _correlation_effect(
+    label: str, found: Sequence[tuple[float, int, Run]], asked: Interval
+) -> Effect:
+    """Judge correlations by Fisher's z, whose error follows from the number of validations.
+
+    The spread between runs counts where it is larger than these errors explain.
+    """
+    values = [math.atanh(max(-0.999, min(0.999, r))) for r, _, _ in found]
+    enough = all(points >= FEWEST for _, points, _ in found)
+    errors = [((points - 2) / SHARED - 3) ** -0.5 for _, points, _ in found] if enough else []
+    error = math.hypot(*errors) / len(found) if enough else math.inf
+    _, between = mean_and_spread(values)
+    error = max(error, (between or 0.0) / math.sqrt(len(found)))
+    z = statistics.fmean(values)
+    bound = math.atanh(asked.low or 0.0)
+    verdict: Verdict = "undecided"
+    if len(found) > 1 and abs(z - bound) > 2 * error:
+        verdict = "holds" if z > bound else "does not hold"
+    low, high = (math.tanh(z + side * error) for side in (-2, 2))
+    points = " or ".join(str(count) for count in sorted({points for _, points, _ in found}))
+    label += f" at {points} steps of a run, two standard errors: {number(low, 2)} to "
+    label += number(high, 2)
+    mean, spread = mean_and_spread([r for r, _, _ in found])
+    runs = [run for _, _, run in found]
+    return Effect(label, verdict, mean, spread, len(found), "r", asked, sources(runs))
 
 
 def _samples(

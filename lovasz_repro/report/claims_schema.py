@@ -118,12 +118,12 @@ class RisesWith(Selection):
 
 
 class Correlated(Selection):
-    """Two metrics are correlated along each run."""
+    """Two metrics bend together along each run, beyond what they share as learning curves."""
 
     kind: Literal["correlated"]
     variant: str
     metrics: tuple[str, str]
-    at_least: Annotated[float, Field(ge=-1, le=1)]
+    at_least: Annotated[float, Field(ge=0, lt=1)]
     because: str
 
     def operands(self) -> Iterator[Operand]:

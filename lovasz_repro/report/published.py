@@ -4,9 +4,8 @@ They hold paper-scale runs on the paper's data alone; on Pascal VOC, on photogra
 are those of the last iteration, as in the paper.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import repeat
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -206,12 +205,12 @@ def paper_table(name: str, ours: Cells | None = None, *notes: str) -> Table:
 
 def _row(printed: PublishedTable, key: str, ours: Cells) -> TableRow:
     row = printed.rows[key]
+    spreads: Sequence[float | None] = row.spreads or [None] * len(row.values)
     cells = tuple(
         _cell(value, spread, ours.get((key, name)),
               column.command or row.command or printed.command)
         for (name, column), value, spread in zip(
-            printed.columns.items(), row.values, row.spreads or [*repeat(None, len(row.values))],
-            strict=True,
+            printed.columns.items(), row.values, spreads, strict=True,
         )
     )  # fmt: skip
     return TableRow(key, row.title, cells, row.better)

@@ -3,12 +3,15 @@
 import io
 import itertools
 import json
+import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
+from scipy.stats import rankdata
 
 from lovasz_repro.config.read import read_yaml
 from lovasz_repro.config.schema import experiments_folder
@@ -21,7 +24,7 @@ from lovasz_repro.report.claims_render import (
     to_json,
     to_markdown,
 )
-from lovasz_repro.report.claims_rules import Interval, decide, judge
+from lovasz_repro.report.claims_rules import Interval, bends_together, decide, judge
 from lovasz_repro.report.claims_schema import ClaimsFile, load_claims
 from lovasz_repro.report.published import printed_numbers
 from lovasz_repro.report.runs import cohorts
@@ -277,34 +280,86 @@ def test_a_single_batch_size_has_no_slope(store):
     assert decided(store, wanted).verdict == "not yet run"
 
 
-@pytest.mark.parametrize(
-    ("second", "verdict"),
-    [
-        (((1, 2, 3, 4), (1, 2, 3, 5)), "holds"),
-        (((4, 3, 2, 1), (5, 3, 2, 1)), "does not hold"),
-        (((1, 2, 3, 4), (4, 3, 2, 1)), "undecided"),
-    ],
-)
-def test_correlated(store, second, verdict):
-    for seed, values in enumerate(second):
-        histories = {"x": list(enumerate((1, 2, 3, 4))), "y": list(enumerate(values))}
-        store.add(variant=A, seed=seed, history=histories)
-    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.7, because="b")
-    assert decided(store, wanted).verdict == verdict
+TRENDS = {
+    "none": lambda t: 0 * t,
+    "line": lambda t: t,
+    "root": np.sqrt,
+    "logarithm": lambda t: np.log(1 + 30 * t) / np.log(31),
+    "levels off": lambda t: 1 - np.exp(-3 * t),
+    "levels off soon": lambda t: 1 - np.exp(-10 * t),
+}
+TRIALS = 200
 
 
-def test_correlation_by_hand(store):
-    # deviations (-1, 0, 1) and (-4/3, -1/3, 5/3): 3 / sqrt(2 * 14/3)
-    histories = {"x": [(0, 1), (1, 2), (2, 3)], "y": [(0, 0), (1, 1), (2, 3), (3, 9)]}
-    store.add(variant=A, history=histories)
-    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.7, because="b")
-    (effect,) = decided(store, wanted).effects
-    assert effect.mean == pytest.approx(3 / (2 * 14 / 3) ** 0.5)
+def passes(store, trend, shared, *, validations=20, seeds=2):
+    """In how many trials two measures of noise 1 point pass the rule: both follow a trend of 40
+    points from a low start, and ``shared`` of their noise (an amplitude) is common to both."""
+    draw = np.random.default_rng(3).normal
+    t = np.arange(1, validations + 1) / validations
+    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.5, because="b")
+    verdicts = []
+    for _ in range(TRIALS):
+        store.stored.clear()
+        for seed in range(seeds):
+            common = shared * draw(size=validations)
+            own = math.sqrt(1 - shared**2) * draw(size=(2, validations))
+            curves = 0.3 + 0.4 * TRENDS[trend](t) + (common + own) / 100
+            x, y = ([0.02, *curve.tolist()] for curve in curves)
+            history = {"x": list(enumerate(x)), "y": list(enumerate(y))}
+            store.add(variant=A, seed=seed, history=history)
+        verdicts.append(decided(store, wanted).verdict)
+    return verdicts.count("holds")
 
 
-def test_constant_curves_have_no_correlation(store):
-    store.add(variant=A, history={"x": [(0, 1), (1, 1), (2, 1)], "y": [(0, 0), (1, 1), (2, 3)]})
-    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.7, because="b")
+@pytest.mark.parametrize("trend", TRENDS)
+def test_common_start_and_trend_are_no_correlation(store, trend):
+    assert passes(store, trend, 0.0) <= TRIALS // 100
+
+
+@pytest.mark.parametrize("validations", [10, 40])
+def test_independent_series_fail_however_many_points(store, validations):
+    assert passes(store, "levels off", 0.0, validations=validations) <= TRIALS // 100
+
+
+@pytest.mark.parametrize("trend", TRENDS)
+def test_series_that_share_their_noise_are_correlated(store, trend):
+    assert passes(store, trend, 0.98) >= 0.9 * TRIALS
+
+
+def test_opposite_series_contradict_the_claim(store):
+    rises = np.random.default_rng(0).normal(size=(2, 30))
+    for seed, x in enumerate(rises.tolist()):
+        history = {"x": list(enumerate(x)), "y": [(k, -v) for k, v in enumerate(x)]}
+        store.add(variant=A, seed=seed, history=history)
+    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.5, because="b")
+    outcome = decided(store, wanted)
+    assert outcome.verdict == "does not hold"
+    assert outcome.effects[0].mean == pytest.approx(-1.0)
+
+
+def test_few_validations_leave_a_correlation_undecided(store):
+    """Nine after the one before training, which agree in everything, of two seeds."""
+    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.5, because="b")
+    curve = [(k, math.sin(k * k)) for k in range(10)]
+    for seed in (0, 1):
+        store.add(variant=A, seed=seed, history={"x": curve, "y": curve})
+    outcome = decided(store, wanted)
+    assert (outcome.verdict, outcome.effects[0].mean) == ("undecided", pytest.approx(1.0))
+
+
+def test_bends_by_hand():
+    one = [0, 1, 3, 2, 5, 5, 9, 4, 4, 8]
+    other = [1, 0, 4, 4, 4, 7, 8, 8, 3, 3]
+    ranks = [rankdata(np.diff(x, 2)) for x in (one, other)]
+    expected = np.corrcoef(*ranks)[0, 1]
+    assert bends_together(one, other) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("curve", [lambda k: 0.5, lambda k: 0.25 * k])
+def test_curves_without_bends_have_no_correlation(store, curve):
+    wiggles = [(k, math.sin(k * k)) for k in range(20)]
+    store.add(variant=A, history={"x": [(k, curve(k)) for k in range(20)], "y": wiggles})
+    wanted = rule(kind="correlated", variant=A, metrics=["x", "y"], at_least=0.5, because="b")
     assert decided(store, wanted).verdict == "not yet run"
 
 

@@ -26,6 +26,10 @@ def effects(item):
 def add_two_seeds(store):
     for seed in (0, 1):
         add_papers(store, seed=seed)
+        (run,) = [r for r in store.runs() if r.name == f"lovasz-equibatch-b10-s{seed}"]
+        for measure, above in (("dataset_miou", 0.0), ("batch_miou", 0.05)):
+            curve = [(1000 * k, above + 0.5 + 0.1 * math.sin(k * k + seed)) for k in range(20)]
+            store.histories[run.run_id][f"val/{measure}"] = [*curve, (20000, above + 0.735)]
 
 
 def send(store, **scores):
