@@ -191,7 +191,7 @@ def convert_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (H, W) uint8 label ids; (H, W) uint16 instance ids, numbered from 1 within each class.
     """
-    from scipy import ndimage  # type: ignore[import-untyped]
+    from scipy import ndimage
 
     ids = _LABEL_IDS[labels]
     instances = ids.astype(np.uint16)

@@ -244,7 +244,7 @@ def write_mask(root: Path, name: str, labels: np.ndarray) -> None:
 
 def write_mat(root: Path, name: str, labels: np.ndarray) -> None:
     """Write class ids (H, W) uint8 as SBD does: ``GTcls.Segmentation`` of a MAT 5 file."""
-    from scipy.io import savemat  # type: ignore[import-untyped]
+    from scipy.io import savemat
 
     present = np.setdiff1d(labels, 0)[:, None]
     content = io.BytesIO()

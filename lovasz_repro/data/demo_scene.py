@@ -122,7 +122,7 @@ def draw_scene(
 
 def with_border(labels: np.ndarray) -> np.ndarray:
     """Labels (H, W) uint8 with a void border along every outline, as VOC has and SBD has not."""
-    from scipy import ndimage  # type: ignore[import-untyped]
+    from scipy import ndimage
 
     edge = ndimage.maximum_filter(labels, BORDER) != ndimage.minimum_filter(labels, BORDER)
     return np.where(edge, np.uint8(VOID), labels)
