@@ -47,6 +47,7 @@ from lovasz_repro.data.demo import write_voc
 from lovasz_repro.data.locate import dataset_folder, find_dataset
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.measures import Measures
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.scoring import Scoring, evaluate
 from lovasz_repro.run.build import (
@@ -217,7 +218,9 @@ class Seen:
     def __init__(self, most: int | None = None) -> None:
         self.batches: deque[tuple[Tensor, Any]] = deque(maxlen=most)
 
-    def update(self, predictions: Tensor, targets: Any) -> None:
+    measures: Measures | None = None
+
+    def update(self, predictions: Tensor, targets: Any, scores: Tensor | None = None) -> None:
         """Keep the batch."""
         self.batches.append((predictions, targets))
 

@@ -45,6 +45,12 @@ class ClassTable:
         """Classes below it are never predicted."""
         return self.predictable.index(True)
 
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """Classes whose connected parts are objects: all that are predicted but background."""
+        answers = enumerate(zip(self.names, self.predictable, strict=True))
+        return tuple(i for i, (name, answer) in answers if answer and name != "background")
+
     def select(self, names: tuple[str, ...]) -> "ClassTable":
         """The table of some of these classes, in the given order."""
         rows = [self.names.index(name) for name in names]

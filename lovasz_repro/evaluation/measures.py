@@ -11,6 +11,7 @@ All of them are sums or per-image counts, so that they add up over batches and r
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from lovasz_repro.metrics import sum_over_ranks
+from lovasz_repro.metrics import BatchIoU, sum_over_ranks
 
 BINS = 15
 """Equal bins of confidence, as Guo et al. ("On Calibration of Modern Neural Networks", 2017)."""
@@ -41,8 +42,8 @@ class Sums:
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The sums of all ranks, the same on each."""
-        total = self.__class__.__new__(self.__class__)
-        total.__dict__ = self.__dict__ | {"sums": sum_over_ranks(self.sums, group)}
+        total = copy(self)
+        total.sums = sum_over_ranks(self.sums, group)
         return total
 
 
@@ -54,17 +55,19 @@ class Calibration(Sums):
 
     Args:
         ignore_index: label of pixels that do not count.
+        first_class: class of the first score.
     """
 
-    def __init__(self, ignore_index: int | None) -> None:
+    def __init__(self, ignore_index: int | None, first_class: int = 0) -> None:
         super().__init__(1 + 3 * BINS)
-        self.ignore_index = ignore_index
+        self.ignore_index, self.first_class = ignore_index, first_class
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add scores (B, C, H, W) before the softmax and labels (B, H, W)."""
-        valid = labels != (-1 if self.ignore_index is None else self.ignore_index)
-        logs = F.log_softmax(logits.movedim(1, -1)[valid].float(), dim=-1)
-        wanted = labels[valid].long()
+        void = self.ignore_index
+        valid = torch.ones_like(labels, dtype=torch.bool) if void is None else labels != void
+        logs = F.log_softmax(scores.movedim(1, -1)[valid].float(), dim=-1)
+        wanted = labels[valid].long() - self.first_class
         confidence, found = logs.max(dim=-1)
         confidence, right = confidence.exp().double(), (found == wanted).double()
         bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
@@ -130,28 +133,98 @@ class Objects(Sums):
         """Add an image: classes (H, W) and labels (H, W)."""
         seen = self.sums.view(-1, 2)
         for label in self.classes:
-            mask = predictions == label
-            if mask.any():
-                filled = ndimage.binary_fill_holes(mask)
-                parts = ndimage.label(mask, TOUCHING)[1], ndimage.label(filled & ~mask)[1]
-                seen[0] += torch.tensor(parts)
-            objects, count = ndimage.label(labels == label, TOUCHING)
+            found = predictions == label
+            if found.any():
+                seen[0] += torch.tensor(objects_and_holes(found[_box(found)]))
+            wanted = labels == label
+            if not wanted.any():
+                continue
+            box = _box(wanted)
+            objects, count = ndimage.label(wanted[box], TOUCHING)
             areas = np.bincount(objects.ravel(), minlength=count + 1)[1:]
-            found = np.bincount(objects[mask], minlength=count + 1)[1:]
+            parts = np.bincount(objects[found[box]], minlength=count + 1)[1:]
             for row, (least, most) in enumerate(SIZES.values(), start=1):
                 of_size = (least <= areas) & (areas < most)
-                recall = (found[of_size] / areas[of_size]).sum()
+                recall = (parts[of_size] / areas[of_size]).sum()
                 seen[row] += torch.tensor([of_size.sum(), recall])
 
     def metrics(self) -> dict[str, float]:
-        """``holes_per_object`` of the predictions and ``recall/<size>``, the mean over objects of
-        the share of their pixels that is found; NaN where there is no object."""
+        """``holes_per_object`` of the predictions and ``recall_by_size/<size>``, the mean over
+        objects of the share of their pixels that is found; NaN where there is no object."""
         (objects, holes), *of_size = self.sums.view(-1, 2)
         means = {name: (recall / count).item()
                  for name, (count, recall) in zip(SIZES, of_size, strict=True)}  # fmt: skip
         return {"holes_per_object": (holes / objects).item()} | {
-            f"recall/{name}": mean for name, mean in means.items()
+            f"recall_by_size/{name}": mean for name, mean in means.items()
         }
+
+
+class Measures:
+    """All of them for one split.
+
+    Args:
+        num_classes: C.
+        ignore_index: label of pixels that do not count.
+        objects: classes that have objects.
+        first_class: class of the first score.
+        uncounted: a class that is no class of an image: the background of a category.
+        shapes: whether ``Band`` and ``Objects`` are among them; these cost most.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int | None,
+        objects: Sequence[int],
+        *,
+        first_class: int = 0,
+        uncounted: int | None = None,
+        shapes: bool = False,
+    ) -> None:
+        self.uncounted = uncounted
+        self.images = BatchIoU(num_classes, ignore_index)
+        self.calibration = Calibration(ignore_index, first_class)
+        self.shapes: tuple[Band | Objects, ...] = ()
+        if shapes:
+            self.shapes = Band(num_classes, ignore_index), Objects(objects)
+
+    def update(self, predictions: Tensor, labels: Tensor, scores: Tensor | None = None) -> None:
+        """Add a batch: classes and labels (B, H, W), and scores (B, C, H, W) where there are."""
+        self.images.update(predictions, labels)
+        if scores is not None:
+            self.calibration.update(scores, labels)
+        if self.shapes:
+            for image in zip(predictions.cpu().numpy(), labels.cpu().numpy(), strict=True):
+                for shape in self.shapes:
+                    shape.update(*image)
+
+    def over_ranks(self, group: distributed.ProcessGroup) -> Self:
+        """Those of all ranks, the same on each; equal to those of one process to rounding."""
+        total = copy(self)
+        total.images = self.images.over_ranks(group)
+        total.calibration = self.calibration.over_ranks(group)
+        total.shapes = tuple(shape.over_ranks(group) for shape in self.shapes)
+        return total
+
+    def as_metrics(self, split: str) -> dict[str, float]:
+        """``<split>/<measure>`` for each; those of scores only where there were scores."""
+        found = of_images(torch.stack(self.images.parts), self.uncounted)
+        for measure in (self.calibration, *self.shapes):
+            if measure.sums.any():
+                found |= measure.metrics()
+        return {f"{split}/{name}": value for name, value in found.items()}
+
+
+def objects_and_holes(mask: np.ndarray) -> tuple[int, int]:
+    """How many connected parts a mask (H, W) has, and how many parts of the rest it surrounds."""
+    outside = np.pad(~mask, 1, constant_values=True)  # what reaches the border is one part of it
+    return ndimage.label(mask, TOUCHING)[1], ndimage.label(outside)[1] - 1
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """The smallest box around a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def near_boundary(labels: np.ndarray, distance: float) -> np.ndarray:
@@ -183,7 +256,7 @@ def of_images(parts: Tensor, ignore_index: int | None = None) -> dict[str, float
     Returns: means over images, NaN of none. ``extraneous_classes`` are predicted in an image whose
         labels lack them, ``missed_classes`` are there and nowhere predicted. ``miou_i``, ``miou_c``
         and their means over the worst ``WORST`` of the images are those of Wang et al. (2023, Sec.
-        3). ``iou/<size>`` is the mean IoU of the classes of images, by the area of the class.
+        3). ``iou_by_size/<size>`` is the mean IoU of the classes of images, by area of the class.
     """
     keep = [c for c in range(parts.shape[-1]) if c != ignore_index]
     labels, predictions, both = parts[..., keep].double().unbind(dim=1)
@@ -200,7 +273,7 @@ def of_images(parts: Tensor, ignore_index: int | None = None) -> dict[str, float
         "miou_c": torch.stack(by_class).nanmean().item(),
         "miou_c_worst": torch.stack(worst_by_class).nanmean().item(),
     } | {
-        f"iou/{name}": iou[(least <= labels) & (labels < most)].mean().item()
+        f"iou_by_size/{name}": iou[(least <= labels) & (labels < most)].mean().item()
         for name, (least, most) in SIZES.items()
     }
 

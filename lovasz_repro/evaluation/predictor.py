@@ -80,13 +80,32 @@ class Predictor:
     @torch.inference_mode()
     def classes(self, images: Tensor, size: Sequence[int]) -> Tensor:
         """The class with the highest score at every pixel, (B, H, W) int64."""
-        logits, first = self.logits(images)[:, self.first_class :], self.first_class
-        if self.upsample == "logits" or logits.shape[-2:] == tuple(size):
-            if logits.device.type == "cpu":  # the classes of a pixel side by side are faster there
-                logits = logits.contiguous(memory_format=torch.channels_last)
-            # max, not argmax: the same answer, several times faster on the CPU along dim 1
-            return self.kind.to_size(logits, size).max(dim=1).indices + first
-        classes = logits.max(dim=1).indices + first
+        logits = self.logits(images)[:, self.first_class :]
+        if self.upsample == "logits":
+            return self._highest(self._upsampled(logits, size))
+        return self._nearest(logits, size)
+
+    @torch.inference_mode()
+    def classes_and_scores(self, images: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`classes`, and the upsampled logits (B, C, H, W) of those that are an answer."""
+        logits = self.logits(images)[:, self.first_class :]
+        scores = self._upsampled(logits, size)
+        by_logits = self.upsample == "logits"
+        return self._highest(scores) if by_logits else self._nearest(logits, size), scores
+
+    def _upsampled(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        if logits.device.type == "cpu":  # the classes of a pixel side by side are faster there
+            logits = logits.contiguous(memory_format=torch.channels_last)
+        return self.kind.to_size(logits, size)
+
+    def _highest(self, scores: Tensor) -> Tensor:
+        # max, not argmax: the same answer, several times faster on the CPU along dim 1
+        return scores.max(dim=1).indices + self.first_class
+
+    def _nearest(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        classes = self._highest(logits)
+        if classes.shape[-2:] == tuple(size):
+            return classes
         small = classes[:, None].to(logits.dtype)  # interpolate takes no integers; these are exact
         return F.interpolate(small, size=tuple(size), mode="nearest-exact")[:, 0].long()
 

@@ -5,7 +5,7 @@ predictions and targets batch by batch, adds up over ranks, and names its number
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from copy import copy
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, distributed
 
 from lovasz_repro.config.losses import BINARY_LOSSES, SCORE_TITLES, loss_function
+from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.evaluation.cityscapes import CityscapesCounts
+from lovasz_repro.evaluation.measures import Measures
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.metrics import (
     BatchIoU,
@@ -31,11 +33,21 @@ TITLES = SCORE_TITLES | {
 }
 
 
+_OF_LABEL_IDS = torch.full((256,), CITYSCAPES.ignore_index)
+_OF_LABEL_IDS[list(CITYSCAPES.label_ids[CITYSCAPES.first_class :])] = torch.arange(
+    CITYSCAPES.first_class, len(CITYSCAPES)
+)
+
+
 class Scoring(Protocol):
     """Counts over the images that were seen so far."""
 
-    def update(self, predictions: Tensor, targets: Any) -> None:
-        """Add a batch: predicted classes (B, H, W) and what the data set gives to compare."""
+    measures: Measures | None
+    """What is measured beside; None: nothing."""
+
+    def update(self, predictions: Tensor, targets: Any, scores: Tensor | None = None) -> None:
+        """Add a batch: predicted classes (B, H, W), what the data set gives to compare, and the
+        logits (B, C, H, W) of which the predictions are the highest, for ``measures``."""
         ...
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
@@ -59,19 +71,27 @@ class SegmentationScoring:
         classes: names.
         ignore_index: label of void.
         batch_size: images of a batch of the batch-mIoU; None: it is not computed.
+        measures: what is measured beside; None: nothing.
     """
 
     def __init__(
-        self, classes: tuple[str, ...], ignore_index: int | None, batch_size: int | None = None
+        self,
+        classes: tuple[str, ...],
+        ignore_index: int | None,
+        batch_size: int | None = None,
+        measures: Measures | None = None,
     ) -> None:
         self.classes = classes
         self.batch_size = batch_size
+        self.measures = measures
         self.confusion = ConfusionMatrix(len(classes), ignore_index)
         self.per_image = ImageIoU(len(classes), ignore_index)
         self.batches = BatchIoU(len(classes), ignore_index)
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
+    def update(self, predictions: Tensor, targets: Tensor, scores: Tensor | None = None) -> None:
         """Add a batch: predictions and labels (B, H, W)."""
+        if self.measures:
+            self.measures.update(predictions, targets, scores)
         confusion = self.confusion
         counts = pair_counts(predictions, targets, confusion.num_classes, confusion.ignore_index)
         counts = counts.cpu()  # once for all of them
@@ -82,7 +102,8 @@ class SegmentationScoring:
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The counts of all ranks, on each."""
-        total = type(self)(self.classes, self.confusion.ignore_index, self.batch_size)
+        total = copy(self)
+        total.measures = self.measures and self.measures.over_ranks(group)
         total.confusion = self.confusion.over_ranks(group)
         total.per_image = self.per_image.over_ranks(group)
         total.batches = self.batches.over_ranks(group)
@@ -91,7 +112,8 @@ class SegmentationScoring:
     def as_metrics(self, split: str) -> dict[str, float]:
         """``<split>/dataset_miou``, ``/image_miou``, ``/batch_miou`` where it is computed, and
         ``/iou/<class>``; NaN where undefined."""
-        metrics = {
+        metrics = self.measures.as_metrics(split) if self.measures else {}
+        metrics |= {
             f"{split}/dataset_miou": self.confusion.mean_iou(),
             f"{split}/image_miou": self.per_image.mean_iou(),
         }
@@ -111,26 +133,35 @@ class CityscapesScoring:
 
     Args:
         label_ids: official label id of each class that is predicted, (C,).
+        measures: what is measured beside, of classes; None: nothing.
     """
 
-    def __init__(self, label_ids: np.ndarray) -> None:
+    def __init__(self, label_ids: np.ndarray, measures: Measures | None = None) -> None:
         self.label_ids = torch.from_numpy(label_ids)
+        self.measures = measures
         self.counts = CityscapesCounts()
 
-    def update(self, predictions: Tensor, targets: tuple[Tensor, Tensor]) -> None:
+    def update(
+        self, predictions: Tensor, targets: tuple[Tensor, Tensor], scores: Tensor | None = None
+    ) -> None:
         """Add a batch: classes (B, H, W); label ids and instance ids (B, H, W)."""
         predicted_ids = self.label_ids.to(predictions.device)[predictions]
         self.counts.update(predicted_ids, *targets)
+        if self.measures:
+            labels = _OF_LABEL_IDS.to(predictions.device)[targets[0].long()]
+            self.measures.update(predictions, labels, scores)
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The counts of all ranks, on each."""
-        total = type(self)(self.label_ids.numpy())
+        total = copy(self)
+        total.measures = self.measures and self.measures.over_ranks(group)
         total.counts = self.counts.over_ranks(group)
         return total
 
     def as_metrics(self, split: str) -> dict[str, float]:
         """See ``CityscapesScores.as_metrics``."""
-        return self.counts.scores().as_metrics(split)
+        metrics = self.measures.as_metrics(split) if self.measures else {}
+        return metrics | self.counts.scores().as_metrics(split)
 
     def summary(self) -> str:
         """The scores in a few words."""
@@ -146,20 +177,23 @@ class CategoryScoring:
     Args:
         category: class id of what is told from the rest.
         ignore_index: label of void pixels.
+        measures: what is measured beside; None: nothing.
     """
 
     names: tuple[str, ...] = ()
 
-    def __init__(self, category: int, ignore_index: int) -> None:
-        self.category, self.ignore_index = category, ignore_index
+    def __init__(self, category: int, ignore_index: int, measures: Measures | None = None) -> None:
+        self.category, self.ignore_index, self.measures = category, ignore_index, measures
         self.totals = torch.zeros(2, len(self.names), dtype=torch.float64)
 
     def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
         """Each value of those images of a batch that have it, (B,) or fewer."""
         raise NotImplementedError
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
+    def update(self, predictions: Tensor, targets: Tensor, scores: Tensor | None = None) -> None:
         """Add a batch of B images, whose labels (B, H, W) are 0, 1 and void."""
+        if self.measures:
+            self.measures.update((predictions > 0).long(), targets)
         values = self.values(predictions, targets.long())
         sums = torch.stack([of_images.double().sum() for of_images in values]).cpu()
         counts = [float(len(of_images)) for of_images in values]
@@ -167,14 +201,18 @@ class CategoryScoring:
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The totals of all ranks, the same on each."""
-        total = type(self)(self.category, self.ignore_index)
+        total = copy(self)
+        total.measures = self.measures and self.measures.over_ranks(group)
         total.totals = sum_over_ranks(self.totals, group)
         return total
 
     def as_metrics(self, split: str) -> dict[str, float]:
         """``<split>/<name>`` for each name; NaN where no image has it."""
         means = (self.totals[0] / self.totals[1]).tolist()
-        return {f"{split}/{name}": mean for name, mean in zip(self.names, means, strict=True)}
+        beside = self.measures.as_metrics(split) if self.measures else {}
+        return beside | {
+            f"{split}/{name}": mean for name, mean in zip(self.names, means, strict=True)
+        }
 
     def summary(self) -> str:
         """The scores in a few words: in per cent, under the names that they have in the tables."""
@@ -240,13 +278,17 @@ def evaluate(
     Raises:
         ValueError: there is no image.
     """
-    ask, seen = predictor.classes, 0
-    if isinstance(scoring, BinaryScoring):
-        ask = partial(predictor.category_logits, scoring.category)
+    seen = 0
     for images, targets in batches:
-        first = targets if isinstance(targets, Tensor) else targets[0]
-        predictions = ask(images, first.shape[-2:])
-        scoring.update(predictions, _on_device(targets, predictor.device))
+        size = (targets if isinstance(targets, Tensor) else targets[0]).shape[-2:]
+        scores = None
+        if isinstance(scoring, BinaryScoring):
+            predictions = predictor.category_logits(scoring.category, images, size)
+        elif scoring.measures:
+            predictions, scores = predictor.classes_and_scores(images, size)
+        else:
+            predictions = predictor.classes(images, size)
+        scoring.update(predictions, _on_device(targets, predictor.device), scores)
         seen += len(images)
         advance(len(images))
     if not seen and group is None:

@@ -10,6 +10,7 @@ from lovasz_repro.data.datasets import ScoredSet as ScoredSet
 from lovasz_repro.data.datasets import TrainingSet as TrainingSet
 from lovasz_repro.data.datasets import category_of as category_of
 from lovasz_repro.data.datasets import dataset
+from lovasz_repro.evaluation.measures import Measures
 from lovasz_repro.evaluation.scoring import (
     BinaryScoring,
     CityscapesScoring,
@@ -20,11 +21,28 @@ from lovasz_repro.evaluation.scoring import (
 DATASETS = {name: dataset(name) for name in DATASET_LINES}
 
 
-def scoring_of(cell: CellConfig) -> Scoring:
-    """An empty scoring of what a cell trains for."""
+def scoring_of(cell: CellConfig, shapes: bool = False) -> Scoring:
+    """An empty scoring of what a cell trains for, and of the measures beside.
+
+    Args:
+        cell: the run.
+        shapes: see ``Measures``.
+    """
     kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    void = kind.ignore_index
     if category is not None:
-        return BinaryScoring(category, kind.ignore_index)
+        beside = Measures(2, void, objects=(1,), uncounted=0, shapes=shapes)
+        return BinaryScoring(category, void, beside)
+    table = kind.table
+    first = table.first_class
+    beside = Measures(
+        len(table),
+        void,
+        table.objects,
+        first_class=first,
+        uncounted=0 if first else None,
+        shapes=shapes,
+    )
     if kind.official_scores:
-        return CityscapesScoring(TO_LABEL_ID)
-    return SegmentationScoring(kind.table.names, kind.ignore_index, cell.training.batch_size)
+        return CityscapesScoring(TO_LABEL_ID, beside)
+    return SegmentationScoring(table.names, void, cell.training.batch_size, beside)

@@ -150,7 +150,8 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     def score(split: str, snapshot: int, prefix: str = "", **how: Any) -> dict[str, float]:
         if config.batch_norm == "per-rank":
             team.share_buffers(model)
-        scores = score_on(model, scored[split], split, cell, place, session, **how)
+        ends = split != "val" or snapshot in (0, config.iterations)
+        scores = score_on(model, scored[split], split, cell, place, session, shapes=ends, **how)
         session.line(f"iteration {snapshot:5d}  {prefix}{split} {scores.summary()}")
         last.update(scores.as_metrics(prefix + split))
         return scores.as_metrics(prefix + split)

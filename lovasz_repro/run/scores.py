@@ -97,6 +97,7 @@ def score_on(
     *,
     when: str = "",
     unsaved: bool = False,
+    shapes: bool = False,
 ) -> Scoring:
     """Score a model on a whole split, shared among the ranks.
 
@@ -105,9 +106,10 @@ def score_on(
         scoring: by default that of the data set.
         when: "before training" and the like, for the bar.
         unsaved: whether steps were taken that no checkpoint has; a request to stop waits then.
+        shapes: whether masks are looked at too, see ``Measures``.
     """
     team = session.team
-    scoring = scoring or scoring_of(cell)
+    scoring = scoring or scoring_of(cell, shapes)
     predictor = predictor_of(model, cell, place.device)
     batches = scored_batches(cell, images, place, team)
     with session.progress.task(f"  scoring {split} {when}".rstrip(), len(images)) as bar:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
@@ -19,6 +20,7 @@ from lovasz_repro.evaluation.measures import (
     Calibration,
     Objects,
     near_boundary,
+    objects_and_holes,
     of_images,
 )
 from lovasz_repro.metrics import BatchIoU
@@ -103,10 +105,19 @@ def test_holes_and_recall_of_masks_drawn_by_hand() -> None:
     objects.update(predictions, labels)
     found = objects.metrics()
     assert found["holes_per_object"] == pytest.approx(3 / 3)  # of two objects of 1 and one of 2
-    assert found["recall/small"] == pytest.approx((100 - 2 - 6) / 100)
-    assert found["recall/medium"] == pytest.approx(15 / 32**2)
-    assert found["recall/large"] == 0.0
+    assert found["recall_by_size/small"] == pytest.approx((100 - 2 - 6) / 100)
+    assert found["recall_by_size/medium"] == pytest.approx(15 / 32**2)
+    assert found["recall_by_size/large"] == 0.0
     assert all(map(math.isnan, Objects([]).metrics().values()))
+
+
+def test_holes_are_those_that_scipy_fills() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        mask = ndimage.zoom(random.random((9, 11)), 3, order=1) > 0.45
+        holes = ndimage.binary_fill_holes(mask) & ~mask
+        expected = ndimage.label(mask, np.ones((3, 3)))[1], ndimage.label(holes)[1]
+        assert objects_and_holes(mask) == expected
 
 
 def image_counts(predictions: np.ndarray, labels: np.ndarray, ignore_index: int = VOID) -> Tensor:
@@ -155,8 +166,8 @@ def test_measures_of_images_are_those_of_loops_over_images_and_classes() -> None
     assert measured["miou_i_worst"] == pytest.approx(worst(means))
     assert measured["miou_c"] == pytest.approx(np.mean([np.mean(v) for v in by_class.values()]))
     assert measured["miou_c_worst"] == pytest.approx(np.mean([worst(v) for v in by_class.values()]))
-    assert measured["iou/small"] == pytest.approx(np.mean(by_size["small"]))
-    assert math.isnan(measured["iou/large"])  # none is that large
+    assert measured["iou_by_size/small"] == pytest.approx(np.mean(by_size["small"]))
+    assert math.isnan(measured["iou_by_size/large"])  # none is that large
 
 
 def test_an_ignored_class_is_neither_missed_nor_extraneous() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional as F
 
+from lovasz_repro.evaluation.measures import Band, Measures
 from lovasz_repro.evaluation.predictor import Feeding, Predictor, at_size
 from lovasz_repro.evaluation.scoring import (
     BasisScoring,
@@ -150,10 +151,12 @@ def test_predictions_upsampled_after_the_arg_max_repeat_pixels() -> None:
 
 def test_several_maps_reach_the_scoring_as_they_are() -> None:
     class Recording:
+        measures = None
+
         def __init__(self) -> None:
             self.seen: list[tuple[torch.Size, object]] = []
 
-        def update(self, predictions: torch.Tensor, targets: object) -> None:
+        def update(self, predictions: torch.Tensor, targets: object, scores: None) -> None:
             self.seen.append((predictions.shape, targets))
 
     first, second = torch.zeros(1, 12, 10), torch.ones(1, 12, 10)
@@ -162,6 +165,48 @@ def test_several_maps_reach_the_scoring_as_they_are() -> None:
     ((shape, targets),) = scoring.seen
     assert shape == (1, 12, 10)
     assert targets == (first, second)
+
+
+@pytest.mark.parametrize("upsample", ["logits", "predictions"])
+def test_measures_see_the_upsampled_scores_of_what_is_an_answer(upsample: str) -> None:
+    asked = predictor(network(), first_class=1, upsample=upsample)
+    beside = Measures(4, 4, (1, 2), first_class=1, shapes=True)
+    data = [(images, labels.clamp(min=1)) for images, labels in batches()]
+    scoring = evaluate(asked, data, SegmentationScoring(tuple("abcd"), 4, None, beside))
+    logits = [
+        F.interpolate(asked.logits(images), size=(12, 10), mode="bilinear", align_corners=False)
+        for images, _ in data
+    ]
+    labels = torch.cat([labels for _, labels in data]).long()
+    expected = F.cross_entropy(torch.cat(logits)[:, 1:], labels - 1, ignore_index=3)
+    metrics = scoring.as_metrics("val")
+    assert metrics["val/cross_entropy"] == pytest.approx(expected.item(), rel=1e-5)
+    band = Band(4, 4)
+    for images, truth in data:
+        classes = asked.classes(images, (12, 10))
+        for image in zip(classes.numpy(), truth.numpy(), strict=True):
+            band.update(*image)
+    assert metrics["val/boundary_miou"] == band.metrics()["boundary_miou"]
+    without = evaluate(asked, data, SegmentationScoring(tuple("abcd"), 4)).as_metrics("val")
+    assert {name: metrics[name] for name in without} == pytest.approx(without, nan_ok=True)
+
+
+def _measured(
+    rank: int, group: distributed.ProcessGroup | None, parts: list[Batch]
+) -> dict[str, float]:
+    scoring = SegmentationScoring(tuple("abcd"), 4, None, Measures(4, 4, (0, 1), shapes=True))
+    return evaluate(predictor(network()), parts, scoring, group=group).as_metrics("val")
+
+
+def _measured_half(rank: int, group: distributed.ProcessGroup) -> dict[str, float]:
+    return _measured(rank, group, batches()[rank::2])
+
+
+def test_measures_of_two_ranks_are_those_of_one(rank_pool: RankPool) -> None:
+    alone = _measured(0, None, batches())
+    assert {"val/recall_by_size/small", "val/calibration_error", "val/miou_c_worst"} <= set(alone)
+    for found in rank_pool.run(_measured_half, 2):
+        assert found == pytest.approx(alone, nan_ok=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -97,6 +97,9 @@ def test_every_variant_is_trained_and_scored(grid: Ran) -> None:
             name = key.removeprefix("val/")
             assert 0 <= stored.metrics[f"test/{name}"] <= 1
             assert 0 <= stored.metrics[f"initial/test/{name}"] <= 1
+        for key, steps in (("calibration_error", [0, 3, 6]), ("boundary_miou", [0, 6])):
+            assert [step for step, _ in store.history(stored.run_id, f"val/{key}")] == steps
+            assert 0 <= stored.metrics[f"test/{key}"] <= 1
         assert stored.metrics["best/iteration"] in (3, 6)
         again = load_enet(store.artifact(stored.run_id, "best.safetensors"))
         assert again.num_classes == 20
@@ -107,7 +110,8 @@ def test_the_best_snapshot_scores_what_the_official_script_says(grid: Ran, tmp_p
     stored = store.runs("tiny-streets")[-1]
     model = load_enet(store.artifact(stored.run_id, "best.safetensors")).eval()
     frames = list_frames(place.data / "cityscapes", "val")
-    files = []
+    files, losses, pixels = [], 0.0, 0
+    of_id = {int(label): of_class for of_class, label in enumerate(TO_LABEL_ID) if of_class}
     for frame in frames:
         with Image.open(frame.image) as photo:
             small = np.asarray(photo.resize((32, 24), Image.Resampling.BILINEAR))
@@ -116,9 +120,15 @@ def test_the_best_snapshot_scores_what_the_official_script_says(grid: Ran, tmp_p
             logits = model(inputs)[:, 1:]
         large = torch.nn.functional.interpolate(logits, size=(48, 64), mode="bilinear")
         answer = TO_LABEL_ID[large.argmax(1)[0].numpy() + 1]
+        with Image.open(frame.label_ids) as mask:
+            wanted = [[of_id.get(int(label), 0) for label in row] for row in np.asarray(mask)]
+        labels = torch.tensor(wanted)[None] - 1  # -1: not scored
+        nll = torch.nn.functional.cross_entropy(large, labels, ignore_index=-1, reduction="sum")
+        losses, pixels = losses + nll.item(), pixels + int((labels >= 0).sum())
         files.append(tmp_path / f"{frame.name}_labelIds.png")
         Image.fromarray(answer).save(files[-1])
     expected = official_scores(files, frames).as_metrics("val")
+    expected["val/cross_entropy"] = losses / pixels
     best = int(stored.metrics["best/iteration"])
     for key, value in expected.items():
         if value == value:
