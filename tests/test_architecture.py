@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def modules(part: str) -> list[Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it, except for type checking only."""
+    """Every module that a file imports, anywhere in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -51,6 +52,16 @@ def test_imports_go_down_only(part: str) -> None:
             if package == "lovasz_repro" and other in FLOOR and other != part:
                 where = path.relative_to(PACKAGE)
                 assert FLOOR[other] > FLOOR[part], f"{where} imports {name}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    module = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in paths}
+    graph = {name: (imports(path) & module.keys()) - {name} for name, path in module.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_every_module_has_a_floor() -> None:

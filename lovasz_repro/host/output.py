@@ -41,6 +41,11 @@ def say(*lines: object, err: bool = False) -> None:
         print(visible(line), file=sys.stderr if err else sys.stdout, flush=True)
 
 
+def to_stderr(line: str) -> None:
+    """Print one line where progress and warnings go."""
+    say(line, err=True)
+
+
 def say_json(content: Any) -> None:
     """Print JSON for programs; a number that JSON does not have is null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)

@@ -248,7 +248,7 @@ def bends_together(one: Sequence[float], other: Sequence[float]) -> float | None
     ]
     if any(len(set(bend)) < 3 for bend in bends):
         return None
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import spearmanr
 
     return float(spearmanr(*bends).statistic)
 

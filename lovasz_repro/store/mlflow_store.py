@@ -27,8 +27,8 @@ from pydantic import ValidationError
 from lovasz_repro.config.names import below, check_name
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import remove_left_over, unfinished
+from lovasz_repro.host.output import to_stderr
 from lovasz_repro.store.journal import Point
-from lovasz_repro.store.shipping import MAX_BATCH, to_stderr
 from lovasz_repro.store.stored import (
     HEARTBEAT,
     IDENTITY,
@@ -51,6 +51,7 @@ from lovasz_repro.store.tracking import (
     explain,
 )
 
+MAX_BATCH = 900  # MLflow takes 1000 metrics, params and tags together in one call
 SETTLE = 1.0  # seconds in which runs that other machines create at the same moment arrive
 LOCK_PATIENCE = 300.0  # seconds; hundreds of processes may want to open their runs at once
 

@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from lovasz_repro.config.names import below
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.output import say
+from lovasz_repro.host.output import to_stderr
 from lovasz_repro.store.journal import (
     Journal,
     Point,
@@ -27,17 +26,8 @@ from lovasz_repro.store.journal import (
     read_records,
     shipped_offsets,
 )
+from lovasz_repro.store.mlflow_store import MAX_BATCH, Store
 from lovasz_repro.store.stored import HEARTBEAT
-
-if TYPE_CHECKING:
-    from lovasz_repro.store.mlflow_store import Store
-
-MAX_BATCH = 900  # MLflow takes 1000 metrics, params and tags together in one call
-
-
-def to_stderr(line: str) -> None:
-    """Print one line where progress and warnings go."""
-    say(line, err=True)
 
 
 class Shipper:
@@ -49,7 +39,7 @@ class Shipper:
 
     def __init__(
         self,
-        store: "Store",
+        store: Store,
         run_id: str,
         journal: Journal,
         *,
@@ -129,7 +119,7 @@ class Shipper:
 
 
 def ship(
-    store: "Store",
+    store: Store,
     run_id: str,
     journal: Path,
     stop: int,
@@ -167,7 +157,7 @@ def ship(
 
 
 def _ship_other(
-    store: "Store", run_id: str, journal: Path, record: Record, say: Callable[[str], None]
+    store: Store, run_id: str, journal: Path, record: Record, say: Callable[[str], None]
 ) -> None:
     """Tags, files and the end of the run."""
     if record.artifact is not None:
@@ -183,7 +173,7 @@ def _ship_other(
 
 
 def ship_pending(
-    store: "Store", journals: Iterable[Path], say: Callable[[str], None] = to_stderr
+    store: Store, journals: Iterable[Path], say: Callable[[str], None] = to_stderr
 ) -> int:
     """Send what earlier processes could not; call before deciding what is left to run.
 

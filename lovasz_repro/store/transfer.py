@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from lovasz_repro.config.names import as_name, below
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import read_text, unfinished
+from lovasz_repro.host.output import to_stderr
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.store import Store
 from lovasz_repro.store.exported import (
@@ -36,7 +37,6 @@ from lovasz_repro.store.exported import (
 )
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.server_scores import KINDS, Kind, put_scores
-from lovasz_repro.store.shipping import to_stderr
 from lovasz_repro.store.stored import (
     IDENTITY,
     IMPORTED,

@@ -10,7 +10,8 @@ import pytest
 
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import Journal, Point, shipped_offsets
-from lovasz_repro.store.shipping import MAX_BATCH, Shipper, ship, ship_pending
+from lovasz_repro.store.mlflow_store import MAX_BATCH
+from lovasz_repro.store.shipping import Shipper, ship, ship_pending
 from lovasz_repro.store.tracking import StoreError
 
 SOON = 0.01  # seconds between two shipments in these tests
