@@ -230,6 +230,9 @@ def synthetic(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Draws of the ten images; default: 100.")
     ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Other radii and noise instead, each a run of its own.")
+    ] = False,
     set_: Set = None,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
@@ -239,7 +242,9 @@ def synthetic(
 ) -> None:
     """Sec. 4.1, Fig. 3: which loss finds the bias that minimises the Jaccard loss?"""
     given = (set_ or []) + ([f"seeds={seeds}"] if seeds else [])
-    run_search("synthetic", given, results, tracking_uri, device, dry_run, print_config)
+    run_search(
+        "synthetic", given, results, tracking_uri, device, dry_run, print_config, sweep=sweep
+    )
 
 
 def run_search(
@@ -250,8 +255,13 @@ def run_search(
     device: str,
     dry_run: bool,
     print_config: bool,
+    *,
+    sweep: bool = False,
 ) -> None:
-    """Run the search of an experiment file, given by name or path; or tell what it would do."""
+    """Run the search of an experiment file, given by name or path; or tell what it would do.
+
+    With ``sweep``, search each of its cells instead.
+    """
     from lovasz_repro.config.read import parse_overrides
     from lovasz_repro.config.synthetic import load_synthetic
 
@@ -268,14 +278,25 @@ def run_search(
     from lovasz_repro.synthetic.experiment import run_synthetic, stored_search
 
     store = Store(results, tracking_uri)
+    cells = config.cells() if sweep else [config]
+    if not cells:
+        raise UserError(f"{source} has no sweep: give it one (radius, noise, seeds, curve_step)")
     if dry_run:
-        stored = stored_search(config, store)
-        state = f"done (run {stored.run_id})" if stored else "new"
-        say(f"synthetic: {config.seeds} seeds, {state}; results go to {store.uri}.")
+        for cell in cells:
+            stored = stored_search(cell, store)
+            state = f"done (run {stored.run_id})" if stored else "new"
+            about = f"radius {cell.circles.radius}, noise {cell.circles.noise}, " if sweep else ""
+            say(f"synthetic: {about}{cell.seeds} seeds, {state}; results go to {store.uri}.")
         return
     with Progress() as progress:
-        task = progress.task("synthetic", config.seeds)
-        done = run_synthetic(config, store, choose_device(device), task.reach)
+        task = progress.task("synthetic", sum(cell.seeds for cell in cells))
+        done = [
+            run_synthetic(cell, store, choose_device(device), lambda *_: task.advance())
+            for cell in cells
+        ]
+    note = "stored before" if all(one.reused for one in done) else "stored"
+    if sweep:
+        say(f"{len(done)} runs {note}. Next: lovasz-repro report figures synthetic-sweep")
+        return
     print_table(TABLES["synthetic"](store), Terminal())
-    note = "stored before" if done.reused else "stored"
-    say(f"{note} as run {done.run.run_id}. Next: lovasz-repro report figures figure-3")
+    say(f"{note} as run {done[0].run.run_id}. Next: lovasz-repro report figures figure-3")

@@ -66,6 +66,16 @@ class SearchConfig(Strict):
         return self
 
 
+class SweepConfig(Strict):
+    """Other images for the same search: every radius with every noise, each a run of its own."""
+
+    seeds: Annotated[int, Field(ge=1)]
+    bias: tuple[FiniteFloat, FiniteFloat]
+    curve_step: PositiveFloat
+    radius: Annotated[list[tuple[float, float]], Field(min_length=1)]
+    noise: Annotated[list[float], Field(min_length=1)]
+
+
 class SyntheticConfig(About):
     """The synthetic experiment."""
 
@@ -75,6 +85,29 @@ class SyntheticConfig(About):
     """Independent repetitions, with seeds 0, 1, ..."""
     circles: CirclesConfig
     search: SearchConfig
+    sweep: SweepConfig | None = None
+    profile: Literal["paper", "sweep"] = "paper"
+    """What a run is stored as; it changes no number."""
+
+    def cells(self) -> "list[SyntheticConfig]":
+        """A config for each radius and noise of the sweep."""
+        if self.sweep is None:
+            return []
+        content = self.model_dump(exclude={"sweep"})
+        content |= {"seeds": self.sweep.seeds, "profile": "sweep"}
+        content["search"] |= {"bias": self.sweep.bias, "curve_step": self.sweep.curve_step}
+        return [
+            SyntheticConfig.model_validate(
+                content | {"circles": content["circles"] | {"radius": radius, "noise": noise}}
+            )
+            for noise in self.sweep.noise
+            for radius in self.sweep.radius
+        ]
+
+    @model_validator(mode="after")
+    def _cells_fit(self) -> "SyntheticConfig":
+        self.cells()
+        return self
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result: seeds, images and search; nested, of plain values."""
@@ -82,8 +115,13 @@ class SyntheticConfig(About):
 
     @property
     def scale(self) -> Scale:
-        """ "paper" with the paper's images (10 of 50x50, features N(+-1/2, 1)), else "reduced"."""
+        """ "paper" with the paper's images (10 of 50x50, features N(+-1/2, 1)), else "reduced".
+
+        So is a sweep, which draws fewer of them.
+        """
         circles = self.circles
+        if self.profile == "sweep":
+            return "reduced"
         given = (circles.images, circles.size, circles.mean, circles.noise)
         return "paper" if given == (10, 50, 0.5, 1.0) else "reduced"
 

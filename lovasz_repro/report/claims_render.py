@@ -132,16 +132,25 @@ def to_json(verdicts: Sequence[ClaimVerdict]) -> str:
 
 
 def evidence_lines(evidence: Sequence[SetEvidence]) -> list[str]:
-    """A line for each data set (why it is shown), each set of runs and each effect."""
-    lines, told = [], ""
+    """A line for each data set (why it is shown), each set of runs and each effect.
+
+    Of sets that hold beside the deciding ones, the first few are told in full.
+    """
+    lines, told, holding = [], "", Counter[str]()
     for item in evidence:
         about = f"on {item.data}" + (f": {item.note}" if item.note else "")
         if about != told:
             lines.append(about)
             told = about
+        if item.outcome.verdict == "holds" and not item.decides:
+            holding[about] += 1
+            if holding[about] > SHOWN:
+                continue
         marks = f" ({item.remark})" if item.remark else ""
         lines.append(f"{INDENT}{item.outcome.verdict}: {item.heading}{marks}")
         lines += [f"{INDENT}{INDENT}{line}" for line in _effect_lines(item.outcome.effects)]
+    more = {about: count - SHOWN for about, count in holding.items() if count > SHOWN}
+    lines += [f"{about}: {count} more sets hold" for about, count in more.items()]
     return lines
 
 

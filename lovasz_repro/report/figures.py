@@ -29,12 +29,13 @@ from lovasz_repro.report.runs import Remembered, RunStore
 from lovasz_repro.report.sets import CAMVID, CAMVID_LAYOUT, ENET
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.surfaces import figure_1, figure_2
-from lovasz_repro.report.synthetic_figure import figure_3
+from lovasz_repro.report.synthetic_figure import figure_3, synthetic_sweep
 
 FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-1": figure_1,
     "figure-2": figure_2,
     "figure-3": figure_3,
+    "synthetic-sweep": synthetic_sweep,
     "figure-4": figure_4,
     "figure-5": lambda store: figure_of_classes(store, FIGURE_5),
     "figure-6": figure_6,

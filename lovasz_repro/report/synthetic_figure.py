@@ -1,4 +1,4 @@
-"""Figure 3: the synthetic images, and every loss against the bias b."""
+"""Figure 3: the synthetic images, and every loss against the bias b; its minima on other images."""
 
 import csv
 from collections.abc import Sequence
@@ -7,18 +7,27 @@ from typing import Any
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.model import Curve, Drawing, Missing
-from lovasz_repro.report.runs import Run, RunStore, cohorts, command, sources
+from lovasz_repro.report.runs import (
+    Run,
+    RunStore,
+    cohorts,
+    command,
+    mean_and_spread,
+    setting,
+    sources,
+)
 from lovasz_repro.report.style import GREY, PAGE, SEARCHED
 from lovasz_repro.report.words import figure_caption
 
 JACCARD = "jaccard"
+NOISE, RADIUS = "circles.noise", "circles.radius"
 LOSS_DASHES = {"hinge": "--"}
 """Its curve runs close to that of cross-entropy."""
 
 
 def figure_3(store: RunStore) -> Drawing | Missing:
     """A label with its features, and the relative losses with the minimum of each."""
-    found = cohorts(store, "synthetic")
+    found = [cohort for cohort in cohorts(store, "synthetic") if cohort.profile != "sweep"]
     if not found:
         return Missing("no finished synthetic run is stored", command("synthetic"))
     run = found[0].runs[0]
@@ -44,6 +53,64 @@ def figure_3(store: RunStore) -> Drawing | Missing:
         left, right = axes[0].get_position().x0, axes[-1].get_position().x1
         figure.text((left + right) / 2, 0.03, text, ha="center")
     return Drawing(figure, figure_caption("figure-3"), drawn)
+
+
+def synthetic_sweep(store: RunStore) -> Drawing | Missing:
+    """Where each loss has its minimum as objects grow, and what that costs; a column a noise."""
+    found = [cohort for cohort in cohorts(store, "synthetic") if cohort.profile == "sweep"]
+    if not found:
+        return Missing("no finished sweep is stored", f"{command('synthetic')} --sweep")
+    runs = {(setting(r, NOISE), setting(r, RADIUS)): r for cohort in found for r in cohort.runs}
+    noises = sorted({noise for noise, _ in runs})
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PAGE, 3.6))
+    grid = figure.subplots(2, len(noises), sharex=True, sharey="row", squeeze=False)
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.11, top=0.88, wspace=0.08, hspace=0.1)
+    drawn = []
+    for column, noise in enumerate(noises):
+        radii = sorted((radius for n, radius in runs if n == noise), key=sum)
+        of_noise = [runs[noise, radius] for radius in radii]
+        for row, (measure, factor) in enumerate((("argmin", 1), ("excess", 100))):
+            ax = grid[row, column]
+            drawn += _grown(ax, store, of_noise, radii, f"noise {noise:g}", measure, factor)
+        grid[0, column].set_title(f"noise {noise:g}")
+        grid[1, column].set_xlabel("radii of the circles, pixels")
+        grid[1, column].axhline(2, color=GREY, lw=0.6, ls=":", zorder=1)
+    grid[0, 0].set_ylabel("arg min $b$")
+    grid[1, 0].set_ylabel("above the minimum, points")
+    handles, titles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc="upper center", ncols=len(titles), frameon=False)
+    return Drawing(figure, figure_caption("synthetic-sweep"), tuple(drawn))
+
+
+def _grown(
+    ax: Any,
+    store: RunStore,
+    runs: Sequence[Run],
+    radii: Sequence[tuple[float, float]],
+    panel: str,
+    measure: str,
+    factor: int,
+) -> list[Curve]:
+    """Every loss over the radii: mean and standard deviation over draws."""
+    names = [f"{low:g}–{high:g}" for low, high in radii]
+    curves = []
+    for loss, (title, colour) in SEARCHED.items():
+        if measure == "excess" and loss == JACCARD:
+            continue
+        draws = [[v for _, v in store.history(run.run_id, f"{measure}/{loss}")] for run in runs]
+        found = [mean_and_spread([factor * value for value in values]) for values in draws]
+        means, spreads = [mean for mean, _ in found], [spread or 0.0 for _, spread in found]
+        ax.errorbar(names, means, spreads, color=colour, label=title, marker="o", ms=2.5,
+                    ls=LOSS_DASHES.get(loss, "-"), lw=1.8 if loss == JACCARD else 1.1,
+                    elinewidth=0.6)  # fmt: skip
+        data = {"smallest radius": [low for low, _ in radii],
+                "largest radius": [high for _, high in radii],
+                measure: means, "deviation": spreads}  # fmt: skip
+        curves.append(Curve(f"{panel}, {measure}", title, data, sources(runs)))
+    return curves
 
 
 def read_curves(path: Path) -> dict[str, list[float]]:

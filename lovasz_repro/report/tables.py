@@ -298,6 +298,7 @@ def synthetic(store: RunStore) -> Table:
     found = [
         (replace(cohort, runs=(run,)), heading)
         for cohort, heading in named_cohorts(store, "synthetic")
+        if cohort.profile != "sweep"  # has a figure
         for run in cohort.runs
     ]
     rows_of = partial(_search_rows, store)

@@ -277,7 +277,7 @@ def _open(
     tags = {
         "experiment": config.experiment,
         "variant": "bias-search",
-        "profile": "paper",
+        "profile": config.profile,
         "scale": config.scale,
         "seed": f"0-{config.seeds - 1}",
         "device": device_name(device),
