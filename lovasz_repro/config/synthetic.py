@@ -90,24 +90,25 @@ class SyntheticConfig(About):
     """What a run is stored as; it changes no number."""
 
     def cells(self) -> "list[SyntheticConfig]":
-        """A config for each radius and noise of the sweep."""
+        """A config for each radius and noise of the sweep.
+
+        Raises:
+            UserError: images that cannot be drawn; one line.
+        """
         if self.sweep is None:
             return []
-        content = self.model_dump(exclude={"sweep"})
+        content = self.model_dump(mode="json", exclude={"sweep"})
         content |= {"seeds": self.sweep.seeds, "profile": "sweep"}
         content["search"] |= {"bias": self.sweep.bias, "curve_step": self.sweep.curve_step}
         return [
-            SyntheticConfig.model_validate(
-                content | {"circles": content["circles"] | {"radius": radius, "noise": noise}}
+            validate(
+                SyntheticConfig,
+                content | {"circles": content["circles"] | {"radius": radius, "noise": noise}},
+                "a cell of the sweep",
             )
             for noise in self.sweep.noise
             for radius in self.sweep.radius
         ]
-
-    @model_validator(mode="after")
-    def _cells_fit(self) -> "SyntheticConfig":
-        self.cells()
-        return self
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result: seeds, images and search; nested, of plain values."""

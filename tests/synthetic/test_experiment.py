@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import itertools
 import json
 from dataclasses import asdict
 
@@ -11,6 +12,9 @@ import torch
 
 from lovasz_repro.config.synthetic import load_synthetic
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.provenance import config_hash
+from lovasz_repro.report.figures import FIGURES
+from lovasz_repro.report.tables import TABLES
 from lovasz_repro.store import Store
 from lovasz_repro.synthetic import experiment as synthetic
 from lovasz_repro.synthetic.bias_search import SEARCHED_LOSSES, SURROGATES
@@ -260,3 +264,37 @@ def test_wrong_config_ends_in_one_line(key, value, message):
     with pytest.raises(UserError, match=message) as error:
         load_synthetic(overrides={key: value})
     assert "\n" not in str(error.value)
+
+
+def test_a_sweep_tries_every_radius_with_every_noise_and_leaves_the_paper_alone():
+    base = load_synthetic()
+    cells = base.cells()
+    assert base.sweep is not None
+    tried = [(cell.circles.radius, cell.circles.noise) for cell in cells]
+    assert sorted(tried) == sorted(itertools.product(base.sweep.radius, base.sweep.noise))
+    assert len({config_hash(cell.recipe()) for cell in (base, *cells)}) == len(cells) + 1
+    for cell in cells:
+        assert (cell.circles.images, cell.circles.size, cell.circles.mean) == (10, 50, 0.5)
+        assert (cell.profile, cell.scale) == ("sweep", "reduced")
+    without = base.model_copy(update={"sweep": None})
+    assert config_hash(without.recipe()) == config_hash(base.recipe())
+
+
+def test_a_sweep_of_circles_that_do_not_fit_ends_in_one_line(tiny):
+    with pytest.raises(UserError, match="does not fit") as error:
+        tiny.cells()
+    assert "\n" not in str(error.value)
+
+
+def test_runs_of_a_sweep_have_a_figure_and_stand_in_no_table(store):
+    sizes = {"sweep.radius": [[2, 3], [4, 6]], "sweep.noise": [1.0], "sweep.seeds": 2}
+    config = load_synthetic(overrides=TINY | sizes)
+    before = TABLES["synthetic"](store)
+    runs = [run_synthetic(cell, store).run for cell in config.cells()]
+    assert {run.tags["profile"] for run in runs} == {"sweep"}
+    assert TABLES["synthetic"](store) == before
+    drawing = FIGURES["synthetic-sweep"](store)
+    (curve,) = [c for c in drawing.curves if c.panel == "noise 1, excess" and c.label == "hinge"]
+    assert curve.data["largest radius"] == [3.0, 6.0]
+    means = [100 * np.mean([v for _, v in store.history(r.run_id, "excess/hinge")]) for r in runs]
+    assert curve.data["excess"] == pytest.approx(means)
