@@ -32,7 +32,7 @@ from lovasz_repro.cli.options import (
     without_types_of_flags,
 )
 from lovasz_repro.cli.report import report_app
-from lovasz_repro.cli.run import run, synthetic
+from lovasz_repro.cli.run import experiments, run, synthetic
 from lovasz_repro.cli.runs import runs_app
 from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.errors import RunFailed, UserError, one_line
@@ -73,6 +73,7 @@ def common(
 
 
 app.command()(synthetic)
+app.command()(experiments)
 app.command()(run)
 app.command()(evaluate)
 

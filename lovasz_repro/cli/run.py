@@ -50,11 +50,13 @@ def complete_experiment(incomplete: str) -> Iterator[str]:
 def run(
     context: typer.Context,
     experiment: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="Name of an experiment, or a YAML file.", autocompletion=complete_experiment
+            help="Name of an experiment, or a YAML file; without one they are listed.",
+            autocompletion=complete_experiment,
+            show_default=False,
         ),
-    ],
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="Size of the experiment; default: paper, or the only one of the file."),
@@ -153,6 +155,9 @@ def run(
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.launch.request import GridRequest
 
+    if experiment is None:
+        experiments()
+        raise UserError("which experiment? Give one of these names, or a YAML file.")
     if is_search(experiment):
         refuse_others(context)
         on = "cpu" if device == "auto" else device
@@ -199,6 +204,24 @@ def run(
         print_plan(request, options)
     else:
         dispatch(request, Way(jobs or 1, options, node_rank, rdzv, max_restarts))
+
+
+def experiments() -> None:
+    """List what can be run: what the paper claims there, and the sizes it can be run at."""
+    from lovasz_repro.config.read import read_yaml
+    from lovasz_repro.config.schema import experiment_file, experiment_names
+    from lovasz_repro.host.terminal import Terminal, print_note
+
+    console = Terminal()
+    for name in experiment_names():
+        about = read_yaml(experiment_file(name))
+        say(f"{name}: {about['title']} ({about['section']})")
+        print_note(console, about["claim"])
+        profiles = about.get("profiles") or {"paper": {"about": about["cost"]}}
+        for profile, of_size in profiles.items():
+            print_note(console, f"--profile {profile}: {of_size['about']}")
+        say("")
+    say("lovasz-repro run NAME [--profile PROFILE]; --dry-run says what a run needs and lacks.")
 
 
 def is_search(experiment: str) -> bool:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lovasz_repro.cli.options import RESULTS, AsJson, Results, TrackingUri
+from lovasz_repro.cli.options import RESULTS, AsCsv, AsJson, Results, TrackingUri
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import say, say_json
+from lovasz_repro.host.output import say, say_csv, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.launch.slurm_queue import TaskState
     from lovasz_repro.store import StoredRun
 
+RunId = Annotated[str, typer.Argument(help="Id of a run, or how it begins.")]
 runs_app = typer.Typer(invoke_without_command=True)
 JUDGED_BY = {
     "test/dataset_miou": "test mIoU",
@@ -34,6 +35,7 @@ def runs(
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """List runs, stored and queued: status, experiment, variant, best score, age."""
     if context.invoked_subcommand is None:
@@ -41,6 +43,14 @@ def runs(
         from lovasz_repro.store import Store
 
         found = Store(results, tracking_uri).runs(experiment)
+        if as_csv:
+            from lovasz_repro.report.runs import frame
+
+            table = frame(found).drop(columns=["run", "experiment"], errors="ignore")
+            for column in ("status", "name", "experiment", "run_id"):
+                table.insert(0, column, [getattr(run, column) for run in found])
+            say_csv(table)
+            return
         try:
             tasks = states(slurm_folder(results))
         except UserError as error:  # the runs are there all the same
@@ -49,6 +59,92 @@ def runs(
         prefix = f"{experiment}/" if experiment else ""
         wanted = {key: task for key, task in tasks.items() if task.name.startswith(prefix)}
         print_runs(found, as_json, wanted)
+
+
+@runs_app.command()
+def show(
+    run: RunId,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """One run in full: where it comes from, its settings, scores, files, and how to repeat it."""
+    from lovasz_repro.report.compare import again, of_moments
+    from lovasz_repro.report.runs import source
+    from lovasz_repro.store import Store
+
+    store = Store(results, tracking_uri)
+    found = store.by_id(run)
+    tags = asdict(source(found))
+    marks = {
+        "run": f"{found.experiment}/{found.tags.get('profile', '')}/{found.name}",
+        "id": found.run_id,
+        "made as": found.tags.get("origin_run_id", ""),
+        "status": status_of(found, None),
+        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(found.started)),
+        "took": age(found.ended - found.started) if found.ended else "",
+        **{key: tags[key] for key in ("git_commit", "config_hash", "data_fingerprint", "device")},
+        "again": again(found, found.experiment),
+    }
+    scores, files = of_moments(store, found), store.artifact_names(found.run_id)
+    if as_json:
+        say_json(asdict(found) | {"moments": scores, "artifacts": files, "again": marks["again"]})
+        return
+    print_parts(
+        (["", ""], [[key, value] for key, value in marks.items() if value], (0, 1)),
+        (
+            ["metric", "before training", "best snapshot", "end"],
+            [[name, *map(brief, values.values())] for name, values in scores.items()],
+            (0,),
+        ),
+        (["setting", "value"], [[key, text] for key, text in sorted(found.params.items())], (0, 1)),
+        (["file"], [[name] for name in files], (0,)),
+    )
+
+
+@runs_app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Ids of two runs or more, or how they begin.")],
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Runs side by side: settings that differ, metrics, and the last run's minus the first's."""
+    from lovasz_repro.report.compare import side_by_side
+    from lovasz_repro.store import Store
+
+    if len(runs) < 2:
+        raise UserError("compare takes two runs or more; `lovasz-repro runs` lists them")
+    store = Store(results, tracking_uri)
+    found = [store.by_id(run) for run in runs]
+    parts = side_by_side(found)
+    if as_json:
+        say_json({"runs": [asdict(run) for run in found], **parts})
+        return
+    if as_csv:
+        import pandas as pd
+
+        say_csv(
+            pd.DataFrame([{"part": part} | row for part, rows in parts.items() for row in rows])
+        )
+        return
+    names = [
+        [str(number), f"{r.experiment}/{r.tags.get('profile', '')}/{r.name}", r.run_id[:12]]
+        for number, r in enumerate(found, start=1)
+    ]
+    numbers = [number for number, *_ in names]
+
+    def columns(title: str, part: str, *more: str) -> tuple[list[str], list[list[str]], tuple[int]]:
+        keys = [*numbers, *more]
+        rows = [[row["name"], *(brief(row[key]) for key in keys)] for row in parts[part]]
+        return [title, *keys], rows, (0,)
+
+    print_parts(
+        (["", "run", "run id"], names, (0, 1, 2)),
+        columns("setting", "settings"),
+        columns("metric", "metrics", "difference"),
+    )
 
 
 @runs_app.command("export")
@@ -132,6 +228,28 @@ def record(
         f"{'recorded' if new else 'recorded before'}: {words} of {found.name} {what} "
         f"(run {found.run_id})"
     )
+
+
+# -- tables of runs ---------------------------------------------------------------------------
+
+
+def print_parts(*parts: tuple[list[str], list[list[str]], tuple[int, ...]]) -> None:
+    """Tables under each other: heads, rows, and which columns hold words; empty ones are left
+    out."""
+    from lovasz_repro.host.terminal import Terminal, print_table
+
+    console = Terminal()
+    for number, (heads, rows, words) in enumerate(part for part in parts if part[1]):
+        if number:
+            say("")
+        print_table(console, heads, rows, words=words)
+
+
+def brief(value: object) -> str:
+    """A value in a table of any metrics: six significant digits of a number; nothing of None."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
 
 
 # -- the list ---------------------------------------------------------------------------------

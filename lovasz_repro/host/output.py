@@ -13,10 +13,13 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import write_durably
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPELLED = {"–": "-", "−": "-", "±": "+-", "×": "x", "→": "->", "≥": ">=", "≤": "<=", "·": "*",
            "…": "...", "▸": ">"}  # fmt: skip
@@ -50,6 +53,20 @@ def say_json(content: Any) -> None:
     """Print JSON for programs; a number that JSON does not have is null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
     print(text.replace("\x7f", "\\u007f"), flush=True)
+
+
+def say_csv(table: "pd.DataFrame") -> None:
+    """Print a data frame as CSV, without its index; what is missing is empty."""
+    text = table.map(no_formula).rename(columns=no_formula).to_csv(index=False)
+    print(text, end="", flush=True)
+
+
+def no_formula(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula: such text has an apostrophe in front."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def never_fail_to_encode() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text as RichText
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import visible
+from lovasz_repro.host.output import no_formula, visible
 from lovasz_repro.host.terminal import has_room, print_note, print_sections
 from lovasz_repro.host.terminal import print_table as print_rows
 from lovasz_repro.report.latex import to_latex
@@ -89,7 +89,7 @@ def to_csv(table: Table) -> str:
     for cell in _cells(table):
         runs = " ".join(source["run_id"] for source in cell.pop("sources"))
         values = {key: cell.get(key) for key in fields} | {"runs": runs}
-        writer.writerow({key: _no_formula(value) for key, value in values.items()})
+        writer.writerow({key: no_formula(value) for key, value in values.items()})
     return out.getvalue()
 
 
@@ -189,13 +189,6 @@ def _rich(cell: Text) -> RichText:
 def _md_cell(cell: Text) -> str:
     mark = f" ({cell.mark})" if cell.mark else ""
     return f"**{cell.text}**" if cell.bold else cell.text + mark
-
-
-def _no_formula(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    text = visible(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _cells(table: Table) -> Iterable[dict[str, Any]]:

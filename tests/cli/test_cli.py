@@ -1,6 +1,8 @@
 """The command line's manners: help, errors in one line, exit codes, dry runs, JSON."""
 
+import csv
 import importlib.metadata
+import io
 import json
 import shutil
 import signal
@@ -179,6 +181,18 @@ def test_a_printed_config_is_a_file_of_the_same_runs(
     assert out.count("new, 4 iterations") == 2
 
 
+def test_experiments_are_listed_with_their_sizes(lovasz_repro: Command) -> None:
+    code, listed, _ = lovasz_repro("experiments")
+    assert code == 0
+    for name in ("synthetic", "voc-multiclass"):
+        assert f"\n{name}: " in listed
+    for profile, of_size in load_experiment("voc-multiclass").profiles.items():
+        assert " ".join(of_size.about.split()) in " ".join(listed.split()), profile
+    code, out, err = lovasz_repro("run")
+    assert (code, out) == (2, listed)
+    assert err.count("\n") == 1
+
+
 def test_gpus_are_planned_for_where_there_are_none(
     lovasz_repro: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +341,22 @@ def test_run_then_list_then_report(lovasz_repro: Command, tiny: Path, tmp_path: 
         "weighted-cross-entropy-b2-s0",
         "lovasz-softmax-b2-s0",
     }
+    one, two = (run["run_id"] for run in json.loads(out))
+    code, out, _ = lovasz_repro("runs", "show", one[:8])
+    assert code == 0
+    assert all(
+        word in out for word in (one, "best.safetensors", "training.lr", "test/dataset_miou")
+    )
+    code, out, _ = lovasz_repro("runs", "compare", one, two, "--json")
+    assert {"variant", "loss.terms.lovasz_softmax"} <= {
+        r["name"] for r in json.loads(out)["settings"]
+    }
+    code, out, _ = lovasz_repro("runs", "compare", one, two)
+    assert "difference" in out
+    code, out, _ = lovasz_repro("runs", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert {row["run_id"] for row in rows} == {one, two}
+    assert all(0 <= float(row["test/dataset_miou"]) <= 1 for row in rows)
     assert lovasz_repro("runs", "export", "exported")[1] == "2 runs in exported\n"
     code, out, _ = lovasz_repro("runs", "import", "exported", "--results", "other")
     assert out.startswith("2 added")

@@ -1,0 +1,100 @@
+"""One run in full, and several side by side: ``runs show`` and ``runs compare``."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from lovasz_repro.config.schema import experiment_names, load_experiment
+from lovasz_repro.errors import UserError
+from lovasz_repro.report.runs import Run, RunStore, command, score_at, setting, typed
+
+MOMENTS = ("start", "best", "last")
+
+
+def of_moments(store: RunStore, run: Run) -> dict[str, dict[str, float | None]]:
+    """Each metric before training, at the best snapshot and at the end, where it was logged then.
+
+    What is logged as ``initial/<name>`` is the start of ``<name>``.
+    """
+    names = [name for name in sorted(run.metrics) if not name.startswith("initial/")]
+    return {name: {at: score_at(store, run, name, at) for at in MOMENTS} for name in names}  # type: ignore[arg-type]
+
+
+def again(run: Run, experiment: str) -> str:
+    """The command that repeats a run with the experiments of this version.
+
+    Settings in which it differs from these follow as ``--set``; of an experiment that does not come
+    with the tool the file has to be named.
+    """
+    profile = run.tags.get("profile", "paper")
+    if experiment not in experiment_names():
+        return f"{command(f'{experiment}.yaml', profile)}  (the file of the experiment is your own)"
+    if experiment == "synthetic":
+        return command(experiment)
+    parts = [command(experiment, profile)]
+    for option, value in _chosen(run).items():
+        parts += [f"{option} {shlex.quote(str(value))}"] if value is not None else []
+    return " ".join([*parts, *_overrides(run, experiment, profile)])
+
+
+def _chosen(run: Run) -> dict[str, Any]:
+    """Which cell of the grid a run is, as options of ``run``."""
+    return {
+        "--variant": run.tags.get("variant"),
+        "--classes": setting(run, "data.category"),
+        "--batch-size": setting(run, "training.batch_size"),
+        "--seed": setting(run, "seed"),
+    }
+
+
+def _overrides(run: Run, experiment: str, profile: str) -> list[str]:
+    chosen = _chosen(run)
+    category, size, number = (chosen[key] for key in ("--classes", "--batch-size", "--seed"))
+    try:
+        cells = load_experiment(experiment).cells(
+            profile,
+            variants=[run.tags.get("variant", "")],
+            categories=[category] if category else None,
+            seeds=None if number is None else [number],
+            batch_sizes=None if size is None else [size],
+        )
+    except UserError:  # neither profile nor variant is there any more
+        return []
+    expected = next((c.params for c in cells if c.variant == run.tags.get("variant")), {})
+    return [
+        f"--set {shlex.quote(f'{key}={_as_yaml(run.params[key])}')}"
+        for key, text in expected.items()
+        if run.params.get(key, text) != text  # an older run lacks settings that came later
+    ]
+
+
+def _as_yaml(text: str) -> str:
+    value = typed(text)
+    value = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
+
+
+def side_by_side(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Settings in which runs differ, and the metrics that any of them ended with.
+
+    Returns: ``settings`` and ``metrics``, rows of ``name`` and a value for each run's number 1, 2,
+        ...; a metric also has the ``difference`` of the last run from the first where both have it.
+    """
+    numbers = [str(number) for number, _ in enumerate(runs, start=1)]
+
+    def rows(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        names = sorted(set().union(*values))
+        return [
+            {"name": name} | {n: v.get(name) for n, v in zip(numbers, values, strict=True)}
+            for name in names
+        ]
+
+    settings = rows([{key: typed(text) for key, text in run.params.items()} for run in runs])
+    metrics = rows([run.metrics for run in runs])
+    for row in metrics:
+        first, last = row[numbers[0]], row[numbers[-1]]
+        row["difference"] = None if first is None or last is None else last - first
+    differ = [row for row in settings if len({str(row[number]) for number in numbers}) > 1]
+    return {"settings": differ, "metrics": metrics}
