@@ -122,11 +122,14 @@ def count(logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """The first pass; as :func:`.plain.count`. What is kept is that of ``kernels.py``."""
     source, wanted, bins = Logits(logits), problem.counted.numpy(), problem.bins
     label = with_ignored(problem)
-    rows, kept = len(problem.rows.counts), torch.empty(4, len(label), device="cpu")
+    rows = len(problem.rows.counts)
+    kept = torch.from_numpy(np.zeros((4, len(label)), np.float32))  # no threads of PyTorch's
     # One set of sums a thread; of an image that one thread takes alone, only one in all.
     shape = problem.tally_shape(logits)
     flat = np.zeros((source.threads if rows == 1 else 1, math.prod(shape) + 1), np.int64)
     parts = [part[:-1].reshape(shape) for part in flat]
+    if problem.how.name == "sort" and sorts_here(problem):  # :func:`exact_gains` fills ``kept``
+        return torch.from_numpy(flat[0]), kept
     numbers = (kept.numpy(), wanted)
 
     def work(chunks: list[Chunk], thread: int) -> int:
@@ -159,7 +162,8 @@ def with_ignored(problem: Problem) -> np.ndarray:
 def widths_of(bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Widths of the bins, and what the square of an error of a gain counts for."""
     numbers, cpu = ProbabilityBins(bins), torch.device("cpu")
-    return numbers.widths(cpu).numpy(), numbers.logit_weights(cpu).square().numpy()
+    widths, weights = numbers.widths(cpu).numpy(), numbers.logit_weights(cpu).square().numpy()
+    return widths.copy(), weights.copy()  # or the cache would hold tensors
 
 
 def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
@@ -212,19 +216,29 @@ def gradient(
     return result
 
 
-def exact_gains(logits: Tensor, problem: Problem, items: Sequence[int]) -> tuple[Tensor, Tensor]:
+def sorts_here(problem: Problem) -> bool:
+    """Whether kernels can sort the rows: the pixels of this process, and not too many."""
+    row = problem.labels.numel() // max(1, len(problem.rows.counts))
+    return problem.row_ranks.alone and row <= kernels.INDEX_MASK
+
+
+def exact_gains(
+    logits: Tensor, problem: Problem, kept: Tensor, items: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Gains of some classes, sorted exactly; as :func:`.plain.exact_gains`."""
+    if not sorts_here(problem):
+        return plain.exact_gains(logits, problem, kept, items)
     weight, label = problem.rows.weights.numpy(), with_ignored(problem)
     row = len(label) // max(1, len(weight))
-    if not problem.row_ranks.alone or row > kernels.INDEX_MASK:
-        return plain.exact_gains(logits, problem, items)
     source, logarithms = Logits(logits), np.empty((2, len(label)))
+    into_kept = (kept.numpy(), problem.how.name == "sort")
 
-    def take(chunk: Chunk, thread: int) -> None:
+    def take(chunk: Chunk, thread: int) -> int:
         place = (source.read(chunk, thread), label, chunk.flat, chunk.pixels)
-        kernels.log_errors(*place, logarithms)
+        nans: int = kernels.log_errors(*place, *into_kept, logarithms)
+        return nans
 
-    shared_out(take, source.chunks, source.threads)
+    nans = sum(shared_out(take, source.chunks, source.threads))
     gains = torch.zeros(len(items), *problem.labels.shape, device="cpu")
     tasks = [(r, e) for r in range(len(weight)) for e in range(len(items)) if weight[r, items[e]]]
     threads = threads_for(tasks)
@@ -238,7 +252,7 @@ def exact_gains(logits: Tensor, problem: Problem, items: Sequence[int]) -> tuple
         loss: float = kernels.class_gains(*numbers, words[thread], into[task[1], at])
         return loss
 
-    part = sum(shared_out(sort, tasks, threads))
+    part = sum(shared_out(sort, tasks, threads)) if not nans else math.nan
     return gains, torch.tensor(part, dtype=torch.float64, device="cpu")
 
 

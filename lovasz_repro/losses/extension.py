@@ -58,7 +58,8 @@ def lovasz_extension(
             the set function of all pixels; ``histogram.py`` derives closer bounds. "auto" counts
             rows of at least 131,072 pixels where those bounds are below the rounding error of
             Algorithm 1 in float32, and sorts the others, and all in float64 or with weights.
-        bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on.
+        bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on
+            and 2**13 below 2**15 pixels.
         group: process group whose ranks hold parts of the same rows: P may differ between them.
             Every rank gets the values of the whole rows, and the gradient for its own errors times
             the number of ranks, for DistributedDataParallel to average. "histogram" adds up two

@@ -55,8 +55,9 @@ from torch import Tensor
 
 from .set_functions import Counts, SetFunction
 
-# Bins, and for rows of many pixels, where they cost nothing in comparison, twice as many.
-FEW_BINS, MANY_BINS, MANY_PIXELS = 2**14, 2**15, 2**19
+# Bins: twice as many for rows of many pixels, where they cost nothing in comparison, and half for
+# rows of few, where they cost most and no bin would hold more than some pixels.
+FEW_BINS, MANY_BINS, MANY_PIXELS, FEW_PIXELS = 2**14, 2**15, 2**19, 2**15
 MAX_BINS = 2**20
 # Rows of fewer pixels than this are sorted by "auto": there a sort costs little, and bins of a
 # few pixels among few are too coarse to pass the test anyway.
@@ -127,7 +128,9 @@ class Method:
 
     def bins_for(self, pixels: int) -> int:
         """How many bins to count rows of this many pixels in, of all ranks."""
-        return self.bins or (MANY_BINS if pixels >= MANY_PIXELS else FEW_BINS)
+        if self.bins or pixels >= MANY_PIXELS:
+            return self.bins or MANY_BINS
+        return FEW_BINS if pixels >= FEW_PIXELS else FEW_BINS // 2
 
     def sorts(self, pixels: int, dtype: torch.dtype, weighted: bool) -> bool:
         """Whether rows are sorted without counting them first.

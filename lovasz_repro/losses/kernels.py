@@ -35,8 +35,8 @@ KEY_BITS = DIGIT * DIGITS
 INDEX_BITS = 62 - KEY_BITS
 """What a 64-bit word has left for the number of a pixel, with one bit for the foreground."""
 INDEX_MASK = (1 << INDEX_BITS) - 1
-HINGE_SHIFT, HINGE_BINS = 11, 2**16
-"""The bins of a hinge are 2^12 to a doubling of e + UNIT; the last holds what is above 64."""
+HINGE_SHIFT, HINGE_BINS = 12, 2**15
+"""The bins of a hinge are 2^11 to a doubling of e + UNIT; the last holds what is above 64."""
 KEYS_DOWN = ((1 << KEY_BITS) - 1) << (INDEX_BITS + 1)
 """Turns the order of keys around."""
 KERNEL_UNIT = np.float32(2.0**-10)
@@ -330,15 +330,19 @@ def give_back_rounding(result, image, at, wrong, p):
 
 
 @kernel
-def log_errors(source, labels, at, count, logarithms):
+def log_errors(source, labels, at, count, kept, fills, logarithms):
     """Softmax of some pixels in float64.
 
     Args:
+        fills: whether to fill ``kept``; no need after :func:`count`.
         logarithms: (2, P) float64, filled: what is subtracted from logits to give logarithms of
             probabilities, and the logarithm of the label's error.
+
+    Returns:
+        How many pixels have NaN.
     """
     logits, image, first = source
-    top = np.empty(BLOCK, np.float32)
+    top, nans = np.empty(BLOCK, np.float32), 0
     mine, rest = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
     for start in range(0, count, BLOCK):
         n, here, begin = min(BLOCK, count - start), first + start, at + start
@@ -357,6 +361,13 @@ def log_errors(source, labels, at, count, logarithms):
             total = mine[p] + rest[p]
             logarithms[0, begin + p] = math.log(total) + np.float64(top[p])
             logarithms[1, begin + p] = math.log(rest[p] / total)
+            nans += label[p] >= 0 and total != total
+            if fills and label[p] >= 0:
+                kept[0, begin + p] = top[p]
+                kept[1, begin + p] = 1.0 / math.sqrt(total) if total == total else 0.0
+                kept[2, begin + p] = mine[p] / total
+                kept[3, begin + p] = rest[p] / total
+    return nans
 
 
 @inlined
@@ -369,6 +380,13 @@ def word_of(size, exponent, p, is_foreground):
     size = max(min(size, 2.0 ** (exponent + 63)), 2.0**exponent)
     key = (np.float64(size).view(np.int64) - (np.int64(1023 + exponent) << 52)) >> (58 - KEY_BITS)
     return (((key << INDEX_BITS) | p) << 1) | np.int64(is_foreground)
+
+
+@inlined
+def size_of(word, exponent):
+    """The ``size`` of :func:`word_of`, but for what it rounds off: down."""
+    key = (word >> (INDEX_BITS + 1)) << (58 - KEY_BITS)
+    return np.int64(key + (np.int64(1023 + exponent) << 52)).view(np.float64)
 
 
 @kernel
@@ -404,37 +422,37 @@ def sorted_words(words, n):
 
 
 @kernel
-def ranked_gains(words, n, size, gains):
-    """Gains of the Jaccard loss (Eq. 9) of n pixels (Algorithm 1), by the number of the pixel.
+def ranked_gains(words, n, size):
+    """Gains of the Jaccard loss (Eq. 9) of n pixels (Algorithm 1), in their order.
 
     Foreground gains 1/U, background I / (U (U + 1)); once no foreground is left, nothing gains.
 
     Args:
-        words: (2, N) int64, of which the first n of ``words[0]`` are sorted.
+        words: (2, N) int64, of which the first n of ``words[0]`` are sorted; overwritten.
         size: foreground pixels. Without any, the first false positive costs all (Eq. 3).
-        gains: float, filled where there is a gain.
 
     Returns:
-        The words in their order.
+        The words in their order, and the gains (N,) float64.
     """
-    ranked = words[sorted_words(words, n)]
-    if size == 0 and n > 0:
-        gains[(ranked[0] >> 1) & INDEX_MASK] = 1.0
+    where = sorted_words(words, n)
+    ranked, gains = words[where], words[1 - where].view(np.float64)
     intersection, union = float(size), float(size)
     inverse = 1.0 / union if size > 0 else 0.0
     for i in range(n):
         if intersection == 0.0:
+            gains[i:n] = 0.0
             break
-        at = (ranked[i] >> 1) & INDEX_MASK
         if ranked[i] & 1:
-            gains[at] = inverse
+            gains[i] = inverse
             intersection -= 1.0
         else:
             union += 1.0
             behind = 1.0 / union
-            gains[at] = intersection * inverse * behind
+            gains[i] = intersection * inverse * behind
             inverse = behind
-    return ranked
+    if size == 0 and n > 0:
+        gains[0] = 1.0
+    return ranked, gains
 
 
 @kernel
@@ -456,13 +474,12 @@ def class_gains(scores, labels, logarithms, item, weight, words, gains):
         The share in the loss.
     """
     normaliser, label_error = logarithms[0], logarithms[1]
-    n, size, least, loss, bad = 0, 0, 0.0, 0.0, False
+    n, size, least = 0, 0, 0.0
     for p in range(len(scores)):
         gains[p] = ZERO
         mine = labels[p] == item
         size += mine
         least = label_error[p] if mine and label_error[p] < least else least
-        bad |= labels[p] >= 0 and normaliser[p] != normaliser[p]
     if size == 0:  # then the largest error alone gains
         least = -np.inf
         for p in range(len(scores)):
@@ -474,13 +491,17 @@ def class_gains(scores, labels, logarithms, item, weight, words, gains):
         if logarithm >= least and labels[p] >= 0:
             words[0, n] = word_of(-logarithm, -45, p, mine)
             n += 1
-    ranked = ranked_gains(words, n, size, gains)
-    for i in range(n):
-        p = (ranked[i] >> 1) & INDEX_MASK
-        logarithm = label_error[p] if ranked[i] & 1 else np.float64(scores[p]) - normaliser[p]
-        loss += gains[p] * power_of_two64(logarithm * LOG2_E)
-        gains[p] *= weight
-    return np.nan if bad else loss * weight
+    ranked, gained = ranked_gains(words, n, size)
+    losses = np.zeros(BLOCK)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        word, gain = ranked[start:stop], gained[start:stop]
+        for i in range(stop - start):
+            error = power_of_two(np.float32(-size_of(word[i], -45) * LOG2_E))
+            losses[i] += np.float64(error) * gain[i]
+        for i in range(stop - start):
+            gains[(word[i] >> 1) & INDEX_MASK] = gain[i] * weight
+    return losses.sum() * weight
 
 
 @inlined
@@ -588,11 +609,11 @@ def hinge_sorted(scores, foreground, valid, factor, words, result):
         if signed >= least and (len(valid) == 0 or valid[p]):
             words[0, n] = KEYS_DOWN ^ word_of(2.0 + np.float64(signed), 0, p, foreground[p])
             n += 1
-    ranked, loss = ranked_gains(words, n, size, result), 0.0
+    (ranked, gains), loss = ranked_gains(words, n, size), 0.0
     for i in range(n):
         p = (ranked[i] >> 1) & INDEX_MASK
         error = hinge_error(scores[p], foreground[p])
-        gain = np.float64(result[p]) * factor if error > ZERO else 0.0
+        gain = gains[i] * factor if error > ZERO else 0.0
         loss += gain * error if gain > 0.0 else 0.0
         result[p] = -gain if foreground[p] else gain
     return loss

@@ -80,7 +80,8 @@ def lovasz_softmax(
             and sorts single classes of them whose gradient would be further from the exact one
             than that of Algorithm 1 in float32; it sorts what is smaller, is float64 or has pixel
             weights.
-        bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on.
+        bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on
+            and 2**13 below 2**15 pixels.
         group: process group whose ranks hold parts of one batch. The loss is that of the whole
             batch, the same on every rank; a class is present if any rank has it. The gradient is
             that of the whole loss for this rank's logits, times the number of ranks, which
@@ -177,7 +178,7 @@ def lovasz_hinge(
         method, bins: as of :func:`lovasz_repro.losses.lovasz_extension`. The bins are of equal
             width in log(1 + 1024 e), between the smallest and the largest error e of the row. In
             compiled kernels "auto" counts rows of 16,384 pixels and more, in bins of the upper
-            bits of e + 2^-10 as a float: 4,096 to each doubling.
+            bits of e + 2^-10 as a float: 2,048 to each doubling.
         group: as of :func:`lovasz_softmax`. With ``per_image`` only the number of images is
             shared.
 

@@ -101,12 +101,15 @@ def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
     return Readings(table.view(shape), values.view(shape[1:3]), coarse.view(shape[1:3]))
 
 
-def exact_gains(logits: Tensor, problem: Problem, items: Sequence[int]) -> tuple[Tensor, Tensor]:
+def exact_gains(
+    logits: Tensor, problem: Problem, _: Tensor, items: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Gains (E, B, P) of some classes times their weights, from a sort (Algorithm 1).
 
     Errors are ranked by their logarithm in float64, whatever the dtype of the logits. Ranked in
     float32, neighbours among a million pixels change places, and with them the gains of a class
-    of a thousand pixels change by 1e-3.
+    of a thousand pixels change by 1e-3. What the first pass kept is there for kernels that take
+    no first pass where nothing is counted: they fill it in here.
 
     Returns:
         The gains, and this rank's part of the loss of these classes, 0-dim float64.

@@ -37,7 +37,7 @@ class LovaszSoftmaxFunction(torch.autograd.Function):
         exact = tables.new_empty(0, *problem.labels.shape)
         loss = values[slots < 0].sum()
         if items:
-            exact, part = backend.exact_gains(logits, problem, items)
+            exact, part = backend.exact_gains(logits, problem, kept, items)
             loss = loss + problem.row_ranks.sum_(part)
         loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
         if window is not None:

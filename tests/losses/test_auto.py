@@ -76,9 +76,9 @@ def test_auto_sorts_single_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_classes = []
     original = compiled.exact_gains
 
-    def watch(logits, problem, items):
+    def watch(logits, problem, kept, items):
         sorted_classes.append(items)
-        return original(logits, problem, items)
+        return original(logits, problem, kept, items)
 
     monkeypatch.setattr(compiled, "exact_gains", watch)
     labels = labels_of([0.7, 0.3, 1e-5])

@@ -242,5 +242,6 @@ def test_auto_sorts_what_is_small_exact_or_weighted() -> None:
     assert not auto.sorts(2**17, torch.float32, weighted=False)
     assert not Method("histogram", 2**14).sorts(1, torch.float64, weighted=True)
     assert auto.bins_for(2**30) == 2**14
-    assert [Method().bins_for(pixels) for pixels in (1, 2**19 - 1, 2**19)] == [2**14, 2**14, 2**15]
+    sizes = (1, 2**15 - 1, 2**15, 2**19 - 1, 2**19)
+    assert [Method().bins_for(pixels) for pixels in sizes] == [2**13, 2**13, 2**14, 2**14, 2**15]
     assert Method("sort", 2**14).sorts(2**30, torch.float32, weighted=False)
