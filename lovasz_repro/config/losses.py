@@ -28,6 +28,8 @@ class LossKind:
 LOSSES = {
     "cross_entropy": LossKind("cross-entropy", "baselines", ("class_weights",)),
     "lovasz_softmax": LossKind("Lovász-Softmax", "lovasz", ("classes", "per_image")),
+    "soft_dice": LossKind("soft Dice", "baselines", ("classes", "per_image")),
+    "soft_jaccard": LossKind("soft Jaccard", "baselines", ("classes", "per_image")),
     "binary_cross_entropy": LossKind("cross-entropy", "baselines", score="cross_entropy"),
     "hinge": LossKind("hinge", "baselines", score="hinge"),
     "lovasz_hinge": LossKind("Lovász hinge", "lovasz", score="lovasz_hinge"),

@@ -17,7 +17,9 @@ from .baselines import (
     binary_cross_entropy,
     cross_entropy,
     hinge,
+    soft_dice,
     soft_iou,
+    soft_jaccard,
     weighted_sum,
 )
 from .extension import lovasz_extension
@@ -28,7 +30,9 @@ from .modules import (
     Hinge,
     LovaszHinge,
     LovaszSoftmax,
+    SoftDice,
     SoftIoU,
+    SoftJaccard,
     WeightedSum,
 )
 from .set_functions import (
@@ -54,7 +58,9 @@ __all__ = [
     "LovaszHinge",
     "LovaszSoftmax",
     "SetFunction",
+    "SoftDice",
     "SoftIoU",
+    "SoftJaccard",
     "TverskyLoss",
     "WeightedSum",
     "binary_cross_entropy",
@@ -64,6 +70,8 @@ __all__ = [
     "lovasz_extension",
     "lovasz_hinge",
     "lovasz_softmax",
+    "soft_dice",
     "soft_iou",
+    "soft_jaccard",
     "weighted_sum",
 ]

@@ -1,4 +1,4 @@
-"""The losses the paper compares with (Eq. 1, Sec. 2.1, Table 1, [22]) and weighted sums of losses.
+"""The losses the paper compares with (Eq. 1, Sec. 2.1, Table 1, [22]), two more, and weighted sums.
 
 The binary losses follow the binary experiment of the authors (Sec. 4.2): ``per_image=True`` is
 the mean over the valid pixels of each image, averaged over the images. They share the inputs of
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from .averaging import rows_of
 from .eager import eager
 from .inputs import (
     BinaryPixels,
@@ -20,6 +21,7 @@ from .inputs import (
     class_weight_vector,
     multiclass_pixels,
 )
+from .plain import one_hot
 from .ranks import Ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -158,6 +160,94 @@ def soft_iou(
     empty = union == 0
     losses = wrong.masked_fill(empty, 0.0) / union.masked_fill(empty, 1.0)
     loss = losses.sum() / max(1, pixels.total_rows)
+    return ranks.total(loss) if per_image else loss
+
+
+@eager
+def soft_dice(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    classes: str | Sequence[int] = "present",
+    per_image: bool = False,
+    ignore_index: int | None = None,
+    group: distributed.ProcessGroup | None = None,
+) -> Tensor:
+    """Soft Dice loss, mean over classes of 1 - 2 sum(p t) / sum(p + t).
+
+    p is the softmax of the logits, t is 1 in the pixels of the class and 0 elsewhere, the sums are
+    over the valid pixels of the batch. Drozdzal et al. 2016 ("The importance of skip connections
+    in biomedical image segmentation") write it so, for one class; V-Net (Milletari et al. 2016)
+    squares p and t in the denominator. No constant is added to numerator or denominator.
+
+    Args:
+        logits, labels, ignore_index: as of :func:`lovasz_repro.losses.lovasz_softmax`.
+        classes: as there; an absent class costs 1 whatever the logits, so "all" adds a constant
+            for each of them.
+        per_image: False takes the sums over the batch, True over each image, and averages.
+        group: as there.
+
+    Returns:
+        0-dim tensor in [0, 1]. No valid pixel gives 0 with a zero gradient; a NaN in a valid pixel
+        gives NaN.
+
+    Raises:
+        TypeError, ValueError: as :func:`lovasz_repro.losses.lovasz_softmax`.
+    """
+    return _soft_overlap(logits, labels, 1, classes, per_image, ignore_index, group)
+
+
+@eager
+def soft_jaccard(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    classes: str | Sequence[int] = "present",
+    per_image: bool = False,
+    ignore_index: int | None = None,
+    group: distributed.ProcessGroup | None = None,
+) -> Tensor:
+    """Soft Jaccard loss, mean over classes of 1 - sum(p t) / sum(p + t - p t).
+
+    It is :func:`soft_iou` (Rahman and Wang 2016, [22] of the paper) of several classes: the
+    softmax in place of the sigmoid, and the mean of Eq. 13.
+
+    Args, returns, raises: as of :func:`soft_dice`.
+    """
+    return _soft_overlap(logits, labels, 0, classes, per_image, ignore_index, group)
+
+
+def _soft_overlap(
+    logits: Tensor,
+    labels: Tensor,
+    hits: int,
+    classes: str | Sequence[int],
+    per_image: bool,
+    ignore_index: int | None,
+    group: distributed.ProcessGroup | None,
+) -> Tensor:
+    """Mean of the errors |p - t| over them plus (1 + hits) I, I = sum(p t): the same numbers.
+
+    As errors they do not cancel where I is nearly all.
+    """
+    ranks = Ranks(group)
+    pixels = multiclass_pixels(logits, labels, ignore_index, ranks)
+    rows = rows_of(pixels, classes, per_image, None)
+    scores, is_label = pixels.logits, one_hot(pixels.labels, logits.shape[1])
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if pixels.valid is not None:  # the gradient of a NaN that does not count would be NaN
+        scores = scores.masked_fill(~pixels.valid[:, None], 0.0)
+    probabilities = scores.softmax(1)
+    errors = torch.where(is_label, 1 - probabilities, probabilities)
+    if pixels.valid is not None:
+        errors = errors.masked_fill(~pixels.valid[:, None], 0.0)
+    sums = torch.stack([errors.masked_fill(~is_label, 0.0).sum(2), errors.sum(2)])
+    if not per_image:
+        sums = ranks.total(sums.sum(1, keepdim=True))
+    missed, wrong = sums
+    whole = wrong + (1 + hits) * (rows.counts.to(sums) - missed)
+    losses = wrong / whole.masked_fill(whole == 0, 1.0)
+    loss = (losses * rows.weights.to(losses)).sum()
     return ranks.total(loss) if per_image else loss
 
 

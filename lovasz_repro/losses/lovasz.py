@@ -50,6 +50,9 @@ def lovasz_softmax(
 ) -> Tensor:
     """Lovász-Softmax loss of a batch (Eq. 11-13, Algorithm 1).
 
+    Of one logit F a pixel, with ``torch.stack([0 * F, F], 1)`` and ``classes=[1]``, it is the
+    "Lovász sigmoid": the extension at the errors of the sigmoid, of the foreground alone.
+
     Args:
         logits: (B, C, ...) unnormalised scores of any floating dtype; float16 and bfloat16 are
             computed in float32. -inf is the probability zero; +inf gives NaN, as in a softmax.
@@ -64,7 +67,9 @@ def lovasz_softmax(
             in any other. It may be a class id; that class then has no labelled pixel, and is
             still averaged as an absent one by "all".
         class_weights: (C,) non-negative weights; Eq. 13 becomes the weighted mean over the
-            averaged classes. Zero weight in all of them gives the loss 0.
+            averaged classes, divided by the sum of their weights. Some libraries divide by the
+            number of classes instead (mmseg of the averaged ones, kornia of all C): a factor. Zero
+            weight in all of them gives the loss 0.
         pixel_weight: (B, ...) finite weights of at least 0, of the labels' shape: what a pixel
             adds to intersection and union. A pixel of weight 0 is ignored.
         weight_background: False uses the weight only where a pixel is foreground, in the class of

@@ -27,6 +27,12 @@ class LovaszHingeOptions(BinaryOptions, total=False):
     bins: int | None
 
 
+class SoftOptions(BinaryOptions, total=False):
+    """Options of :func:`lovasz_repro.losses.soft_dice` and ``soft_jaccard``."""
+
+    classes: str | Sequence[int]
+
+
 class CrossEntropyOptions(TypedDict, total=False):
     """Options of :func:`lovasz_repro.losses.cross_entropy`."""
 
@@ -133,6 +139,24 @@ class SoftIoU(_Bound):
     function = staticmethod(baselines.soft_iou)
 
     def __init__(self, **options: Unpack[BinaryOptions]) -> None:
+        super().__init__(**options)
+
+
+class SoftDice(_Bound):
+    """:func:`lovasz_repro.losses.soft_dice` with its options bound."""
+
+    function = staticmethod(baselines.soft_dice)
+
+    def __init__(self, **options: Unpack[SoftOptions]) -> None:
+        super().__init__(**options)
+
+
+class SoftJaccard(_Bound):
+    """:func:`lovasz_repro.losses.soft_jaccard` with its options bound."""
+
+    function = staticmethod(baselines.soft_jaccard)
+
+    def __init__(self, **options: Unpack[SoftOptions]) -> None:
         super().__init__(**options)
 
 

@@ -46,3 +46,13 @@ def test_a_line_is_all_that_a_new_loss_needs(monkeypatch: pytest.MonkeyPatch) ->
     cell, *_ = experiment.cells("demo", overrides=overrides)
     logits, labels = torch.zeros(1, 2, 3, 3), torch.ones(1, 3, 3, dtype=torch.long)
     assert build_objective(cell.loss, None, torch.ones(2))(logits, labels) == 2 * 0.25
+
+
+@pytest.mark.parametrize("name", ["soft_dice", "soft_jaccard"])
+def test_soft_overlaps_are_terms_of_an_objective(name: str) -> None:
+    logits, labels = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 5, 5))
+    labels[0, 0] = 255
+    config = LossConfig(terms={name: 2.0}, classes="all", per_image=True)
+    found = build_objective(config, ignore_index=255)(logits, labels)
+    expected = loss_function(name)(logits, labels, classes="all", per_image=True, ignore_index=255)
+    torch.testing.assert_close(found, 2 * expected)

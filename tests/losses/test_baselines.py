@@ -12,11 +12,14 @@ from lovasz_repro.losses import (
     cross_entropy,
     hinge,
     lovasz_softmax,
+    soft_dice,
     soft_iou,
+    soft_jaccard,
     weighted_sum,
 )
 
 BINARY = [binary_cross_entropy, hinge, soft_iou]
+OVERLAPS = pytest.mark.parametrize("loss", [soft_dice, soft_jaccard], ids=lambda f: f.__name__)
 
 
 def binary_batch(*shape: int, void: int | None = None) -> tuple[Tensor, Tensor]:
@@ -122,6 +125,116 @@ def test_soft_iou_without_foreground_is_one() -> None:
     assert not logits.grad.any()
     # Probabilities that underflow: nothing predicted, nothing there, 0/0 = 1 for the index.
     assert soft_iou(torch.full((1, 5), -1e4), torch.zeros(1, 5).long()) == 0
+
+
+def overlap_loss(loss, probabilities: list[list[float]], truth: list[int], item: int) -> float:
+    """Of one class, from the pixels that count."""
+    p, t = [pixel[item] for pixel in probabilities], [label == item for label in truth]
+    both = sum(a * b for a, b in zip(p, t, strict=True))
+    if loss is soft_dice:
+        return 1 - 2 * both / (sum(p) + sum(t))
+    return 1 - both / (sum(p) + sum(t) - both)
+
+
+@OVERLAPS
+@pytest.mark.parametrize("classes", ["present", "all", [3, 1]], ids=str)
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("void", [None, 255])
+def test_soft_overlaps_written_out(loss, classes, per_image: bool, void: int | None) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(3, 5, 4, 6, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 4, (3, 4, 6), generator=generator)  # 4 never comes up
+    labels[0][labels[0] == 3] = 0
+    if void is not None:
+        labels[1, :2] = labels[2] = void
+        logits[1, :, 0, 0] = math.nan
+    rows = []
+    for scores, truth in zip(logits, labels, strict=True):
+        pixels = zip(scores.flatten(1).T.softmax(1).tolist(), truth.flatten().tolist(), strict=True)
+        rows.append([pixel for pixel in pixels if pixel[1] != void])
+    if not per_image:
+        rows = [[pixel for row in rows for pixel in row]]
+    expected = []
+    for row in rows:
+        probabilities, truth = [p for p, _ in row], [t for _, t in row]
+        named = sorted(set(truth)) if classes == "present" else classes
+        averaged = list(range(5)) if named == "all" else named
+        found = [overlap_loss(loss, probabilities, truth, c) for c in averaged if row]
+        expected.append(sum(found) / len(found) if found else 0.0)
+    logits.requires_grad_()
+    options = {"classes": classes, "per_image": per_image, "ignore_index": void}
+    value = loss(logits, labels, **options)
+    assert value.item() == pytest.approx(sum(expected) / len(expected), rel=1e-12)
+    value.backward()
+    assert logits.grad.isfinite().all()
+    if void is not None:
+        assert not logits.grad[1, :, :2].any()
+
+
+@OVERLAPS
+@pytest.mark.parametrize("per_image", [True, False])
+def test_soft_overlaps_have_their_gradients(loss, per_image: bool) -> None:
+    logits = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[0, 0, 1, 255, 1], [2, 1, 0, 2, 2]])
+    options = {"per_image": per_image, "ignore_index": 255}
+    assert torch.autograd.gradcheck(lambda scores: loss(scores, labels, **options), (logits,))
+
+
+def test_soft_overlaps_are_those_of_monai_and_smp() -> None:
+    """Their formulas, without their constants of 1e-5 and less that keep from 0 / 0.
+
+    MONAI's DiceLoss (softmax, to_onehot_y, batch) averages all classes, so all are there. smp's
+    sets absent classes to 0 and divides by the number of all.
+    """
+    logits, labels = torch.randn(2, 4, 6, 7), torch.randint(0, 4, (2, 6, 7))
+    for present in (4, 3):
+        labels = labels.clamp(max=present - 1)
+        p, t = logits.softmax(1), functional.one_hot(labels, 4).permute(0, 3, 1, 2)
+        intersection, cardinality = (p * t).sum((0, 2, 3)), (p + t).sum((0, 2, 3))
+        there = t.sum((0, 2, 3)) > 0
+        dice = 1 - 2 * intersection / cardinality
+        jaccard = 1 - intersection / (cardinality - intersection)
+        smp = [(each * there).mean() * 4 / present for each in (dice, jaccard)]
+        torch.testing.assert_close(soft_dice(logits, labels), smp[0])
+        torch.testing.assert_close(soft_jaccard(logits, labels), smp[1])
+        torch.testing.assert_close(soft_dice(logits, labels, classes="all"), dice.mean())
+        torch.testing.assert_close(soft_jaccard(logits, labels, classes="all"), jaccard.mean())
+
+
+@OVERLAPS
+def test_soft_overlaps_special_cases(loss) -> None:
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    for options in ({}, {"per_image": True}, {"classes": "all"}, {"classes": [1]}):
+        value = loss(logits, torch.full((2, 4), 255), ignore_index=255, **options)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert value == 0
+        assert not gradient.any()
+        assert loss(torch.zeros(0, 3, 4), torch.zeros(0, 4).long(), **options) == 0
+    labels = torch.tensor([[0, 1, 2, 2], [1, 1, 0, 0]])
+    sure = 200 * functional.one_hot(labels, 3).movedim(2, 1).float()
+    assert loss(sure, labels) == 0
+    wrong = 200 * functional.one_hot(1 - labels % 2, 2).movedim(2, 1).float()
+    assert loss(wrong, labels % 2) == 1
+    assert loss(sure, torch.zeros(2, 4).long(), classes=[2]) == 1  # absent, and predicted
+    assert loss(logits * math.nan, labels).isnan()
+    single = loss(logits, labels)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = loss(logits.to(dtype), labels.byte())
+        assert half.dtype == torch.float32
+        assert half.item() == pytest.approx(single.item(), abs=5e-3)
+    with pytest.raises(ValueError, match="label 7 is out of range for 3 classes"):
+        loss(logits, torch.full((2, 4), 7))
+    with pytest.raises(ValueError, match='"present", "all" or a list'):
+        loss(logits, labels, classes="some")
+
+
+def test_soft_jaccard_of_a_sigmoid_is_soft_iou() -> None:
+    """The two-class softmax of [0, F] is the sigmoid of F."""
+    logits, labels = binary_batch(3, 1, 5, 6)
+    pair = torch.cat([torch.zeros_like(logits), logits], 1)
+    for per_image in (True, False):
+        several = soft_jaccard(pair, labels[:, 0], classes=[1], per_image=per_image)
+        torch.testing.assert_close(several, soft_iou(logits, labels, per_image=per_image))
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0, 0.0]])

@@ -350,3 +350,38 @@ def test_class_weights_as_a_tensor() -> None:
         lovasz_softmax(logits, labels, class_weights=torch.tensor(weights)), expected
     )
     assert torch.equal(lovasz_softmax(logits, labels, class_weights=np.array(weights)), expected)
+
+
+def lovasz_sigmoid(scores: list[float], truth: list[bool]) -> float:
+    """As the authors define their lovasz_softmax of sigmoids: sorted errors times the gradient.
+
+    The gradient are the differences of the Jaccard losses of the first 1, 2, ... errors.
+    """
+    errors = [abs(t - 1 / (1 + math.exp(-f))) for f, t in zip(scores, truth, strict=True)]
+    order = sorted(range(len(errors)), key=lambda i: -errors[i])
+    loss = before = 0.0
+    for count in range(1, len(order) + 1):
+        wrong = order[:count]
+        intersection = sum(truth) - sum(truth[i] for i in wrong)
+        union = sum(truth) + sum(not truth[i] for i in wrong)
+        jaccard = 1 - intersection / union
+        loss += errors[order[count - 1]] * (jaccard - before)
+        before = jaccard
+    return loss
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("method", ["sort", "histogram"])
+def test_the_lovasz_sigmoid_is_the_softmax_of_zero_and_the_logit(method, per_image: bool) -> None:
+    generator = torch.Generator().manual_seed(11)
+    scores = 2 * torch.randn(2, 1, 6, 7, generator=generator)
+    labels = torch.randint(0, 2, (2, 6, 7), generator=generator)
+    pair = torch.cat([0 * scores, scores], 1)
+    value = lovasz_softmax(pair, labels, classes=[1], per_image=per_image, method=method)
+    rows = [(s.flatten(), y.flatten()) for s, y in zip(scores, labels, strict=True)]
+    if not per_image:
+        rows = [(scores.flatten(), labels.flatten())]
+    expected = [lovasz_sigmoid(s.tolist(), y.bool().tolist()) for s, y in rows]
+    assert value.item() == pytest.approx(
+        sum(expected) / len(rows), abs=2e-4 if method != "sort" else 1e-6
+    )

@@ -20,6 +20,21 @@ BINARY = {
 }
 
 
+OVERLAPS = {
+    losses.SoftDice: losses.soft_dice,
+    losses.SoftJaccard: losses.soft_jaccard,
+}
+
+
+@pytest.mark.parametrize("module", OVERLAPS, ids=lambda m: m.__name__)
+def test_soft_overlap_modules(module) -> None:
+    logits, labels = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 5, 5))
+    options = {"classes": "all", "per_image": True, "ignore_index": 3}
+    assert torch.equal(
+        module(**options)(logits, labels), OVERLAPS[module](logits, labels, **options)
+    )
+
+
 @pytest.mark.parametrize("module", MULTICLASS, ids=lambda m: m.__name__)
 def test_multiclass_modules(module) -> None:
     function, options = MULTICLASS[module]

@@ -73,6 +73,13 @@ def cross_entropy(logits, labels, weight, group) -> Tensor:
     )
 
 
+def overlap(function, **options) -> Loss:
+    def loss(logits, labels, weight, group) -> Tensor:
+        return function(logits, labels, ignore_index=255, group=group, **options)
+
+    return loss
+
+
 def all_losses() -> dict[str, Loss]:
     found: dict[str, Loss] = {"cross_entropy": cross_entropy}
     for method, per_image in itertools.product(("sort", "histogram"), (False, True)):
@@ -86,6 +93,10 @@ def all_losses() -> dict[str, Loss]:
     for function in (losses.binary_cross_entropy, losses.hinge, losses.soft_iou):
         for per_image in (False, True):
             found[f"{function.__name__} {per_image}"] = binary(function, per_image=per_image)
+    for function in (losses.soft_dice, losses.soft_jaccard):
+        for per_image, classes in itertools.product((False, True), ("present", "all", [4, 0])):
+            options = {"per_image": per_image, "classes": classes}
+            found[f"{function.__name__} {options}"] = overlap(function, **options)
     return found
 
 
