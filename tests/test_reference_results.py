@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lovasz_repro.report.claims import evaluate_claims
+from lovasz_repro.report.claims_render import statements
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.store.transfer import import_runs
 from tests.report_files import write_tables
@@ -19,8 +21,14 @@ REFERENCE = ROOT / "results" / "reference"
 TABLES = ["synthetic", "camvid-enet", "camvid-enet-classes", "camvid-as-cityscapes"]
 TABLES += ["camvid-as-cityscapes-classes", "voc-binary", "voc-binary-classes"]
 TABLES += ["voc-multiclass", "voc-multiclass-classes", "voc-measures", "decision-rule-by-scale"]
-FIGURES = ["figure-3", "camvid-enet", "camvid-enet-classes", "camvid-as-cityscapes"]
-FIGURES += ["voc-measures", "figure-6"]
+FIGURES = [
+    "figure-3",
+    "synthetic-sweep",
+    "camvid-enet",
+    "camvid-enet-classes",
+    "camvid-as-cityscapes",
+]
+FIGURES += ["voc-measures", "figure-6", "synthetic-sweep"]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,15 @@ def test_kept_figures_are_what_the_kept_runs_say(reference_store: "Store", tmp_p
     for file in write_figures(reference_store, tmp_path, FIGURES):
         if file.suffix in (".json", ".txt"):
             assert file.read_text() == (REFERENCE / "figures" / file.name).read_text()
+
+
+def test_claims_page_is_what_the_kept_runs_say(reference_store: "Store") -> None:
+    page = (ROOT / "docs" / "claims.md").read_text()
+    rows = statements(evaluate_claims(reference_store))
+    assert "\n".join(rows) in page, (
+        "docs/claims.md is not what the kept runs say: its table is the first of the claims.md of "
+        "lovasz-repro runs import results/reference/runs && lovasz-repro report claims"
+    )
 
 
 def test_results_page_shows_the_kept_tables() -> None:

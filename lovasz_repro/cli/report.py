@@ -117,7 +117,7 @@ def claims(
         print_overview(verdicts, news, console)
         shown = [item for item in verdicts if item.claim.id in news]
         if not console.is_terminal:
-            shown = verdicts
+            shown = [item for item in verdicts if item.evidence]
         elif len(shown) > MOST_SHOWN:
             shown = []
     if shown:

@@ -63,6 +63,8 @@ def evaluate_claims(store: RunStore) -> list[ClaimVerdict]:
 
 
 def _evaluate(store: RunStore, known: ClaimsFile, claim: Claim) -> ClaimVerdict:
+    if claim.rule is None:
+        return ClaimVerdict(claim, "no rule", (), "", {})
     own = list(_evidence(store, known, claim.experiment, claim.rule, decides=True))
     related = [
         item

@@ -14,6 +14,7 @@ from lovasz_repro.report.claims import ClaimVerdict, SetEvidence
 from lovasz_repro.report.claims_rules import Effect, Interval, Verdict
 from lovasz_repro.report.layout import MINUS, number, precise
 from lovasz_repro.report.render import md_escape, md_line, md_text
+from lovasz_repro.report.runs import SCALES
 from lovasz_repro.report.words import sentence
 
 VERDICTS: dict[Verdict, str] = {
@@ -21,8 +22,13 @@ VERDICTS: dict[Verdict, str] = {
     "does not hold": "red",
     "undecided": "yellow",
     "not yet run": "dim",
+    "no rule": "dim",
 }
-ORDER: tuple[Verdict, ...] = ("does not hold", "undecided", "holds", "not yet run")
+ORDER: tuple[Verdict, ...] = ("does not hold", "undecided", "holds", "not yet run", "no rule")
+OF_OTHERS: dict[Verdict, str] = {
+    "holds": "others: hold", "does not hold": "do not", "undecided": "open"
+}  # fmt: skip
+"""Columns that count the sets of runs that decide nothing."""
 SHOWN = 4
 """Most effects (or published numbers) that are listed; of more effects only the weakest."""
 INDENT = "  "
@@ -31,12 +37,15 @@ INDENT = "  "
 def print_claim(item: ClaimVerdict, console: Console) -> None:
     """Show a claim, its verdict at paper scale, and the evidence of other runs."""
     verdict = Text(item.verdict, style=VERDICTS[item.verdict])
-    console.print(Text.assemble((item.claim.id, "bold"), ": ", verdict, " at paper scale"))
+    scale = " at paper scale" if item.claim.rule else ""
+    console.print(Text.assemble((item.claim.id, "bold"), ": ", verdict, scale))
     print_note(console, item.claim.statement)
     print_note(console, published_text(item), "dim")
     for line in evidence_lines(item.evidence):
         text = line.lstrip(" ")
         print_note(console, text, indent=1 + len(line) - len(text))
+    if item.claim.undecidable:
+        print_note(console, item.claim.undecidable, "dim")
     if item.command:
         print_note(console, f"decided by {item.command}", "dim")
     console.print()
@@ -53,18 +62,22 @@ def print_overview(
         console: where.
     """
     console.print(f"{summary(verdicts)}.")
-    rows = [
-        [
-            item.claim.id,
-            Text(item.verdict, VERDICTS[item.verdict]),
-            _counted(
-                [evidence.outcome.verdict for evidence in item.evidence if not evidence.decides]
-            ),
-            "new" if item.claim.id in news else "",
-        ]
-        for item in verdicts
-    ]
-    print_table(console, ["claim", "at paper scale", "other runs", ""], rows, words=range(4))
+    rows = []
+    for item in verdicts:
+        others = Counter(one.outcome.verdict for one in item.evidence if not one.decides)
+        rows.append(
+            [
+                item.claim.id,
+                item.claim.place.split(",")[0].removeprefix("Sec. "),
+                Text(item.verdict, VERDICTS[item.verdict]),
+                *(str(others[verdict] or "") for verdict in OF_OTHERS),
+                "new" if item.claim.id in news else "",
+            ]
+        )
+    heads = ["claim", "Sec.", "paper scale", *OF_OTHERS.values(), ""]
+    print_table(console, heads, rows, words=(0, 1, 2, 6))
+    if commands := dict.fromkeys(item.command for item in verdicts if item.command):
+        print_note(console, f"not yet run: {'; '.join(commands)}", "dim")
 
 
 def claims_files(verdicts: Sequence[ClaimVerdict]) -> dict[str, str]:
@@ -96,10 +109,36 @@ def _counted(verdicts: Sequence[Verdict]) -> str:
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
 
 
+def statements(verdicts: Sequence[ClaimVerdict]) -> list[str]:
+    """Lines of a Markdown table: every statement, its place, its verdict by scale, the evidence."""
+    lines = [
+        md_line(["statement", "in the paper", *(f"{scale} scale" for scale in SCALES), "runs"]),
+        "|" + "---|" * (len(SCALES) + 3),
+    ]
+    for item in verdicts:
+        beside = [one for one in item.evidence if not one.decides]
+        others = [
+            _counted([one.outcome.verdict for one in beside if one.scale == scale])
+            for scale in SCALES[1:]
+        ]
+        runs = {
+            source.run_id
+            for one in item.evidence
+            for effect in one.outcome.effects
+            for source in effect.sources
+        }
+        data = dict.fromkeys(one.data for one in item.evidence)
+        evidence = f"{len(runs)} on {', '.join(data)}" if runs else item.claim.undecidable
+        words = [md_escape(text) for text in (item.claim.statement, item.claim.place)]
+        lines.append(md_line([*words, f"**{item.verdict}**", *others, md_escape(evidence)]))
+    return lines
+
+
 def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
-    """A table: claims, the paper's numbers, verdicts and evidence."""
+    """All statements, then each with the paper's numbers, verdict and evidence."""
     told = sentence("how-to-read-claims")
     lines = ["### Claims of the paper", "", f"{summary(verdicts)}. {told}", ""]
+    lines += [*statements(verdicts), "", "### Their evidence", ""]
     lines += [
         md_line(["claim", "in the paper", "at paper scale", "stored runs"]),
         "|---|---|---|---|",
@@ -108,6 +147,8 @@ def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
         evidence = [
             md_escape(line).replace(INDENT, "&emsp;") for line in evidence_lines(item.evidence)
         ]
+        if item.claim.undecidable:
+            evidence.append(md_escape(item.claim.undecidable))
         if item.command:
             evidence.append(md_text(f"decided by `{item.command}`"))
         words = [md_escape(item.claim.statement), md_escape(published_text(item))]

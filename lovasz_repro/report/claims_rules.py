@@ -38,7 +38,7 @@ from lovasz_repro.report.runs import (
     sources,
 )
 
-Verdict = Literal["holds", "does not hold", "undecided", "not yet run"]
+Verdict = Literal["holds", "does not hold", "undecided", "not yet run", "no rule"]
 Key = tuple[str, ...]
 Samples = dict[Key, tuple[float, Run]]
 UNSET = object()
@@ -47,6 +47,12 @@ ROUNDING = 1e-9
 """Of binary fractions, a hundred thousand times below the last digit of a score: 0.7849 - 0.7799 is
 no more than 0.005."""
 
+COUNTED = {
+    "holes_per_object": "holes an object",
+    "extraneous_classes": "classes an image",
+    "missed_classes": "classes an image",
+}
+"""Measures that are no shares -> what they count."""
 FEWEST = 10
 """Validations of a run, without that before the training, that a correlation is decided by."""
 SHARED = 1 + 2 * ((2 / 3) ** 2 + (1 / 6) ** 2)
@@ -167,7 +173,7 @@ def _difference(
     second = _samples(store, cohort, rule, over, pairs)
     for operand, samples in ((of, first), (over, second)):
         if not samples:
-            return [f"{operand.metric} of {operand.variant}"]
+            return [f"{operand.metric} of {_named(operand)}"]
     shared = [key for key in first if key in second]
     if not shared:
         return [f"{of.variant} and {over.variant} with a common seed"]
@@ -284,6 +290,11 @@ def _samples(
     store: RunStore, cohort: Cohort, rule: Selection, operand: Operand, pairs: Sequence[str]
 ) -> Samples:
     """(seed, pairing parameters, step) -> value and run; what is not a number is left out."""
+    if operand.above:
+        plain = operand._replace(above="")
+        ours = _samples(store, cohort, rule, plain, pairs)
+        others = _samples(store, cohort, rule, plain._replace(variant=operand.above), pairs)
+        return {k: (v - others[k][0], run) for k, (v, run) in ours.items() if k in others}
     samples: Samples = {}
     for run in _selected(cohort, rule, operand.variant):
         key = (seed(run), *(str(setting(run, name, "")) for name in pairs))
@@ -321,7 +332,8 @@ def _selected(cohort: Cohort, rule: Selection, variant: str) -> list[Run]:
 def _effect(
     label: str, values: Sequence[float], asked: Interval, unit: str, runs: Iterable[Run]
 ) -> Effect:
-    factor = 1.0 if unit == "r" else 100.0
+    unit = next((counted for name, counted in COUNTED.items() if name in label), unit)
+    factor = 100.0 if unit in ("points", "%") else 1.0
     mean, spread = mean_and_spread([factor * value for value in values])
     verdict = judge(values, asked)
     return Effect(
@@ -329,11 +341,17 @@ def _effect(
     )
 
 
+def _named(operand: Operand) -> str:
+    return f"{operand.variant} over {operand.above}" if operand.above else operand.variant
+
+
 def _difference_label(of: Operand, over: Operand) -> str:
     """What differs between the two sides, once, and what they share, once."""
     moments = {"best": "best snapshot", "start": "before training", "last": "end of training",
                "first_half": "first half of training",
                "rise": "rise from the first half to the end"}  # fmt: skip
+    if of.above:
+        return f"gain of {_named(of)}: {of.metric} − {over.metric}"
     if of.variant == over.variant and of.metric == over.metric:
         return f"{of.variant}, {of.metric}: {moments[of.at]} − {moments[over.at]}"
     if of.variant == over.variant:

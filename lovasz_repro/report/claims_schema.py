@@ -18,12 +18,15 @@ class Operand(NamedTuple):
     variant: str
     metric: str
     at: Moment
+    above: str = ""
+    """A variant of the same seed that this one is measured from; then the number is a gain."""
 
 
 class Side(Strict):
     """One side of a difference; what is left out comes from the rule."""
 
     variant: str
+    above: str = ""
     metric: str | None = None
     at: Moment | None = None
 
@@ -76,7 +79,7 @@ class Difference(Selection):
     def _operand(self, side: str | Side, metric: str) -> Operand:
         if isinstance(side, str):
             return Operand(side, metric, self.at)
-        return Operand(side.variant, side.metric or metric, side.at or self.at)
+        return Operand(side.variant, side.metric or metric, side.at or self.at, side.above)
 
 
 class Tolerated(Difference):
@@ -151,12 +154,22 @@ class Claim(Strict):
     id: str
     statement: str
     place: str
-    experiment: str
+    experiment: str = ""
     """Whose paper-scale runs decide it."""
     command: str = ""
     """What runs these, where it is not the experiment's command."""
-    rule: Rule
+    rule: Rule | None = None
+    undecidable: str = ""
+    """Why no rule decides it, in the place of one."""
     also: list[Also] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _rule_or_reason(self) -> "Claim":
+        if (self.rule is None) != bool(self.undecidable) or bool(self.rule) != bool(
+            self.experiment
+        ):
+            raise ValueError(f"claim {self.id} needs a rule and an experiment, or undecidable: why")
+        return self
 
 
 class Names(Strict):
@@ -186,7 +199,8 @@ class ClaimsFile(Strict):
         if repeated:
             raise ValueError(f"claim {min(repeated)} is given twice")
         for claim in self.claims:
-            self._check(claim.id, claim.experiment, claim.rule)
+            if claim.rule:
+                self._check(claim.id, claim.experiment, claim.rule)
             for also in claim.also:
                 self._check(claim.id, also.experiment, also.rule)
         return self
@@ -196,8 +210,9 @@ class ClaimsFile(Strict):
             raise ValueError(f"claim {claim}: experiment {experiment} is not described")
         names = self.experiments[experiment]
         for operand in rule.operands():
-            if operand.variant and operand.variant not in names.variants:
-                raise ValueError(f"claim {claim}: {experiment} has no variant {operand.variant}")
+            for variant in filter(None, (operand.variant, operand.above)):
+                if variant not in names.variants:
+                    raise ValueError(f"claim {claim}: {experiment} has no variant {variant}")
             if operand.metric not in names.metrics:
                 raise ValueError(f"claim {claim}: {experiment} has no metric {operand.metric}")
 

@@ -141,6 +141,8 @@ def printed_numbers(claim: Claim) -> dict[Operand, tuple[str, float]]:
     Raises:
         UserError: as `published_tables`.
     """
+    if claim.rule is None:
+        return {}
     printed = {
         operand: (title, value)
         for table in published_tables().values()

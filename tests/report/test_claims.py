@@ -9,23 +9,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from scipy.stats import rankdata
 
 from lovasz_repro.config.read import read_yaml
 from lovasz_repro.config.schema import experiments_folder
+from lovasz_repro.metrics import batch_miou, image_iou
 from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.claims_render import (
     changed,
     print_claim,
     print_overview,
     published_text,
+    statements,
     to_json,
     to_markdown,
 )
 from lovasz_repro.report.claims_rules import Interval, bends_together, decide, judge
-from lovasz_repro.report.claims_schema import ClaimsFile, load_claims
+from lovasz_repro.report.claims_schema import Claim, ClaimsFile, load_claims
 from lovasz_repro.report.published import printed_numbers
 from lovasz_repro.report.runs import cohorts
 
@@ -225,6 +228,33 @@ def test_where_narrows_runs(store):
     assert decided(store, wanted).verdict == "not yet run"
 
 
+def test_gains_of_small_objects_are_compared_with_those_of_large_ones(store):
+    """Each gain is of one seed: 5 + seed points of small objects, 2 points of large ones."""
+    for seed in (0, 1):
+        store.add(variant=B, seed=seed, metrics={"x": 0.3 + seed / 10, "y": 0.6})
+        gained = {"x": 0.3 + seed / 10 + (5 + seed) / 100, "y": 0.62}
+        store.add(variant=A, seed=seed, metrics=gained)
+    sides = {
+        side: {"variant": A, "above": B, "metric": m} for side, m in (("of", "x"), ("over", "y"))
+    }
+    outcome = decided(store, rule(kind="greater", compare=[sides]))
+    (effect,) = outcome.effects
+    assert (outcome.verdict, effect.mean) == ("holds", pytest.approx(3.5))
+    assert B in effect.label
+    store.stored[:] = [run for run in store.stored if run.tags["variant"] == A]
+    outcome = decided(store, rule(kind="greater", compare=[sides]))
+    assert outcome.missing == (f"x of {A} over {B}",)
+
+
+def test_counts_are_no_points(store):
+    for seed in (0, 1):
+        store.add(variant=A, seed=seed, metrics={"val/missed_classes": 1.5 + seed / 10})
+        store.add(variant=B, seed=seed, metrics={"val/missed_classes": 1.0})
+    wanted = compare("greater").model_copy(update={"metric": "val/missed_classes"})
+    (effect,) = decided(store, wanted).effects
+    assert (effect.mean, effect.unit) == (pytest.approx(0.55), "classes an image")
+
+
 def minima(store, x, y):
     store.add(variant=A, history={"x": list(enumerate(x)), "y": list(enumerate(y))})
 
@@ -386,8 +416,9 @@ def cityscapes(store, scale, start, best, seeds=(0, 1, 2)):
 
 def test_nothing_is_run_yet(store):
     for item in evaluate_claims(store):
-        assert (item.verdict, item.evidence) == ("not yet run", ())
-        assert item.command.startswith("lovasz-repro ")
+        expected = "not yet run" if item.claim.rule else "no rule"
+        assert (item.verdict, item.evidence) == (expected, ())
+        assert item.command.startswith("lovasz-repro " if item.claim.rule else "")
 
 
 def test_paper_scale_decides(store):
@@ -495,13 +526,19 @@ def test_the_larger_sample_decides(store):
 # -- the file ----------------------------------------------------------------------------------
 
 
+def parts_of(claim):
+    """The rule that decides a claim, where one does, and those beside it."""
+    return [*([claim] if claim.rule else []), *claim.also]
+
+
 def test_every_claim_is_complete_and_its_names_are_described():
     known = load_claims()
-    assert len(known.claims) >= 14
+    assert len(known.claims) >= 36
     for claim in known.claims:
         assert claim.statement.endswith("."), claim.id
         assert re.match(r"Sec\. \d", claim.place), claim.id
-        for part in (claim, *claim.also):
+        assert claim.rule or len(claim.undecidable) > 30, claim.id
+        for part in parts_of(claim):
             names = known.experiments[part.experiment]
             for operand in part.rule.operands():
                 assert names.metrics[operand.metric]
@@ -512,7 +549,7 @@ def test_every_claim_is_complete_and_its_names_are_described():
 
 def test_tolerances_are_justified():
     for claim in load_claims().claims:
-        for part in (claim, *claim.also):
+        for part in parts_of(claim):
             if hasattr(part.rule, "tolerance") or hasattr(part.rule, "at_least"):
                 assert len(part.rule.because) > 30, claim.id
 
@@ -522,7 +559,8 @@ OF_TABLES = {
     "lovasz-wins-every-regime", "lovasz-wins-on-the-test-set", "longer-training-helps-lovasz",
     "longer-training-does-not-help-cross-entropy", "equibatch-helps-cross-entropy",
     "equibatch-hardly-changes-lovasz", "crf-adds", "decision-rule-degrades",
-    "enet-gains-class-and-category-iou",
+    "enet-gains-class-and-category-iou", "enet-instance-scores-do-not-gain",
+    "cross-entropy-is-a-poor-indicator",
 }  # fmt: skip
 
 
@@ -606,12 +644,33 @@ def test_variants_are_those_of_the_experiment(name):
         ({"metric": None}, "has no metric"),
         ({"tolerance": 0.1}, "tolerance"),
         ({"kind": "within"}, "tolerance"),
+        ({"compare": [{"of": {"variant": A, "above": "typo"}, "over": B}]}, "no variant typo"),
     ],
 )
 def test_mistakes_in_the_file_are_found(change, words):
     content = {"kind": "greater", "metric": SCORE, "compare": [{"of": A, "over": B}]}
     with pytest.raises(ValidationError, match=words):
         rule(**content | change)
+
+
+def test_a_claim_has_a_rule_or_a_reason():
+    content = {"id": "c", "statement": "s", "place": "p"}
+    for more in ({}, {"undecidable": "why", "experiment": "e"}):
+        with pytest.raises(ValidationError, match="rule"):
+            Claim.model_validate(content | more)
+    assert Claim.model_validate(content | {"undecidable": "why"}).rule is None
+
+
+def test_one_pixel_flips_an_image_and_hardly_moves_the_data_set():
+    """What no run decides (Sec. 3.1): 100 images of 1,000 pixels, half of them of class 1."""
+    labels = torch.zeros(100, 1000, 1, dtype=torch.int64)
+    labels[50:] = 1
+    wrong = labels.clone()
+    wrong[0, 0] = 1
+    scores = [image_iou(one, labels, num_classes=2)[0, 1].item() for one in (labels, wrong)]
+    assert scores == [1.0, 0.0]
+    assert batch_miou(labels, labels, num_classes=2).item() == 1.0
+    assert batch_miou(wrong, labels, num_classes=2).item() > 0.9999
 
 
 # -- how it is shown ---------------------------------------------------------------------------
@@ -630,6 +689,24 @@ def test_terminal_and_markdown_show_verdicts_effects_and_commands(store):
         assert "At paper scale: 1 holds, 0 does not hold, 0 undecided" in flat
         assert "lovasz-repro run voc-multiclass" in flat
         assert "ENet [21], Class IoU 58.29" in flat.replace("\\", "")
+
+
+def test_every_statement_stands_in_one_table(store):
+    cityscapes(store, "paper", 0.58, 0.63)
+    cityscapes(store, "demo", 0.58, 0.40)
+    verdicts = evaluate_claims(store)
+    head, _, *rows = statements(verdicts)
+    assert len(rows) == len(verdicts)
+    names = [name.strip() for name in head.strip("|").split("|")]
+    cells = {item.claim.id: dict(zip(names, row.strip("|").split("|"), strict=True))
+             for item, row in zip(verdicts, rows, strict=True)}  # fmt: skip
+    gain = {name: text.strip() for name, text in cells["enet-gains-class-and-category-iou"].items()}
+    assert gain["in the paper"] == "Sec. 4.4, Table 4"
+    assert gain["paper scale"] == "**holds**"
+    assert (gain["reduced scale"], gain["demo scale"]) == ("", "2 does not hold")
+    assert gain["runs"] == "6 on Cityscapes"
+    reason = cells["cityscapes-is-more-uniform"]
+    assert (reason["paper scale"].strip(), "no training" in reason["runs"]) == ("**no rule**", True)
 
 
 def test_json_leads_to_the_runs(store):
