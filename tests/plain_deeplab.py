@@ -33,9 +33,9 @@ def resized(maps: torch.Tensor, sides: list[int]) -> torch.Tensor:
     return functional.interpolate(maps, sides, mode="bilinear", align_corners=True)
 
 
-def single_scale(model: nn.Module, rgb: np.ndarray) -> np.ndarray:
-    """Classes (H, W) of the photograph alone, continued to 8 n + 1 pixels a side."""
-    sides = [-(-(side - 1) // 8) * 8 + 1 for side in rgb.shape[:2]]
+def single_scale(model: nn.Module, rgb: np.ndarray, least: int = 1) -> np.ndarray:
+    """Classes (H, W) of the photograph alone, continued to 8 n + 1 pixels a side, or ``least``."""
+    sides = [max(-(-(side - 1) // 8) * 8 + 1, least) for side in rgb.shape[:2]]
     height, width = rgb.shape[:2]
     full = resized(grid_at(model, rgb, sides, 1), sides)[0, :, :height, :width]
     return full.argmax(0).numpy()

@@ -97,6 +97,7 @@ def write_multiclass_experiment(
     size["recipe"]["model"]["weights"] = None
     size["recipe"]["training"] |= {"iterations": 4, "validate_every": 4, "checkpoint_every": 2}
     size["recipe"]["evaluation"] = {
+        "least_side": None,
         "multi_scale": {"least_side": 65},
         "crf": {"iterations": 2},
         "batches": None,

@@ -40,6 +40,13 @@ class Upsampling(StrEnum):
     predictions = "predictions"
 
 
+class Unlabelled(StrEnum):
+    """What becomes of the released network's output for pixels without a label."""
+
+    dropped = "dropped"
+    kept = "kept"
+
+
 class Fusion(StrEnum):
     """How scores of several scales become one."""
 
@@ -104,7 +111,8 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
-            help="Pixels to which smaller images are continued at several scales; 513 (DeepLab).",
+            help="Pixels to which smaller images are continued. Default: the run's, else 513 "
+            "(DeepLab).",
             rich_help_panel=VOC_PANEL,
         ),
     ] = None,
@@ -147,6 +155,14 @@ def evaluate(
             rich_help_panel=CITYSCAPES_PANEL,
         ),
     ] = None,
+    unlabelled: Annotated[
+        Unlabelled | None,
+        typer.Option(
+            help='Whether output 0, "unlabelled", is an answer, a miss on labelled pixels. '
+            "Default: the run's, else dropped.",
+            rich_help_panel=CITYSCAPES_PANEL,
+        ),
+    ] = None,
     official: Annotated[
         bool,
         typer.Option(
@@ -164,7 +180,12 @@ def evaluate(
     from lovasz_repro.host.progress import Progress
     from lovasz_repro.run import evaluate as work
 
-    of_cityscapes = work.CityscapesOptions(size, upsample.value if upsample else None, official)
+    of_cityscapes = work.CityscapesOptions(
+        size,
+        upsample.value if upsample else None,
+        unlabelled.value if unlabelled else None,
+        official,
+    )
     of_voc = work.VocOptions(
         multi_scale, parse_scales(scales), fusion.value if fusion else None, least_side, crf,
         parse_grid(crf_set or ()), images,

@@ -21,7 +21,7 @@ class DatasetLine:
 
 DATASET_LINES = {
     "camvid": DatasetLine("camvid"),
-    "cityscapes": DatasetLine("cityscapes_training"),
+    "cityscapes": DatasetLine("cityscapes_training", settings=("evaluation.unlabelled",)),
     "voc": DatasetLine(
         "voc_training",
         crops=True,
@@ -30,6 +30,8 @@ DATASET_LINES = {
             "data.images",
             "data.crop_with_class",
             "data.train_split",
+            "data.augmentation",
+            "evaluation.least_side",
             "evaluation.multi_scale",
             "evaluation.batches",
         ),

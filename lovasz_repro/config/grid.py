@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lovasz_repro.config.read import SPELT_OUT
 from lovasz_repro.config.schema import CellConfig, ExperimentConfig
 
 OUTSIDE_RECIPE = {"experiment", "profile", "scale", "variant", "seed", "start"}
@@ -40,7 +41,7 @@ def experiment_of(experiment: ExperimentConfig, cells: Sequence[CellConfig]) -> 
 
 def settings(cell: CellConfig) -> dict[str, Any]:
     """A cell's recipe, without what the axes of the grid say."""
-    content = cell.model_dump(mode="json", exclude=OUTSIDE_RECIPE)
+    content = cell.model_dump(mode="json", exclude=OUTSIDE_RECIPE, context=SPELT_OUT)
     del content["training"]["batch_size"], content["data"]["category"]
     return content
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from lovasz_repro.errors import UserError, one_line
 from lovasz_repro.host.files import read_text
@@ -23,12 +30,29 @@ LONGEST_NUMBER = 40  # characters
 MOST_PROBLEMS = 3  # that one message tells
 
 Model = TypeVar("Model", bound=BaseModel)
+ADDED = "added"
+"""Marks a setting, as ``Annotated[..., ADDED]``, that came after runs had been stored. Its default
+is what was done before it, and where it has that it is left out of what is stored and hashed."""
+SPELT_OUT = "spelt_out"
+"""Context of ``model_dump`` in which it is not."""
 
 
 class Strict(BaseModel):
     """No unknown keys, no silent conversions, no infinities, no changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _as_before_additions(
+        self, whole: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        content: dict[str, Any] = whole(self)
+        if info.context == SPELT_OUT:
+            return content
+        for name, field in type(self).model_fields.items():
+            if ADDED in field.metadata and getattr(self, name) == field.default:
+                content.pop(name, None)
+        return content
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS, check_data
 from lovasz_repro.config.losses import BINARY_LOSSES, check_loss
 from lovasz_repro.config.names import Name, Relative
 from lovasz_repro.config.read import (
+    ADDED,
     Strict,
     dotted,
     known_name,
@@ -79,6 +80,12 @@ class DataConfig(Strict):
     for circles), which needs no photograph."""
     noise: Annotated[float, Field(gt=0)] = 1.0
     """Standard deviation of that evidence; its mean is 1/2 for the pixel's class, else -1/2."""
+    augmentation: Annotated[Literal["deeplab", "jaccard-segment", "deeplab-centres"], ADDED] = (
+        "deeplab-centres"
+    )
+    """How images of voc are scaled and padded: as DeepLab's authors do for Sec. 4.3; as the paper's
+    authors do for Sec. 4.2; or the former with labels of the nearest pixel by its centre, where
+    DeepLab's OpenCV rounds down."""
 
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> "DataConfig":
@@ -124,15 +131,18 @@ class LossConfig(Strict):
 
     terms: dict[LossName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Loss name -> its weight in the sum."""
-    class_weights: Literal["none", "enet"] = "none"
-    """Weights of the cross-entropy: none, or ENet's 1 / ln(1.02 + share of the class)."""
+    class_weights: Literal["none", "enet", "enet-released"] = "none"
+    """Weights of the cross-entropy: none, or ENet's 1 / ln(1.02 + share of the class). "enet" has
+    none for "unlabelled", whose pixels are left out; in "enet-released" it is a class like others,
+    as in the loss of the released network, where it is an output as on cityscapes."""
     classes: Literal["present", "all"] = "present"
     """Classes that Lovász-Softmax averages over (paper Sec. 3.1: those in the batch's labels)."""
     per_image: bool = False
     """Lovász-Softmax per image instead of over the batch; the binary losses always are."""
-    resolution: Literal["output", "input"] = "output"
+    resolution: Literal["output", "output-cells", "input"] = "output"
     """Where a network answers on a coarser grid: labels are sampled at its points (DeepLab's
-    authors), or logits are upsampled to the labels."""
+    authors), or at the centres of as many equal cells (the paper's authors in Sec. 4.2), or logits
+    are upsampled to the labels."""
 
 
 class TrainingConfig(Strict):
@@ -149,8 +159,9 @@ class TrainingConfig(Strict):
     """Base learning rate of Eq. 16."""
     power: Annotated[float, Field(ge=0)] = 0.9
     """Exponent of Eq. 16."""
-    schedule: Literal["poly", "step"] = "poly"
-    """Eq. 16, or lr in the first half of the training and a fifth of it in the second."""
+    schedule: Literal["poly", "step", "step-one-earlier"] = "poly"
+    """Eq. 16; or lr in the first half of the training and a fifth of it in the second, or from the
+    last step of the first half on (the paper's authors in Sec. 4.2)."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """SGD has momentum 0.9."""
     lr_multipliers: tuple[Multiplier, Multiplier, Multiplier] = (1.0, 10.0, 20.0)
@@ -239,6 +250,12 @@ class EvaluationConfig(Strict):
     upsample: Literal["logits", "predictions"] = "logits"
     """What is brought to the labels' size where the network sees a smaller one: logits
     (bilinear), or the predicted classes (nearest)."""
+    unlabelled: Annotated[Literal["dropped", "kept"], ADDED] = "dropped"
+    """Whether "unlabelled", an output of the released network, is an answer that the network may
+    give; on a labelled pixel it is a miss."""
+    least_side: Annotated[Positive | None, ADDED] = None
+    """Pixels to which smaller photographs are continued at one scale, as multi_scale.least_side has
+    it for several; null: to the next 8 n + 1."""
     examples: Annotated[int, Field(ge=0)] = 0
     """Crops that are stored in which the network differs most from what it was before training;
     on voc whole masks, of images that are the same for all runs."""
@@ -283,6 +300,8 @@ class CellConfig(Strict):
             raise ValueError(f"with data.category the losses are {', '.join(BINARY_LOSSES)}")
         if binary and not self.data.category:
             raise ValueError(f"{binary[0]} needs a data.category")
+        if self.data.images == "features" and self.data.augmentation == "jaccard-segment":
+            raise ValueError("data.augmentation=jaccard-segment is of photographs")
         if (self.data.images == "features") != (self.model.name == "evidence-net"):
             raise ValueError("data.images=features and model.name=evidence-net go together")
         if DATASET_LINES[self.data.name].crops and self.model.name == "enet":
@@ -297,6 +316,8 @@ class CellConfig(Strict):
         wanted, category = self.evaluation, self.data.category
         if wanted.multi_scale and (category or self.data.images == "features"):
             raise ValueError("evaluation.multi_scale is of all classes, on photographs")
+        if wanted.least_side and self.data.images == "features":
+            raise ValueError("evaluation.least_side is of photographs")
         if wanted.batches and category:
             raise ValueError("evaluation.batches is of all classes")
         if self.data.train_split == "trainval_aug" and wanted.snapshot == "best":

@@ -52,16 +52,10 @@ def class_counts(
     return counts
 
 
-def class_shares(counts: np.ndarray, num_classes: int, ignore_index: int) -> torch.Tensor:
-    """Share of pixels of each class among all pixels, ignored ones included: (C,) float64.
-
-    A class that is the ignored one has share 0, so ENet gives it no weight.
-    """
+def class_shares(counts: np.ndarray, num_classes: int) -> torch.Tensor:
+    """Share of pixels of each class among all pixels, ignored ones included: (C,) float64."""
     total = counts.sum(axis=0, dtype=np.int64)
-    shares = total[:num_classes] / total.sum()
-    if 0 <= ignore_index < num_classes:
-        shares[ignore_index] = 0.0
-    return torch.from_numpy(shares)
+    return torch.from_numpy(total[:num_classes] / total.sum())
 
 
 def _read(cache: Path, images: int) -> np.ndarray | None:

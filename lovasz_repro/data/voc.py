@@ -13,9 +13,9 @@ or the popular layout, where SBD is merged in:
 voc/VOC2012/JPEGImages, voc/VOC2012/SegmentationClassAug/2007_000032.png
 voc/VOC2012/ImageSets/Segmentation/{train_aug,val}.txt
 
-``train_aug`` is all of SBD and VOC's train without VOC's val, sorted
-(bermanmaxim/jaccardSegment: datasets/loadvoc.py). Where both have
-a mask of an image, VOC's own counts.
+``train_aug`` is all of SBD and VOC's train without VOC's val, sorted, and without VOC's test where
+its list is there (bermanmaxim/jaccardSegment: datasets/loadvoc.py); the published lists have no
+image in common. Where both have a mask of an image, VOC's own counts.
 """
 
 import hashlib
@@ -288,9 +288,10 @@ def official_masks(voc: Path, sbd: Path, split: str) -> dict[str, Path]:
     both = [*read_list(sbd / "train.txt", SBD_FROM), *read_list(sbd / "val.txt", SBD_FROM)]
     masks = {name: sbd / "cls" / f"{name}.mat" for name in both}
     masks |= {name: voc / CLASS_MASKS / f"{name}.png" for name in train}
-    if split == "trainval_aug":
-        return masks | val
-    return {name: mask for name, mask in masks.items() if name not in val}
+    test = voc / VOC_LISTS / "test.txt"  # a download of its own
+    others = {*val, *(read_list(test, VOC_FROM) if test.is_file() else ())}
+    train_aug = {name: mask for name, mask in masks.items() if name not in others}
+    return train_aug if split == "train_aug" else train_aug | val
 
 
 def check_there(files: list[Path], what: str) -> None:

@@ -1,24 +1,30 @@
-"""How a training image of Pascal VOC is scaled, padded, cropped and mirrored (Sec. 4.3).
+"""How a training image of Pascal VOC is scaled, padded, cropped and mirrored.
 
-All on uint8 arrays, image and labels together; on the batch and its device, BGR order and the mean
-subtracted follow (``to_caffe``). What is drawn is a function of the seed and of the position of the
-image in the training.
+``AUGMENTATIONS`` has the ways: that of DeepLab's authors, which Sec. 4.3 follows
+(data_transformer.cpp), and that of the paper's authors for Sec. 4.2 (bermanmaxim/jaccardSegment:
+compose.py). All on uint8 arrays, image and labels together; on the batch and its device, BGR order
+and the mean subtracted follow (``to_caffe``). What is drawn is a function of the seed and of the
+position of the image in the training.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from lovasz_repro.data import images
 from lovasz_repro.data.images import mirror
 from lovasz_repro.data.sampling import mix
 from lovasz_repro.data.voc import VOID
 
 CROP_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Equally likely (DeepLab's data_transformer.cpp)."""
+LEAST_SCALE, LARGEST_SCALE = 0.5, 1.5
+"""Between which any is as likely (jaccardSegment)."""
 CROP = 321
 """Side of the square that the network is trained on, pixels (Sec. 4.2)."""
 GRID_STRIDE = 8
@@ -55,6 +61,7 @@ def augment(
     position: int,
     crop: int = CROP,
     wanted: int | None = None,
+    how: "AugmentationName" = "deeplab",
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network is shown of one training image.
 
@@ -66,18 +73,29 @@ def augment(
         crop: side of what comes out, pixels.
         wanted: label that the crop should show, as ``shows_label`` says, where one of 21 draws
             does; None: any crop.
+        how: see ``AUGMENTATIONS``.
 
     Returns:
         RGB (crop, crop, 3) and labels (crop, crop), uint8; views, of the arguments or of others.
     """
-    generator = np.random.default_rng(mix(seed ^ 0x5EED, position))
-    shows = None if wanted is None else partial(shows_label, labels, wanted, crop)
-    place = draw_place(labels.shape, crop, generator, shows)
+    way, generator = AUGMENTATIONS[how], np.random.default_rng(mix(seed ^ 0x5EED, position))
+    shows = None if wanted is None else partial(shows_label, labels, wanted, crop, how=how)
+    place = draw_place(labels.shape, crop, generator, shows, way.draw_scale)
     window = place.window(crop)
-    image = resize_image(image, place.size)[window]
-    labels = resize_labels(labels, place.size, window)
-    image, labels = pad(image, labels, crop)
+    image = way.resize_image(image, place.size)[window]
+    labels = way.resize_labels(labels, place.size, window)
+    image, labels = way.pad(image, labels, crop)
     return mirror(image, labels) if place.mirrored else (image, labels)
+
+
+def one_of_five(generator: np.random.Generator) -> float:
+    """A scale as DeepLab's authors draw it."""
+    return CROP_SCALES[generator.integers(len(CROP_SCALES))]
+
+
+def any_scale(generator: np.random.Generator) -> float:
+    """A scale as the paper's authors draw it for Sec. 4.2."""
+    return generator.uniform(LEAST_SCALE, LARGEST_SCALE)
 
 
 def draw_place(
@@ -85,13 +103,14 @@ def draw_place(
     crop: int,
     generator: np.random.Generator,
     shows: Callable[[CropPlace], bool] | None = None,
+    draw_scale: Callable[[np.random.Generator], float] = one_of_five,
 ) -> CropPlace:
     """Draw scale, place and mirror image of a crop of an image of ``shape`` (H, W).
 
     A place that ``shows`` refuses is drawn again, ``REDRAWS`` times at most; the scale stays, so
     that all are equally likely. A place that it accepts at once is the one drawn without it.
     """
-    scale = CROP_SCALES[generator.integers(len(CROP_SCALES))]
+    scale = draw_scale(generator)
     height, width = (max(1, int(side * scale)) for side in shape)
     for _ in range(1 + REDRAWS):
         top = int(generator.integers(max(height - crop, 0) + 1))
@@ -102,14 +121,20 @@ def draw_place(
     return place._replace(mirrored=bool(generator.integers(2)))
 
 
-def shows_label(labels: np.ndarray, wanted: int, crop: int, place: CropPlace) -> bool:
+def shows_label(
+    labels: np.ndarray,
+    wanted: int,
+    crop: int,
+    place: CropPlace,
+    *,
+    how: "AugmentationName" = "deeplab",
+) -> bool:
     """Whether a crop of labels (H, W) has ``wanted`` at a point of the output grid.
 
     A class between the points is in the crop, but not in the loss.
     """
-    return bool(
-        (resize_labels(labels, place.size, place.window(crop, GRID_STRIDE)) == wanted).any()
-    )
+    points = place.window(crop, GRID_STRIDE)
+    return bool((AUGMENTATIONS[how].resize_labels(labels, place.size, points) == wanted).any())
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -131,10 +156,23 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_labels(
     labels: np.ndarray, size: tuple[int, int], window: tuple[slice, slice]
 ) -> np.ndarray:
-    """A window of labels (H, W) resized to ``size`` = (height, width): those of the nearest pixel.
+    """A window of labels (H, W) resized to ``size`` = (height, width), as OpenCV's INTER_NEAREST.
 
-    Only the window is computed. Of two pixels that are as near, the right or lower one counts.
+    Pixel k of the new side is pixel floor(k old / new) of the old one, in OpenCV's arithmetic: at
+    other scales than 1 that is up to half a pixel from the bilinear image. Only the window is
+    computed.
     """
+    rows, columns = (
+        np.minimum(np.floor(np.arange(new)[part] * (1 / (new / old))).astype(np.intp), old - 1)
+        for old, new, part in zip(labels.shape, size, window, strict=True)
+    )
+    return labels[rows][:, columns]
+
+
+def resize_labels_by_centres(
+    labels: np.ndarray, size: tuple[int, int], window: tuple[slice, slice]
+) -> np.ndarray:
+    """The same with the labels of the nearest pixel; of two as near, the right or lower one."""
     rows, columns = (
         # the centre of pixel k of the new side, (k + 1/2) / new, in pixels of the old one
         (2 * np.arange(new)[part] + 1) * old // (2 * new)
@@ -158,6 +196,45 @@ def pad(image: np.ndarray, labels: np.ndarray, crop: int) -> tuple[np.ndarray, n
     padded[:height, :width] = image
     void[:height, :width] = labels
     return padded, void
+
+
+def pad_around(image: np.ndarray, labels: np.ndarray, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pad image (H, W, 3) and labels (H, W) on all sides alike to at least ``crop`` a side.
+
+    The image is continued in black, of which the mean is still to be subtracted, the labels with
+    void. Of an odd number of pixels the right and the bottom have one more.
+    """
+    missing = [max(crop - side, 0) for side in labels.shape]
+    around = [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+    return np.pad(image, [*around, (0, 0)]), np.pad(labels, around, constant_values=VOID)
+
+
+AugmentationName = Literal["deeplab", "jaccard-segment", "deeplab-centres"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How an image is scaled and padded."""
+
+    draw_scale: Callable[[np.random.Generator], float] = one_of_five
+    resize_image: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = resize_image
+    resize_labels: Callable[[np.ndarray, tuple[int, int], tuple[slice, slice]], np.ndarray] = (
+        resize_labels
+    )
+    pad: Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] = pad
+
+
+AUGMENTATIONS: dict[AugmentationName, Augmentation] = {
+    "deeplab": Augmentation(),
+    "jaccard-segment": Augmentation(
+        draw_scale=any_scale,
+        resize_image=images.resize_image,
+        resize_labels=lambda labels, size, window: images.resize_mask(labels, size)[window],
+        pad=pad_around,
+    ),
+    "deeplab-centres": Augmentation(resize_labels=resize_labels_by_centres),
+}
+"""Setting ``data.augmentation`` -> how; the last is what DeepLab's was taken for before."""
 
 
 def to_caffe(

@@ -17,10 +17,11 @@ import torch
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.voc import VOC_CLASSES, VOID, binary_labels, list_images, read_labels
 from lovasz_repro.data.voc_crops import (
+    AUGMENTATIONS,
     GRID_STRIDE,
+    AugmentationName,
     CropPlace,
     draw_place,
-    resize_labels,
     shows_label,
 )
 
@@ -60,6 +61,7 @@ class EvidenceTraining:
         split: "train_aug" or "trainval_aug".
         crop_with_class: draw the place of a crop again, up to ``REDRAWS`` times, until it shows
             ``Draw.wanted``.
+        augmentation: how masks are scaled; they are padded at the right and the bottom.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class EvidenceTraining:
         category: int | None = None,
         split: str = "train_aug",
         crop_with_class: bool = False,
+        augmentation: AugmentationName = "deeplab",
     ) -> None:
         self.masks = masks_of(root, split)
         self.crop, self.evidence, self.seed, self.category = crop, evidence, seed, category
-        self.crop_with_class = crop_with_class
+        self.crop_with_class, self.augmentation = crop_with_class, augmentation
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -85,8 +88,8 @@ class EvidenceTraining:
         labels = self.masks[draw.image]
         shows = None
         if self.crop_with_class and draw.wanted is not None:
-            shows = partial(shows_label, labels, draw.wanted, self.crop)
-        seen_of = seen_by(labels, self.crop, generator, shows)
+            shows = partial(shows_label, labels, draw.wanted, self.crop, how=self.augmentation)
+        seen_of = seen_by(labels, self.crop, generator, shows, self.augmentation)
         seen = seen_of(labels)
         evidence = self.evidence.draw(seen, mix(self.seed ^ 0xE71D, draw.position))
         if self.category is not None:
@@ -163,16 +166,18 @@ def seen_by(
     crop: int,
     generator: np.random.Generator,
     shows: Callable[[CropPlace], bool] | None = None,
+    how: AugmentationName = "deeplab",
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Draw a crop of an image with these labels; what it has of labels (H, W) at its points.
 
     (n, n) uint8, void in the padding: every 8th pixel of what a photograph's crop would have.
     ``shows`` is that of ``draw_place``.
     """
-    place = draw_place(labels.shape, crop, generator, shows)
+    way = AUGMENTATIONS[how]
+    place = draw_place(labels.shape, crop, generator, shows, way.draw_scale)
 
     def seen(labels: np.ndarray) -> np.ndarray:
-        inside = resize_labels(labels, place.size, place.window(crop, GRID_STRIDE))
+        inside = way.resize_labels(labels, place.size, place.window(crop, GRID_STRIDE))
         points = np.full(2 * (-(-crop // GRID_STRIDE),), VOID, np.uint8)
         points[: inside.shape[0], : inside.shape[1]] = inside
         return np.ascontiguousarray(points[:, ::-1]) if place.mirrored else points

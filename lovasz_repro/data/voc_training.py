@@ -30,7 +30,7 @@ from lovasz_repro.data.datasets import (
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import VocImage, binary_labels, presence_of, read_labels, read_pair
-from lovasz_repro.data.voc_crops import augment
+from lovasz_repro.data.voc_crops import AugmentationName, augment
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceScored, EvidenceTraining
 from lovasz_repro.errors import UserError
 
@@ -49,6 +49,7 @@ class VocTraining(Dataset[Example]):
         category: class id that is told from the rest; None: all 21 classes.
         crop_with_class: draw the place of a crop again, up to ``REDRAWS`` times, until it shows
             ``Draw.wanted``.
+        augmentation: how images are scaled and padded.
 
     Raises:
         UserError: (when an item is read) a file is missing or unreadable, the sizes of photograph
@@ -63,12 +64,14 @@ class VocTraining(Dataset[Example]):
         seed: int,
         category: int | None = None,
         crop_with_class: bool = False,
+        augmentation: AugmentationName = "deeplab",
     ) -> None:
         self.images = images
         self.crop = crop
         self.seed = seed
         self.category = category
         self.crop_with_class = crop_with_class
+        self.augmentation = augmentation
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,6 +86,7 @@ class VocTraining(Dataset[Example]):
             position=draw.position,
             crop=self.crop,
             wanted=draw.wanted if self.crop_with_class else None,
+            how=self.augmentation,
         )
         return as_tensors(image, shown)
 
@@ -199,9 +203,16 @@ def training_set(root: Path, data: DataConfig, seed: int) -> TrainingSet:
             category=category,
             split=data.train_split,
             crop_with_class=shown,
+            augmentation=data.augmentation,
         )
-    images = voc.list_images(root, data.train_split)
-    return VocTraining(images, crop, seed=seed, category=category, crop_with_class=shown)
+    return VocTraining(
+        voc.list_images(root, data.train_split),
+        crop,
+        seed=seed,
+        category=category,
+        crop_with_class=shown,
+        augmentation=data.augmentation,
+    )
 
 
 def scored_set(root: Path, split: str, data: DataConfig) -> ScoredSet:

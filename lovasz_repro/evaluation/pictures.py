@@ -154,7 +154,7 @@ def _example(
     old, new = (
         ids[predictor.classes(seen, labels.shape)[0].cpu().numpy()] for predictor in (before, after)
     )
-    scored = np.isin(labels, ids[after.first_class :])
+    scored = np.isin(labels, ids[table.first_class :])
     window, differs = widest_difference((old != new) & scored, scored)
     top, left, height, width = window
     crop = np.s_[top : top + height, left : left + width]

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 from PIL import Image
@@ -43,10 +43,14 @@ from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import remove_left_over
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, Weights, load_weights
 
+Unlabelled = Literal["dropped", "kept"]
 INPUT_SIZE = (512, 1024)
 """Height and width at which the network sees the photographs (Sec. 4.4)."""
-ANSWERS = range(1, len(STREET_CLASSES))
-"""Outputs among which the network chooses; 0, "unlabelled", is no answer."""
+ANSWERS = {
+    "dropped": range(1, len(STREET_CLASSES)),
+    "kept": range(len(STREET_CLASSES)),
+}
+"""Outputs among which the network chooses, by what becomes of 0, "unlabelled"."""
 READERS, AHEAD = 4, 8  # threads that decode, photographs decoded before the network is there
 WRITERS, BEHIND = 2, 8  # threads that encode, predictions that may wait for them
 ENDING = "_labelIds.png"
@@ -59,6 +63,7 @@ DIFFERENT = {
     "data": "another data set",
     "size": "another --size",
     "upsample": "another --upsample",
+    "unlabelled": "another --unlabelled",
 }
 """What it means when an entry of the manifest differs."""
 
@@ -75,6 +80,7 @@ def predict_split(
     data: str = "cityscapes",
     size: tuple[int, int] = INPUT_SIZE,
     upsample: Upsample = "logits",
+    unlabelled: Unlabelled = "dropped",
     device: str = "cpu",
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
@@ -89,6 +95,7 @@ def predict_split(
         size: (height, width) at which the network sees them, multiples of 8; Pillow's bilinear.
         upsample: "logits": scores to the photograph's size, bilinearly, before the arg max;
             "predictions": the classes, nearest, after it.
+        unlabelled: "kept": also this output is an answer, label id 0, a miss on labelled pixels.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         advance: called with the number of photographs done, without those that were before.
 
@@ -101,20 +108,22 @@ def predict_split(
     """
     on = choose_device(device)
     model = load_cityscapes(weights).build().to(on)
-    predictor = Predictor(model, Feeding(), on, first_class=ANSWERS[0], upsample=upsample)
+    first = ANSWERS[unlabelled][0]
+    predictor = Predictor(model, Feeding(), on, first_class=first, upsample=upsample)
     manifest = {
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "split": split,
         "data": data,
         "size": f"{size[0]}x{size[1]}",
         "upsample": upsample,
+        "unlabelled": unlabelled,
         "bytes": sizes(frames),
     }
     with claimed(out, manifest):
         files = prediction_files(frames, out)
         pairs = zip(frames, files, strict=True)
         missing = [(frame, file) for frame, file in pairs if not is_complete(file)]
-        _predict(predictor, missing, size, advance)
+        _predict(predictor, missing, size, ANSWERS[unlabelled], advance)
     return files
 
 
@@ -141,6 +150,7 @@ def _predict(
     predictor: Predictor,
     missing: Sequence[tuple[Frame, Path]],
     size: tuple[int, int],
+    answers: Sequence[int],
     advance: Callable[[int], None],
 ) -> None:
     """Photographs are decoded and predictions encoded in threads, while the network is at work."""
@@ -160,7 +170,7 @@ def _predict(
         with warnings.catch_warnings():  # threads do not put back each other's filters in order
             photographs = ahead(readers, read, missing, AHEAD)
             for (frame, file), (seen, own) in zip(missing, photographs, strict=True):
-                classes = label_photograph(predictor, seen, own, ANSWERS, frame.image)
+                classes = label_photograph(predictor, seen, own, answers, frame.image)
                 label_ids = Image.fromarray(TO_LABEL_ID[classes])
                 writing.append(writers.submit(write_picture, file, label_ids))
                 finish(BEHIND)
@@ -237,7 +247,7 @@ def _read_manifest(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """
     file = out / MANIFEST
     try:
-        before = json.loads(file.read_bytes())
+        before = {"unlabelled": "dropped"} | json.loads(file.read_bytes())  # once the only way
         changed = [words for key, words in DIFFERENT.items() if before[key] != manifest[key]]
         dict(before["bytes"])
     except FileNotFoundError:

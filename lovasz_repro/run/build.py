@@ -202,7 +202,8 @@ def scored_batches(cell: CellConfig, images: ScoredSet, place: Place, team: Team
 
 def predictor_of(model: nn.Module, cell: CellConfig, device: torch.device) -> Predictor:
     """How a run asks its network, at one scale."""
-    return Predictor(model, NETWORKS[cell.model.name], device, **_asked(cell))
+    kind = NETWORKS[cell.model.name].on_canvas(cell.evaluation.least_side)
+    return Predictor(model, kind, device, **_asked(cell))
 
 
 def multi_scale_of(model: nn.Module, cell: CellConfig, device: torch.device) -> MultiScale:
@@ -212,11 +213,17 @@ def multi_scale_of(model: nn.Module, cell: CellConfig, device: torch.device) -> 
     return MultiScale(model, kind, device, multi_scale=scales, **_asked(cell))
 
 
+def first_answer(cell: CellConfig) -> int:
+    """The first output that is an answer: those before it are "unlabelled"."""
+    kept = cell.evaluation.unlabelled == "kept"
+    return 0 if kept else DATASETS[cell.data.name].first_class
+
+
 def _asked(cell: CellConfig) -> dict[str, Any]:
     return {
         "precision": cell.training.precision,
         "channels_last": cell.training.channels_last,
-        "first_class": DATASETS[cell.data.name].first_class,
+        "first_class": first_answer(cell),
         "upsample": cell.evaluation.upsample,
     }
 

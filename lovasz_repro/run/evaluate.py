@@ -33,6 +33,7 @@ from lovasz_repro.evaluation.predictor import Predictor, Upsample
 from lovasz_repro.evaluation.regimes import Compared, compare_crfs, open_folder, score_regimes
 from lovasz_repro.evaluation.scoring import SegmentationScoring, evaluate
 from lovasz_repro.evaluation.split import (
+    Unlabelled,
     is_complete,
     load_cityscapes,
     predict_split,
@@ -63,8 +64,6 @@ RUN_ID = re.compile(r"[0-9a-f]{1,32}")
 ARCHIVES = {"cityscapes": (".zip",), "voc": (".tar.gz", ".tgz")}
 LISTS = {"train": "train_aug", "val": "val", "test": "test"}
 """What VOC calls the splits."""
-SINGLE_SCALE = MultiScaleConfig(scales=[1.0], least_side=1)
-"""The photograph as it is; of it the probabilities are files, too, where no mask is to be had."""
 MOST_SCORING, MOST_REFINING = 8, 16  # processes, unless the user says how many
 SCORED_EACH, REFINED_EACH = 20, 8  # images
 
@@ -106,7 +105,8 @@ def find_network(source: str, results: Path, tracking_uri: str | None) -> Networ
         store = Store(results, tracking_uri)
         return _of_run(store.by_id(source), store)
     if architecture_of(file) == "deeplab-v2":
-        return Network(file.stem, file, "voc", "voc")
+        own = EvaluationConfig(least_side=MultiScaleConfig().least_side)
+        return Network(file.stem, file, "voc", "voc", evaluation=own)
     if not file.exists() and not file.suffix and len(file.parts) == 1:
         raise UserError(f"{file}: neither a file of weights nor the id of a run; "
                         "`lovasz-repro runs` lists runs.")  # fmt: skip
@@ -229,6 +229,8 @@ class CityscapesOptions:
     size: str | None = None
     """HEIGHTxWIDTH that the network sees; None: the network's."""
     upsample: Upsample | None = None
+    unlabelled: Unlabelled | None = None
+    """None: the run's, else "dropped"."""
     official: bool = False
     """Score with the official script too."""
 
@@ -290,6 +292,7 @@ def evaluate_cityscapes(
         files = predict_split(
             network.weights, frames, out, split=split, data=note.content if note else "cityscapes",
             size=size, upsample=options.upsample or network.evaluation.upsample,
+            unlabelled=options.unlabelled or network.evaluation.unlabelled,
             device=request.device, advance=bar.advance,
         )  # fmt: skip
     scores = theirs = None
@@ -319,6 +322,8 @@ class VocSettings:
     """None: single-scale."""
     crfs: tuple[CrfConfig, ...]
     """Parameters of the CRF; several are compared."""
+    least_side: int | None = None
+    """Of photographs at one scale."""
 
 
 @dataclass(frozen=True)
@@ -343,12 +348,13 @@ def settings_of(options: VocOptions, own: EvaluationConfig) -> VocSettings:
     Raises:
         UserError: a value that cannot be.
     """
-    asked = {"scales": options.scales, "fusion": options.fusion, "least_side": options.least_side}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    least_side = options.least_side or own.least_side
+    fused = {"scales": options.scales, "fusion": options.fusion}
     grid = options.crf_set or {}
     with_crf = options.crf or bool(grid)
-    if not (options.multi_scale or asked or with_crf):
-        return VocSettings(None, ())
+    if not (options.multi_scale or any(fused.values()) or with_crf):
+        return VocSettings(None, (), least_side)
+    asked = {k: v for k, v in (fused | {"least_side": options.least_side}).items() if v is not None}
     content = (own.multi_scale or MultiScaleConfig()).model_dump() | asked
     multi_scale = validate(MultiScaleConfig, content, "--scales, --fusion, --least-side")
     crfs = [
@@ -356,7 +362,8 @@ def settings_of(options: VocOptions, own: EvaluationConfig) -> VocSettings:
         for chosen in product(*([(name, value) for value in grid[name]] for name in grid))
         if with_crf
     ]
-    return VocSettings(multi_scale, tuple(dict.fromkeys(crfs)))  # 3 and 3.0 are one value
+    crfs = list(dict.fromkeys(crfs))  # 3 and 3.0 are one value
+    return VocSettings(multi_scale, tuple(crfs), least_side)
 
 
 def check_voc(request: Request, options: VocOptions, settings: VocSettings) -> None:
@@ -400,11 +407,13 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
                       "sends to the test server also on the validation images (profile "
                       "trainval).")  # fmt: skip
     device = choose_device(request.device)
-    kind, scales = NETWORKS["deeplab-v2"], settings.multi_scale or SINGLE_SCALE
+    # At one scale, too, what is predicted of photographs without masks is probabilities in files
+    one_scale = MultiScaleConfig(scales=[1.0], least_side=settings.least_side or 1)
+    kind, scales = NETWORKS["deeplab-v2"], settings.multi_scale or one_scale
     fused = MultiScale(model.to(device), kind, device, network.precision, multi_scale=scales)
     scorings, compared = dict[str, SegmentationScoring](), list[Compared]()
     if split != "test" and len(settings.crfs) < 2:
-        single = Predictor(model, kind, device)
+        single = Predictor(model, kind.on_canvas(settings.least_side), device)
         batches, counts = DataLoader(VocScored(images)), SegmentationScoring(VOC.names, voc.VOID)
         with progress.task(f"single-scale on {LISTS[split]}", len(images)) as bar:
             scorings = {"single_scale": evaluate(single, batches, counts, advance=bar.advance)}

@@ -139,7 +139,7 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     spread_model(model, config, team)
     counted = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
     counts = None if counted is None else counted.numpy()
-    shares = None if counts is None else class_shares(counts, len(kind.table), kind.ignore_index)
+    shares = None if counts is None else class_shares(counts, len(kind.table))
     objective = build_objective(
         cell.loss, kind.ignore_index, shares, team.group, category_of(cell.data), network.to_size
     )

@@ -4,18 +4,18 @@ One line in ``NETWORKS`` per network. ``models/`` has the networks themselves.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lovasz_repro.config.schema import CellConfig, ModelConfig, TrainingConfig
 from lovasz_repro.data.voc_crops import GRID_STRIDE, to_caffe
 from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.multiscale import continue_to_step
 from lovasz_repro.evaluation.predictor import Feeding
 from lovasz_repro.models import deeplab, snapshot
 from lovasz_repro.models.enet import ENet, map_classifier
@@ -36,6 +36,12 @@ class NetworkKind(Feeding):
     """Writes a weights file with metadata."""
     groups: Callable[[nn.Module, TrainingConfig], Iterable[Any]]
     """What the optimiser is given."""
+
+    def on_canvas(self, least_side: int | None) -> "NetworkKind":
+        """The same, but that smaller images are continued to ``least_side`` pixels a side."""
+        if least_side is None:
+            return self
+        return replace(self, prepare=partial(caffe_on_the_grid, least_side=least_side))
 
 
 def load_enet(model: nn.Module, path: Path, cell: CellConfig) -> None:
@@ -79,13 +85,15 @@ def load_evidence_net(model: nn.Module, path: Path, cell: CellConfig) -> None:
     snapshot.load_evidence_net(model, path)
 
 
-def caffe_on_the_grid(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
-    """RGB (B, 3, H, W) uint8 as DeepLab takes it, continued with the mean to 8 n + 1 pixels a side.
+def caffe_on_the_grid(
+    images: Tensor, channels_last: bool, dtype: torch.dtype, least_side: int = 1
+) -> Tensor:
+    """RGB (B, 3, H, W) uint8 as DeepLab takes it, continued with the mean to the right and below.
 
-    The grid of the logits then spans the image exactly, and ``from_the_grid`` undoes it.
+    The sides become 8 n + 1 pixels, ``least_side`` or more (513: DeepLab's authors). The grid of
+    the logits then spans the image exactly, and ``from_the_grid`` undoes it.
     """
-    pad = [-(side - 1) % GRID_STRIDE for side in images.shape[-2:]]
-    return functional.pad(to_caffe(images, channels_last, dtype), (0, pad[1], 0, pad[0]))
+    return continue_to_step(to_caffe(images, channels_last, dtype), GRID_STRIDE, least_side)
 
 
 def from_the_grid(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -34,6 +34,7 @@ from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.metrics import sum_over_ranks
 from lovasz_repro.run.build import (
     build_model,
+    first_answer,
     in_one_line,
     multi_scale_of,
     predictor_of,
@@ -335,7 +336,8 @@ def keep_pictures(
         UserError: a file cannot be read, or the CRF is not installed.
         RunFailed: the disk refuses.
     """
-    kind, network = DATASETS[cell.data.name], NETWORKS[cell.model.name]
+    kind = DATASETS[cell.data.name]
+    network = NETWORKS[cell.model.name].on_canvas(cell.evaluation.least_side)
     category, count, task = category_of(cell.data), cell.evaluation.examples, session.progress.task
     crops = category is None and kind.examples == "crops"
     folder = "examples" if crops else "segmentations" if category is None else "masks"
@@ -347,7 +349,7 @@ def keep_pictures(
 
     def find() -> list[Pictured]:
         if crops:
-            before, after = as_before_and_after(kind.first_class)
+            before, after = as_before_and_after(first_answer(cell))
             with task("  looking for examples", min(len(images), pictures.MOST_IMAGES)) as bar:
                 return pictures.find_examples(
                     before, after, cast(pictures.Photographed, images), kind.table, count,

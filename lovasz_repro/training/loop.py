@@ -181,11 +181,15 @@ def learning_rate(config: TrainingConfig, iteration: int) -> float:
     """Of the step after ``iteration`` steps, before any multiplier of a group.
 
     "poly" is Eq. 16, lr * (1 - iteration / iterations) ** power; "step" is lr in the first half and
-    a fifth of it in the second (Sec. 4.2).
+    a fifth of it in the second (Sec. 4.2); "step-one-earlier" a fifth in the last step of the first
+    half too, since the authors' code counts steps from 1 (bermanmaxim/jaccardSegment:
+    train_pytorch.py).
     """
     done = iteration / config.iterations
     if config.schedule == "step":
         return config.lr if done < 0.5 else config.lr / 5
+    if config.schedule == "step-one-earlier":
+        return config.lr if iteration + 1 < config.iterations // 2 else config.lr / 5
     return float(config.lr * (1 - done) ** config.power)
 
 

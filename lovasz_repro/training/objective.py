@@ -26,6 +26,10 @@ def build_objective(
     The binary losses look at the logit of one category alone, image by image, as
     bermanmaxim/jaccardSegment: train_pytorch.py has it.
 
+    Void pixels are left out, but by the cross-entropy with the weights of the released ENet: where
+    "unlabelled" is an output of the network, that is trained on as any class (e-lab/ENet-training:
+    train/models/decoder.lua, whose weight 0 for it is overwritten a few lines on).
+
     Args:
         config: the terms and their options.
         ignore_index: label of void pixels.
@@ -34,10 +38,10 @@ def build_objective(
         category: class id whose logit the binary losses take; labels are then 0, 1 and void.
         to_size: upsamples logits, where the loss is taken at the resolution of the labels.
     """
-    weights = None
-    if config.class_weights == "enet":
+    weights, released = None, config.class_weights == "enet-released"
+    if config.class_weights != "none":
         assert class_shares is not None, "ENet's class weights need the shares of the classes"
-        weights = enet_class_weights(class_shares)
+        weights = enet_class_weights(class_shares, None if released else ignore_index)
     options = {
         "class_weights": weights,
         "classes": config.classes,
@@ -46,7 +50,10 @@ def build_objective(
     terms: list[tuple[Objective, float]] = []
     for name, weight in config.terms.items():
         own = {option: options[option] for option in LOSSES[name].options}
-        loss = partial(loss_function(name), ignore_index=ignore_index, group=group, **own)
+        void = ignore_index
+        if released and "class_weights" in own and _is_class(void, class_shares):
+            void = None
+        loss = partial(loss_function(name), ignore_index=void, group=group, **own)
         binary = name in BINARY_LOSSES
         terms.append((partial(_of_category, loss, category) if binary else loss, weight))
 
@@ -54,6 +61,8 @@ def build_objective(
         if logits.shape[-2:] != labels.shape[-2:]:
             if config.resolution == "output":
                 labels = subsample_labels(labels, logits.shape[-2:])
+            elif config.resolution == "output-cells":
+                labels = labels_of_cells(labels, logits.shape[-2:])
             else:
                 assert to_size, "the loss at the labels' resolution needs an upsampling"
                 logits = to_size(logits, labels.shape[-2:])
@@ -71,16 +80,35 @@ def _of_category(
     return loss(logits[:, category], labels, per_image=True)
 
 
-def enet_class_weights(shares: torch.Tensor, c: float = 1.02) -> torch.Tensor:
+def labels_of_cells(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Labels (B, H, W) at the centres of ``size`` = (h, w) equal cells, (B, h, w), as Pillow's
+    nearest resizes them (bermanmaxim/jaccardSegment: train_pytorch.py)."""
+    rows, columns = (
+        torch.arange(few, device=labels.device).mul(2).add(1).mul(full) // (2 * few)
+        for full, few in zip(labels.shape[-2:], size, strict=True)
+    )
+    return labels[..., rows[:, None], columns]
+
+
+def enet_class_weights(
+    shares: torch.Tensor, without: int | None = None, c: float = 1.02
+) -> torch.Tensor:
     """ENet's class weights 1 / ln(c + share); 0 for a class without a pixel
     (e-lab/ENet-training: train/models/decoder.lua).
 
     Args:
         shares: (C,) share of each class among all training pixels, void counted in the total.
+        without: a class that has no weight either, if there is one of this index.
         c: 1.02 in e-lab's decoder training, which bounds the weights to [1.4, 50.5].
 
     Returns:
         (C,) float32.
     """
-    weights = 1 / torch.log(c + shares.double())
-    return torch.where(shares > 0, weights, 0.0).float()
+    weights = torch.where(shares > 0, 1 / torch.log(c + shares.double()), 0.0)
+    if _is_class(without, shares):
+        weights[without] = 0.0
+    return weights.float()
+
+
+def _is_class(label: int | None, shares: torch.Tensor | None) -> bool:
+    return label is not None and shares is not None and 0 <= label < len(shares)

@@ -22,9 +22,20 @@ def test_the_papers_grid() -> None:
         assert cell.start == basis
         assert cell.scale == "paper"
         training = cell.training
-        assert (training.iterations, training.lr, training.schedule) == (2118, 5e-4, "step")
+        assert (training.iterations, training.lr) == (2118, 5e-4)
         assert training.weight_decay == 0
         assert 2 * 10582 <= training.iterations * training.batch_size < 2 * 10582 + 20
+
+
+def test_what_the_paper_does_not_say_is_the_authors_own() -> None:
+    """bermanmaxim/jaccardSegment trains the binary networks, DeepLab's recipe the basis."""
+    basis, *cells = load_experiment("voc-binary").cells("paper")
+    assert (basis.data.augmentation, basis.loss.resolution) == ("deeplab", "output")
+    for cell in cells:
+        assert cell.data.augmentation == "jaccard-segment"
+        assert cell.loss.resolution == "output-cells"
+        assert cell.training.schedule == "step-one-earlier"
+    assert {cell.model.bn_eps for cell in (basis, *cells)} == {1e-3}
 
 
 def test_narrowing_keeps_the_basis() -> None:
@@ -67,6 +78,7 @@ def test_another_basis_is_another_run() -> None:
         ({"loss.terms": {"lovasz_softmax": 1.0}}, "with data.category the losses are"),
         ({"model.weights": "enet-cityscapes"}, "are of enet, not of deeplab-v2-small"),
         ({"model.name": "enet"}, "enet does not train on voc"),
+        ({"evaluation.unlabelled": "kept"}, "of the data set cityscapes alone"),
     ],
 )
 def test_impossible_combinations_are_one_line(overrides: dict[str, object], words: str) -> None:

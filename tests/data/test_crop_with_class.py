@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -39,9 +40,7 @@ def by_hand(labels: np.ndarray, crop: int, seed: int, position: int, places: int
     generator = np.random.default_rng(mix(seed ^ 0x5EED, position))
     scale = (0.5, 0.75, 1.0, 1.25, 1.5)[generator.integers(5)]
     height, width = (max(1, int(side * scale)) for side in labels.shape)
-    rows = [(2 * k + 1) * labels.shape[0] // (2 * height) for k in range(height)]
-    columns = [(2 * k + 1) * labels.shape[1] // (2 * width) for k in range(width)]
-    whole = labels[np.ix_(rows, columns)]
+    whole = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     missing = max(crop - height, 0), max(crop - width, 0)
     whole = np.pad(whole, [(0, missing[0]), (0, missing[1])], constant_values=VOID)
     for _ in range(places):

@@ -72,10 +72,10 @@ def test_every_image_is_followed() -> None:
 
 def test_shares_count_void_in_the_total() -> None:
     counts = class_counts(Labels(last=4))
-    shares = class_shares(counts, 4, ignore_index=4)
+    shares = class_shares(counts, 4)
     torch.testing.assert_close(shares, torch.tensor([2, 3, 0, 0]).double() / 6)
 
 
-def test_an_ignored_class_has_no_share_but_counts_in_the_total() -> None:
-    shares = class_shares(class_counts(Labels()), 4, ignore_index=0)
-    torch.testing.assert_close(shares, torch.tensor([0, 3, 0, 1]).double() / 6)
+def test_every_class_has_its_share() -> None:
+    shares = class_shares(class_counts(Labels()), 4)
+    torch.testing.assert_close(shares, torch.tensor([2, 3, 0, 1]).double() / 6)

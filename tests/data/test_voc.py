@@ -122,6 +122,17 @@ def test_splits_are_derived_and_sorted(layout: str, request: pytest.FixtureReque
         assert np.array_equal(read_photograph(image.image), photograph)
 
 
+def test_what_the_test_list_names_is_not_trained_on(official: Path) -> None:
+    """As jaccardSegment's loadvoc.py subtracts it; without the list, which is another download,
+    nothing is."""
+    lists = official / VOC_AT / "ImageSets" / "Segmentation"
+    (lists / "test.txt").write_text(f"{TRAIN_AUG[0]}\n{G}\n")
+    assert names_of(official, "train_aug") == TRAIN_AUG[1:]
+    assert names_of(official, "trainval_aug") == sorted([*TRAIN_AUG[1:], C, D])
+    (lists / "test.txt").unlink()
+    assert names_of(official, "train_aug") == TRAIN_AUG
+
+
 def test_vocs_own_mask_counts_before_that_of_sbd(official: Path) -> None:
     masks = {i.name: read_labels(i.mask) for i in list_images(official, "trainval_aug")}
     for name, labels in masks.items():

@@ -105,6 +105,25 @@ def test_unlabelled_is_no_answer_even_where_it_scores_highest(
         )  # fmt: skip
         with Image.open(file) as image:
             assert np.asarray(image).min() >= 7
+        [file] = predict_split(
+            tmp_path / "w.safetensors", frames[:1], tmp_path / f"{upsample}-kept", split="val",
+            size=SIZE, upsample=upsample, unlabelled="kept",  # type: ignore[arg-type]
+        )  # fmt: skip
+        with Image.open(file) as image:
+            assert not np.asarray(image).any()  # a miss wherever there is a label
+
+
+def test_predictions_of_the_other_way_are_not_mixed_in(
+    weights: Path, frames: list[Frame], tmp_path: Path
+) -> None:
+    """A folder that was made before there were two ways is of the first."""
+    predict_split(weights, frames[:1], tmp_path, split="val", size=SIZE)
+    manifest = json.loads((tmp_path / split.MANIFEST).read_text())
+    del manifest["unlabelled"]
+    (tmp_path / split.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="another --unlabelled"):
+        predict_split(weights, frames[:1], tmp_path, split="val", size=SIZE, unlabelled="kept")
+    predict_split(weights, frames[:1], tmp_path, split="val", size=SIZE)
 
 
 def test_what_was_cut_short_is_gone_on_with(

@@ -26,7 +26,7 @@ from lovasz_repro.evaluation.probabilities import read_probabilities
 from lovasz_repro.models.convert import convert
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import save_weights
-from lovasz_repro.run.evaluate import VocOptions, settings_of
+from lovasz_repro.run.evaluate import VocOptions, find_network, settings_of
 from lovasz_repro.store import Store
 from tests.foreign_deeplab import isht7, random_deeplab
 from tests.plain_deeplab import confusion, fused, iou_of, photograph, refined, single_scale
@@ -104,7 +104,8 @@ def test_from_a_foreign_file_to_scores(
     convert(tmp_path / "MS_DeepLab.pth", converted, classifier=True)
     told = json.loads(call(converted, "--json").out)
     names = names_of(root, "val")
-    iou = iou_of(confusion(root, lambda n: single_scale(model, photograph(root, n)), names))
+    counts = confusion(root, lambda n: single_scale(model, photograph(root, n), 513), names)
+    iou = iou_of(counts)
     assert told["images"] == 5
     assert told["scores"]["val/dataset_miou"] == pytest.approx(np.nanmean(iou), abs=1e-6)
     assert told["scores"]["val/iou/bird"] == pytest.approx(iou[3], abs=1e-6)
@@ -126,7 +127,7 @@ def test_three_scales_against_a_plain_loop(
     told = json.loads(call(weights, "--multi-scale", *SMALL, "--json").out)
     names = names_of(root, "val")
     several = confusion(root, lambda name: fused(model, photograph(root, name)).argmax(0), names)
-    alone = confusion(root, lambda name: single_scale(model, photograph(root, name)), names)
+    alone = confusion(root, lambda name: single_scale(model, photograph(root, name), 65), names)
     iou, mean, single = iou_of(several), np.nanmean(iou_of(several)), np.nanmean(iou_of(alone))
     scores = told["scores"]
     assert scores["val/multi_scale/dataset_miou"] == pytest.approx(mean, abs=2e-4)
@@ -257,7 +258,7 @@ def test_a_submission_holds_what_the_network_says(
     if how == "crf":
         pytest.importorskip("pydensecrf")
     write_note(root, TreeNote("demo", "a test", (60, 60), {"test": 4}))
-    options = {"single": (), "scales": ("--multi-scale", *SMALL), "crf": ("--crf", *SMALL)}[how]
+    options = {"single": SMALL, "scales": ("--multi-scale", *SMALL), "crf": ("--crf", *SMALL)}[how]
     archive = tmp_path / "sub" / "voc.tar.gz"
     done = call(weights, "--split", "test", "--submission", archive, *options)
     assert done.code == 0, done.err
@@ -271,7 +272,7 @@ def test_a_submission_holds_what_the_network_says(
     for name in names:
         rgb = photograph(root, name)
         expected = {
-            "single": lambda rgb=rgb: single_scale(model, rgb),
+            "single": lambda rgb=rgb: single_scale(model, rgb, 65),
             "scales": lambda rgb=rgb: fused(model, rgb).argmax(0),
             "crf": lambda rgb=rgb, name=name: refined(
                 rgb, cached(tmp_path / "results", name), CrfConfig()
@@ -344,6 +345,23 @@ def test_without_the_crfs_library(
     done = call(weights, "--crf")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "pip install 'lovasz-repro[crf]'" in done.err
+
+
+def test_one_scale_is_continued_as_asked_as_the_run_was_or_as_deeplab_does(
+    weights: Path, tmp_path: Path
+) -> None:
+    file = find_network(str(weights), tmp_path, None).evaluation
+    of_513 = EvaluationConfig(least_side=513)
+    for own, options, expected in (
+        (file, VocOptions(), 513),
+        (file, VocOptions(least_side=1), 1),
+        (EvaluationConfig(), VocOptions(), None),  # a run made before there was the setting
+        (of_513, VocOptions(multi_scale=True), 513),
+        (of_513, VocOptions(least_side=97), 97),
+    ):
+        settings = settings_of(options, own)
+        assert settings.least_side == expected
+        assert bool(settings.multi_scale) == options.multi_scale
 
 
 def test_settings_over_those_of_a_run() -> None:

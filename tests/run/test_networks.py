@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.voc_crops import MEAN_BGR
+from lovasz_repro.data.voc_crops import MEAN_BGR, to_caffe
 from lovasz_repro.models.deeplab import small_deeplab
 from lovasz_repro.run.networks import NETWORKS, caffe_on_the_grid, from_the_grid
 
@@ -30,6 +30,25 @@ def test_deeplab_sees_bgr_without_the_mean_and_the_mean_beyond_the_edge() -> Non
     expected = torch.tensor([30.0, 20, 10]) - torch.tensor(MEAN_BGR)
     torch.testing.assert_close(seen[0, :, 4, 10], expected)
     assert torch.equal(seen[..., 11:], torch.zeros(1, 3, 9, 6))
+
+
+def test_one_scale_sees_the_canvas_of_several() -> None:
+    """DeepLab's test: every photograph continued to 513x513, larger ones to 8 n + 1."""
+    voc = load_experiment("voc-multiclass")
+    [cell] = voc.cells("paper", variants=["lovasz"])
+    assert cell.evaluation.multi_scale is not None
+    side = cell.evaluation.least_side
+    assert side == cell.evaluation.multi_scale.least_side == 513
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(1, 256, (1, 3, 37, 520), generator=generator, dtype=torch.uint8)
+    kind = NETWORKS["deeplab-v2"]
+    seen = kind.on_canvas(side).prepare(images, False, torch.float32)
+    assert seen.shape == (1, 3, 513, 521)
+    assert torch.equal(seen[..., :37, :520], to_caffe(images))
+    assert not seen[..., 37:, :].any()
+    before = {"evaluation.least_side": None}
+    [cell] = voc.cells("paper", variants=["lovasz"], overrides=before)
+    assert kind.on_canvas(cell.evaluation.least_side) is kind
 
 
 def test_the_grid_of_a_padded_image_is_the_networks() -> None:

@@ -89,6 +89,12 @@ def test_the_second_epoch_has_a_fifth_of_the_rate(
     assert learning_rate(steps, iteration) == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_authors_lower_the_rate_at_step_1059_of_2118_counted_from_1() -> None:
+    steps = config(lr=5e-4, iterations=2118, schedule="step-one-earlier")
+    rates = [learning_rate(steps, iteration) for iteration in range(2118)]
+    assert rates == [5e-4] * 1058 + [5e-4 / 5] * 1060
+
+
 def test_the_loop_is_plain_adam_with_the_poly_schedule() -> None:
     reference = network()
     optimizer = torch.optim.Adam(reference.parameters())

@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from lovasz_repro.config.schema import LossConfig
 from lovasz_repro.losses import lovasz_softmax
 from lovasz_repro.run.networks import from_the_grid
-from lovasz_repro.training.objective import build_objective, enet_class_weights
+from lovasz_repro.training.objective import build_objective, enet_class_weights, labels_of_cells
 
 SHARES = torch.tensor([0.5, 0.25, 0.05, 0.0])
 
@@ -46,6 +48,34 @@ def test_options_of_lovasz_reach_it() -> None:
     assert expected != lovasz_softmax(logits, labels, ignore_index=9)
 
 
+def test_unlabelled_pixels_train_the_released_loss_and_no_other() -> None:
+    """e-lab's decoder.lua: weighted mean of -log p_y over all pixels, output 0 being a class."""
+    logits, labels = batch()
+    labels[labels == 9] = 0
+    shares = torch.tensor([0.1, 0.6, 0.3, 0.0])
+    own = {c: 1 / math.log(1.02 + float(shares[c])) for c in range(3)}
+    lovasz = lovasz_softmax(logits, labels, ignore_index=0)
+    for name, counted in (("enet", (1, 2)), ("enet-released", (0, 1, 2))):
+        total = weight = 0.0
+        for pixel, label in zip(logits.movedim(1, -1).reshape(-1, 4), labels.ravel(), strict=True):
+            if int(label) in counted:
+                total -= own[int(label)] * pixel.log_softmax(0)[label].item()
+                weight += own[int(label)]
+        terms = {"cross_entropy": 1.0, "lovasz_softmax": 1.0}
+        objective = build_objective(LossConfig(terms=terms, class_weights=name), 0, shares)
+        expected = total / weight + lovasz.item()  # which leaves them out either way
+        assert objective(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_where_unlabelled_is_no_output_the_released_loss_is_the_other() -> None:
+    logits, labels = batch()  # void is 9 of 4 outputs
+    one, other = (
+        build_objective(LossConfig(terms={"cross_entropy": 1.0}, class_weights=name), 9, SHARES)
+        for name in ("enet", "enet-released")
+    )
+    assert one(logits, labels) == other(logits, labels)
+
+
 # -- one category, and grids coarser than the labels --------------------------------------------
 
 
@@ -74,3 +104,16 @@ def test_the_loss_is_taken_on_either_grid(resolution: str) -> None:
         large = F.interpolate(logits, (17, 25), mode="bilinear", align_corners=True)
         expected = F.cross_entropy(large, labels)
     torch.testing.assert_close(objective(logits, labels), expected)
+
+
+def test_labels_of_cells_are_pillows_nearest() -> None:
+    labels = np.random.default_rng(0).integers(0, 21, (2, 321, 313), np.uint8)
+    found = labels_of_cells(torch.from_numpy(labels), (41, 40))
+    for mine, one in zip(found, labels, strict=True):
+        theirs = Image.fromarray(one).resize((40, 41), Image.Resampling.NEAREST)
+        assert np.array_equal(mine, np.asarray(theirs))
+    logits = torch.randn(2, 4, 41, 40, generator=torch.Generator().manual_seed(0))
+    config = LossConfig(terms={"cross_entropy": 1.0}, resolution="output-cells")
+    large = torch.from_numpy(labels % 4).long()
+    expected = F.cross_entropy(logits, found.long() % 4)
+    torch.testing.assert_close(build_objective(config, 9)(logits, large), expected)
