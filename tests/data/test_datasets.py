@@ -36,9 +36,13 @@ def test_settings_of_another_data_set_are_refused(setting: str) -> None:
         "data.crop_with_class": True,
         "data.train_split": "trainval_aug",
         "evaluation.multi_scale": {},
+        "data.augmentation": "deeplab",
         "evaluation.batches": {},
+        "evaluation.least_side": 513,
+        "evaluation.unlabelled": "kept",
     }
-    with pytest.raises(UserError, match=rf"{setting} is of the data set voc alone"):
+    (name,) = OWN_SETTINGS[setting]
+    with pytest.raises(UserError, match=rf"{setting} is of the data set {name} alone"):
         load_experiment("camvid-enet").cells("demo", overrides={setting: values[setting]})
 
 
