@@ -1,6 +1,7 @@
 """The decision rule against exhaustive search and drawn labels."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -8,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import expected_iou as module
-from lovasz_repro.evaluation.expected_iou import expected_iou, expected_iou_labels
+from lovasz_repro.evaluation.expected_iou import (
+    expected_iou,
+    expected_iou_labels,
+    rankseg_labels,
+)
 from lovasz_repro.metrics import batch_miou
 
 
@@ -60,6 +66,32 @@ def test_the_objective_of_certain_probabilities_is_the_batch_miou() -> None:
     assert expected_iou(p, truth) == 1
 
 
+def expected_miou(p: list[list[float]], labels: tuple[int, ...]) -> float:
+    """Of independent pixels, over all truths; absent and not predicted counts as 1."""
+    mean, classes = 0.0, range(len(p))
+    for truth in itertools.product(classes, repeat=len(labels)):
+        pairs, likely = list(zip(labels, truth, strict=True)), 1.0
+        for pixel, label in enumerate(truth):
+            likely *= p[label][pixel]
+        for c in classes:
+            union = sum(c in pair for pair in pairs)
+            both = sum(pair == (c, c) for pair in pairs)
+            mean += likely * (both / union if union else 1.0) / len(p)
+    return mean
+
+
+def test_the_objective_is_near_the_expected_iou() -> None:
+    off = []
+    for seed in range(10):
+        p = marginals(seed, 2, 7)
+        labels = expected_iou_labels(p)
+        exact = expected_miou(p.tolist(), tuple(labels.tolist()))
+        off.append(exact - expected_iou(p, labels).item())
+    assert min(off) > 0.01
+    assert max(off) < 0.0255
+    assert sum(off) / len(off) == pytest.approx(0.02, abs=0.005)
+
+
 # -- the rule --------------------------------------------------------------------------------------
 
 
@@ -67,7 +99,7 @@ def test_the_objective_of_certain_probabilities_is_the_batch_miou() -> None:
 def test_of_all_labels_of_a_few_pixels_the_best_are_found(classes: int, pixels: int) -> None:
     everything = list(itertools.product(range(classes), repeat=pixels))
     better = 0
-    for seed in range(6):
+    for seed in range(20):
         p = marginals(seed, classes, pixels)
         scores = {labels: objective(p.tolist(), list(labels)) for labels in everything}
         found = tuple(expected_iou_labels(p).tolist())
@@ -224,3 +256,24 @@ def test_what_is_no_probability_is_refused() -> None:
     for label in (-1, 3, 255):
         with pytest.raises(ValueError, match=f"label {label} is out of range for 3 classes"):
             expected_iou(p, torch.full((8,), label))
+
+
+# -- rankseg ---------------------------------------------------------------------------------------
+
+
+def test_without_rankseg_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rankseg", None)
+    with pytest.raises(UserError, match="pip install rankseg"):
+        rankseg_labels(marginals(0, 3, 10))
+
+
+def test_rankseg_where_it_is_sure_and_against_arg_max() -> None:
+    pytest.importorskip("rankseg")
+    truth = torch.arange(60) % 4
+    assert torch.equal(rankseg_labels(torch.nn.functional.one_hot(truth, 4).T.float()), truth)
+    for seed in range(5):
+        p = marginals(seed, 3, 200)
+        best = [expected_iou(p, labels) for labels in (expected_iou_labels(p), rankseg_labels(p))]
+        assert best[0] >= best[1] - 3 * module.TOLERANCE
+    with pytest.raises(ValueError, match="logits"):
+        rankseg_labels(torch.randn(3, 10))
