@@ -21,7 +21,7 @@ from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.layers import BatchShare, share_dropout
-from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of
+from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of, first_answer
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import Team
@@ -211,12 +211,6 @@ def multi_scale_of(model: nn.Module, cell: CellConfig, device: torch.device) -> 
     assert cell.evaluation.multi_scale, "several scales are asked for where the config says so"
     kind, scales = NETWORKS[cell.model.name], cell.evaluation.multi_scale
     return MultiScale(model, kind, device, multi_scale=scales, **_asked(cell))
-
-
-def first_answer(cell: CellConfig) -> int:
-    """The first output that is an answer: those before it are "unlabelled"."""
-    kept = cell.evaluation.unlabelled == "kept"
-    return 0 if kept else DATASETS[cell.data.name].first_class
 
 
 def _asked(cell: CellConfig) -> dict[str, Any]:

@@ -21,6 +21,12 @@ from lovasz_repro.evaluation.scoring import (
 DATASETS = {name: dataset(name) for name in DATASET_LINES}
 
 
+def first_answer(cell: CellConfig) -> int:
+    """The first output that is an answer: those before it are "unlabelled"."""
+    kept = cell.evaluation.unlabelled == "kept"
+    return 0 if kept else DATASETS[cell.data.name].first_class
+
+
 def scoring_of(cell: CellConfig, shapes: bool = False) -> Scoring:
     """An empty scoring of what a cell trains for, and of the measures beside.
 
@@ -34,13 +40,12 @@ def scoring_of(cell: CellConfig, shapes: bool = False) -> Scoring:
         beside = Measures(2, void, objects=(1,), uncounted=0, shapes=shapes)
         return BinaryScoring(category, void, beside)
     table = kind.table
-    first = table.first_class
     beside = Measures(
         len(table),
         void,
         table.objects,
-        first_class=first,
-        uncounted=0 if first else None,
+        first_class=first_answer(cell),
+        uncounted=0 if table.first_class else None,
         shapes=shapes,
     )
     if kind.official_scores:

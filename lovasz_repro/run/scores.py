@@ -34,13 +34,19 @@ from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.metrics import sum_over_ranks
 from lovasz_repro.run.build import (
     build_model,
-    first_answer,
     in_one_line,
     multi_scale_of,
     predictor_of,
     scored_batches,
 )
-from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of, scoring_of
+from lovasz_repro.run.datasets import (
+    DATASETS,
+    ScoredSet,
+    TrainingSet,
+    category_of,
+    first_answer,
+    scoring_of,
+)
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.session import Session

@@ -19,6 +19,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.cityscapes_files import official_scores
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.models.snapshot import load_enet
+from lovasz_repro.run.datasets import scoring_of
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.store import Store
@@ -134,6 +135,20 @@ def test_the_best_snapshot_scores_what_the_official_script_says(grid: Ran, tmp_p
         if value == value:
             history = dict(store.history(stored.run_id, key))
             assert history[best] == pytest.approx(value, abs=1e-6), key
+
+
+@pytest.mark.parametrize(("unlabelled", "first"), [("dropped", 1), ("kept", 0)])
+def test_measures_know_which_outputs_are_answers(unlabelled: str, first: int) -> None:
+    given = {"evaluation.unlabelled": unlabelled}
+    (cell, *_) = load_experiment("cityscapes-enet").cells("demo", overrides=given)
+    scoring = scoring_of(cell)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, len(TO_LABEL_ID) - first, 4, 6, generator=generator)
+    labels = torch.randint(1, len(TO_LABEL_ID), (1, 4, 6), generator=generator)
+    ids = torch.from_numpy(TO_LABEL_ID)[labels]
+    scoring.update(scores.argmax(1) + first, (ids, ids), scores)
+    expected = torch.nn.functional.cross_entropy(scores, labels - first)
+    assert scoring.as_metrics("val")["val/cross_entropy"] == pytest.approx(expected.item())
 
 
 @pytest.mark.slow
