@@ -77,7 +77,7 @@ def show(
     found = store.by_id(run)
     tags = asdict(source(found))
     marks = {
-        "run": f"{found.experiment}/{found.tags.get('profile', '')}/{found.name}",
+        "run": full_name(found),
         "id": found.run_id,
         "made as": found.tags.get("origin_run_id", ""),
         "status": status_of(found, None),
@@ -130,8 +130,7 @@ def compare(
         )
         return
     names = [
-        [str(number), f"{r.experiment}/{r.tags.get('profile', '')}/{r.name}", r.run_id[:12]]
-        for number, r in enumerate(found, start=1)
+        [str(number), full_name(run), run.run_id[:12]] for number, run in enumerate(found, start=1)
     ]
     numbers = [number for number, *_ in names]
 
@@ -285,11 +284,15 @@ def print_runs(
 
     rows = [_task_row(task) for task in only_tasks]
     for run in runs:
-        name = "/".join([run.experiment, run.tags.get("profile", ""), run.name])
         old = age(time.time() - run.started)
-        rows.append([status[run.run_id], name, score(run), old, run.run_id[:12]])
+        rows.append([status[run.run_id], full_name(run), score(run), old, run.run_id[:12]])
     heads = ["status", "run", "score", "age", "run id"]
     print_table(Terminal(), heads, rows, words=range(len(heads)))
+
+
+def full_name(run: "StoredRun") -> str:
+    """Experiment, profile and name of a run."""
+    return "/".join([run.experiment, run.tags.get("profile", ""), run.name])
 
 
 def status_of(run: "StoredRun", task: "TaskState | None") -> str:

@@ -188,9 +188,19 @@ class Measures:
         if shapes:
             self.shapes = Band(num_classes, ignore_index), Objects(objects)
 
-    def update(self, predictions: Tensor, labels: Tensor, scores: Tensor | None = None) -> None:
-        """Add a batch: classes and labels (B, H, W), and scores (B, C, H, W) where there are."""
-        self.images.update(predictions, labels)
+    def update(
+        self,
+        predictions: Tensor,
+        labels: Tensor,
+        scores: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> None:
+        """Add a batch: classes and labels (B, H, W), scores (B, C, H, W) where there are, and what
+        `pair_counts` makes of it where that is known."""
+        if counts is None:
+            self.images.update(predictions, labels)
+        else:
+            self.images.add(counts)
         if scores is not None:
             self.calibration.update(scores, labels)
         if self.shapes:

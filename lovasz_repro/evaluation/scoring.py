@@ -90,11 +90,11 @@ class SegmentationScoring:
 
     def update(self, predictions: Tensor, targets: Tensor, scores: Tensor | None = None) -> None:
         """Add a batch: predictions and labels (B, H, W)."""
-        if self.measures:
-            self.measures.update(predictions, targets, scores)
         confusion = self.confusion
         counts = pair_counts(predictions, targets, confusion.num_classes, confusion.ignore_index)
         counts = counts.cpu()  # once for all of them
+        if self.measures:
+            self.measures.update(predictions, targets, scores, counts)
         confusion.add(counts)
         self.per_image.add(counts)
         if self.batch_size:
@@ -186,6 +186,10 @@ class CategoryScoring:
         self.category, self.ignore_index, self.measures = category, ignore_index, measures
         self.totals = torch.zeros(2, len(self.names), dtype=torch.float64)
 
+    def found(self, predictions: Tensor) -> Tensor:
+        """Which pixels are predicted as the category, 0 and 1, (B, H, W)."""
+        raise NotImplementedError
+
     def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
         """Each value of those images of a batch that have it, (B,) or fewer."""
         raise NotImplementedError
@@ -193,7 +197,7 @@ class CategoryScoring:
     def update(self, predictions: Tensor, targets: Tensor, scores: Tensor | None = None) -> None:
         """Add a batch of B images, whose labels (B, H, W) are 0, 1 and void."""
         if self.measures:
-            self.measures.update((predictions > 0).long(), targets)
+            self.measures.update(self.found(predictions), targets)
         values = self.values(predictions, targets.long())
         sums = torch.stack([of_images.double().sum() for of_images in values]).cpu()
         counts = [float(len(of_images)) for of_images in values]
@@ -230,15 +234,19 @@ class BinaryScoring(CategoryScoring):
 
     names = (*SCORE_TITLES, "image_iou", "image_iou_with_category", "image_iou_without")
 
+    def found(self, predictions: Tensor) -> Tensor:
+        """Where the logit is above 0."""
+        return (predictions > 0).long()
+
     def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
-        """Of each image; a pixel is predicted as foreground where its logit is above 0."""
+        """Of each image."""
         void, each = self.ignore_index, range(len(labels))
         losses = [
             torch.stack([loss(predictions[i : i + 1], labels[i : i + 1], ignore_index=void)
                          for i in each])
             for loss in map(loss_function, BINARY_LOSSES)
         ]  # fmt: skip
-        iou = binary_image_iou((predictions > 0).long(), labels, void)
+        iou = binary_image_iou(self.found(predictions), labels, void)
         shown = (labels == 1).flatten(1).any(1)
         return [*losses, iou, iou[shown], iou[~shown]]
 
@@ -248,10 +256,13 @@ class BasisScoring(CategoryScoring):
 
     names = ("image_iou",)
 
-    def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
+    def found(self, predictions: Tensor) -> Tensor:
         """Every other class is background."""
-        found = (predictions == self.category).long()
-        return [binary_image_iou(found, labels, self.ignore_index)]
+        return (predictions == self.category).long()
+
+    def values(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
+        """Of each image."""
+        return [binary_image_iou(self.found(predictions), labels, self.ignore_index)]
 
 
 AnyScoring = TypeVar("AnyScoring", bound=Scoring)

@@ -8,9 +8,18 @@ import yaml
 
 from lovasz_repro.config.schema import experiment_names, load_experiment
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.runs import Run, RunStore, command, score_at, setting, typed
+from lovasz_repro.report.runs import (
+    Moment,
+    Remembered,
+    Run,
+    RunStore,
+    command,
+    score_at,
+    setting,
+    typed,
+)
 
-MOMENTS = ("start", "best", "last")
+MOMENTS: tuple[Moment, ...] = ("start", "best", "last")
 
 
 def of_moments(store: RunStore, run: Run) -> dict[str, dict[str, float | None]]:
@@ -19,7 +28,8 @@ def of_moments(store: RunStore, run: Run) -> dict[str, dict[str, float | None]]:
     What is logged as ``initial/<name>`` is the start of ``<name>``.
     """
     names = [name for name in sorted(run.metrics) if not name.startswith("initial/")]
-    return {name: {at: score_at(store, run, name, at) for at in MOMENTS} for name in names}  # type: ignore[arg-type]
+    remembered = Remembered(store)
+    return {name: {at: score_at(remembered, run, name, at) for at in MOMENTS} for name in names}
 
 
 def again(run: Run, experiment: str) -> str:
@@ -33,36 +43,30 @@ def again(run: Run, experiment: str) -> str:
         return f"{command(f'{experiment}.yaml', profile)}  (the file of the experiment is your own)"
     if experiment == "synthetic":
         return command(experiment)
-    parts = [command(experiment, profile)]
-    for option, value in _chosen(run).items():
-        parts += [f"{option} {shlex.quote(str(value))}"] if value is not None else []
-    return " ".join([*parts, *_overrides(run, experiment, profile)])
-
-
-def _chosen(run: Run) -> dict[str, Any]:
-    """Which cell of the grid a run is, as options of ``run``."""
-    return {
-        "--variant": run.tags.get("variant"),
-        "--classes": setting(run, "data.category"),
-        "--batch-size": setting(run, "training.batch_size"),
-        "--seed": setting(run, "seed"),
-    }
-
-
-def _overrides(run: Run, experiment: str, profile: str) -> list[str]:
-    chosen = _chosen(run)
-    category, size, number = (chosen[key] for key in ("--classes", "--batch-size", "--seed"))
+    variant = run.tags.get("variant")
+    category, size, number = (
+        setting(run, key) for key in ("data.category", "training.batch_size", "seed")
+    )
+    cell = {"--variant": variant, "--classes": category, "--batch-size": size, "--seed": number}
+    options = [
+        f"{option} {shlex.quote(str(value))}" for option, value in cell.items() if value is not None
+    ]
     try:
         cells = load_experiment(experiment).cells(
             profile,
-            variants=[run.tags.get("variant", "")],
+            variants=[variant or ""],
             categories=[category] if category else None,
             seeds=None if number is None else [number],
             batch_sizes=None if size is None else [size],
         )
     except UserError:  # neither profile nor variant is there any more
-        return []
-    expected = next((c.params for c in cells if c.variant == run.tags.get("variant")), {})
+        cells = []
+    expected = next((found.params for found in cells if found.variant == variant), {})
+    return " ".join([command(experiment, profile), *options, *_overrides(run, expected)])
+
+
+def _overrides(run: Run, expected: Mapping[str, str]) -> list[str]:
+    """The settings of a run that are not the expected ones, as options of ``run``."""
     return [
         f"--set {shlex.quote(f'{key}={_as_yaml(run.params[key])}')}"
         for key, text in expected.items()
