@@ -31,7 +31,7 @@ from lovasz_repro.config.schema import CellConfig, LossConfig
 from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.errors import UserError
 from lovasz_repro.run.build import build_model, build_optimizer, open_data, training_batches
-from lovasz_repro.run.datasets import DATASETS, category_of
+from lovasz_repro.run.datasets import category_of, kind_of
 from lovasz_repro.run.inputs import Place, find_inputs
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import ALONE
@@ -147,7 +147,7 @@ def _stepper(cell: CellConfig, inputs: Any, place: Place, train_set: Any) -> Cal
     state = TrainingState(model, build_optimizer(model, cell.training, cell.model.name))
     objective = build_objective(
         LossConfig.model_validate(cell.loss.model_dump() | {"class_weights": "none"}),
-        DATASETS[cell.data.name].ignore_index,
+        kind_of(cell.data).ignore_index,
         category=category_of(cell.data),
         to_size=network.to_size,
     )

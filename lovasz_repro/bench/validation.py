@@ -57,7 +57,7 @@ from lovasz_repro.run.build import (
     predictor_of,
     scored_batches,
 )
-from lovasz_repro.run.datasets import DATASETS, ScoredSet, scoring_of
+from lovasz_repro.run.datasets import ScoredSet, kind_of, scoring_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.training.distributed import ALONE
 
@@ -109,7 +109,7 @@ def run_bench(
     images, rounds = images or DEFAULT_IMAGES[kind], rounds or DEFAULT_ROUNDS[kind]
     with ExitStack() as stack:
         root, drawn = _find_or_draw(cell, place, images, stack)
-        scored = DATASETS[cell.data.name].scored(root, "val", cell.data)
+        scored = kind_of(cell.data).scored(root, "val", cell.data)
         bench = _Bench(cell, place, several, root, scored, images)
         ways = bench.ways()
         advance.expect(1 + rounds * len(ways))
@@ -250,7 +250,7 @@ class _Bench:
         images: int,
     ) -> None:
         self.cell, self.place = cell, place
-        self.kind = DATASETS[cell.data.name]
+        self.kind = kind_of(cell.data)
         torch.manual_seed(cell.seed)
         network = build_model(cell, Inputs(root, None, {}, ""), place.device)
         single = predictor_of(network, cell, place.device)

@@ -34,6 +34,8 @@ VocCategory = Literal[
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 ]  # fmt: skip
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,59}$")]
+"""Text that stands in the names of metrics."""
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Multiplier = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -59,6 +61,9 @@ class DataConfig(Strict):
     """Layout of the files and what is scored."""
     folder: Relative | None = None
     """Folder below the data folder; null: the name."""
+    classes: Annotated[tuple[ClassName, ...], ADDED] = Field(default=(), max_length=255)
+    """Names of the classes by label, of data of your own; where data are checked or run, they are
+    found in the folder."""
     size: tuple[Positive, Positive]
     """Height and width of the network's input in training, pixels; images are resized to it, or
     cropped where the data set is one of crops, as voc is."""

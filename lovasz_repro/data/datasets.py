@@ -5,7 +5,7 @@ between them is a field here.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data.check import CheckReport
-from lovasz_repro.data.classes import ClassTable
+from lovasz_repro.data.classes import CITYSCAPES, ClassTable, class_table
 from lovasz_repro.data.images import mirror
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.errors import UserError
@@ -129,9 +129,25 @@ def dataset(name: str) -> DatasetKind:
     return kind
 
 
+def kind_of(data: DataConfig) -> DatasetKind:
+    """What is known of the data set of a run, with the classes that its config names.
+
+    The released Cityscapes network gives each class of a name that it knows its own output.
+    """
+    kind = dataset(data.name)
+    if not data.classes:
+        return kind
+    known = {name: output for output, name in enumerate(CITYSCAPES.names) if output}
+    return replace(
+        kind,
+        table=class_table(data.name, data.classes, len(data.classes)),
+        from_cityscapes={label: known.get(name) for label, name in enumerate(data.classes)},
+    )
+
+
 def category_of(data: DataConfig) -> int | None:
     """The class id that is told from the rest, or None for all classes."""
-    return None if data.category is None else dataset(data.name).table.names.index(data.category)
+    return None if data.category is None else kind_of(data).table.names.index(data.category)
 
 
 def not_the_papers(root: Path, found: int, split: str, name: str, expected: int) -> UserError:

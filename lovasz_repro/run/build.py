@@ -21,7 +21,7 @@ from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.layers import BatchShare, share_dropout
-from lovasz_repro.run.datasets import DATASETS, ScoredSet, TrainingSet, category_of, first_answer
+from lovasz_repro.run.datasets import ScoredSet, TrainingSet, category_of, first_answer, kind_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import Team
@@ -34,7 +34,7 @@ EVALUATION_PIXELS = EVALUATION_BATCH * 360 * 480
 
 def open_data(cell: CellConfig, inputs: Inputs) -> tuple[TrainingSet, dict[str, ScoredSet]]:
     """Training set, and every labelled split to score on, "val" first."""
-    kind, root = DATASETS[cell.data.name], inputs.data
+    kind, root = kind_of(cell.data), inputs.data
     train_set = kind.train(root, cell.data, cell.seed)
     return train_set, {s: kind.scored(root, s, cell.data) for s in kind.scored_splits(root)}
 
@@ -47,7 +47,7 @@ def build_model(cell: CellConfig, inputs: Inputs, device: torch.device) -> nn.Mo
         RunFailed: the run that it starts from has not finished here.
     """
     network = NETWORKS[cell.model.name]
-    model = network.build(len(DATASETS[cell.data.name].table), cell.model)
+    model = network.build(len(kind_of(cell.data).table), cell.model)
     if inputs.weights:
         if cell.start and not inputs.weights.is_file():
             raise RunFailed(f"it starts from {cell.start.name}, which has not finished here.")
@@ -144,7 +144,7 @@ def draw_batches(
             images, config.batch_size, config.iterations, seed=cell.seed, start=start
         )
     assert counts is not None, "equibatch needs the classes of every image"
-    kind = DATASETS[cell.data.name]
+    kind = kind_of(cell.data)
     presence = counts[:, kind.first_class : len(kind.table)] > 0
     return EquibatchBatches(
         presence,
@@ -189,7 +189,7 @@ def evaluation_batches(
 
 def scored_batches(cell: CellConfig, images: ScoredSet, place: Place, team: Team) -> Iterator[Any]:
     """This rank's share of a labelled set, as a run reads it to score on it."""
-    kind = DATASETS[cell.data.name]
+    kind = kind_of(cell.data)
     return evaluation_batches(
         images,
         cell.data.size,

@@ -3,13 +3,12 @@
 ``data/`` reads files and ``evaluation/`` scores; this is where the two meet.
 """
 
-from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.data.cityscapes import TO_LABEL_ID
 from lovasz_repro.data.datasets import ScoredSet as ScoredSet
 from lovasz_repro.data.datasets import TrainingSet as TrainingSet
 from lovasz_repro.data.datasets import category_of as category_of
-from lovasz_repro.data.datasets import dataset
+from lovasz_repro.data.datasets import kind_of as kind_of
 from lovasz_repro.evaluation.measures import Measures
 from lovasz_repro.evaluation.scoring import (
     BinaryScoring,
@@ -18,13 +17,11 @@ from lovasz_repro.evaluation.scoring import (
     SegmentationScoring,
 )
 
-DATASETS = {name: dataset(name) for name in DATASET_LINES}
-
 
 def first_answer(cell: CellConfig) -> int:
     """The first output that is an answer: those before it are "unlabelled"."""
     kept = cell.evaluation.unlabelled == "kept"
-    return 0 if kept else DATASETS[cell.data.name].first_class
+    return 0 if kept else kind_of(cell.data).first_class
 
 
 def scoring_of(cell: CellConfig, shapes: bool = False) -> Scoring:
@@ -34,7 +31,7 @@ def scoring_of(cell: CellConfig, shapes: bool = False) -> Scoring:
         cell: the run.
         shapes: see ``Measures``.
     """
-    kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    kind, category = kind_of(cell.data), category_of(cell.data)
     void = kind.ignore_index
     if category is not None:
         beside = Measures(2, void, objects=(1,), uncounted=0, shapes=shapes)

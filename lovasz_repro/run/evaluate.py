@@ -21,6 +21,7 @@ from lovasz_repro.config.schema import CrfConfig, DataConfig, EvaluationConfig, 
 from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.classes import VOC
+from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.locate import data_folder, dataset_folder
 from lovasz_repro.data.voc_training import VocScored
 from lovasz_repro.errors import UserError
@@ -53,7 +54,6 @@ from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import architecture_of, block_counts, load_deeplab_weights
-from lovasz_repro.run.datasets import DATASETS
 from lovasz_repro.run.inputs import WEIGHTS
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.scores import PROBABILITIES
@@ -123,7 +123,7 @@ def _of_run(run: StoredRun, store: Store) -> Network:
         why = " (too large to be exported, see `runs export --max-artifact`)" if stayed else ""
         raise UserError(f"{title} has no {WEIGHTS} in this store{why}. Give the file instead.")
     data = read_stored(DataConfig, run.params, "data", title)
-    scored_on = DATASETS[data.name].evaluation
+    scored_on = dataset(data.name).evaluation
     if scored_on is None:
         raise UserError(f"{title} is of {data.name}; its network has other outputs than the 20 for "
                         "Cityscapes.")  # fmt: skip
@@ -277,7 +277,7 @@ def evaluate_cityscapes(
         UserError: what was asked for cannot be, or data or network are missing or wrong.
     """
     network, split, root, out = request.network, request.split, request.root, request.predictions
-    annotated = split != "test" or "test" in DATASETS["cityscapes"].scored_splits(root)
+    annotated = split != "test" or "test" in dataset("cityscapes").scored_splits(root)
     frames = cityscapes.list_frames(root, split, labelled=annotated)
     if options.official and not annotated:
         raise UserError(f"{root}: no annotations of {split} that --official could score with.")

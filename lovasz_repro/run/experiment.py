@@ -31,7 +31,7 @@ from lovasz_repro.run.build import (
     spread_model,
     training_batches,
 )
-from lovasz_repro.run.datasets import DATASETS, category_of
+from lovasz_repro.run.datasets import category_of, kind_of
 from lovasz_repro.run.inputs import START, Inputs, Place, inputs_of_all, run_folder
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.overview import Overview
@@ -128,7 +128,7 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     Returns:
         The scores of the last validation, or nothing where it was before a restart.
     """
-    team, config, kind = session.team, cell.training, DATASETS[cell.data.name]
+    team, config, kind = session.team, cell.training, kind_of(cell.data)
     network = NETWORKS[cell.model.name]
     torch.manual_seed(cell.seed)
     train_set, scored = open_data(cell, inputs)
@@ -246,7 +246,7 @@ def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object
     """What a weights file says about itself."""
     return {
         "dataset": cell.data.name,
-        "class_names": DATASETS[cell.data.name].table.names,
+        "class_names": kind_of(cell.data).table.names,
         "input_size": "x".join(str(side) for side in cell.data.size),
         "run": f"{cell.experiment}/{cell.profile}/{cell.name}",
         "iteration": state.best_iteration,

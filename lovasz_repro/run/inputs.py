@@ -15,7 +15,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import config_hash, fingerprint_files, run_identity
-from lovasz_repro.run.datasets import DATASETS
+from lovasz_repro.run.datasets import kind_of
 from lovasz_repro.training.distributed import Team
 
 WEIGHTS = "best.safetensors"
@@ -117,7 +117,7 @@ def data_fingerprint(cell: CellConfig, data: Path, cache: Path, progress: Progre
     Raises:
         UserError: some are missing, or a paper-scale run would read other data.
     """
-    kind = DATASETS[cell.data.name]
+    kind = kind_of(cell.data)
     files = kind.files(data, cell.data)
     if cell.scale == "paper":
         kind.check_papers(data, cell.data)

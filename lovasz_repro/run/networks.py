@@ -21,7 +21,7 @@ from lovasz_repro.models import deeplab, snapshot
 from lovasz_repro.models.enet import ENet, map_classifier
 from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, load_weights
-from lovasz_repro.run.datasets import DATASETS
+from lovasz_repro.run.datasets import kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class NetworkKind(Feeding):
 def load_enet(model: nn.Module, path: Path, cell: CellConfig) -> None:
     """The released Cityscapes network, its classifier mapped to the classes of the data set."""
     released = load_released(path, cell.model.decoder)
-    mapping = DATASETS[cell.data.name].from_cityscapes
+    mapping = kind_of(cell.data).from_cityscapes
     if mapping:
         released = map_classifier(released, mapping)
     model.load_state_dict(released.state_dict())

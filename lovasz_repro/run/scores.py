@@ -40,11 +40,11 @@ from lovasz_repro.run.build import (
     scored_batches,
 )
 from lovasz_repro.run.datasets import (
-    DATASETS,
     ScoredSet,
     TrainingSet,
     category_of,
     first_answer,
+    kind_of,
     scoring_of,
 )
 from lovasz_repro.run.inputs import Inputs, Place
@@ -81,7 +81,7 @@ def count_labels(
     Raises:
         UserError: a mask cannot be read, or holds an unknown id.
     """
-    sizes_differ = DATASETS[cell.data.name].sizes_differ  # then labels come at their own
+    sizes_differ = kind_of(cell.data).sizes_differ  # then labels come at their own
     size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
     part = {"train_aug": "", "trainval_aug": "-trainval"}.get(split, f"-{split}")
     name = f"{inputs.fingerprints['data_fingerprint']}-{size}{part}.npy"
@@ -133,7 +133,7 @@ def score_basis(
     model: nn.Module, images: ScoredSet, cell: CellConfig, place: Place, session: Session
 ) -> dict[str, float]:
     """``basis/image_iou``: what the network of all classes reaches before it is trained further."""
-    kind, category = DATASETS[cell.data.name], category_of(cell.data)
+    kind, category = kind_of(cell.data), category_of(cell.data)
     assert category is not None, "a basis network is compared for one category"
     scoring = BasisScoring(category, kind.ignore_index)
     return score_on(model, images, "val", cell, place, session, scoring).as_metrics("basis")
@@ -266,7 +266,7 @@ def score_batches_of_run(
     mine = batches[team.rank :: team.size]
     loaded, sizes = _images_in_order(images, mine, place), iter([len(batch) for batch in mine])
     predictor = predictor_of(model, cell, place.device)
-    void = DATASETS[cell.data.name].ignore_index
+    void = kind_of(cell.data).ignore_index
 
     def score_next() -> BatchScores | None:
         size = next(sizes, None)
@@ -342,7 +342,7 @@ def keep_pictures(
         UserError: a file cannot be read, or the CRF is not installed.
         RunFailed: the disk refuses.
     """
-    kind = DATASETS[cell.data.name]
+    kind = kind_of(cell.data)
     network = NETWORKS[cell.model.name].on_canvas(cell.evaluation.least_side)
     category, count, task = category_of(cell.data), cell.evaluation.examples, session.progress.task
     crops = category is None and kind.examples == "crops"

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lovasz_repro.config.schema import load_experiment
+from lovasz_repro.data.datasets import dataset, kind_of
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, mix
 from lovasz_repro.data.voc import VOID, VocImage
 from lovasz_repro.data.voc_crops import augment
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
 from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.run.build import draw_batches
-from lovasz_repro.run.datasets import DATASETS
 from tests.tiny_voc import CLASSES_USED, write_voc
 
 WANTED = 7
@@ -116,7 +116,7 @@ def test_evidence_and_photographs_show_the_same_crop(tmp_path: Path) -> None:
             cell = experiment.cells(profile, variants=["lovasz-equibatch"])[-1]
             options = {"crop_with_class": crop_with_class, "size": (33, 33)}
             data = cell.data.model_copy(update=options)
-            found[profile] = DATASETS["voc"].train(root, data, 5)
+            found[profile] = dataset("voc").train(root, data, 5)
         photographs, evidence = found["demo"], found["features"]
         assert isinstance(photographs, VocTraining)
         assert isinstance(evidence, EvidenceTraining)
@@ -145,7 +145,7 @@ def test_evidence_is_that_of_the_crop(tmp_path: Path) -> None:
 def test_batches_name_the_class_by_its_label(experiment: str, first: int) -> None:
     cells = load_experiment(experiment).cells("paper", overrides={"data.equibatch": True})
     cell = next(cell for cell in cells if cell.model.weights != "basis")
-    labels = len(DATASETS[cell.data.name].table)
+    labels = len(kind_of(cell.data).table)
     counts = np.zeros((labels, 256), np.int32)
     counts[np.arange(labels), np.arange(labels)] = 9  # image k has label k
     batches = islice(draw_batches(cell, labels, counts, 0), 10)

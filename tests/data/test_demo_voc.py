@@ -18,13 +18,13 @@ from scipy.io import loadmat  # type: ignore[import-untyped]
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.check_voc import check_voc
+from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.demo import VOC_COUNTS, VOC_SIZE, draw_objects, name_images, write_voc
 from lovasz_repro.data.demo_objects import LOOKS
 from lovasz_repro.data.demo_scene import with_border
 from lovasz_repro.data.voc import VOC_CLASSES, VOID, list_images, read_pair
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import fingerprint_files
-from lovasz_repro.run.datasets import DATASETS
 
 FEW, SMALL = (24, 10, 3), 80
 VOC, SBD = "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"
@@ -108,7 +108,7 @@ def test_the_usual_tree_is_the_one_that_the_kept_runs_saw(tmp_path: Path) -> Non
     root = tmp_path / "voc-demo"
     write_voc(root)
     data = load_experiment("voc-multiclass").cells("demo")[0].data
-    found = fingerprint_files(DATASETS["voc"].files(root, data), root)
+    found = fingerprint_files(dataset("voc").files(root, data), root)
     kept = Path(__file__).parents[2] / "results" / "reference" / "runs" / "voc-multiclass"
     runs = [json.loads(file.read_text()) for file in kept.glob("*/run.json")]
     seen = {run["tags"]["data_fingerprint"] for run in runs

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import distributed
 
 from lovasz_repro.config.schema import CellConfig, load_experiment
+from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.voc import read_labels
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.processes import Interrupted
@@ -20,7 +21,6 @@ from lovasz_repro.host.progress import Progress
 from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.snapshot import load_evidence_net
 from lovasz_repro.run import scores as module
-from lovasz_repro.run.datasets import DATASETS
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.run.scores import batches_of_run, score_batches_of_run
 from lovasz_repro.store import Store
@@ -98,7 +98,7 @@ def test_a_run_scores_its_batches_after_training(
 
 def by_hand(model: EvidenceNet, root: Path, cell: CellConfig, batch: list[int]) -> float:
     """Batch-mIoU by counting the pixels of three birds, cats and persons."""
-    scored = DATASETS["voc"].scored(root, "val", cell.data)
+    scored = dataset("voc").scored(root, "val", cell.data)
     predicted, truth = [], []
     for index in batch:
         evidence, _ = scored[index]
@@ -224,7 +224,7 @@ def score(
     cell = tiny_cell()
     torch.manual_seed(1)
     model = EvidenceNet(21)
-    images: Any = WithoutImage(DATASETS["voc"].scored(root, "val", cell.data), missing)
+    images: Any = WithoutImage(dataset("voc").scored(root, "val", cell.data), missing)
     place = Place(root, root, None, CPU)
     batches = [[0, 1, 2, 3], [3, 4, 5, 0], [1, 2, 3], [2, 3, 4, 1], [0, 4, 2, 3]]
     error = ""
