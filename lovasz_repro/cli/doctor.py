@@ -69,7 +69,7 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
         Finding("lovasz-repro", True, f"{__version__} on Python {platform.python_version()}"),
         *(package(name, f"not installed: pip install {name}", True) for name in NEEDED_PACKAGES),
         *devices(),
-        *(data_set(data, name) for name in DATASET_LINES),
+        *(data_set(data, name) for name in DATASET_LINES if dataset(name).published),
         *(weights(data, name) for name in STARTING_POINTS),
         *(package(name, needed) for name, needed in EXTRAS.items()),
         store(results, tracking_uri),

@@ -13,8 +13,10 @@ class DatasetLine:
     file: str
     """The module of ``data/`` that has its ``KIND``."""
     crops: bool = False
-    """Whether networks are trained on square crops of 8 n + 1 pixels a side, DeepLab's grid, of
-    images that differ in size; else on whole images, resized."""
+    """Whether networks are trained on square crops of images that differ in size; else on whole
+    images, resized."""
+    grid: bool = False
+    """Whether its crops are of 8 n + 1 pixels a side, DeepLab's grid, whatever the network."""
     settings: tuple[str, ...] = ()
     """Settings that only data sets have which name them here."""
 
@@ -25,6 +27,7 @@ DATASET_LINES = {
     "voc": DatasetLine(
         "voc_training",
         crops=True,
+        grid=True,
         settings=(
             "data.category",
             "data.images",
@@ -35,6 +38,11 @@ DATASET_LINES = {
             "evaluation.multi_scale",
             "evaluation.batches",
         ),
+    ),
+    "own": DatasetLine(
+        "own",
+        crops=True,
+        settings=("data.classes", "data.resize", "data.category", "data.augmentation"),
     ),
 }
 

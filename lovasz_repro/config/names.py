@@ -38,6 +38,16 @@ def check_relative(text: str) -> str:
     return text
 
 
+def check_class(text: str) -> str:
+    """The text, if it can name a class; else raises ValueError."""
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9 _.-]{0,59}", text):
+        raise ValueError("use at most 60 letters, digits, spaces and . _ -")
+    return text
+
+
+ClassName = Annotated[str, AfterValidator(check_class)]
+"""Text that may name a class, and stand in the names of metrics."""
+
 Name = Annotated[str, AfterValidator(check_name)]
 """Text that may name a run, its experiment, variant or profile, and a folder."""
 

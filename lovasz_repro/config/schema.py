@@ -8,13 +8,13 @@ an impossible value ends in one line that names the file and the key.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS, check_dataset
 from lovasz_repro.config.losses import BINARY_LOSSES, check_loss
-from lovasz_repro.config.names import Name, Relative
+from lovasz_repro.config.names import ClassName, Name, Relative
 from lovasz_repro.config.read import (
     ADDED,
     Strict,
@@ -34,8 +34,6 @@ VocCategory = Literal[
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 ]  # fmt: skip
-ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,59}$")]
-"""Text that stands in the names of metrics."""
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Multiplier = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -67,6 +65,8 @@ class DataConfig(Strict):
     size: tuple[Positive, Positive]
     """Height and width of the network's input in training, pixels; images are resized to it, or
     cropped where the data set is one of crops, as voc is."""
+    resize: Annotated[bool, ADDED] = False
+    """Of data of your own: images are resized to it, not cropped."""
     flip: bool = False
     """Mirror each training image with probability 1/2."""
     equibatch: bool = False
@@ -77,9 +77,9 @@ class DataConfig(Strict):
     train_split: Literal["train_aug", "trainval_aug"] = "train_aug"
     """Images of voc to train on: 10,582, or the 1,449 of validation too, for networks that the test
     server scores."""
-    category: VocCategory | None = None
+    category: str | None = None
     """The class that is told from the rest (Sec. 4.2); null: all classes. Then half of the
-    training images contain it on average, and so does half of the validation images."""
+    training images of voc contain it on average, and so does half of the validation images."""
     images: Literal["photographs", "features"] = "photographs"
     """Photographs, or noisy evidence of the classes that is drawn from the masks (as Sec. 4.1 does
     for circles), which needs no photograph."""
@@ -88,19 +88,27 @@ class DataConfig(Strict):
     augmentation: Annotated[Literal["deeplab", "jaccard-segment", "deeplab-centres"], ADDED] = (
         "deeplab-centres"
     )
-    """How images of voc are scaled and padded: as DeepLab's authors do for Sec. 4.3; as the paper's
-    authors do for Sec. 4.2; or the former with labels of the nearest pixel by its centre, where
-    DeepLab's OpenCV rounds down."""
+    """How images that are cropped are scaled and padded: as DeepLab's authors do for Sec. 4.3; as
+    the paper's authors do for Sec. 4.2; or the former with labels of the nearest pixel by its
+    centre, where DeepLab's OpenCV rounds down."""
 
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> "DataConfig":
         if self.equibatch and self.category:
             raise ValueError("with category the batches are balanced: equibatch does not apply")
-        crops = DATASET_LINES[self.name].crops
-        if crops and (self.size[0] != self.size[1] or self.size[0] % 8 != 1):
-            raise ValueError("size is that of a square crop, 8 n + 1 pixels a side (321 in the "
-                             "paper)")  # fmt: skip
+        if self.category and self.category not in (self.classes or get_args(VocCategory)):
+            listed = ", ".join(self.classes or get_args(VocCategory))
+            raise ValueError(f"category {self.category!r} is none of the classes: {listed}")
+        grid, (height, width) = DATASET_LINES[self.name].grid, self.size
+        if self.crops and (height != width or (grid and height % 8 != 1)):
+            points = ", 8 n + 1 pixels a side (321 in the paper)" if grid else ""
+            raise ValueError(f"size is that of a square crop{points}")
         return self
+
+    @property
+    def crops(self) -> bool:
+        """Whether networks are trained on crops, of images that differ in size."""
+        return DATASET_LINES[self.name].crops and not self.resize
 
 
 class ModelConfig(Strict):
@@ -309,8 +317,11 @@ class CellConfig(Strict):
             raise ValueError("data.augmentation=jaccard-segment is of photographs")
         if (self.data.images == "features") != (self.model.name == "evidence-net"):
             raise ValueError("data.images=features and model.name=evidence-net go together")
-        if DATASET_LINES[self.data.name].crops and self.model.name == "enet":
+        if DATASET_LINES[self.data.name].grid and self.model.name == "enet":
             raise ValueError(f"enet does not train on {self.data.name}")
+        if self.data.crops and self.model.name != "enet" and self.data.size[0] % 8 != 1:
+            raise ValueError("the sides of data.size must be 8 n + 1 pixels for "
+                             f"{self.model.name}, not {self.data.size[0]}")  # fmt: skip
         if self.model.name == "enet" and any(side % 8 for side in self.data.size):
             raise ValueError("the sides of data.size must be multiples of 8 for enet, not "
                              "{}x{}".format(*self.data.size))  # fmt: skip

@@ -89,6 +89,8 @@ class DatasetKind:
     official_scores: bool = False
     """Whether the official scores of Cityscapes are computed, of label ids and instance ids; else
     those of classes."""
+    balanced: bool = False
+    """Whether half of the batches' images show the category on average (Sec. 4.2)."""
     in_memory: bool = False
     """Whether decoded images are kept, so that loading in other processes gains nothing."""
     sizes_differ: bool = False
@@ -99,7 +101,8 @@ class DatasetKind:
     evaluation: Literal["cityscapes", "voc"] | None = None
     """Which of the two ways of ``evaluate`` scores a network on it; None: it does not."""
     published: Mapping[str, int]
-    """How many images there are in the splits of the real data set that have to be there."""
+    """How many images there are in the splits of the real data set that have to be there; none of
+    data that everybody has their own of."""
     count: Callable[[Path, str], int]
     """(root, split) -> how many images a split has; raises UserError where files are missing."""
     source: str

@@ -62,6 +62,7 @@ def augment(
     crop: int = CROP,
     wanted: int | None = None,
     how: "AugmentationName" = "deeplab",
+    flip: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network is shown of one training image.
 
@@ -74,6 +75,7 @@ def augment(
         wanted: label that the crop should show, as ``shows_label`` says, where one of 21 draws
             does; None: any crop.
         how: see ``AUGMENTATIONS``.
+        flip: mirror it with probability 1/2.
 
     Returns:
         RGB (crop, crop, 3) and labels (crop, crop), uint8; views, of the arguments or of others.
@@ -85,7 +87,7 @@ def augment(
     image = way.resize_image(image, place.size)[window]
     labels = way.resize_labels(labels, place.size, window)
     image, labels = way.pad(image, labels, crop)
-    return mirror(image, labels) if place.mirrored else (image, labels)
+    return mirror(image, labels) if place.mirrored and flip else (image, labels)
 
 
 def one_of_five(generator: np.random.Generator) -> float:

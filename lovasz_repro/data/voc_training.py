@@ -244,6 +244,7 @@ KIND = DatasetKind(
     files=list_files,
     train=training_set,
     scored=scored_set,
+    balanced=True,
     sizes_differ=True,
     examples="segmentations",
     evaluation="voc",

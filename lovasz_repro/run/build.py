@@ -120,14 +120,14 @@ def training_batches(
 def draw_batches(
     cell: CellConfig, images: int, counts: np.ndarray | None, start: int
 ) -> Iterable[list[Draw]]:
-    """Which images form each batch: half with the category, equibatch, or a shuffle of all.
+    """Which images form each batch: half with the category where the data set is one that is
+    balanced, equibatch, or a shuffle of all.
 
     Raises:
         UserError: no training image contains the category, or all do.
     """
-    config = cell.training
-    category = category_of(cell.data)
-    if category is not None:
+    config, kind, category = cell.training, kind_of(cell.data), category_of(cell.data)
+    if category is not None and kind.balanced:
         assert counts is not None, "a balanced set needs the classes of every image"
         positive = counts[:, category] > 0
         try:
@@ -144,7 +144,6 @@ def draw_batches(
             images, config.batch_size, config.iterations, seed=cell.seed, start=start
         )
     assert counts is not None, "equibatch needs the classes of every image"
-    kind = kind_of(cell.data)
     presence = counts[:, kind.first_class : len(kind.table)] > 0
     return EquibatchBatches(
         presence,

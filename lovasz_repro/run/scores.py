@@ -81,8 +81,8 @@ def count_labels(
     Raises:
         UserError: a mask cannot be read, or holds an unknown id.
     """
-    sizes_differ = kind_of(cell.data).sizes_differ  # then labels come at their own
-    size = "own-size" if sizes_differ else "x".join(str(side) for side in cell.data.size)
+    # those of images that are cropped come at their own size
+    size = "own-size" if cell.data.crops else "x".join(str(side) for side in cell.data.size)
     part = {"train_aug": "", "trainval_aug": "-trainval"}.get(split, f"-{split}")
     name = f"{inputs.fingerprints['data_fingerprint']}-{size}{part}.npy"
     cache = place.results / "work" / "class-counts" / name

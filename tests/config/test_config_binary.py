@@ -74,7 +74,7 @@ def test_another_basis_is_another_run() -> None:
         ({"data.size": [320, 320]}, "8 n \\+ 1 pixels"),
         ({"data.size": [97, 105]}, "square"),
         ({"data.images": "features"}, "go together"),
-        ({"data.name": "camvid"}, "of the data set voc alone"),
+        ({"data.name": "camvid"}, "data.category is of the data set voc and own alone"),
         ({"loss.terms": {"lovasz_softmax": 1.0}}, "with data.category the losses are"),
         ({"model.weights": "enet-cityscapes"}, "are of enet, not of deeplab-v2-small"),
         ({"model.name": "enet"}, "enet does not train on voc"),

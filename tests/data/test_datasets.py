@@ -40,9 +40,11 @@ def test_settings_of_another_data_set_are_refused(setting: str) -> None:
         "evaluation.batches": {},
         "evaluation.least_side": 513,
         "evaluation.unlabelled": "kept",
+        "data.classes": ["sky", "ground"],
+        "data.resize": True,
     }
-    (name,) = OWN_SETTINGS[setting]
-    with pytest.raises(UserError, match=rf"{setting} is of the data set {name} alone"):
+    names = " and ".join(OWN_SETTINGS[setting])
+    with pytest.raises(UserError, match=rf"{setting} is of the data set {names} alone"):
         load_experiment("camvid-enet").cells("demo", overrides={setting: values[setting]})
 
 

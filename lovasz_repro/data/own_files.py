@@ -1,0 +1,152 @@
+"""Which photographs and masks there are in a folder of one's own, and in which split each is."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from lovasz_repro.data.images import by_name
+from lovasz_repro.data.own_masks import CLASS_FILES
+from lovasz_repro.errors import UserError, one_line
+from lovasz_repro.host.files import read_text
+
+OWN_SPLITS = ("train", "val", "test")
+IMAGES, MASKS = "images", "masks"
+PHOTOGRAPH_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+MASK_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+MOST_LIST_BYTES = 1 << 26
+"""Of a list of names."""
+
+
+class OwnPair(NamedTuple):
+    """A photograph and its mask."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+def in_folders(root: Path) -> bool:
+    """Whether splits are folders, ``train`` and so on; else lists say what is in which.
+
+    Raises:
+        UserError: neither can be, or both.
+    """
+    lists, folders = (root / IMAGES).is_dir(), (root / "train" / IMAGES).is_dir()
+    if lists and folders:
+        raise UserError(f"{root}: both {IMAGES}/ and train/{IMAGES}/; move one of them away.")
+    if not lists and not folders:
+        raise UserError(f"{root}: neither {IMAGES}/ with {MASKS}/ nor train/{IMAGES}/ with "
+                        f"train/{MASKS}/ is there.")  # fmt: skip
+    return folders
+
+
+def own_splits(root: Path) -> tuple[str, ...]:
+    """The labelled splits: train, val, and test where it is there with masks.
+
+    Raises:
+        UserError: as ``in_folders``.
+    """
+    if in_folders(root):
+        return (*OWN_SPLITS[:2], *(["test"] if (root / "test" / MASKS).is_dir() else []))
+    return (*OWN_SPLITS[:2], *(["test"] if list_file(root, "test").is_file() else []))
+
+
+def list_file(root: Path, split: str) -> Path:
+    """The list of the names of a split."""
+    return root / f"{split}.txt"
+
+
+def list_pairs(root: Path, split: str) -> list[OwnPair]:
+    """The photographs of a split with their masks, sorted by name.
+
+    Raises:
+        UserError: folders, lists or masks are missing, the split is empty, or names are odd.
+    """
+    if in_folders(root):
+        return pairs_of(root / split)
+    return pairs_of(root, read_names(list_file(root, split), root))
+
+
+def pairs_of(folder: Path, names: list[str] | None = None) -> list[OwnPair]:
+    """The photographs in ``images`` of a folder with their masks in ``masks``, sorted by name.
+
+    Args:
+        folder: has the two.
+        names: of those that are wanted; None: all.
+
+    Raises:
+        UserError: as ``list_pairs``.
+    """
+    images, masks = (files_of(folder / kind, endings) for kind, endings in
+                     ((IMAGES, PHOTOGRAPH_ENDINGS), (MASKS, MASK_ENDINGS)))  # fmt: skip
+    wanted = [*images] if names is None else names
+    if not wanted:
+        raise UserError(f"{folder / IMAGES}: no photographs ({', '.join(PHOTOGRAPH_ENDINGS)}).")
+    for found, kind, other in ((images, IMAGES, "photograph"), (masks, MASKS, "mask")):
+        lacking = [name for name in wanted if name not in found]
+        if lacking:
+            more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+            raise UserError(f"{folder / kind}: no {other} {lacking[0]!r}{more}; a mask has the "
+                            "name of its photograph.")  # fmt: skip
+    chosen = {*wanted}
+    return [OwnPair(name, images[name], masks[name]) for name in images if name in chosen]
+
+
+def files_of(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
+    """Name without ending -> file, of the images in a folder.
+
+    Raises:
+        UserError: no such folder, two files of one name, or a name that no list can hold.
+    """
+    try:
+        found = by_name(folder.iterdir(), endings)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}.") from None
+    for name, file in found.items():
+        if not name.isprintable() or name != name.strip() or name.startswith("#"):
+            raise UserError(f"{file}: a name with characters that a list cannot have; rename it.")
+    return found
+
+
+def read_names(file: Path, root: Path) -> list[str]:
+    """The names of a list, one a line; an ending, and a folder before it, may be left out or not.
+
+    Raises:
+        UserError: missing, empty, or a name given twice.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such list; `lovasz-repro data prepare own` splits the images "
+                        "and writes it.")  # fmt: skip
+    lines = [line.strip() for line in read_text(file, MOST_LIST_BYTES).splitlines()]
+    names = [bare(line) for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise UserError(f"{file}: an empty list; a name of {root / IMAGES} a line is expected.")
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{file}: {one_line(repr(twice), 80)} is listed twice.")
+    return names
+
+
+def bare(line: str) -> str:
+    """A line of a list without folder and ending."""
+    name = line.removeprefix("./").removeprefix(f"{IMAGES}/")
+    ending = next((e for e in PHOTOGRAPH_ENDINGS if name.lower().endswith(e)), "")
+    return name[: len(name) - len(ending)]
+
+
+def list_everything(root: Path) -> list[Path]:
+    """Every file that a run may read.
+
+    Raises:
+        UserError: as ``list_pairs``, or an image in two lists.
+    """
+    seen: dict[Path, str] = {}
+    files = list[Path]()
+    for split in own_splits(root):
+        for pair in list_pairs(root, split):
+            if (other := seen.setdefault(pair.image, split)) != split:
+                raise UserError(f"{list_file(root, split)}: {pair.name!r} is in {other}.txt too; "
+                                "remove it from one of the two.")  # fmt: skip
+            files += [pair.image, pair.mask]
+    lists = [list_file(root, split) for split in OWN_SPLITS]
+    others = [*lists, *(root / name for name in CLASS_FILES)]
+    return files + [file for file in others if file.is_file()]

@@ -1,0 +1,118 @@
+"""Data of one's own: what networks are trained on, against the readers of known data sets."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lovasz_repro.config.schema import CellConfig, load_experiment
+from lovasz_repro.data.classes import CAMVID
+from lovasz_repro.data.datasets import kind_of
+from lovasz_repro.data.own_masks import OWN_VOID
+from lovasz_repro.errors import UserError
+from lovasz_repro.run.build import draw_batches, open_data
+from lovasz_repro.run.inputs import Inputs
+from tests.tiny_camvid import EXPERIMENT, write_camvid, write_experiment
+
+
+def as_own(camvid: Path, root: Path) -> Path:
+    """CamVid's files in the layout of data of one's own, by links."""
+    for split in ("train", "val", "test"):
+        (root / split).mkdir(parents=True)
+        (root / split / "images").symlink_to(camvid / split)
+        (root / split / "masks").symlink_to(camvid / f"{split}annot")
+    (root / "classes.txt").write_text("\n".join([*CAMVID.names, "ignore: 11"]))
+    return root
+
+
+def cells(folder: Path, **more: Any) -> tuple[CellConfig, CellConfig]:
+    """A run on CamVid, and the same on it as data of one's own."""
+    experiment = load_experiment(str(write_experiment(folder, EXPERIMENT)))
+    own = {"data.name": "own", "data.classes": [*CAMVID.names], "data.resize": True}
+    return experiment.cells("demo", overrides=more)[0], experiment.cells(
+        "demo", overrides=own | more
+    )[0]
+
+
+def check_equal(camvid: Path, own: Path, pair: tuple[CellConfig, CellConfig], batches: int) -> None:
+    """The same tensors in the same order, but for the label of void."""
+    sets = [
+        open_data(cell, Inputs(root, None, {}, ""))
+        for cell, root in zip(pair, (camvid, own), strict=True)
+    ]
+    (first, scored), (second, others) = sets
+    drawn = [islice(draw_batches(cell, len(first), None, 0), batches) for cell in pair]
+    for batch, same in zip(*drawn, strict=True):
+        assert batch == same
+        for draw in batch:
+            check_item(first[draw], second[draw])
+    assert [*scored] == [*others]
+    for split, images in scored.items():
+        assert len(images) == len(others[split])
+        for index in range(0, len(images), max(1, len(images) // batches)):
+            assert images.name(index) == others[split].name(index)
+            check_item(images[index], others[split][index])
+
+
+def check_item(camvid: Any, own: Any) -> None:
+    labels = torch.where(camvid[1] == CAMVID.ignore_index, OWN_VOID, camvid[1])
+    assert torch.equal(camvid[0], own[0])
+    assert torch.equal(labels, own[1])
+
+
+@pytest.mark.parametrize("size", [[24, 32], [16, 24]])
+def test_camvid_by_this_way_gives_camvids_batches(tmp_path: Path, size: list[int]) -> None:
+    camvid = write_camvid(tmp_path) / "camvid"
+    own = as_own(camvid, tmp_path / "own")
+    check_equal(camvid, own, cells(tmp_path, **{"data.size": size}), 12)
+
+
+def test_the_real_camvid_by_this_way_gives_its_batches(tmp_path: Path, camvid_root: Path) -> None:
+    pair = cells(tmp_path, **{"data.size": [176, 240]})
+    check_equal(camvid_root, as_own(camvid_root, tmp_path / "own"), pair, 4)
+
+
+def write_own(root: Path, masks: dict[str, np.ndarray], **files: str) -> Path:
+    """A folder with ``images`` and ``masks``; every file is a name, with "_" for "."."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    generator = np.random.default_rng(0)
+    for name, mask in masks.items():
+        photograph = generator.integers(0, 256, (*mask.shape[:2], 3), np.uint8)
+        Image.fromarray(photograph).save(root / "images" / f"{name}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+    for name, text in files.items():
+        (root / name.replace("_", ".")).write_text(text)
+    return root
+
+
+def data_of(root: Path, *classes: str, **more: Any) -> Any:
+    own = {"data.name": "own", "data.classes": [*classes], "data.size": [16, 16]}
+    path = write_experiment(root.parent, EXPERIMENT)
+    return load_experiment(str(path)).cells("demo", overrides=own | more)[0].data
+
+
+def test_crops_of_a_binary_folder(tmp_path: Path) -> None:
+    ids = np.random.default_rng(1).choice(np.array([0, 255], np.uint8), (4, 20, 30))
+    root = write_own(
+        tmp_path / "own",
+        dict(zip("abcd", ids, strict=True)),
+        classes_txt="sound\ncrack: 255\n",
+        train_txt="b\na.png\n",
+        val_txt="images/c.png\n\n",
+    )
+    data = data_of(root, "sound", "crack")
+    kind = kind_of(data)
+    train, val = kind.train(root, data, 0), kind.scored(root, "val", data)
+    assert (len(train), len(val), kind.scored_splits(root)) == (2, 1, ("val",))
+    assert np.array_equal(train.labels(1), ids[1] // 255)
+    image, labels = train[0]
+    assert image.shape == (3, 16, 16)
+    assert labels.shape == (16, 16)
+    assert np.array_equal(val[0][1].numpy(), ids[2] // 255)
+    with pytest.raises(UserError, match=r"classes\.txt.*sound, crack.*crack, sound"):
+        kind.train(root, data_of(root, "crack", "sound"), 0)
