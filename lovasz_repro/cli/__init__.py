@@ -11,9 +11,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, NoReturn, TypeGuard
+from typing import Annotated, NoReturn, TypeGuard
 
 import typer
 from typer.main import get_command
@@ -26,11 +25,11 @@ from lovasz_repro.cli.options import (
     RESULTS,
     AsJson,
     Data,
-    Device,
     Results,
     TrackingUri,
     without_types_of_flags,
 )
+from lovasz_repro.cli.predict import predict
 from lovasz_repro.cli.report import report_app
 from lovasz_repro.cli.run import experiments, run, synthetic
 from lovasz_repro.cli.runs import runs_app
@@ -76,37 +75,7 @@ app.command()(synthetic)
 app.command()(experiments)
 app.command()(run)
 app.command()(evaluate)
-
-
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Photographs.")],
-    weights: Annotated[
-        Path, typer.Option(help="The authors' Torch7 file, or a run's best.safetensors.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for label ids and overlays.")],
-    model: Annotated[Literal["enet"], typer.Option(help="Architecture of the weights.")] = "enet",
-    size: Annotated[
-        str | None,
-        typer.Option(help="HEIGHTxWIDTH that the network sees; default: each image's own."),
-    ] = None,
-    device: Device = "auto",
-) -> None:
-    """Label photographs with a network: a PNG of label ids and a coloured overlay of each."""
-    from lovasz_repro.evaluation.photographs import parse_size, predict_images
-    from lovasz_repro.host.progress import Progress
-
-    with Progress() as progress, progress.task(f"{model} on images", len(images)) as bar:
-        predictions = predict_images(
-            images,
-            weights,
-            out,
-            parse_size(size) if size else None,
-            device,
-            lambda image: bar.advance(note=image.name),
-        )
-    for prediction in predictions:
-        say(f"{prediction.label_ids}  {prediction.overlay}")
+app.command()(predict)
 
 
 @app.command("doctor")

@@ -1,6 +1,8 @@
-"""``runs``: lists runs, writes them as plain files, reads them back, records a server's scores."""
+"""``runs``: lists and compares runs, moves them as plain files, records scores, frees the disk."""
 
+import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lovasz_repro.cli.options import RESULTS, AsCsv, AsJson, Results, TrackingUri
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.output import say, say_csv, say_json
 
 if TYPE_CHECKING:
@@ -227,6 +229,51 @@ def record(
         f"{'recorded' if new else 'recorded before'}: {words} of {found.name} {what} "
         f"(run {found.run_id})"
     )
+
+
+@runs_app.command()
+def prune(
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
+    ] = False,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Delete the work folders (checkpoints) of finished runs, whose results the store keeps."""
+    from lovasz_repro.host.terminal import Terminal, print_table
+    from lovasz_repro.run.prune import remove, work_folders
+    from lovasz_repro.store import Store
+
+    found = work_folders(results, Store(results, tracking_uri), experiment)
+    sizes = [(folder, folder.size) for folder in found if folder.kept is None]
+    for why, count in Counter(folder.kept for folder in found if folder.kept).items():
+        say(f"kept: {count} ({why})")
+    if not sizes:
+        say(f"no work folders of finished runs below {results / 'work'}")
+        return
+    rows = [[str(folder.path), f"{size:,}"] for folder, size in sizes]
+    print_table(Terminal(), ["work folder of a finished run", "bytes"], rows)
+    what = f"{len(sizes)} work folders, {sum(size for _, size in sizes):,} bytes"
+    if dry_run:
+        say(f"would delete {what}")
+        return
+    if not yes and not sys.stdin.isatty():
+        raise UserError(f"{what}: nobody can be asked here; add --yes to delete them")
+    if not yes and not typer.confirm(f"Delete {what}?"):
+        say("nothing deleted")
+        return
+    failed = []
+    for folder, _ in sizes:
+        try:
+            remove(folder)
+        except RunFailed as error:
+            failed.append(str(error))
+    say(*failed, err=True)
+    say(f"deleted {len(sizes) - len(failed)} work folders")
+    if failed:
+        raise RunFailed(f"{len(failed)} of {len(sizes)} work folders not deleted, see above")
 
 
 # -- tables of runs ---------------------------------------------------------------------------

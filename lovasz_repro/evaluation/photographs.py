@@ -1,4 +1,4 @@
-"""Runs a trained network on any photograph: `lovasz-repro predict`.
+"""Any photograph as a trained network labels it, for ``predict`` (``run/predict.py``).
 
 For every image two files of the photograph's own size: `<stem>_labelIds.png`, 8-bit, the
 official label ids for a Cityscapes network and the class index for any other, and
@@ -7,7 +7,8 @@ official label ids for a Cityscapes network and the class index for any other, a
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +18,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lovasz_repro.data.classes import ClassTable, class_table, colourise
-from lovasz_repro.data.images import read_photograph, resize_image
+from lovasz_repro.data.classes import ClassTable, colourise
+from lovasz_repro.data.images import resize_image
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.predictor import Feeding, Predictor
-from lovasz_repro.host.device import choose_device
+from lovasz_repro.evaluation.predictor import AtSize, Feeding, Predictor, at_size
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.enet import ENET_STRIDE, to_unit_range
-from lovasz_repro.models.snapshot import load_weights
 
+PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+"""How files in a folder end that are photographs."""
 OPACITY = 0.55  # of the class colours over the photograph
 LONGEST_FILE_NAME = 255  # bytes, on nearly every file system
 
@@ -41,57 +42,20 @@ class Prediction:
     """Height and width of both, those of the upright photograph."""
 
 
-def predict_images(
-    images: Sequence[Path],
-    weights: Path,
-    out: Path,
-    size: tuple[int, int] | None = None,
-    device: str = "cpu",
-    progress: Callable[[Path], None] | None = None,
-) -> list[Prediction]:
-    """Label every image with the network in `weights` and write the results to `out`.
-
-    Arguments:
-        images: photographs, see `read_photograph`; no two with the same stem.
-        weights: see `load_weights`.
-        out: folder, made where it does not exist.
-        size: (height, width) at which the network sees the images, see `parse_size`. Images of
-            another size are resampled to it and the scores back, both bilinearly. None: each
-            image's own size; where that is no multiple of 8 its last row and column are
-            repeated up to the next one and the scores cropped, so nothing is resampled.
-        device: "cpu", "cuda", "cuda:1", ...
-        progress: called with each image once it is done or found bad.
-
-    Raises UserError, before anything is written, for weights, device, folder or names
-    that cannot be used; and at the end, when all other images are done, for images that
-    could not be read.
-    """
-    check_names(images, out)
-    loaded = load_weights(weights)
-    table = class_table(loaded.dataset, loaded.class_names, loaded.num_classes)
-    answers = [index for index, there in enumerate(table.predictable) if there]
-    on = choose_device(device)
-    predictor = Predictor(
-        loaded.build().to(on), Feeding(prepare=on_the_stride), on, channels_last=True
-    )
-    make_folder(out)
-    done: list[Prediction] = []
-    bad: list[str] = []
-    for path in images:
-        try:
-            photo = read_photograph(path)
-            own = (photo.shape[0], photo.shape[1])
-            classes = label_photograph(predictor, as_seen(photo, size), own, answers, path)
-        except UserError as error:
-            bad.append(str(error).rstrip("."))
-        else:
-            done.append(write_prediction(path, Image.fromarray(photo), classes, table, out))
-        if progress is not None:
-            progress(path)
-    if bad:
-        rest = f" The other {len(done)} are in {out}." if done else ""
-        raise UserError(f"{'; '.join(bad)}.{rest}")
-    return done
+def photographs_in(paths: Sequence[Path]) -> list[Path]:
+    """These files, and those in these folders; raises UserError for a folder without any."""
+    found: list[Path] = []
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.iterdir()
+                if file.suffix.lower() in PHOTOGRAPHS and file.name[0] != "." and file.is_file()
+            )  # fmt: skip
+        if not inside:
+            raise UserError(f"{path}: no photographs in this folder ({', '.join(PHOTOGRAPHS)})")
+        found += inside
+    return found
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -173,7 +137,7 @@ def label_photograph(
     """Best of ``answers``, outputs of the network, for every pixel.
 
     Arguments:
-        predictor: of a network whose logits have the size of what it sees, or a little more.
+        predictor: of the network.
         seen: (1, 3, h, w).
         size: (H, W) of what comes out.
         answers: outputs, the first of which is ``predictor.first_class`` where that upsamples
@@ -184,16 +148,46 @@ def label_photograph(
 
     Raises UserError, which names `path`, where the image is too large for the device's memory.
     """
-    try:
+    with fitting(path, predictor):
         if predictor.upsample == "predictions":
             return predictor.classes(seen, size)[0].to(torch.uint8).cpu().numpy()
-        logits = predictor.logits(seen)[..., : seen.shape[2], : seen.shape[3]]
-        return best_class(logits, answers, size).cpu().numpy()
+        to_size = by_way_of(predictor, seen)
+        return best_class(predictor.logits(seen), answers, size, to_size).cpu().numpy()
+
+
+@torch.inference_mode()
+def photograph_probabilities(
+    predictor: Predictor, seen: Tensor, size: tuple[int, int], category: int | None, path: Path
+) -> np.ndarray:
+    """Probabilities (C, H, W), float32, of the outputs from ``predictor.first_class`` on.
+
+    Arguments: as of `label_photograph`; with a ``category`` its output alone counts, and the two
+    probabilities are those of the rest and of it.
+    """
+    with fitting(path, predictor):
+        if category is None:
+            found = at_size(predictor.probabilities(seen, seen.shape[2:]), size)[0]
+        else:
+            score = by_way_of(predictor, seen)(predictor.logits(seen)[:, [category]], size)[0, 0]
+            found = torch.stack([(-score).sigmoid(), score.sigmoid()])
+        return found.float().cpu().numpy()
+
+
+@contextmanager
+def fitting(path: Path, predictor: Predictor) -> Iterator[None]:
+    """Raise UserError, which names the photograph, where the memory does not suffice for it."""
+    try:
+        yield
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
         raise UserError(f"{path}: is too large for the memory of {predictor.device}; give a "
                         "smaller --size or another --device") from error  # fmt: skip
+
+
+def by_way_of(predictor: Predictor, seen: Tensor) -> AtSize:
+    """Brings logits to the size of what the network saw, and from there to another one."""
+    return lambda logits, size: at_size(predictor.kind.to_size(logits, seen.shape[2:]), size)
 
 
 def on_the_stride(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
@@ -205,24 +199,33 @@ def on_the_stride(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Te
     return functional.pad(inputs, (0, right, 0, bottom), mode="replicate")
 
 
-def best_class(logits: Tensor, classes: Sequence[int], size: tuple[int, int]) -> Tensor:
+def cut(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Without what belongs to repeated rows and columns."""
+    return logits[..., : size[0], : size[1]]
+
+
+OF_ANY_SIZE = {"enet": Feeding(prepare=on_the_stride, to_size=cut)}
+"""How networks are fed with images of any size that in training see few sizes."""
+
+
+def best_class(
+    logits: Tensor, classes: Sequence[int], size: tuple[int, int], to_size: AtSize = at_size
+) -> Tensor:
     """The class with the highest score at every pixel of a picture of `size`.
 
     Arguments:
-        logits: (1, C, h, w), resampled bilinearly where (h, w) is not `size`, one class after
-            another, so that a large photograph needs memory for three planes, not for C.
+        logits: (1, C, h, w), brought to `size` one class after another, so that a large photograph
+            needs memory for three planes, not for C.
         classes: the outputs among which to choose; the first of equals wins.
         size: (H, W).
+        to_size: how.
 
     Returns (H, W) uint8.
     """
     best = torch.full(size, -torch.inf, device=logits.device)
     answer = torch.full(size, classes[0], dtype=torch.uint8, device=logits.device)
     for index in classes:
-        plane = logits[:, index : index + 1]
-        if plane.shape[2:] != size:
-            plane = functional.interpolate(plane, size, mode="bilinear", align_corners=False)
-        scores = plane[0, 0]
+        scores = to_size(logits[:, index : index + 1], size)[0, 0]
         answer[scores > best] = index
         torch.maximum(best, scores, out=best)
     return answer

@@ -111,8 +111,8 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, size: Sequence[int]) -> Tensor:
-        """Softmax over the classes of the upsampled logits, (B, C, H, W)."""
-        return self.kind.to_size(self.logits(images), size).softmax(dim=1)
+        """Softmax over the answers of the upsampled logits, (B, C - first_class, H, W)."""
+        return self.kind.to_size(self.logits(images), size)[:, self.first_class :].softmax(dim=1)
 
     @torch.inference_mode()
     def category_logits(self, category: int, images: Tensor, size: Sequence[int]) -> Tensor:

@@ -106,11 +106,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def architecture_of(path: Path) -> str | None:
     """Which network one of our files is of, or None for any other file or none at all."""
+    return metadata_of(path).get("architecture")
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of one of our files; nothing of any other file or none at all."""
     try:
         with open_regular(path), safetensors.safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("architecture")
+            return dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError):
-        return None
+        return {}
 
 
 def class_names(text: str) -> tuple[str, ...]:
@@ -280,6 +285,13 @@ class DeepLabWeights:
     class_names: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
+    def build(self) -> DeepLab:
+        """The network with these weights; raises UserError where they lack a classifier."""
+        width, eps = len(self.tensors["conv1.weight"]), float(self.notes.get("bn_eps", 1e-5))
+        model = DeepLab(self.num_classes or 1, block_counts(self.tensors), width, bn_eps=eps)
+        self.load_into(model)
+        return model
+
     def load_into(self, model: DeepLab, *, classifier: bool = True) -> None:
         """Copy the weights into `model`, in place, on any device.
 
@@ -425,6 +437,46 @@ def fitting_network(tensors: Mapping[str, Tensor]) -> DeepLab:
     except ValueError as error:
         raise ValueError(f"not a DeepLab-v2: {error}") from error
     return model
+
+
+# ---- whichever it is -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A trained network that sees photographs, as one of our files or the authors' has it.
+
+    Attributes:
+        architecture: which network; a name of ``run.networks.NETWORKS``.
+        model: on the CPU, in evaluation mode.
+        dataset, class_names, notes: see `Weights`.
+    """
+
+    architecture: str
+    model: ENet | DeepLab
+    dataset: str
+    class_names: tuple[str, ...]
+    notes: dict[str, str]
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """The network in a file.
+
+    Raises UserError where it is missing or damaged, holds no classifier, or the network sees no
+    photographs.
+    """
+    architecture = architecture_of(path)
+    if architecture == OF_EVIDENCE_NET:
+        raise UserError(f"weights {path}: of {architecture}, which sees features drawn from masks "
+                        "and no photographs.")  # fmt: skip
+    weights: Weights | DeepLabWeights
+    if architecture == OF_DEEPLAB:
+        weights = load_deeplab_weights(path)
+    else:
+        weights, architecture = load_weights(path), OF_ENET
+    return Snapshot(
+        architecture, weights.build().eval(), weights.dataset, weights.class_names, weights.notes
+    )
 
 
 # ---- writing, and the smallest network -----------------------------------------------------------

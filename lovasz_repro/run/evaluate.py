@@ -5,7 +5,6 @@
 and returns what came out. ``cli/evaluate.py`` prints it.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,14 +52,13 @@ from lovasz_repro.host.processes import cores
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.models.deeplab import DeepLab
-from lovasz_repro.models.snapshot import architecture_of, block_counts, load_deeplab_weights
-from lovasz_repro.run.inputs import WEIGHTS
+from lovasz_repro.models.snapshot import load_deeplab_weights, metadata_of
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.scores import PROBABILITIES
-from lovasz_repro.store import Store, StoredRun
+from lovasz_repro.run.trained import find_weights, title_of_run
+from lovasz_repro.store import StoredRun
 
 SIZE = "512x1024"
-RUN_ID = re.compile(r"[0-9a-f]{1,32}")
 ARCHIVES = {"cityscapes": (".zip",), "voc": (".tar.gz", ".tgz")}
 LISTS = {"train": "train_aug", "val": "val", "test": "test"}
 """What VOC calls the splits."""
@@ -98,30 +96,25 @@ def find_network(source: str, results: Path, tracking_uri: str | None) -> Networ
     """The network that a person means.
 
     Raises:
-        UserError: neither a file nor the id of one finished run that has its weights.
+        UserError: neither a file nor the id of one finished run that has its weights; or a network
+            that is not scored here.
     """
-    file = Path(source)
-    if not file.is_file() and RUN_ID.fullmatch(source):
-        store = Store(results, tracking_uri)
-        return _of_run(store.by_id(source), store)
-    if architecture_of(file) == "deeplab-v2":
+    file, run = find_weights(source, results, tracking_uri)
+    if run:
+        return _of_run(run, file)
+    about = metadata_of(file)
+    if "category" in about:
+        raise UserError(f"weights {file}: they tell {about['category'][:60]} from the rest; "
+                        "`predict` uses them.")  # fmt: skip
+    if about.get("architecture") == "deeplab-v2":
         own = EvaluationConfig(least_side=MultiScaleConfig().least_side)
         return Network(file.stem, file, "voc", "voc", evaluation=own)
-    if not file.exists() and not file.suffix and len(file.parts) == 1:
-        raise UserError(f"{file}: neither a file of weights nor the id of a run; "
-                        "`lovasz-repro runs` lists runs.")  # fmt: skip
     size = load_cityscapes(file).notes.get("input_size", SIZE)
     return Network(file.stem, file, "cityscapes", "cityscapes", size)
 
 
-def _of_run(run: StoredRun, store: Store) -> Network:
-    title = f"run {run.run_id} ({run.name})"
-    if run.status != "FINISHED":
-        raise UserError(f"{title} is {run.status}, not FINISHED: it has no best snapshot yet.")
-    if WEIGHTS not in store.artifact_names(run.run_id):
-        stayed = WEIGHTS in run.tags.get("left_out", "")
-        why = " (too large to be exported, see `runs export --max-artifact`)" if stayed else ""
-        raise UserError(f"{title} has no {WEIGHTS} in this store{why}. Give the file instead.")
+def _of_run(run: StoredRun, weights: Path) -> Network:
+    title = title_of_run(run)
     data = read_stored(DataConfig, run.params, "data", title)
     scored_on = dataset(data.name).evaluation
     if scored_on is None:
@@ -134,7 +127,7 @@ def _of_run(run: StoredRun, store: Store) -> Network:
         raise UserError(f"{title} has seen no photograph, only features drawn from masks.")
     return Network(
         name=f"{as_name(run.name)}-{run.run_id[:8]}",
-        weights=store.artifact(run.run_id, WEIGHTS),
+        weights=weights,
         dataset=scored_on,
         folder=data.folder or data.name,
         size="x".join(map(str, data.size)),
@@ -156,11 +149,7 @@ def load_voc_network(path: Path) -> DeepLab:
         outputs = weights.num_classes or "no"
         raise UserError(f"weights {path}: {outputs} outputs; VOC has {len(VOC)} classes. A network "
                         "without a classifier has to be trained first.")  # fmt: skip
-    eps = float(weights.notes.get("bn_eps", 1e-5))
-    width = len(weights.tensors["conv1.weight"])
-    model = DeepLab(len(VOC), block_counts(weights.tensors), width, bn_eps=eps)
-    weights.load_into(model)
-    return model.eval()
+    return weights.build().eval()
 
 
 # -- what is asked for --------------------------------------------------------------------------

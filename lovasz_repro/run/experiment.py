@@ -244,7 +244,9 @@ def fetch_start(cell: CellConfig, inputs: Inputs, store: Store) -> None:
 
 def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object]:
     """What a weights file says about itself."""
+    category = {"category": cell.data.category} if cell.data.category else {}
     return {
+        **category,
         "dataset": cell.data.name,
         "class_names": kind_of(cell.data).table.names,
         "input_size": "x".join(str(side) for side in cell.data.size),

@@ -90,7 +90,7 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         self.guard = threading.Lock()
-        self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+        self._lock = lock_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -227,6 +227,14 @@ class Journal:
             f"cannot write the metric journal {self.path}: {error.strerror}; make room and run the"
             " same command again, it goes on from the last checkpoint"
         )
+
+
+def lock_of(path: Path) -> FileLock:
+    """What the process holds that works on the run of the journal at ``path``.
+
+    To acquire it raises ``filelock.Timeout`` at once where another one has it.
+    """
+    return FileLock(path.with_name(path.name + ".lock"), timeout=0)
 
 
 def read_records(

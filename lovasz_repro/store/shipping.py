@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from lovasz_repro.config.names import below
 from lovasz_repro.errors import RunFailed, UserError
@@ -22,6 +22,7 @@ from lovasz_repro.store.journal import (
     Point,
     Record,
     committed_end,
+    lock_of,
     note_shipped,
     read_records,
     shipped_offsets,
@@ -183,7 +184,7 @@ def ship_pending(
     sent = 0
     for journal in journals:
         try:
-            with FileLock(journal.with_name(journal.name + ".lock"), timeout=0):
+            with lock_of(journal):
                 stop = committed_end(journal)
                 for run_id, offset in shipped_offsets(journal).items():
                     if offset < stop and store.get(run_id):

@@ -1,7 +1,9 @@
 """`predict`: what it writes, what it must not resample, and how it refuses."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,27 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
+from lovasz_repro.config.schema import CrfConfig
+from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES, VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import photographs
-from lovasz_repro.evaluation.photographs import best_class, parse_size, predict_images
+from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.photographs import (
+    Prediction,
+    best_class,
+    parse_size,
+    photographs_in,
+)
+from lovasz_repro.models.deeplab import DeepLab, small_deeplab
 from lovasz_repro.models.enet import ENet
+from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.snapshot import save_weights
+from lovasz_repro.run import predict
+from lovasz_repro.run.evaluate import find_network
+from lovasz_repro.run.networks import NETWORKS
+from lovasz_repro.run.predict import Looking
+from lovasz_repro.run.trained import find_trained
+from lovasz_repro.store import Store
 
 # facts of cityscapesScripts: official id of trainId 0..18
 OFFICIAL_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
@@ -80,6 +97,21 @@ def forbid_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "resize", refuse)
 
 
+def predict_images(
+    images: Sequence[Path],
+    weights: Path | str,
+    out: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    results: Path | None = None,
+    **options: Any,
+) -> list[Prediction]:
+    """What the command does, with weights or a run of the store in ``results``."""
+    network = find_trained(str(weights), results or out, None)
+    looking = Looking(size, options.pop("multi_scale", False), options.pop("crf", False))
+    return predict.predict_images(images, network, out, looking, **options)
+
+
 # What is written
 
 
@@ -123,7 +155,7 @@ def test_unknown_data_set_still_works(tmp_path: Path) -> None:
 def test_progress_hears_of_every_image(camvid, tmp_path: Path) -> None:
     paths = [photo(tmp_path / "in", 8, 8, f"{name}.png") for name in "abc"]
     heard: list[Path] = []
-    predict_images(paths, camvid[1], tmp_path / "out", progress=heard.append)
+    predict_images(paths, camvid[1], tmp_path / "out", advance=heard.append)
     assert heard == paths
 
 
@@ -232,20 +264,34 @@ def refusal(*arguments, **options) -> str:
     return message
 
 
-def test_bad_images_are_listed_after_the_good_ones_are_done(camvid, tmp_path: Path) -> None:
+def test_bad_images_are_told_of_and_the_good_ones_are_done(camvid, tmp_path: Path) -> None:
     good = [photo(tmp_path / "in", 16, 16, name) for name in ("a.png", "d.png")]
     truncated = photo(tmp_path / "in", 64, 64, "b.png")
     truncated.write_bytes(truncated.read_bytes()[:5000])
     absent, out = tmp_path / "in" / "c.png", tmp_path / "out"
     heard: list[Path] = []
+    lines: list[str] = []
     paths = [good[0], truncated, absent, good[1]]
-    message = refusal(paths, camvid[1], out, progress=heard.append)
-    assert f"{truncated}: unreadable image" in message
-    assert f"{absent}: no such file" in message
-    assert f"The other 2 are in {out}" in message
+    message = refusal(paths, camvid[1], out, advance=heard.append, say=lines.append)
+    assert [line.startswith(f"{path}: ") for line, path in zip(lines, paths[1:3], strict=True)]
+    assert "2 of 4" in message
+    assert str(out) in message
     assert heard == paths
     written = sorted(path.name for path in out.iterdir())
     assert written == ["a_labelIds.png", "a_overlay.png", "d_labelIds.png", "d_overlay.png"]
+    assert f"{absent}: no such file" in refusal([absent], camvid[1], out)
+
+
+def test_folders_give_their_photographs(tmp_path: Path) -> None:
+    street, room = tmp_path / "street", tmp_path / "room"
+    first, second = photo(street, 8, 8, "b.JPG"), photo(street, 8, 8, "a.png")
+    photo(street, 8, 8, ".hidden.png")
+    (street / "notes.txt").write_text("")
+    (street / "below").mkdir()
+    room.mkdir()
+    assert photographs_in([street, first]) == [second, first, first]
+    with pytest.raises(UserError, match=f"{room}: no photographs"):
+        photographs_in([street, room])
 
 
 def test_same_stem_is_refused_before_anything_is_written(camvid, tmp_path: Path) -> None:
@@ -330,3 +376,138 @@ def test_released_network_labels_a_street(
     official = np.array([CITYSCAPES.label_ids[old or 0] for old in CAMVID_FROM_CITYSCAPES.values()])
     scored = truth < 11
     assert (labels[scored] == official[truth[scored]]).mean() > 0.7
+
+
+# Networks of runs, and DeepLab-v2
+
+
+BICYCLE = VOC.names.index("bicycle")
+
+
+@pytest.fixture(scope="module")
+def deeplab(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeepLab, Path]:
+    torch.manual_seed(4)
+    model, file = small_deeplab(len(VOC)), tmp_path_factory.mktemp("weights") / "best.safetensors"
+    with torch.no_grad():
+        for branch in model.aspp:
+            branch.weight.normal_(std=0.1)
+        model.aspp[0].bias.normal_()
+    save_weights(model, file, {"dataset": "voc", "class_names": VOC.names})
+    return model.eval(), file
+
+
+def stored(store: Store, weights: Path, status: str = "FINISHED", **params: str) -> str:
+    params = {"data.name": "voc", "data.size": "[321, 321]"} | params
+    run_id = store.open_child("e", None, "lovasz-b10-s0", f"id{len(store.runs())}", params, {})
+    store.add_artifact(run_id, weights)
+    store.close(run_id, status)
+    return run_id
+
+
+def grid_scores(model: DeepLab, path: Path, least_side: int) -> np.ndarray:
+    """Scores (C, H, W) by DeepLab's authors' steps: BGR minus the mean, continued with it, corners
+    on corners, cut."""
+    bgr = read(path)[..., ::-1].astype(np.float32) - np.array([104.008, 116.669, 122.675])
+    height, width = bgr.shape[:2]
+    sides = [max(-(-(side - 1) // 8) * 8 + 1, least_side) for side in (height, width)]
+    canvas = np.zeros((1, 3, *sides), np.float32)
+    canvas[0, :, :height, :width] = bgr.transpose(2, 0, 1)
+    logits = scores(model, torch.from_numpy(canvas))
+    full = functional.interpolate(logits, sides, mode="bilinear", align_corners=True)
+    return full[0, :, :height, :width].numpy()
+
+
+def agreement(path: Path, expected: np.ndarray) -> float:
+    assert len(np.unique(expected)) > 1
+    return float((read(path) == expected).mean())
+
+
+def test_deeplab_sees_a_photograph_as_in_training(deeplab, tmp_path: Path, store: Store) -> None:
+    model, weights = deeplab
+    path = photo(tmp_path / "in", 30, 45)
+    (done,) = predict_images([path], weights, tmp_path / "file")
+    assert agreement(done.label_ids, grid_scores(model, path, 513).argmax(0)) > 0.999
+    run_id = stored(store, weights, **{"evaluation.least_side": "None"})
+    (done,) = predict_images([path], run_id[:8], tmp_path / "run", results=store.results)
+    assert agreement(done.label_ids, grid_scores(model, path, 1).argmax(0)) > 0.999
+
+
+def test_a_binary_network_finds_its_class(deeplab, tmp_path: Path, store: Store) -> None:
+    model, weights = deeplab
+    path = photo(tmp_path / "in", 30, 45)
+    run_id = stored(store, weights, **{"data.category": "bicycle"})
+    found = grid_scores(model, path, 1)[BICYCLE] > 0
+    (done,) = predict_images([path], run_id, tmp_path / "run", results=store.results)
+    assert agreement(done.label_ids, np.where(found, BICYCLE, 0)) > 0.999
+    noted = tmp_path / "noted.safetensors"
+    about = {"dataset": "voc", "class_names": VOC.names, "category": "bicycle"}
+    save_weights(model, noted, about)
+    (done,) = predict_images([path], noted, tmp_path / "file")
+    found = grid_scores(model, path, 513)[BICYCLE] > 0
+    assert agreement(done.label_ids, np.where(found, BICYCLE, 0)) > 0.999
+    text = refusal([path], noted, tmp_path / "none", multi_scale=True)
+    assert "several scales" in text
+    with pytest.raises(UserError, match="bicycle from the rest"):
+        find_network(str(noted), tmp_path, None)
+
+
+def test_several_scales_are_those_of_the_run(deeplab, tmp_path: Path, store: Store) -> None:
+    _, weights = deeplab
+    path = photo(tmp_path / "in", 30, 45)
+    asked = {"scales": "[1.0, 0.5]", "fusion": "max-logits", "least_side": "65"}
+    under = "evaluation.multi_scale"
+    run_id = stored(store, weights, **{f"{under}.{key}": text for key, text in asked.items()})
+    network = find_trained(run_id, store.results, None)
+    assert network.evaluation.multi_scale is not None
+    assert network.evaluation.multi_scale.scales == [1.0, 0.5]
+    kind = NETWORKS["deeplab-v2"]
+    fused = MultiScale(
+        network.snapshot.model, kind, torch.device("cpu"),
+        multi_scale=network.evaluation.multi_scale,
+    )  # fmt: skip
+    seen = torch.from_numpy(read(path).copy()).permute(2, 0, 1)[None]
+    expected = fused.probabilities(seen, (30, 45))[0].argmax(0).numpy()
+    results = store.results
+    (done,) = predict_images([path], run_id, tmp_path / "o", results=results, multi_scale=True)
+    assert agreement(done.label_ids, expected) == 1
+    enet = saved_network(random_network(11), tmp_path / "e.safetensors", "camvid", CAMVID.names)
+    assert "several scales" in refusal([path], enet, tmp_path / "none", multi_scale=True)
+
+
+def test_the_crf_refines_the_probabilities_of_the_answers(
+    cityscapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, weights = cityscapes
+    path = photo(tmp_path / "in", 24, 32)
+    given: list[np.ndarray] = []
+
+    def refined(image: np.ndarray, probabilities: np.ndarray, crf: CrfConfig) -> np.ndarray:
+        assert np.array_equal(image, read(path))
+        assert crf == CrfConfig()
+        given.append(probabilities)
+        return np.full((24, 32), 3, np.uint8)
+
+    monkeypatch.setattr(predict, "check_installed", lambda: None)
+    monkeypatch.setattr(predict, "refine", refined)
+    (done,) = predict_images([path], weights, tmp_path / "out", crf=True)
+    expected = scores(model, network_input(path))[0, 1:].softmax(0).numpy()
+    assert np.allclose(given[0], expected, atol=1e-6)
+    assert set(np.unique(read(done.label_ids))) == {OFFICIAL_IDS[3]}
+
+
+def test_runs_that_cannot_be_asked(deeplab, tmp_path: Path, store: Store) -> None:
+    path, out, results = photo(tmp_path / "in", 8, 8), tmp_path / "out", store.results
+    killed = stored(store, deeplab[1], "KILLED")
+    assert "KILLED, not FINISHED" in refusal([path], killed, out, results=results)
+    features = stored(store, deeplab[1], **{"data.images": "features"})
+    assert "no photograph" in refusal([path], features, out, results=results)
+    other = tmp_path / "config.yaml"
+    other.write_text("")
+    without = stored(store, other)
+    assert "best.safetensors" in refusal([path], without, out, results=results)
+    assert "no run 'abcdef0'" in refusal([path], "abcdef0", out, results=results)
+    assert "neither a file" in refusal([path], "no-such-thing", out, results=results)
+    evidence = tmp_path / "evidence.safetensors"
+    save_weights(EvidenceNet(21), evidence, {"dataset": "voc", "class_names": VOC.names})
+    assert "no photographs" in refusal([path], evidence, out)
+    assert not out.exists()
