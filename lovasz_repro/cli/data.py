@@ -17,6 +17,7 @@ from lovasz_repro.host.output import say, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.data.check import CheckReport
+    from lovasz_repro.data.check_own import OwnReport
 
 data_app = typer.Typer(
     help="Check data sets, draw small ones, convert between their layouts.", no_args_is_help=True
@@ -47,12 +48,18 @@ def check(
     masks_only: Annotated[
         bool, typer.Option("--masks-only", help="Of voc: do without the photographs.")
     ] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Of own: PNG to write, of images with their masks laid over them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Decode every file of a data set and list everything that is wrong; exit code 1 if any is."""
     known_name(name, DATASET_LINES, "data set", "data check")
     if masks_only and name not in OWN_SETTINGS["data.images"]:
         raise UserError(f"--masks-only is for voc: {name} has no use for masks alone.")
+    if sheet and name not in OWN_SETTINGS["data.resize"]:
+        raise UserError(f"--sheet is of own, not of {name}.")
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.processes import cores
 
@@ -61,10 +68,49 @@ def check(
         root or data_folder(data) / name,
         processes or cores(),
         **({"masks_only": True} if masks_only else {}),
+        **({"sheet": sheet} if sheet else {}),
     )
     print_report(report, as_json)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def prepare(
+    name: Annotated[Literal["own"], typer.Argument(help="Photographs and masks of your own.")],
+    data: Data = None,
+    root: Annotated[
+        Path | None, typer.Option(help="The folder; default: own/ below the data folder.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the split.")] = 0,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Of the images, for validation.")
+    ] = 0.2,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Default: one per core.")
+    ] = None,
+) -> None:
+    """Write what a folder does not say: classes.txt, found in the masks; train.txt and val.txt."""
+    from lovasz_repro.data.locate import data_folder
+    from lovasz_repro.data.own_prepare import prepare_own
+    from lovasz_repro.host.processes import cores
+    from lovasz_repro.host.progress import Progress
+
+    folder = root or data_folder(data) / name
+    with Progress() as progress:
+        found = prepare_own(
+            folder,
+            seed=seed,
+            share=share,
+            begin=lambda images: progress.task("reading images and masks", images).advance,
+            processes=processes or cores(),
+        )
+    for note in found.notes:
+        say(note)
+    for file in found.wrote:
+        say(f"wrote: {file}")
+    counts = ", ".join(f"{count:,} {split}" for split, count in found.images.items())
+    say(f"{folder}: {counts}; {len(found.classes.names)} classes: {found.classes}")
 
 
 @data_app.command("demo")
@@ -198,6 +244,7 @@ def print_report(report: "CheckReport", as_json: bool) -> None:
     if as_json:
         say_json(asdict(report) | {"ok": report.ok})
         return
+    from lovasz_repro.data.check_own import OwnReport
     from lovasz_repro.host.terminal import Terminal, print_table
 
     columns = sorted(asdict(report.splits[0]), key=lambda column: column == "problems")
@@ -206,6 +253,8 @@ def print_report(report: "CheckReport", as_json: bool) -> None:
         for row in report.splits
     ]
     print_table(Terminal(), columns, rows)
+    if isinstance(report, OwnReport):
+        print_classes(report)
     for problem in report.problems:
         say(str(problem))
     if report.advice:
@@ -214,3 +263,27 @@ def print_report(report: "CheckReport", as_json: bool) -> None:
     verdict = f"{count:,} problem{'s' if count > 1 else ''}" if count else "whole"
     size = ", {}x{}".format(*report.size) if report.size else ""
     say(f"{report.root}: {verdict} ({report.content}{size})")
+
+
+def print_classes(report: "OwnReport") -> None:
+    """A table of the classes, sizes and what is odd."""
+    from lovasz_repro.data.check_own import size_words
+    from lovasz_repro.host.terminal import Terminal, print_table
+
+    splits = [row.split for row in report.splits]
+    heads = ["class", "in masks", *(f"% of {s}" for s in splits), *(f"{s} images" for s in splits)]
+    rows = [
+        [
+            one.name,
+            one.value,
+            *(f"{100 * one.shares.get(split, 0):.2f}" for split in splits),
+            *(f"{one.images[split]:,}" for split in splits),
+        ]
+        for one in report.classes
+    ]
+    say("")
+    print_table(Terminal(), heads, rows, words=(0, 1))
+    say("")
+    say(f"sizes: {size_words(report.sizes)}")
+    for note in report.notes:
+        say(f"note: {note}")

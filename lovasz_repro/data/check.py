@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from lovasz_repro.host.files import unfinished
 from lovasz_repro.host.processes import mapped
 
 Size = tuple[int, int]
+Content = TypeVar("Content")
 Begin = Callable[[int], Callable[[int], None]]
 """Told how many images will be read, gives what is called with 1 after each."""
 
@@ -43,13 +45,19 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class SplitReport:
+class SplitCount:
     """What was found of one split."""
 
     split: str
     images: int
-    expected: int
     problems: int
+
+
+@dataclass(frozen=True)
+class SplitReport(SplitCount):
+    """The same of a split that is known to have so many."""
+
+    expected: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class CheckReport:
     """"official", "merged", or what the tree's note says: "demo" or the data set it was made of."""
     size: Size | None
     """Height and width that every image must have, pixels; None where they vary."""
-    splits: tuple[SplitReport, ...]
+    splits: tuple[SplitCount, ...]
     problems: tuple[Fault, ...]
     """By split: the split as a whole, folders, then files by name."""
     advice: str = ""
@@ -88,8 +96,8 @@ class FilesOfImage:
     """What is wrong with the last mask, given all of them."""
 
     def read(
-        self, file: Path, read: Callable[[Path], np.ndarray]
-    ) -> tuple[np.ndarray | None, list[Fault]]:
+        self, file: Path, read: Callable[[Path], Content]
+    ) -> tuple[Content | None, list[Fault]]:
         """What ``read`` makes of a file whose checksums hold, or what is wrong with the file."""
         try:
             pixels = read(file)

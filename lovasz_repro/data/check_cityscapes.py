@@ -88,7 +88,7 @@ def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -
             CitiesReport(
                 split,
                 len(frames[split]),
-                expected.get(split, 0),
+                expected=expected.get(split, 0),
                 problems=sum(problem.split == split for problem in problems),
                 cities=len({frame.city for frame in frames[split]}),
             )

@@ -1,49 +1,271 @@
-"""Is a folder of one's own fit to train on? Finds everything that is wrong, file by file."""
+"""Is a folder of one's own fit to train on, and what is in it?
 
-from functools import partial
+Everything that is wrong is listed file by file; beside it stand the classes with their shares, and
+what is odd without being wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lovasz_repro.data.check import (
+    SHOWN,
     Begin,
     CheckReport,
-    FilesOfImage,
-    SplitReport,
-    check_each,
+    Fault,
+    SplitCount,
+    by,
     unseen,
 )
-from lovasz_repro.data.own_files import list_everything, list_pairs, own_splits
-from lovasz_repro.data.own_masks import decode_mask, folder_palette, read_classes, read_own_mask
+from lovasz_repro.data.own_files import (
+    IMAGES,
+    MASKS,
+    OWN_SPLITS,
+    OwnFolder,
+    OwnPair,
+    in_folders,
+    list_file,
+    read_names,
+)
+from lovasz_repro.data.own_look import Looked, counted, found_classes, look_at_all
+from lovasz_repro.data.own_masks import (
+    OWN_VOID,
+    OwnClasses,
+    decode_mask,
+    folder_palette,
+    read_classes,
+    shown_value,
+)
+from lovasz_repro.data.own_sheet import write_sheet
+from lovasz_repro.data.statistics import class_shares
 from lovasz_repro.errors import UserError
 
+UNSPLIT = "all"
+"""In the place of a split, of images that nothing has split yet."""
 
-def check_own_folder(root: Path, begin: Begin = unseen, *, processes: int = 1) -> CheckReport:
-    """Read a whole folder and list everything that is wrong.
+
+@dataclass(frozen=True)
+class ClassReport:
+    """What was found of a class."""
+
+    name: str
+    value: str
+    """What it has in the masks."""
+    shares: Mapping[str, float]
+    """Split -> share of its pixels, ignored ones counted in the total."""
+    images: Mapping[str, int]
+    """Split -> images that show it."""
+
+
+@dataclass(frozen=True)
+class OwnReport(CheckReport):
+    """What was found of a folder of one's own."""
+
+    classes: tuple[ClassReport, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths of the photographs, each once."""
+    notes: tuple[str, ...] = ()
+    """What is odd, and may be meant so."""
+
+
+def check_own_folder(
+    root: Path, begin: Begin = unseen, *, processes: int = 1, sheet: Path | None = None
+) -> OwnReport:
+    """Read a whole folder once and list everything that is wrong; writes nothing into it.
 
     Args:
         root: the folder.
         begin: see ``Begin``.
         processes: how many share the images.
+        sheet: PNG to write, of some images with their masks laid over them.
 
     Raises:
-        UserError: there is no such folder, or it does not say what is in which split.
+        UserError: there are no images and masks, or the classes are not known.
         RunFailed: a process died.
     """
-    classes = read_classes(root)
-    if classes is None:
-        raise UserError(f"{root}: no classes.txt.")
-    list_everything(root)
-    pairs = {split: list_pairs(root, split) for split in own_splits(root)}
-    read = partial(
-        read_own_mask, classes=folder_palette(decode_mask(pairs["train"][0].mask), classes)
+    listed = read_classes(root)
+    pairs, problems, notes = read_pairs(root)
+    every = [pair for of_it in pairs.values() for pair in of_it]
+    if not every:
+        raise UserError(f"{root}: no photograph with a mask.", *map(str, problems[:SHOWN]))
+    known = with_palette(every, listed) if listed else None
+    looked = look_at_all(root, pairs, known, begin, processes)
+    problems += [fault for one in looked for fault in one.faults] + duplicates(root, looked)
+    classes = known or found_where_sound(root, looked, problems)
+    if classes:
+        looked = counted(looked, classes)
+        notes += [] if listed else [f"no classes.txt; found in the masks: {classes}"]
+        notes += what_is_odd(looked, classes, [*pairs])
+    if classes and sheet:
+        write_sheet(sheet, looked, classes)
+    missing = not listed or UNSPLIT in pairs
+    return OwnReport(
+        root=str(root),
+        content="own",
+        size=None,
+        splits=tuple(
+            SplitCount(split, len(of_it), sum(problem.split == split for problem in problems))
+            for split, of_it in pairs.items()
+        ),
+        problems=tuple(sorted(problems, key=lambda problem: [*pairs].index(problem.split))),
+        advice="`lovasz-repro data prepare own` writes what is missing." if missing else "",
+        classes=report_classes(looked, classes, [*pairs]) if classes else (),
+        sizes=tuple(sorted({one.size for one in looked if one.size})),
+        notes=tuple(notes),
     )
-    jobs = [
-        FilesOfImage(root, split, pair.image, ((pair.mask, read),))
-        for split, of_it in pairs.items()
-        for pair in of_it
-    ]
-    problems = check_each(jobs, begin, processes)
-    rows = [
-        SplitReport(split, len(of_it), len(of_it), sum(p.split == split for p in problems))
-        for split, of_it in pairs.items()
-    ]
-    return CheckReport(str(root), "own", None, tuple(rows), tuple(problems))
+
+
+def found_where_sound(
+    root: Path, looked: Sequence[Looked], problems: list[Fault]
+) -> OwnClasses | None:
+    """The classes that masks show; None where faults hide them, which are problems."""
+    try:
+        return found_classes(looked, root)
+    except UserError as error:
+        if not any(one.faults for one in looked):
+            what = str(error).removeprefix(f"{root}: ").rstrip(".")
+            problems.append(Fault(looked[0].split, MASKS, what))
+        return None
+
+
+def with_palette(pairs: Sequence[OwnPair], classes: OwnClasses) -> OwnClasses:
+    """The classes with the colours of the first mask, where it can be read."""
+    try:
+        return folder_palette(decode_mask(pairs[0].mask), classes)
+    except UserError:
+        return classes
+
+
+def read_pairs(root: Path) -> tuple[dict[str, list[OwnPair]], list[Fault], list[str]]:
+    """The images of each split that have masks, what is wrong with files and lists, and odd."""
+    pairs, problems, notes = dict[str, list[OwnPair]](), list[Fault](), list[str]()
+    if in_folders(root):
+        for split in OWN_SPLITS:
+            if split != "test" or (root / split / MASKS).is_dir():
+                folder = OwnFolder.read(root / split)
+                pairs[split] = paired(root, split, folder, [*folder.images], problems)
+                notes += unused(folder, folder.images, f"{split}/")
+        return pairs, problems, notes
+    folder = OwnFolder.read(root)
+    lists = [split for split in OWN_SPLITS if list_file(root, split).is_file()]
+    if not lists:
+        notes.append("no train.txt and val.txt: the images are not split yet")
+        pairs[UNSPLIT] = paired(root, UNSPLIT, folder, [*folder.images], problems)
+        return pairs, problems, notes + unused(folder, folder.images)
+    seen: dict[str, str] = {}
+    for split in dict.fromkeys([*OWN_SPLITS[:2], *lists]):
+        where = list_file(root, split).name
+        try:
+            names = read_names(list_file(root, split), root)
+        except UserError as error:
+            problems.append(Fault(split, where, str(error).split(": ", 1)[-1].rstrip(".")))
+            names = []
+        twice = [name for name in names if seen.setdefault(name, split) != split]
+        if twice:
+            what = f"{some(twice)} in {seen[twice[0]]}.txt too; remove from one"
+            problems.append(Fault(split, where, what))
+        pairs[split] = paired(root, split, folder, names, problems)
+    return pairs, problems, notes + unused(folder, seen)
+
+
+def paired(
+    root: Path, split: str, folder: OwnFolder, names: Sequence[str], problems: list[Fault]
+) -> list[OwnPair]:
+    """Those of some images that have a mask; what others lack becomes a problem."""
+    for found, kind, what in (
+        (folder.images, IMAGES, "photograph"),
+        (folder.masks, MASKS, "mask"),
+    ):
+        lacking = [name for name in names if name not in found]
+        if lacking:
+            where = (folder.place / kind).relative_to(root).as_posix()
+            problems.append(Fault(split, where, f"no {what} of {some(lacking)}"))
+    if not names:
+        problems.append(Fault(split, split, "no images"))
+    return folder.pairs(name for name in names if {name} <= folder.masks.keys())
+
+
+def unused(folder: OwnFolder, names: Mapping[str, object], before: str = "") -> list[str]:
+    """Images and masks that no split has, as notes."""
+    notes = []
+    for found, kind in ((folder.images, IMAGES), (folder.masks, MASKS)):
+        others = [file.name for name, file in found.items() if name not in names]
+        if others:
+            notes.append(f"{before}{kind}: {len(others):,} files that are not used: {some(others)}")
+    return notes
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def duplicates(root: Path, looked: Sequence[Looked]) -> list[Fault]:
+    """Photographs whose pixels are those of one in another split."""
+    first: dict[str, Looked] = {}
+    found = []
+    for one in looked:
+        other = first.setdefault(one.content, one) if one.content else one
+        if other.split != one.split:
+            where, there = (o.pair.image.relative_to(root).as_posix() for o in (one, other))
+            what = f"the same photograph as {there} of {other.split}; keep one of the two"
+            found.append(Fault(one.split, where, what))
+    return found
+
+
+def what_is_odd(looked: Sequence[Looked], classes: OwnClasses, splits: Sequence[str]) -> list[str]:
+    """What may be meant so, but should be known before anything is trained."""
+    notes = []
+    for split in splits:
+        of_it = [one for one in looked if one.split == split and one.labels is not None]
+        counts = counts_of(of_it)
+        alone = [one.pair.name for one, row in zip(of_it, counts, strict=True)
+                 if not row[1:OWN_VOID].any()]  # fmt: skip
+        if alone:
+            notes.append(f"{split}: {len(alone):,} of {len(of_it):,} images show nothing but "
+                         f"{classes.names[0]}: {some(alone)}")  # fmt: skip
+        shown = (counts > 0).sum(axis=0)
+        missing = [name for label, name in enumerate(classes.names) if of_it and not shown[label]]
+        if missing:
+            notes.append(f"{split}: no image shows {some(missing)}")
+        ignored = counts[:, OWN_VOID].sum() / max(1, counts.sum())
+        if ignored:
+            notes.append(f"{split}: {ignored:.1%} of the pixels are ignored")
+        copies = len(of_it) - len({one.content or one.pair.name for one in of_it})
+        if copies:
+            notes.append(f"{split}: {copies:,} photographs are there twice")
+    return notes
+
+
+def counts_of(looked: Sequence[Looked]) -> np.ndarray:
+    """Pixels of each label in each image, (N, 256)."""
+    rows = [one.labels for one in looked if one.labels is not None]
+    return np.stack(rows) if rows else np.zeros((0, 256), np.int64)
+
+
+def report_classes(
+    looked: Sequence[Looked], classes: OwnClasses, splits: Sequence[str]
+) -> tuple[ClassReport, ...]:
+    """Shares and images of each class in each split."""
+    counts = {split: counts_of([one for one in looked if one.split == split]) for split in splits}
+    shares = {split: class_shares(c, len(classes.names)) for split, c in counts.items() if c.any()}
+    return tuple(
+        ClassReport(
+            name,
+            shown_value(value),
+            {split: float(shares[split][label]) for split in shares},
+            {split: int((counts[split][:, label] > 0).sum()) for split in splits},
+        )
+        for label, (name, value) in enumerate(zip(classes.names, classes.values, strict=True))
+    )
+
+
+def size_words(sizes: Sequence[tuple[int, int]]) -> str:
+    """Sizes in a few words: the one, or from the smallest to the largest."""
+    if len(sizes) < 2:
+        return by(sizes[0]) if sizes else "none"
+    areas = sorted(sizes, key=lambda size: size[0] * size[1])
+    return f"{len(sizes):,} of them, {by(areas[0])} to {by(areas[-1])}"

@@ -1,5 +1,7 @@
 """Which photographs and masks there are in a folder of one's own, and in which split each is."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,40 +57,58 @@ def list_file(root: Path, split: str) -> Path:
     return root / f"{split}.txt"
 
 
+@dataclass(frozen=True)
+class OwnFolder:
+    """A folder with photographs in ``images`` and masks in ``masks``, by name."""
+
+    place: Path
+    images: dict[str, Path]
+    masks: dict[str, Path]
+
+    @classmethod
+    def read(cls, place: Path) -> "OwnFolder":
+        """What is in a folder; raises UserError as ``files_of``."""
+        images = files_of(place / IMAGES, PHOTOGRAPH_ENDINGS)
+        return cls(place, images, files_of(place / MASKS, MASK_ENDINGS))
+
+    def pairs(self, names: Iterable[str]) -> list[OwnPair]:
+        """Those of some names that have a photograph and a mask, sorted by file."""
+        wanted = {*names} & self.masks.keys()
+        return [OwnPair(name, file, self.masks[name]) for name, file in self.images.items()
+                if name in wanted]  # fmt: skip
+
+
 def list_pairs(root: Path, split: str) -> list[OwnPair]:
-    """The photographs of a split with their masks, sorted by name.
+    """The photographs of a split with their masks, sorted by file.
 
     Raises:
         UserError: folders, lists or masks are missing, the split is empty, or names are odd.
     """
     if in_folders(root):
-        return pairs_of(root / split)
-    return pairs_of(root, read_names(list_file(root, split), root))
+        folder = OwnFolder.read(root / split)
+        return complete_pairs(folder, [*folder.images])
+    return complete_pairs(OwnFolder.read(root), read_names(list_file(root, split), root))
 
 
-def pairs_of(folder: Path, names: list[str] | None = None) -> list[OwnPair]:
-    """The photographs in ``images`` of a folder with their masks in ``masks``, sorted by name.
-
-    Args:
-        folder: has the two.
-        names: of those that are wanted; None: all.
+def complete_pairs(folder: OwnFolder, names: list[str]) -> list[OwnPair]:
+    """All of some images with their masks.
 
     Raises:
-        UserError: as ``list_pairs``.
+        UserError: there are none, or a photograph or a mask is missing.
     """
-    images, masks = (files_of(folder / kind, endings) for kind, endings in
-                     ((IMAGES, PHOTOGRAPH_ENDINGS), (MASKS, MASK_ENDINGS)))  # fmt: skip
-    wanted = [*images] if names is None else names
-    if not wanted:
-        raise UserError(f"{folder / IMAGES}: no photographs ({', '.join(PHOTOGRAPH_ENDINGS)}).")
-    for found, kind, other in ((images, IMAGES, "photograph"), (masks, MASKS, "mask")):
-        lacking = [name for name in wanted if name not in found]
+    if not names:
+        raise UserError(f"{folder.place / IMAGES}: no photographs "
+                        f"({', '.join(PHOTOGRAPH_ENDINGS)}).")  # fmt: skip
+    for found, kind, what in (
+        (folder.images, IMAGES, "photograph"),
+        (folder.masks, MASKS, "mask"),
+    ):
+        lacking = [name for name in names if name not in found]
         if lacking:
             more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
-            raise UserError(f"{folder / kind}: no {other} {lacking[0]!r}{more}; a mask has the "
-                            "name of its photograph.")  # fmt: skip
-    chosen = {*wanted}
-    return [OwnPair(name, images[name], masks[name]) for name in images if name in chosen]
+            raise UserError(f"{folder.place / kind}: no {what} {lacking[0]!r}{more}; a mask has "
+                            "the name of its photograph.")  # fmt: skip
+    return folder.pairs(names)
 
 
 def files_of(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:

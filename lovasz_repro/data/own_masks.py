@@ -74,9 +74,17 @@ class OwnClasses:
 
     @property
     def colours(self) -> tuple[RGB, ...]:
-        """What pictures show the classes in: the colours of the masks, else VOC's."""
-        coloured = any(len({*value}) > 1 for value in self.values)
-        return self.values if coloured else tuple(map(voc_colour, range(len(self.values))))
+        """What pictures show the classes in: the colours of the masks, else VOC's, whose black is
+        for background."""
+        if any(len({*value}) > 1 for value in self.values):
+            return self.values
+        first = 0 if self.has_background else 1
+        return tuple(voc_colour(first + label) for label in range(len(self.names)))
+
+    @property
+    def has_background(self) -> bool:
+        """Whether the first class is what is left of an image without objects."""
+        return len(self.names) == 2 or self.names[0].lower() == "background"
 
     def lines(self) -> list[str]:
         """What ``classes.txt`` says of them."""
@@ -85,7 +93,7 @@ class OwnClasses:
         return [f"{name}: {shown_value(value)}" for name, value in named]
 
     def __str__(self) -> str:
-        return ", ".join(self.lines())
+        return "; ".join(self.lines())
 
 
 def code(colour: Iterable[int]) -> int:

@@ -17,6 +17,7 @@ from lovasz_repro.data.locate import made_by
 from lovasz_repro.errors import UserError
 from tests.tiny_camvid import write_camvid
 from tests.tiny_cityscapes import write_cityscapes
+from tests.tiny_own import drawn_masks, write_own
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,7 @@ def test_demo_then_check_of_voc(tmp_path: Path) -> None:
 
 
 def test_a_report_counts_its_problems(capsys: pytest.CaptureFixture[str]) -> None:
-    splits = (SplitReport("val", 1234, 1235, 1),)
+    splits = (SplitReport("val", 1234, 1, 1235),)
     problem = Fault("val", "lists/val.txt", "1,234 images, not 1,235")
     print_report(CheckReport("tree", "official", None, splits, (problem,), "Get it."), False)
     head, _, row, *rest = capsys.readouterr().out.splitlines()
@@ -188,3 +189,23 @@ def test_importing_the_commands_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_own_data_are_checked_and_prepared(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "data" / "own", drawn_masks(10))
+    result = run("check own --processes 1")
+    assert (result.exit_code, "prepare" in result.stdout) == (0, True)
+    result = run("prepare own --seed 2 --share 0.3 --processes 1")
+    assert result.exit_code == 0, result.output
+    assert "7 train, 3 val; 2 classes: background: 0; object: 255" in result.stdout
+    assert "wrote" not in run("prepare own").stdout
+    result = run("check own --processes 1 --sheet out/sheet.png")
+    assert result.stdout.splitlines()[-1] == "data/own: whole (own)"
+    assert Path("out/sheet.png").is_file()
+    (root / "masks" / "m1.png").unlink()
+    result = run("check own --processes 1 --json")
+    assert result.exit_code == 1
+    assert [fault["file"] for fault in json.loads(result.stdout)["problems"]] == ["masks"]
+    assert "neither" in refused("check own --root out")
+    assert "neither" in refused("prepare own --root nowhere")
+    assert "--sheet is of own" in refused("check voc --sheet x.png")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.data.classes import CAMVID
@@ -17,6 +16,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.run.build import draw_batches, open_data
 from lovasz_repro.run.inputs import Inputs
 from tests.tiny_camvid import EXPERIMENT, write_camvid, write_experiment
+from tests.tiny_own import write_own
 
 
 def as_own(camvid: Path, root: Path) -> Path:
@@ -74,20 +74,6 @@ def test_camvid_by_this_way_gives_camvids_batches(tmp_path: Path, size: list[int
 def test_the_real_camvid_by_this_way_gives_its_batches(tmp_path: Path, camvid_root: Path) -> None:
     pair = cells(tmp_path, **{"data.size": [176, 240]})
     check_equal(camvid_root, as_own(camvid_root, tmp_path / "own"), pair, 4)
-
-
-def write_own(root: Path, masks: dict[str, np.ndarray], **files: str) -> Path:
-    """A folder with ``images`` and ``masks``; every file is a name, with "_" for "."."""
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    generator = np.random.default_rng(0)
-    for name, mask in masks.items():
-        photograph = generator.integers(0, 256, (*mask.shape[:2], 3), np.uint8)
-        Image.fromarray(photograph).save(root / "images" / f"{name}.png")
-        Image.fromarray(mask).save(root / "masks" / f"{name}.png")
-    for name, text in files.items():
-        (root / name.replace("_", ".")).write_text(text)
-    return root
 
 
 def data_of(root: Path, *classes: str, **more: Any) -> Any:

@@ -1,0 +1,232 @@
+"""One pass over a folder of one's own: every photograph and mask read once, and what they say.
+
+``data check own`` reports it; ``data prepare own`` takes from it what the folder does not say:
+which classes there are, and which images are for validation.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lovasz_repro.data.check import Begin, Fault, FilesOfImage, Size, by
+from lovasz_repro.data.classes import RGB
+from lovasz_repro.data.images import read_photograph
+from lovasz_repro.data.own_files import OwnPair
+from lovasz_repro.data.own_masks import (
+    MOST_OWN_CLASSES,
+    MaskPixels,
+    OwnClasses,
+    code,
+    colour_of,
+    decode_mask,
+    labels_of,
+)
+from lovasz_repro.errors import UserError
+from lovasz_repro.host.processes import mapped
+
+MOST_FOUND = 64
+"""Values of masks that pass for classes where nothing lists them."""
+GREYS_OF_JPEG = {0x000000, 0xFFFFFF}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of an image."""
+
+    split: str
+    pair: OwnPair
+    size: Size | None = None
+    """Of the photograph; None where it cannot be read."""
+    content: str = ""
+    """Digest of the photograph's pixels."""
+    values: Mapping[int, int] = field(default_factory=dict)
+    """Pixels of each colour in the mask, as its ``code``."""
+    indices: Mapping[int, int] = field(default_factory=dict)
+    """Colour -> its index, of a mask with a palette."""
+    labels: np.ndarray | None = None
+    """Pixels of each label, (256,); None where classes are not known, or the mask cannot be read.
+    """
+    faults: tuple[Fault, ...] = ()
+
+
+def look_at_all(
+    root: Path,
+    pairs: Mapping[str, Sequence[OwnPair]],
+    classes: OwnClasses | None,
+    begin: Begin,
+    processes: int,
+) -> list[Looked]:
+    """Read every image of every split once.
+
+    Where ``classes`` is None they are those that ``found_classes`` finds, and labels are counted
+    by them.
+
+    Raises:
+        RunFailed: a process died.
+    """
+    every = [(split, pair) for split, of_it in pairs.items() for pair in of_it]
+    advance, looked = begin(len(every)), list[Looked]()
+    with mapped(min(processes, len(every)), "read images") as map_:
+        for one in map_(partial(look_at, root, classes), every):
+            looked.append(one)
+            advance(1)
+    return looked
+
+
+def look_at(root: Path, classes: OwnClasses | None, item: tuple[str, OwnPair]) -> Looked:
+    """Read a photograph and its mask."""
+    split, pair = item
+    files, size, content = FilesOfImage(root, split, pair.image, ()), None, ""
+    photograph, faults = files.read(pair.image, read_photograph)
+    if photograph is not None:
+        size = photograph.shape[0], photograph.shape[1]
+        content = hashlib.blake2b(repr(size).encode() + photograph.tobytes()).hexdigest()
+    seen = Looked(split, pair, size, content)
+    mask, unreadable = files.read(pair.mask, decode_mask)
+    faults += unreadable
+    if mask is None:
+        return replace(seen, faults=tuple(faults))
+    if size and mask.pixels.shape != size:
+        what = f"{by(mask.pixels.shape)}; its photograph is {by(size)}"
+        faults += files.faults(pair.mask, [what])
+    values, labels = mask.shown(), None
+    try:
+        if classes is None:
+            check_values(pair.mask, mask, values)
+        else:
+            labels = np.bincount(labels_of(pair.mask, mask, classes).ravel(), minlength=256)
+    except UserError as error:
+        what = str(error).removeprefix(f"{pair.mask}: ").rstrip(".")
+        faults += files.faults(pair.mask, [what])
+        values = {}
+    indices = {code(mask.palette[i]): i for i in np.unique(mask.pixels)} if mask.palette else {}
+    return replace(seen, values=values, indices=indices, labels=labels, faults=tuple(faults))
+
+
+def check_values(file: Path, mask: MaskPixels, values: Mapping[int, int]) -> None:
+    """Raise UserError where values of a mask cannot be those of classes."""
+    if len(values) > MOST_OWN_CLASSES + 1:
+        raise UserError(f"{file}: {len(values):,} values, as of a photograph; not a mask.")
+    if mask.jpeg and values.keys() - GREYS_OF_JPEG:
+        raise UserError(f"{file}: {len(values)} values; JPEG makes new ones at edges. Save masks "
+                        "as PNG.")  # fmt: skip
+
+
+# -- classes ---------------------------------------------------------------------------------------
+
+
+def found_classes(looked: Iterable[Looked], root: Path) -> OwnClasses:
+    """The classes that masks show, where nothing lists them.
+
+    Two values are background and object. Of more, index 255 of a palette is ignored, and the grey
+    value 255 where the others are below ``MOST_FOUND``; the others are classes in the order of
+    their values, or of their indices in the first palette.
+
+    Raises:
+        UserError: one value alone, or more than pass for classes.
+    """
+    pixels: dict[int, int] = {}
+    indices: dict[int, int] = {}
+    for one in looked:
+        for number, count in one.values.items():
+            pixels[number] = pixels.get(number, 0) + count
+        for number, index in one.indices.items():
+            indices.setdefault(number, index)
+    order = sorted(pixels, key=lambda number: (indices.get(number, number), number))
+    if not 2 <= len(order) <= MOST_FOUND:
+        what = "the same value everywhere" if len(order) == 1 else f"{len(order)} values"
+        raise UserError(f"{root}: the masks have {what}; list the classes in classes.txt (up to "
+                        f"{MOST_FOUND} are found by themselves).")  # fmt: skip
+    if len(order) == 2:
+        return OwnClasses(("background", "object"), colours(order))
+    if is_grey(order):
+        indices = {number: number & 255 for number in order} | indices
+    kept = [number for number in order if indices.get(number) != 255]
+    if any(indices.get(number, 0) >= MOST_FOUND for number in kept):
+        kept = order
+    names = [f"class {indices[n]}" if n in indices else "colour " + "-".join(map(str, colour_of(n)))
+             for n in kept]  # fmt: skip
+    void = [colour_of(number) for number in order if number not in kept]
+    return OwnClasses(tuple(names), colours(kept), void[0] if void else None)
+
+
+def is_grey(numbers: Iterable[int]) -> bool:
+    """Whether colours are all grey."""
+    return all(len({*colour_of(number)}) == 1 for number in numbers)
+
+
+def colours(numbers: Iterable[int]) -> tuple[RGB, ...]:
+    """Codes as colours."""
+    return tuple(map(colour_of, numbers))
+
+
+def counted(looked: Sequence[Looked], classes: OwnClasses) -> list[Looked]:
+    """The same with pixels of each label, by classes that were found in the values."""
+    return [one if one.labels is not None or not one.values else
+            replace(one, labels=_by_label(one.values, classes)) for one in looked]  # fmt: skip
+
+
+def _by_label(values: Mapping[int, int], classes: OwnClasses) -> np.ndarray:
+    counts = np.zeros(256, np.int64)
+    for number, count in values.items():
+        counts[classes.of_colour[number]] += count
+    return counts
+
+
+# -- splits ----------------------------------------------------------------------------------------
+
+
+def split_images(
+    presence: np.ndarray, contents: Sequence[str], seed: int, share: float
+) -> list[bool]:
+    """Which images are for validation: a share of them, in which every class is shown and which
+    leaves every class to train on, where that can be.
+
+    Photographs of the same content stay together.
+
+    Args:
+        presence: which image shows which class, (N, C) bool.
+        contents: of each image.
+        seed: of the order in which images are taken.
+        share: of the images, for validation.
+
+    Raises:
+        UserError: all photographs have the same content.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, content in enumerate(contents):
+        groups.setdefault(content or f"unread {index}", []).append(index)
+    if len(groups) < 2:
+        raise UserError("fewer than two different photographs; they cannot be split.")
+    members = [*groups.values()]
+    shown = np.array([presence[of_it].any(axis=0) for of_it in members])
+    order = np.random.default_rng(seed).permutation(len(members)).tolist()
+    left, taken = shown.sum(axis=0), list[int]()
+
+    def take(group: int) -> None:
+        nonlocal left
+        taken.append(group)
+        left = left - shown[group]
+
+    def spared(group: int) -> bool:
+        return group not in taken and bool((left[shown[group]] > 1).all())
+
+    for label in np.argsort(shown.sum(axis=0), kind="stable").tolist():  # the rarest first
+        if not shown[taken, label].any():
+            found = next((g for g in order if shown[g, label] and spared(g)), None)
+            if found is not None:
+                take(found)
+    wanted = max(1, round(share * len(contents)))
+    for group in order:
+        if sum(len(members[g]) for g in taken) >= wanted:
+            break
+        if spared(group):
+            take(group)
+    if not taken:  # each image has a class of its own
+        take(order[0])
+    chosen = {index for group in taken for index in members[group]}
+    return [index in chosen for index in range(len(contents))]
