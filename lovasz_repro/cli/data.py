@@ -50,7 +50,7 @@ def check(
     ] = False,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="Of own: PNG to write, of images with their masks laid over them."),
+        typer.Option(help="Of own: PNG to write, of images with masks over them; default: none."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
