@@ -121,16 +121,25 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of what is drawn.")] = 0,
     images: Annotated[
         str | None,
-        typer.Option(help="How many for train,val,test; default: 40,12,6, of voc 160,80,6."),
+        typer.Option(
+            help="How many for train,val,test; default: 40,12,6, of voc 160,80,6, of own 60,20,20."
+        ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Pixels: HEIGHTxWIDTH, default 256x512; of voc the long side, 128."),
+        typer.Option(
+            help="Pixels: HEIGHTxWIDTH, default 256x512; the long side of voc, 128, and own, 160."
+        ),
     ] = None,
+    kinds: Annotated[
+        int, typer.Option(min=1, max=5, help="Of own: kinds of objects that have labels.")
+    ] = 1,
 ) -> None:
-    """Draw a small data set in an official layout, which needs no registration."""
+    """Draw a small data set in an official layout, which needs no registration; or one of own."""
     known_name(name, DATASET_LINES, "data set", "data demo")
     counts = parse_counts(images) if images else None
+    if kinds > 1 and name not in OWN_SETTINGS["data.resize"]:
+        raise UserError(f"--kinds is of own, not of {name}.")
     from lovasz_repro.data.datasets import dataset
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.progress import Progress
@@ -144,10 +153,14 @@ def draw(
     folder = out or data_folder(data) / f"{name}-demo"
     with Progress() as progress:
         advance = progress.task(f"demo {name}", sum(counts)).advance
-        new = demo.write(folder, seed, counts, shape, advance)
+        how = {"kinds": kinds} if kinds > 1 else {}
+        new = demo.write(folder, seed, counts, shape, advance, **how)
     train, val, test = counts
     what = f"{train} train, {val} val and {test} test images of drawn {demo.things}"
-    say_what_next(new, folder, what, f"{demo.experiment} --profile demo{options(data, out)}")
+    then = f"data check {name} --root {shlex.quote(str(folder))}"
+    if demo.experiment:
+        then = f"run {demo.experiment} --profile demo{options(data, out)}"
+    say_what_next(new, folder, what, then)
 
 
 @data_app.command("convert")
@@ -170,7 +183,7 @@ def convert(
         task = progress.task(f"{source} to {target}", images)
         new = convert_camvid(folder, out or usual, task.advance)
     what = f"{images} images of CamVid"
-    experiment = f"camvid-as-cityscapes --profile reduced{options(data, out)}"
+    experiment = f"run camvid-as-cityscapes --profile reduced{options(data, out)}"
     weights = find_weights(data_folder(data), "enet-cityscapes")
     if out and weights:
         experiment += f" --weights {shlex.quote(str(weights))}"
@@ -224,10 +237,10 @@ def parse_size(text: str, like: tuple[int, ...], smallest: tuple[int, ...]) -> t
     return sides
 
 
-def say_what_next(new: bool, folder: Path, what: str, experiment: str) -> None:
+def say_what_next(new: bool, folder: Path, what: str, command: str) -> None:
     """One line: what is where, and the command that uses it."""
     done = "wrote" if new else "there already"
-    say(f"{done}: {folder} ({what}). Next: lovasz-repro run {experiment}")
+    say(f"{done}: {folder} ({what}). Next: lovasz-repro {command}")
 
 
 def options(data: Path | None, out: Path | None) -> str:

@@ -66,8 +66,8 @@ class Demo:
     """The least that size may be."""
     things: str
     """What is drawn."""
-    experiment: str
-    """One whose profile demo runs on it."""
+    experiment: str | None
+    """One whose profile demo runs on it; None: it is looked at first, by ``data check``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@
     <data>/cityscapes-demo/             what `data demo cityscapes` writes
     <data>/voc/                         the official download of VOC 2012 and SBD, or merged masks
     <data>/voc-demo/                    what `data demo voc` writes
+    <data>/own/                         photographs and masks of one's own
+    <data>/own-demo/                    what `data demo own` writes
     <data>/camvid-cityscapes/           what `data convert camvid cityscapes` writes
     <data>/weights/enet-model.net       the ENet authors' Cityscapes network
     <data>/weights/deeplab-coco.safetensors     DeepLab-v2 as its authors pre-trained it on COCO

@@ -21,6 +21,7 @@ from lovasz_repro.data.check_own import check_own_folder
 from lovasz_repro.data.classes import class_table
 from lovasz_repro.data.datasets import (
     DatasetKind,
+    Demo,
     Example,
     ResizedTraining,
     ScoredSet,
@@ -28,6 +29,7 @@ from lovasz_repro.data.datasets import (
     as_tensors,
     category_of,
 )
+from lovasz_repro.data.demo_own import OWN_COUNTS, OWN_SIZE, SMALLEST_OWN, write_own_demo
 from lovasz_repro.data.images import (
     check_same_size,
     read_photograph,
@@ -195,4 +197,14 @@ KIND = DatasetKind(
     count=lambda root, split: len(list_pairs(root, split)),
     source="your photographs and masks, for `run own`",
     check=check_own_folder,
+    demo=Demo(
+        write=lambda root, seed, images, size, advance, **how: write_own_demo(
+            root, seed, images, size[0], advance, **how
+        ),
+        counts=OWN_COUNTS,
+        size=(OWN_SIZE,),
+        smallest=(SMALLEST_OWN,),
+        things="small objects",
+        experiment=None,
+    ),
 )
