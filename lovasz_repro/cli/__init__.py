@@ -29,7 +29,7 @@ from lovasz_repro.cli.options import (
     TrackingUri,
     without_types_of_flags,
 )
-from lovasz_repro.cli.predict import predict
+from lovasz_repro.cli.predict import export, predict
 from lovasz_repro.cli.report import report_app
 from lovasz_repro.cli.run import experiments, run, synthetic
 from lovasz_repro.cli.runs import runs_app
@@ -76,6 +76,7 @@ app.command()(experiments)
 app.command()(run)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(export)
 
 
 @app.command("doctor")

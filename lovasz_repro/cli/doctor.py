@@ -47,6 +47,7 @@ EXTRAS = {
         "for the dense CRF of `run voc-multiclass` and `evaluate --crf`; needs a C++ compiler: pip "
         "install 'lovasz-repro[crf]'"
     ),
+    "onnxruntime": "for `export RUN model.onnx` alone: pip install 'lovasz-repro[export]'",
 }
 """Packages that some commands need, and which."""
 

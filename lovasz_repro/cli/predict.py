@@ -1,4 +1,4 @@
-"""``predict``: photographs labelled by a trained network."""
+"""``predict`` and ``export``: a trained network at work here, or as a file for other programs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -59,3 +59,41 @@ def predict(
         )  # fmt: skip
     for prediction in predictions:
         say(f"{prediction.label_ids}  {prediction.overlay}")
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(help="A finished run's id, or how it begins; or a file of weights."),
+    ],
+    target: Annotated[Path, typer.Argument(help="File to write, .onnx or .pt2 (torch.export).")],
+    photograph: Annotated[
+        Path | None,
+        typer.Option(help="Compare the answers on this photograph. Default: on a drawn one."),
+    ] = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write a network for other programs, with its preprocessing, once its answers are the same.
+
+    The file takes batches of any size, and every height and width that the network takes. What to
+    do before and after it stands in its metadata and in TARGET.json.
+    """
+    from lovasz_repro.host.progress import Progress
+    from lovasz_repro.run.export import export_network
+    from lovasz_repro.run.trained import find_trained
+
+    network = find_trained(source, results, tracking_uri)
+    with Progress() as progress, progress.task(f"exporting {target.name}", 3) as bar:
+        done = export_network(network, target, photograph, lambda step: bar.advance(note=step))
+    found = done.about["compared"]
+    say(f"wrote: {done.file} ({done.size:,} bytes); how to use it: {done.notes}")
+    for end in ("input", "output"):
+        shape = ", ".join(map(str, done.about[end]["shape"]))
+        sides = f", height and width {done.about[end]['sides']}" if end == "input" else ""
+        say(f"{end}: {done.about[end]['name']} ({shape}){sides}")
+    say(
+        f"compared on a photograph ({found['photograph']}): logits differ by at most "
+        f"{found['largest_difference']:.2g} of {found['largest_logit']:.3g}; "
+        f"{found['same_class']:.4%} of the answers are the same"
+    )

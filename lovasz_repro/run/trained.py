@@ -41,6 +41,8 @@ class Trained:
     """Outputs among which it chooses."""
     precision: str
     evaluation: EvaluationConfig
+    size: tuple[int, int] | None
+    """(height, width) at which it saw images in training; None: nothing says."""
     run_id: str | None = None
 
     @property
@@ -77,6 +79,8 @@ def find_trained(source: str, results: Path, tracking_uri: str | None) -> Traine
         least_side = MultiScaleConfig().least_side if network.architecture == "deeplab-v2" else None
         evaluation, precision = EvaluationConfig(least_side=least_side), "float32"
         title, category = f"weights {file}", network.notes.get("category")
+        noted = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", network.notes.get("input_size", ""))
+        size = (int(noted[1]), int(noted[2])) if noted else None
     else:
         title = title_of_run(run)
         data = read_stored(DataConfig, run.params, "data", title)
@@ -84,6 +88,7 @@ def find_trained(source: str, results: Path, tracking_uri: str | None) -> Traine
             raise UserError(f"{title} has seen no photograph, only features drawn from masks.")
         evaluation = read_stored(EvaluationConfig, run.params, "evaluation", title)
         precision, category = run.params.get("training.precision", "float32"), data.category
+        size = data.size
         network = load_snapshot(file)
     table = class_table(network.dataset, network.class_names, network.model.num_classes)
     if category is not None and category not in table.names:
@@ -91,8 +96,8 @@ def find_trained(source: str, results: Path, tracking_uri: str | None) -> Traine
     kept = evaluation.unlabelled == "kept"
     answers = [index for index, there in enumerate(table.predictable) if there or kept]
     output = None if category is None else table.names.index(category)
-    run_id = run.run_id if run else None
-    return Trained(title, network, table, output, answers, precision, evaluation, run_id)
+    how = precision, evaluation, size, run.run_id if run else None
+    return Trained(title, network, table, output, answers, *how)
 
 
 def find_weights(
