@@ -158,7 +158,7 @@ def read_pairs(root: Path) -> tuple[dict[str, list[OwnPair]], list[Fault], list[
     for split in dict.fromkeys([*OWN_SPLITS[:2], *lists]):
         where = list_file(root, split).name
         try:
-            names = read_names(list_file(root, split), root)
+            names = read_names(list_file(root, split), folder)
         except UserError as error:
             problems.append(Fault(split, where, str(error).split(": ", 1)[-1].rstrip(".")))
             names = []
@@ -191,9 +191,12 @@ def unused(folder: OwnFolder, names: Mapping[str, object], before: str = "") -> 
     """Images and masks that no split has, as notes."""
     notes = []
     for found, kind in ((folder.images, IMAGES), (folder.masks, MASKS)):
-        others = [file.name for name, file in found.items() if name not in names]
+        used = {file for name, file in found.items() if name in names}
+        there = sorted((folder.place / kind).glob("[!.]*"))
+        others = [file.name for file in there if file not in used]
         if others:
-            notes.append(f"{before}{kind}: {len(others):,} files that are not used: {some(others)}")
+            what = f"{len(others):,} file{'s' if len(others) > 1 else ''} not used"
+            notes.append(f"{before}{kind}: {what}: {some(others)}")
     return notes
 
 

@@ -87,7 +87,8 @@ def list_pairs(root: Path, split: str) -> list[OwnPair]:
     if in_folders(root):
         folder = OwnFolder.read(root / split)
         return complete_pairs(folder, [*folder.images])
-    return complete_pairs(OwnFolder.read(root), read_names(list_file(root, split), root))
+    folder = OwnFolder.read(root)
+    return complete_pairs(folder, read_names(list_file(root, split), folder))
 
 
 def complete_pairs(folder: OwnFolder, names: list[str]) -> list[OwnPair]:
@@ -127,8 +128,12 @@ def files_of(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def read_names(file: Path, root: Path) -> list[str]:
+def read_names(file: Path, folder: OwnFolder) -> list[str]:
     """The names of a list, one a line; an ending, and a folder before it, may be left out or not.
+
+    Args:
+        file: the list.
+        folder: has the images.
 
     Raises:
         UserError: missing, empty, or a name given twice.
@@ -137,9 +142,11 @@ def read_names(file: Path, root: Path) -> list[str]:
         raise UserError(f"{file}: no such list; `lovasz-repro data prepare own` splits the images "
                         "and writes it.")  # fmt: skip
     lines = [line.strip() for line in read_text(file, MOST_LIST_BYTES).splitlines()]
-    names = [bare(line) for line in lines if line and not line.startswith("#")]
+    listed = [line for line in lines if line and not line.startswith("#")]
+    names = [line if line in folder.images else bare(line) for line in listed]
     if not names:
-        raise UserError(f"{file}: an empty list; a name of {root / IMAGES} a line is expected.")
+        raise UserError(f"{file}: an empty list; a name of {folder.place / IMAGES} a line is "
+                        "expected.")  # fmt: skip
     if len({*names}) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{file}: {one_line(repr(twice), 80)} is listed twice.")

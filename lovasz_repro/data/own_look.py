@@ -92,6 +92,8 @@ def look_at(root: Path, classes: OwnClasses | None, item: tuple[str, OwnPair]) -
         return replace(seen, faults=tuple(faults))
     if size and mask.pixels.shape != size:
         what = f"{by(mask.pixels.shape)}; its photograph is {by(size)}"
+        if mask.pixels.shape == size[::-1]:
+            what += ", maybe turned by the orientation that its file notes"
         faults += files.faults(pair.mask, [what])
     values, labels = mask.shown(), None
     try:
@@ -205,26 +207,24 @@ def split_images(
     members = [*groups.values()]
     shown = np.array([presence[of_it].any(axis=0) for of_it in members])
     order = np.random.default_rng(seed).permutation(len(members)).tolist()
-    left, taken = shown.sum(axis=0), list[int]()
+    left, taken = shown.sum(axis=0), dict[int, None]()
+    wanted = max(1, round(share * len(contents)))
 
     def take(group: int) -> None:
-        nonlocal left
-        taken.append(group)
-        left = left - shown[group]
+        nonlocal left, wanted
+        taken[group] = None
+        left, wanted = left - shown[group], wanted - len(members[group])
 
     def spared(group: int) -> bool:
         return group not in taken and bool((left[shown[group]] > 1).all())
 
     for label in np.argsort(shown.sum(axis=0), kind="stable").tolist():  # the rarest first
-        if not shown[taken, label].any():
+        if not shown[[*taken], label].any():
             found = next((g for g in order if shown[g, label] and spared(g)), None)
             if found is not None:
                 take(found)
-    wanted = max(1, round(share * len(contents)))
     for group in order:
-        if sum(len(members[g]) for g in taken) >= wanted:
-            break
-        if spared(group):
+        if wanted > 0 and spared(group):
             take(group)
     if not taken:  # each image has a class of its own
         take(order[0])

@@ -242,3 +242,29 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("lovasz_repro.data.own_prepare.write_durably", refuse)
     with pytest.raises(UserError, match=r"Permission denied.*links"):
         prepare_own(write_own(tmp_path / "own", drawn_masks(4)))
+
+
+def test_a_name_may_look_like_a_file(tmp_path: Path) -> None:
+    masks = {f"{name}.jpg": mask for name, mask in drawn_masks(4).items()}
+    root = write_own(tmp_path / "own", masks, classes_txt=CLASSES)
+    prepare_own(root)
+    listed = [pair.name for split in ("train", "val") for pair in list_pairs(root, split)]
+    assert sorted(listed) == sorted(masks)
+
+
+def test_a_photograph_that_its_file_turns_is_told(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "own", drawn_masks(6), classes_txt=CLASSES, **LISTS)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(root / "images" / "m1.png") as photograph:
+        photograph.save(root / "images" / "m1.png", exif=exif)
+    (fault,) = check(root).problems
+    assert (fault.file, "orientation" in fault.what) == ("masks/m1.png", True)
+
+
+def test_files_that_nobody_reads_are_told(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "own", drawn_masks(7), classes_txt=CLASSES, **LISTS)
+    (root / "images" / "m9.webp").write_bytes(b"")
+    (root / "masks" / ".hidden").write_bytes(b"")
+    notes = [note for note in check(root).notes if "not used" in note]
+    assert notes == ["images: 2 files not used: m6.png, m9.webp", "masks: 1 file not used: m6.png"]
