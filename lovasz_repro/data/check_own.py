@@ -38,7 +38,7 @@ from lovasz_repro.data.own_masks import (
     read_classes,
     shown_value,
 )
-from lovasz_repro.data.own_sheet import write_sheet
+from lovasz_repro.data.own_sheet import check_place, write_sheet
 from lovasz_repro.data.statistics import class_shares
 from lovasz_repro.errors import UserError
 
@@ -85,6 +85,8 @@ def check_own_folder(
         UserError: there are no images and masks, or the classes are not known.
         RunFailed: a process died.
     """
+    if sheet:
+        check_place(sheet)
     listed = read_classes(root)
     pairs, problems, notes = read_pairs(root)
     every = [pair for of_it in pairs.values() for pair in of_it]
@@ -92,7 +94,8 @@ def check_own_folder(
         raise UserError(f"{root}: no photograph with a mask.", *map(str, problems[:SHOWN]))
     known = with_palette(every, listed) if listed else None
     looked = look_at_all(root, pairs, known, begin, processes)
-    problems += [fault for one in looked for fault in one.faults] + duplicates(root, looked)
+    problems += grouped([fault for one in looked for fault in one.faults])
+    problems += duplicates(root, looked)
     classes = known or found_where_sound(root, looked, problems)
     if classes:
         looked = counted(looked, classes)
@@ -115,6 +118,21 @@ def check_own_folder(
         sizes=tuple(sorted({one.size for one in looked if one.size})),
         notes=tuple(notes),
     )
+
+
+def grouped(faults: Sequence[Fault]) -> list[Fault]:
+    """The same, but what is wrong alike with many files of a folder is said once."""
+    alike: dict[tuple[str, str, str], list[Fault]] = {}
+    for fault in faults:
+        alike.setdefault((fault.split, fault.file.rpartition("/")[0], fault.what), []).append(fault)
+    found = []
+    for (split, folder, what), of_it in alike.items():
+        if len(of_it) <= SHOWN:
+            found += of_it
+        else:
+            names = some([fault.file.rpartition("/")[2] for fault in of_it])
+            found.append(Fault(split, folder, f"{len(of_it):,} files: {what}: {names}"))
+    return found
 
 
 def found_where_sound(
@@ -146,6 +164,8 @@ def read_pairs(root: Path) -> tuple[dict[str, list[OwnPair]], list[Fault], list[
             if split != "test" or (root / split / MASKS).is_dir():
                 folder = OwnFolder.read(root / split)
                 pairs[split] = paired(root, split, folder, [*folder.images], problems)
+                if not folder.images:
+                    problems.append(Fault(split, f"{split}/{IMAGES}", "no photographs"))
                 notes += unused(folder, folder.images, f"{split}/")
         return pairs, problems, notes
     folder = OwnFolder.read(root)
@@ -182,8 +202,6 @@ def paired(
         if lacking:
             where = (folder.place / kind).relative_to(root).as_posix()
             problems.append(Fault(split, where, f"no {what} of {some(lacking)}"))
-    if not names:
-        problems.append(Fault(split, split, "no images"))
     return folder.pairs(name for name in names if {name} <= folder.masks.keys())
 
 

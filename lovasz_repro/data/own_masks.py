@@ -327,8 +327,11 @@ def _unknown(file: Path, mask: MaskPixels, labels: np.ndarray, classes: OwnClass
         return UserError(f"{file}: values between those of the classes ({shown}{more}), as JPEG "
                          "makes them at edges; save masks as PNG.")  # fmt: skip
     what = "colour" if mask.kind != "grey" else "value"
-    return UserError(f"{file}: {what} {shown}{more} is no class ({one_line(str(classes), 100)}); "
-                     "name it in classes.txt, as a class or as `ignore: VALUE`.")  # fmt: skip
+    first = shown_value(wrong[0])
+    return UserError(
+        f"{file}: {what} {shown}{more} is no class ({one_line(str(classes), 100)}); "
+        f"say in classes.txt which it is, `NAME: {first}`, or `ignore: {first}`."
+    )
 
 
 def folder_palette(mask: MaskPixels, classes: OwnClasses) -> OwnClasses:

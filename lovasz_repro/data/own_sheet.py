@@ -11,7 +11,7 @@ from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.own_look import Looked
 from lovasz_repro.data.own_masks import OWN_VOID, OwnClasses, read_own_mask
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.files import unfinished, write_durably
 from lovasz_repro.host.output import visible
 
 SHEET_COLUMNS, MOST_SHEET = 5, 20
@@ -20,6 +20,18 @@ CELL, LINE, EDGE = 220, 18, 8
 MASK_OPACITY = 0.55
 VOID_COLOUR = (255, 255, 255)
 LONGEST_LABEL = 34  # characters below an image
+
+
+def check_place(file: Path) -> None:
+    """Raise UserError where a sheet could not be written, before images are read for it."""
+    if file.suffix.lower() != ".png" or file.is_dir():
+        raise UserError(f"--sheet {file}: the name of a .png file is expected.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(file) as place:
+            place.touch()
+    except OSError as error:
+        raise UserError(f"--sheet {file}: cannot be written ({error.strerror}).") from None
 
 
 def write_sheet(file: Path, looked: Sequence[Looked], classes: OwnClasses) -> None:
@@ -31,7 +43,6 @@ def write_sheet(file: Path, looked: Sequence[Looked], classes: OwnClasses) -> No
     content = io.BytesIO()
     draw_sheet(choose(looked), classes).save(content, "PNG")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_durably(file, content.getbuffer())
     except OSError as error:
         raise UserError(

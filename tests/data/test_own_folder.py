@@ -268,3 +268,17 @@ def test_files_that_nobody_reads_are_told(tmp_path: Path) -> None:
     (root / "masks" / ".hidden").write_bytes(b"")
     notes = [note for note in check(root).notes if "not used" in note]
     assert notes == ["images: 2 files not used: m6.png, m9.webp", "masks: 1 file not used: m6.png"]
+
+
+def test_what_is_wrong_with_every_file_is_said_once(tmp_path: Path) -> None:
+    root = write_own(tmp_path / "own", drawn_masks(30), classes_txt="sound\ncrack\n")
+    (fault,) = check(root).problems
+    assert fault.file == "masks"
+    assert re.search(r"files: .*255.*`NAME: 255`.* more", fault.what)
+
+
+@pytest.mark.parametrize("sheet", ["/proc/sheet.png", "sheet.jpg", "."])
+def test_a_sheet_that_cannot_be_is_told_first(tmp_path: Path, sheet: str) -> None:
+    root = write_own(tmp_path / "own", drawn_masks(6), classes_txt=CLASSES, **LISTS)
+    with pytest.raises(UserError, match="--sheet"):
+        check(root, sheet=Path(sheet), begin=lambda images: pytest.fail("read images"))
