@@ -133,7 +133,7 @@ class OneByOne(EvidenceTraining):
     def __init__(self, files: list[VocImage], crop_with_class: bool) -> None:
         self.masks = Masks(files)  # type: ignore[assignment]
         self.crop, self.evidence, self.seed, self.category = 321, Evidence(), 0, None
-        self.crop_with_class = crop_with_class
+        self.crop_with_class, self.augmentation = crop_with_class, "deeplab"
 
 
 class Masks:
