@@ -309,7 +309,8 @@ def run_search(
             stored = stored_search(cell, store)
             state = f"done (run {stored.run_id})" if stored else "new"
             about = f"radius {cell.circles.radius}, noise {cell.circles.noise}, " if sweep else ""
-            say(f"synthetic: {about}{cell.seeds} seeds, {state}; results go to {store.uri}.")
+            seeds = "1 seed" if cell.seeds == 1 else f"{cell.seeds} seeds"
+            say(f"synthetic: {about}{seeds}, {state}; results go to {store.uri}.")
         return
     with Progress() as progress:
         task = progress.task("synthetic", sum(cell.seeds for cell in cells))
