@@ -1,5 +1,6 @@
 """Data of one's own: what networks are trained on, against the readers of known data sets."""
 
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,25 @@ import pytest
 import torch
 
 from lovasz_repro.config.schema import CellConfig, load_experiment
-from lovasz_repro.data.classes import CAMVID
+from lovasz_repro.data.classes import CAMVID, VOC
 from lovasz_repro.data.datasets import kind_of
-from lovasz_repro.data.own_masks import OWN_VOID
+from lovasz_repro.data.own_masks import (
+    OWN_VOID,
+    OwnClasses,
+    decode_mask,
+    folder_palette,
+    read_own_mask,
+)
+from lovasz_repro.data.sampling import Draw
+from lovasz_repro.data.voc import JPEGS, MERGED_MASKS, VOC_LISTS, list_images, read_labels
+from lovasz_repro.data.voc_training import VocTraining
 from lovasz_repro.errors import UserError
 from lovasz_repro.run.build import draw_batches, open_data
 from lovasz_repro.run.inputs import Inputs
+from tests.conftest import real_data
 from tests.tiny_camvid import EXPERIMENT, write_camvid, write_experiment
-from tests.tiny_own import write_own
+from tests.tiny_own import drawn_masks, write_own
+from tests.tiny_voc import write_voc
 
 
 def as_own(camvid: Path, root: Path) -> Path:
@@ -102,3 +114,60 @@ def test_crops_of_a_binary_folder(tmp_path: Path) -> None:
     assert np.array_equal(val[0][1].numpy(), ids[2] // 255)
     with pytest.raises(UserError, match=r"classes\.txt.*sound, crack.*crack, sound"):
         kind.train(root, data_of(root, "crack", "sound"), 0)
+
+
+@pytest.mark.parametrize("augmentation", ["deeplab", "jaccard-segment", "deeplab-centres"])
+def test_crops_are_those_of_voc(tmp_path: Path, augmentation: Any) -> None:
+    voc = write_voc(tmp_path / "voc") / "VOC2012"
+    root = tmp_path / "own"
+    root.mkdir()
+    (root / "images").symlink_to(voc / JPEGS)
+    (root / "masks").symlink_to(voc / MERGED_MASKS)
+    shutil.copy(voc / VOC_LISTS / "train_aug.txt", root / "train.txt")
+    shutil.copy(voc / VOC_LISTS / "val.txt", root / "val.txt")
+    (root / "classes.txt").write_text("\n".join([*VOC.names, "ignore: 255"]))
+    settings = {"data.augmentation": augmentation, "data.flip": True}
+    data = data_of(root, *VOC.names, **settings)
+    own = kind_of(data).train(root, data, 7)
+    theirs = VocTraining(
+        list_images(voc.parent, "train_aug"), 16, seed=7, augmentation=augmentation
+    )
+    unflipped = kind_of(data).train(root, data.model_copy(update={"flip": False}), 7)
+    mirrored = 0
+    for position in range(30):
+        draw = Draw(position % len(theirs), position)
+        for one, other in zip(own[draw], theirs[draw], strict=True):
+            assert torch.equal(one, other)
+        image = unflipped[draw][0]
+        if not torch.equal(image, own[draw][0]):
+            assert torch.equal(image.flip(-1), own[draw][0])
+            mirrored += 1
+    assert 5 < mirrored < 25
+    assert np.array_equal(own.labels(3), theirs.labels(3))
+
+
+def test_one_class_against_the_rest(tmp_path: Path) -> None:
+    root = write_own(
+        tmp_path / "own",
+        drawn_masks(5, (0, 1, 2, 255)),
+        classes_txt="sound\ncrack\nrust\nignore: 255",
+        train_txt="m0\nm1\nm2\n",
+        val_txt="m3\nm4\n",
+    )
+    classes = "sound", "crack", "rust"
+    whole = data_of(root, *classes)
+    data = whole.model_copy(update={"category": "rust"})
+    kind = kind_of(data)
+    for index, (_, labels) in enumerate(kind.scored(root, "val", data)):  # type: ignore[arg-type]
+        ids = kind.scored(root, "val", whole)[index][1]
+        expected = torch.where(ids == OWN_VOID, ids, (ids == 2).to(torch.uint8))
+        assert torch.equal(labels, expected)
+    assert set(np.unique(kind.train(root, data, 0).labels(0))) <= {0, 1, 2, OWN_VOID}
+
+
+def test_real_masks_of_voc_are_read_alike() -> None:
+    images = list_images(real_data("voc"), "val", photographs=False)[::60]
+    ids = OwnClasses(VOC.names, tuple((i, i, i) for i in range(len(VOC))), (255, 255, 255))
+    classes = folder_palette(decode_mask(images[0].mask), ids)
+    for image in images:
+        assert np.array_equal(read_own_mask(image.mask, classes), read_labels(image.mask))
