@@ -17,6 +17,7 @@ from lovasz_repro.data.check import (
     Fault,
     SplitCount,
     by,
+    read_note,
     unseen,
 )
 from lovasz_repro.data.own_files import (
@@ -103,10 +104,10 @@ def check_own_folder(
         notes += what_is_odd(looked, classes, [*pairs])
     if classes and sheet:
         write_sheet(sheet, looked, classes)
-    missing = not listed or UNSPLIT in pairs
+    missing, note = not listed or UNSPLIT in pairs, read_note(root)
     return OwnReport(
         root=str(root),
-        content="own",
+        content=note.content if note else "own",
         size=None,
         splits=tuple(
             SplitCount(split, len(of_it), sum(problem.split == split for problem in problems))

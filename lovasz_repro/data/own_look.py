@@ -100,7 +100,8 @@ def look_at(root: Path, classes: OwnClasses | None, item: tuple[str, OwnPair]) -
         if classes is None:
             check_values(pair.mask, mask, values)
         else:
-            labels = np.bincount(labels_of(pair.mask, mask, classes).ravel(), minlength=256)
+            found = labels_of(pair.mask, mask, classes)
+            labels = np.bincount(found.ravel(), minlength=256).astype(np.int32)
     except UserError as error:
         what = str(error).removeprefix(f"{pair.mask}: ").rstrip(".")
         faults += files.faults(pair.mask, [what])
