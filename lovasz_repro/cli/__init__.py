@@ -98,7 +98,7 @@ def examine_installation(
 
 app.add_typer(data_app, name="data", no_args_is_help=True)
 app.add_typer(weights_app, name="weights", no_args_is_help=True)
-app.add_typer(report_app, name="report", no_args_is_help=True)
+app.add_typer(report_app, name="report")
 app.add_typer(runs_app, name="runs")
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
 

@@ -1,4 +1,4 @@
-"""``report``: tables, figures and claims from stored runs."""
+"""``report``: tables, figures, claims and a page of all of them, from stored runs."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -13,7 +13,7 @@ from lovasz_repro.host.output import say, write_files
 if TYPE_CHECKING:
     from lovasz_repro.report.model import Missing
 
-report_app = typer.Typer(help="Rebuild tables, figures and claims from stored runs.")
+report_app = typer.Typer(invoke_without_command=True)
 
 MOST_SHOWN = 3
 """Of what is new, in full on a terminal that did not ask for it by name."""
@@ -22,6 +22,22 @@ ONE_BY_NAME = "in full by name: lovasz-repro report {} NAME"
 
 TableFormat = StrEnum("TableFormat", ["md", "tex", "csv", "json"])
 Names = Annotated[list[str] | None, typer.Argument(help="Which; default: all.")]
+
+
+@report_app.callback()
+def report(
+    context: typer.Context,
+    out: Out = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Rebuild tables, figures, claims and their page from stored runs; by name, one of these."""
+    if context.invoked_subcommand is None:
+        folder = out or results / "report"
+        tables(out=folder / "tables", results=results, tracking_uri=tracking_uri)
+        figures(out=folder / "figures", results=results, tracking_uri=tracking_uri)
+        claims(out=folder, results=results, tracking_uri=tracking_uri)
+        page(out=folder, results=results, tracking_uri=tracking_uri)
 
 
 @report_app.command()
@@ -125,6 +141,24 @@ def claims(
     for item in shown:
         print_claim(item, console)
     say(sentence("how-to-read-claims"), ONE_BY_NAME.format("claims"), *files)
+
+
+@report_app.command()
+def page(
+    out: Out = None,
+    results: Results = RESULTS,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Everything on one page, index.html, which opens from disk in any browser."""
+    from lovasz_repro.host.progress import Progress
+    from lovasz_repro.report.page.content import STEPS
+    from lovasz_repro.report.page.write import write_page
+    from lovasz_repro.store import Store
+
+    folder = out or results / "report"
+    with Progress() as progress, progress.task("page", STEPS) as bar:
+        path = write_page(Store(results, tracking_uri), folder, lambda name: bar.advance(note=name))
+    say(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def differ(folder: Path, texts: Mapping[str, str]) -> bool:

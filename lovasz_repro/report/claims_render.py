@@ -205,11 +205,15 @@ def published_text(item: ClaimVerdict) -> str:
 
 def effect_text(effect: Effect) -> str:
     """ "+1.92 ± 0.30 points, n = 3, asked above 0: a − b, val/dataset_miou"."""
+    asked = asked_text(effect.asked)
+    return f"{effect_size(effect)}, n = {effect.n}, asked {asked}: {effect.label}"
+
+
+def effect_size(effect: Effect) -> str:
+    """ "+1.92 ± 0.30 points"."""
     unit = "" if effect.unit == "r" else f" {effect.unit}"
     spread = "" if effect.spread is None else f" ± {number(effect.spread, 2)}"
-    mean = number(effect.mean, 2, signed=effect.unit == "points")
-    asked = asked_text(effect.asked)
-    return f"{mean}{spread}{unit}, n = {effect.n}, asked {asked}: {effect.label}"
+    return f"{number(effect.mean, 2, signed=effect.unit == 'points')}{spread}{unit}"
 
 
 def asked_text(asked: Interval) -> str:

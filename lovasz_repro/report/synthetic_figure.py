@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,37 @@ LOSS_DASHES = {"hinge": "--"}
 """Its curve runs close to that of cross-entropy."""
 
 
-def figure_3(store: RunStore) -> Drawing | Missing:
-    """A label with its features, and the relative losses with the minimum of each."""
+@dataclass(frozen=True)
+class SearchShown:
+    """What a stored search keeps of its first seed."""
+
+    run: Run
+    curves: dict[str, list[float]]
+    """"b" and the value of each loss there."""
+    label: Any
+    """(size, size) uint8, the first image."""
+    features: Any
+    """(size, size) float32, its features."""
+
+
+def searched(store: RunStore) -> SearchShown | Missing:
+    """The search that figures show: the first that is no sweep."""
     found = [cohort for cohort in cohorts(store, "synthetic") if cohort.profile != "sweep"]
     if not found:
         return Missing("no finished synthetic run is stored", command("synthetic"))
     run = found[0].runs[0]
     try:
         curves = read_curves(store.artifact(run.run_id, "curves.csv"))
-        label, features = _sample(store.artifact(run.run_id, "sample.npz"))
+        return SearchShown(run, curves, *_sample(store.artifact(run.run_id, "sample.npz")))
     except UserError as error:
         return Missing(str(error), command("synthetic"))
+
+
+def figure_3(store: RunStore) -> Drawing | Missing:
+    """A label with its features, and the relative losses with the minimum of each."""
+    found = searched(store)
+    if isinstance(found, Missing):
+        return found
 
     from matplotlib.figure import Figure
 
@@ -46,8 +67,8 @@ def figure_3(store: RunStore) -> Drawing | Missing:
     )  # fmt: skip
     images = [figure.add_subplot(grid[0, i]) for i in (0, 1)]
     plot = figure.add_subplot(grid[0, 3])
-    _images(images, label, features)
-    drawn = _losses(plot, curves, run)
+    _images(images, found.label, found.features)
+    drawn = _losses(plot, found.curves, found.run)
     for axes, text in ((images, "(a) sample label & features"),
                        ([plot], "(b) relative losses for varying bias $b$")):  # fmt: skip
         left, right = axes[0].get_position().x0, axes[-1].get_position().x1

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from functools import cache
 
+from pydantic import Field
+
 from lovasz_repro.config.read import Strict, read_yaml, validate
 from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.report.runs import Cohort
@@ -25,12 +27,26 @@ class TableWords(Strict):
     caption: str
 
 
+class SectionWords(Strict):
+    """A section of the paper on the report's page, and which tables and figures stand in it."""
+
+    number: str
+    """ "" for what the paper has not; such a one takes whatever no other names."""
+    title: str
+    about: str
+    tables: list[str] = Field(default_factory=list)
+    figures: list[str] = Field(default_factory=list)
+
+
 class Captions(Strict):
     """``experiments/captions.yaml``."""
 
     sentences: dict[str, str]
     tables: dict[str, TableWords]
     figures: dict[str, str]
+    sections: list[SectionWords]
+    alternatives: dict[str, str]
+    """What a figure shows, for who cannot see it."""
 
 
 @cache

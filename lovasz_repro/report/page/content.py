@@ -1,0 +1,359 @@
+"""What stands on the page: for every section of the paper its statements, tables and figures, the
+runs behind each number, and what is missing."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from markupsafe import Markup
+
+from lovasz_repro.report.claims import ClaimVerdict, SetEvidence, evaluate_claims
+from lovasz_repro.report.claims_rules import Verdict
+from lovasz_repro.report.claims_schema import load_claims
+from lovasz_repro.report.figures import FIGURES
+from lovasz_repro.report.layout import Grid, Text, layout
+from lovasz_repro.report.model import Block, Cell, Curve, Drawing, Missing, Table
+from lovasz_repro.report.page.bias import BiasSlider, bias_slider
+from lovasz_repro.report.page.svg import inline_svg
+from lovasz_repro.report.runs import SCALES, Provenance, Remembered, RunStore
+from lovasz_repro.report.style import RC
+from lovasz_repro.report.tables import TABLES
+from lovasz_repro.report.words import SectionWords, captions
+
+SEARCH_SECTION = "4.1"
+MIXED = "sets disagree"
+VERDICTS_AT: tuple[str, ...] = (
+    "holds", "does not hold", MIXED, "undecided", "not yet run", "no rule",
+)  # fmt: skip
+"""What may be said of a statement at one scale, in the order of the summary."""
+MOST_ROWS = 26
+"""Of a table that is shown at once; a longer one opens."""
+
+Side = Literal["", "paper", "here", "difference"]
+
+
+@dataclass
+class RunList:
+    """Every run behind anything on the page, once; numbered as they are met."""
+
+    numbers: dict[Provenance, int] = field(default_factory=dict)
+
+    def refer(self, sources: Sequence[Provenance]) -> str:
+        """Numbers of runs, as the page's script reads them."""
+        return " ".join(str(self.numbers.setdefault(s, len(self.numbers))) for s in sources)
+
+
+@dataclass(frozen=True)
+class ShownCell:
+    """A cell of a table on the page."""
+
+    text: Text
+    side: Side
+    value: float | None
+    """What it is sorted by."""
+    cell: Cell
+    runs: str
+    """See `RunList.refer`."""
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row; a cell that is None does not apply."""
+
+    label: str
+    cells: tuple[ShownCell | None, ...]
+
+
+@dataclass(frozen=True)
+class ShownBlock:
+    """A block of a table, and whose runs it has."""
+
+    heading: str
+    scale: str
+    rows: tuple[ShownRow, ...]
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table: its words and heads, and its blocks."""
+
+    table: Table
+    grid: Grid
+    blocks: tuple[ShownBlock, ...]
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is folded at first."""
+        return sum(len(block.rows) for block in self.blocks) > MOST_ROWS
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure, or why there is none."""
+
+    name: str
+    caption: str
+    svg: Markup | None
+    curves: tuple[tuple[Curve, str], ...]
+    """Each with its runs."""
+    scales: str
+    missing: Missing | None
+
+    @property
+    def number(self) -> str:
+        """Which figure of the paper it is; "" for one of ours."""
+        number = self.name.removeprefix("figure-")
+        return number if number != self.name else ""
+
+
+@dataclass(frozen=True)
+class ShownSet:
+    """What one set of runs says of a statement."""
+
+    evidence: SetEvidence
+    runs: str
+    effects: tuple[str, ...]
+    """Runs of each effect."""
+
+
+@dataclass(frozen=True)
+class ShownClaim:
+    """A statement, with its verdict at every scale and the sets of runs at each."""
+
+    item: ClaimVerdict
+    number: int
+    verdicts: Mapping[str, str]
+    sets: Mapping[str, tuple[ShownSet, ...]]
+
+    @property
+    def pairs(self) -> str:
+        """What the filters ask for: "paper:holds reduced:undecided"."""
+        found = {("paper", self.item.verdict): None}
+        found |= {
+            (scale, one.evidence.outcome.verdict): None
+            for scale, sets in self.sets.items()
+            for one in sets
+        }
+        return " ".join(f"{scale}:{slug(verdict)}" for scale, verdict in found)
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A section of the paper; without a number what the paper has not."""
+
+    words: SectionWords
+    claims: tuple[ShownClaim, ...]
+    tables: tuple[ShownTable, ...]
+    figures: tuple[ShownFigure, ...]
+    slider: BiasSlider | Missing | None
+    slider_runs: str
+    names: Mapping[str, str]
+    """Variants and metrics that the evidence names -> what they are."""
+
+    @property
+    def anchor(self) -> str:
+        """Of its heading."""
+        return f"section-{slug(self.words.number or self.words.title)}"
+
+    @property
+    def missing(self) -> Mapping[str, list[str]]:
+        """Command -> what it decides, fills and draws."""
+        found: dict[str, list[str]] = {}
+        for claim in self.claims:
+            if claim.item.command:
+                found.setdefault(claim.item.command, []).append(f"statement {claim.number}")
+        for shown in self.tables:
+            cells = [cell for cell in shown.table.cells if cell.value is None]
+            for fill in dict.fromkeys(cell.command for cell in cells):
+                count = sum(cell.command == fill for cell in cells)
+                numbers = "1 number" if count == 1 else f"{count} numbers"
+                found.setdefault(fill, []).append(f"{numbers} of {shown.table.name}")
+        for figure in self.figures:
+            if figure.missing:
+                found.setdefault(figure.missing.command, []).append(figure.name)
+        return found
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """Everything on the page."""
+
+    sections: tuple[PageSection, ...]
+    runs: tuple[Provenance, ...]
+    claims: tuple[ShownClaim, ...]
+
+    def count(self, scale: str, verdict: str) -> int:
+        """Statements of a verdict at a scale."""
+        return sum(claim.verdicts[scale] == verdict for claim in self.claims)
+
+
+STEPS = len(TABLES) + len(FIGURES) + 1
+"""How often `page_content` tells how far it is."""
+
+
+def page_content(store: RunStore, told: Callable[[str], None] = lambda name: None) -> PageContent:
+    """Read the store and make everything of it.
+
+    Args:
+        store: where to read.
+        told: called with the name of what has been made, `STEPS` times.
+
+    Raises:
+        UserError: a file of ``experiments/`` is not as it should be.
+    """
+    remembered, runs = Remembered(store), RunList()
+    verdicts = evaluate_claims(remembered)
+    told("claims")
+    claims = [_claim(item, number, runs) for number, item in enumerate(verdicts, start=1)]
+    tables, figures = dict[str, ShownTable](), dict[str, ShownFigure]()
+    for name, build in TABLES.items():
+        tables[name] = _table(build(remembered), runs)
+        told(name)
+    for name, draw in FIGURES.items():
+        figures[name] = _figure(name, draw, remembered, runs)
+        told(name)
+    sections = tuple(_sections(claims, tables, figures, remembered, runs))
+    return PageContent(sections, tuple(runs.numbers), tuple(claims))
+
+
+def slug(text: str) -> str:
+    """A text as a part of an address or a class: "does not hold" -> "does-not-hold"."""
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def _sections(
+    claims: Sequence[ShownClaim],
+    tables: Mapping[str, ShownTable],
+    figures: Mapping[str, ShownFigure],
+    store: RunStore,
+    runs: RunList,
+) -> Iterator[PageSection]:
+    """The sections of the paper; the last one, without a number, takes what no other names."""
+    known = captions().sections
+    named_tables = {name for words in known for name in words.tables}
+    named_figures = {name for words in known for name in words.figures}
+    for words in known:
+        of_tables, of_figures = list(words.tables), list(words.figures)
+        if not words.number:
+            of_tables += [name for name in tables if name not in named_tables]
+            of_figures += [name for name in figures if name not in named_figures]
+        here = tuple(claim for claim in claims if _section_of(claim) == words.number)
+        slider = bias_slider(store) if words.number == SEARCH_SECTION else None
+        behind = slider.sources if isinstance(slider, BiasSlider) else ()
+        yield PageSection(
+            words=words,
+            claims=here,
+            tables=tuple(tables[name] for name in of_tables),
+            figures=tuple(figures[name] for name in of_figures),
+            slider=slider,
+            slider_runs=runs.refer(behind),
+            names=_names(here),
+        )
+
+
+def _section_of(claim: ShownClaim) -> str:
+    """ "Sec. 4.1, Fig. 3b" -> "4.1"; "" where no section of the page is named."""
+    number = claim.item.claim.place.split(",")[0].removeprefix("Sec. ")
+    return number if number in {words.number for words in captions().sections} else ""
+
+
+# -- claims ------------------------------------------------------------------------------------
+
+
+def _claim(item: ClaimVerdict, number: int, runs: RunList) -> ShownClaim:
+    by_scale = {
+        scale: tuple(_set(one, runs) for one in item.evidence if one.scale == scale)
+        for scale in dict.fromkeys((*SCALES, *(one.scale for one in item.evidence)))
+    }
+    return ShownClaim(item, number, {scale: verdict_at(item, scale) for scale in SCALES}, by_scale)
+
+
+def _set(evidence: SetEvidence, runs: RunList) -> ShownSet:
+    effects = evidence.outcome.effects
+    every = dict.fromkeys(source for effect in effects for source in effect.sources)
+    return ShownSet(
+        evidence, runs.refer(list(every)), tuple(runs.refer(e.sources) for e in effects)
+    )
+
+
+def verdict_at(item: ClaimVerdict, scale: str) -> str:
+    """What the sets of runs at a scale say together; at paper scale, the claim's verdict."""
+    if scale == "paper" or item.claim.rule is None:
+        return item.verdict
+    said: set[Verdict] = {one.outcome.verdict for one in item.evidence if one.scale == scale}
+    if {"holds", "does not hold"} <= said:
+        return MIXED
+    return next((verdict for verdict in VERDICTS_AT if verdict in said), "not yet run")
+
+
+def _names(claims: Sequence[ShownClaim]) -> dict[str, str]:
+    """Of the evidence of some claims, in the words of ``experiments/claims.yaml``."""
+    known = load_claims().experiments
+    found: dict[str, str] = {}
+    for one in (one for claim in claims for one in claim.item.evidence):
+        labels = " ".join(effect.label for effect in one.outcome.effects)
+        names = known[one.experiment]
+        found |= {
+            name: meaning
+            for name, meaning in (names.variants | names.metrics).items()
+            if re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", labels)
+        }
+    return found
+
+
+# -- tables ------------------------------------------------------------------------------------
+
+
+def _table(table: Table, runs: RunList) -> ShownTable:
+    grid = layout(table)
+    blocks = tuple(
+        ShownBlock(
+            block.heading,
+            _scale(block),
+            tuple(
+                ShownRow(line.label, tuple(_cells(row.cells, line.cells, grid.sides, runs)))
+                for row, line in zip(block.rows, section.lines, strict=True)
+            ),
+        )
+        for block, section in zip(table.blocks, grid.sections, strict=True)
+    )
+    return ShownTable(table, grid, blocks)
+
+
+def _scale(block: Block) -> str:
+    """Of the runs in a block; one without runs waits for those of the paper."""
+    found = {s.scale for row in block.rows for cell in row.cells if cell for s in cell.sources}
+    return " ".join(sorted(found)) or "paper"
+
+
+def _cells(
+    cells: Sequence[Cell | None], texts: Sequence[Text], sides: Sequence[str], runs: RunList
+) -> Iterator[ShownCell | None]:
+    shown: Sequence[Side] = ("paper", "here", "difference") if sides else ("",)
+    for i, cell in enumerate(cells):
+        for side, text in zip(shown, texts[i * len(shown) :], strict=False):
+            if cell is None or not text.text:
+                yield None
+                continue
+            value = {"paper": cell.published, "difference": cell.difference}.get(side, cell.value)
+            yield ShownCell(text, side, value, cell, runs.refer(cell.sources))
+
+
+# -- figures -----------------------------------------------------------------------------------
+
+
+def _figure(
+    name: str, draw: Callable[[RunStore], Drawing | Missing], store: RunStore, runs: RunList
+) -> ShownFigure:
+    import matplotlib
+
+    with matplotlib.rc_context(RC):
+        drawing = draw(store)
+    if isinstance(drawing, Missing):
+        return ShownFigure(name, "", None, (), "paper", drawing)
+    alternative = captions().alternatives.get(name, drawing.caption)
+    curves = tuple((curve, runs.refer(curve.sources)) for curve in drawing.curves)
+    scales = sorted({source.scale for curve in drawing.curves for source in curve.sources})
+    svg = inline_svg(drawing, name, alternative)
+    return ShownFigure(name, drawing.caption, svg, curves, " ".join(scales) or "paper", None)

@@ -1,0 +1,92 @@
+"""The page as a file: content into the templates, which escape every word of it."""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from lovasz_repro.host.output import visible, write_files
+from lovasz_repro.report.claims_render import VERDICTS, asked_text, effect_size
+from lovasz_repro.report.page.content import VERDICTS_AT, PageContent, ShownSet, page_content, slug
+from lovasz_repro.report.page.fonts import faces
+from lovasz_repro.report.runs import SCALES, RunStore
+from lovasz_repro.report.words import sentence
+
+SEVERAL = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
+"""Verdicts of more than one set."""
+PAGE_NAME = "index.html"
+
+
+def write_page(
+    store: RunStore, folder: Path, told: Callable[[str], None] = lambda name: None
+) -> Path:
+    """Write ``<folder>/index.html``: one file, which loads nothing.
+
+    Args:
+        store: where to read.
+        folder: made if it is not there.
+        told: as in `page_content`.
+
+    Raises:
+        UserError: the folder refuses, or a file of ``experiments/`` is not as it should be.
+    """
+    (path,) = write_files(folder, {PAGE_NAME: render_page(page_content(store, told))})
+    return path
+
+
+def render_page(content: PageContent) -> str:
+    """The page; the same runs give the same bytes."""
+    environment = Environment(
+        loader=PackageLoader("lovasz_repro.report.page", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "slug": slug, "words": _words, "tally": _tally, "asked": asked_text,
+        "size": effect_size,
+    }  # fmt: skip
+    script = _template("page.js")
+    fields = {
+        "content": content, "scales": SCALES, "verdicts": VERDICTS_AT,
+        "how_to_read": sentence("how-to-read-claims"),
+        "style": Markup(_template("page.css")), "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }  # fmt: skip
+    page = environment.get_template("page.html")
+    text = page.render(fields, fonts=())
+    return page.render(fields, fonts=tuple(faces(text)))
+
+
+def _template(name: str) -> str:
+    return files("lovasz_repro.report.page").joinpath("template", name).read_text("utf-8")
+
+
+def _shown(value: object) -> object:
+    """Strangers' text as text that can be seen; the autoescape comes after it."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
+
+
+def _tally(sets: Sequence[ShownSet]) -> str:
+    """ "of 18 sets of runs 15 hold, 2 do not hold, 1 undecided"; of a single one, its verdict."""
+    found = Counter(one.evidence.outcome.verdict for one in sets)
+    if len(sets) == 1:
+        return next(iter(found))
+    parts = [f"{found[v]} {SEVERAL.get(v, v)}" for v in VERDICTS if found[v]]
+    return f"of {len(sets)} sets of runs {', '.join(parts)}"
+
+
+def _words(text: str) -> Markup:
+    """A caption or note with its `commands` as code."""
+    parts = visible(text).split("`")
+    if len(parts) % 2 == 0 or "" in parts[1:-1]:  # somebody's name has a backtick
+        return escape(visible(text))
+    code = Markup("<code>{}</code>").format
+    return Markup("").join(code(part) if i % 2 else escape(part) for i, part in enumerate(parts))
