@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.model import Curve, Drawing, Missing
@@ -50,6 +51,9 @@ def searched(store: RunStore) -> SearchShown | Missing:
         return SearchShown(run, curves, *_sample(store.artifact(run.run_id, "sample.npz")))
     except UserError as error:
         return Missing(str(error), command("synthetic"))
+    except (OSError, ValueError, TypeError, LookupError, BadZipFile):
+        broken = f"{run.name}: curves.csv or sample.npz is not what a search stores"
+        return Missing(broken, f"{command('synthetic')} --force")
 
 
 def figure_3(store: RunStore) -> Drawing | Missing:

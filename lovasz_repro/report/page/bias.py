@@ -17,10 +17,8 @@ from lovasz_repro.report.synthetic_figure import JACCARD, LOSS_DASHES, relative,
 
 MOST_BIASES, MOST_PIXELS = 10_000, 128
 """Of what a stored run may hold, and a page can."""
-WIDTH, HEIGHT = 600, 260
-"""Of the plot, in its own units."""
 LEFT, RIGHT, TOP, BOTTOM = 40, 590, 12, 222
-"""Of the curves in it."""
+"""Of the curves in the plot, in its own units."""
 
 
 @dataclass(frozen=True)

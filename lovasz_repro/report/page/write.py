@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -17,8 +18,9 @@ from lovasz_repro.report.page.fonts import faces
 from lovasz_repro.report.runs import SCALES, RunStore
 from lovasz_repro.report.words import sentence
 
-SEVERAL = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
+SEVERAL = {"holds": "hold", "does not hold": "do not hold"}
 """Verdicts of more than one set."""
+INDEX = re.compile(r"\b([A-Za-z])_([a-z])\b")
 PAGE_NAME = "index.html"
 
 
@@ -75,18 +77,23 @@ def _shown(value: object) -> object:
 
 
 def _tally(sets: Sequence[ShownSet]) -> str:
-    """ "of 18 sets of runs 15 hold, 2 do not hold, 1 undecided"; of a single one, its verdict."""
+    """ "18 sets of runs: 15 hold, 2 do not hold, 1 undecided"; of a single one, its verdict."""
     found = Counter(one.evidence.outcome.verdict for one in sets)
     if len(sets) == 1:
         return next(iter(found))
-    parts = [f"{found[v]} {SEVERAL.get(v, v)}" for v in VERDICTS if found[v]]
-    return f"of {len(sets)} sets of runs {', '.join(parts)}"
+    counts = [(count, v) for v in VERDICTS if (count := found[v])]
+    told = (f"{count} {SEVERAL.get(v, v) if count > 1 else v}" for count, v in counts)
+    return f"{len(sets)} sets of runs: {', '.join(told)}"
 
 
 def _words(text: str) -> Markup:
-    """A caption or note with its `commands` as code."""
+    """A caption or note with its `commands` as code, and r_i as a letter with an index."""
     parts = visible(text).split("`")
     if len(parts) % 2 == 0 or "" in parts[1:-1]:  # somebody's name has a backtick
-        return escape(visible(text))
+        parts = [visible(text)]
     code = Markup("<code>{}</code>").format
-    return Markup("").join(code(part) if i % 2 else escape(part) for i, part in enumerate(parts))
+    return Markup("").join(code(part) if i % 2 else _indexed(part) for i, part in enumerate(parts))
+
+
+def _indexed(text: str) -> Markup:
+    return Markup(INDEX.sub(r"<i>\1</i><sub>\2</sub>", str(escape(text))))
