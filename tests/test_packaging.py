@@ -28,6 +28,7 @@ def test_the_wheel_carries_the_experiments_and_no_tests(wheel: Path) -> None:
     assert shipped == here
     assert not [name for name in names if name.startswith(("tests/", "results/"))]
     assert "lovasz_repro/py.typed" in names
+    assert "lovasz_repro/report/page/template/page.html" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

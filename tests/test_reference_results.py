@@ -1,5 +1,6 @@
 """The numbers in docs/results.md: rebuilt from the exported runs that are kept with the project."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.claims_render import statements
 from lovasz_repro.report.figures import write_figures
+from lovasz_repro.report.page.write import write_page
 from lovasz_repro.store.transfer import import_runs
 from tests.report_files import write_tables
 
@@ -74,6 +76,18 @@ def test_claims_page_is_what_the_kept_runs_say(reference_store: "Store") -> None
         "docs/claims.md is not what the kept runs say: its table is the first of the claims.md of "
         "lovasz-repro runs import results/reference/runs && lovasz-repro report claims"
     )
+
+
+def test_one_page_has_every_kept_number(reference_store: "Store", tmp_path: Path) -> None:
+    page = write_page(reference_store, tmp_path)
+    assert page.stat().st_size < 10_000_000
+    text = page.read_text()
+    for name in TABLES:
+        start = text.index(f'id="{name}-numbers"')
+        shown = text[start : text.index("</table>", start)]
+        for row in (REFERENCE / "tables" / f"{name}.md").read_text().splitlines():
+            for number in re.findall(r"[−\d]+\.\d+(?: ± \d+\.\d+)?", row.partition(" | ")[2]):
+                assert f">{number}</button>" in shown, f"{name} lacks {number}"
 
 
 def test_results_page_shows_the_kept_tables() -> None:

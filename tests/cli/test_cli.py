@@ -432,7 +432,28 @@ def test_an_empty_store_is_a_screen_of_commands_and_no_file(
     assert len(list((tmp_path / "results" / "report" / "tables").iterdir())) == 4
 
 
-@pytest.mark.parametrize("report", ["tables", "claims", "figures"])
+def test_report_alone_writes_everything(
+    lovasz_repro: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lovasz_repro.report.figures import FIGURES
+    from lovasz_repro.report.model import Missing
+
+    for name in ("figure-1", "figure-2"):  # take seconds to draw
+        monkeypatch.setitem(FIGURES, name, lambda store: Missing("left out", "a test"))
+    code, _, err = lovasz_repro("synthetic", "--seeds", "1")
+    assert code == 0, err
+    code, out, err = lovasz_repro("report", "--out", "all")
+    assert code == 0, err
+    written = {path.name for path in (tmp_path / "all").rglob("*") if path.is_file()}
+    assert {"synthetic.md", "figure-3.pdf", "claims.json", "index.html"} <= written
+    assert "all/index.html" in out.splitlines()[-1]
+    page = (tmp_path / "all" / "index.html").read_bytes()
+    code, out, err = lovasz_repro("report", "page")
+    assert (code, out) == (0, f"results/report/index.html ({len(page) / 1e6:.1f} MB)\n")
+    assert (tmp_path / "results" / "report" / "index.html").read_bytes() == page
+
+
+@pytest.mark.parametrize("report", ["tables", "claims", "figures", "page"])
 def test_a_report_into_a_folder_that_refuses_is_one_line(
     lovasz_repro: Command, tmp_path: Path, report: str
 ) -> None:

@@ -37,6 +37,7 @@ def write_page(
     Raises:
         UserError: the folder refuses, or a file of ``experiments/`` is not as it should be.
     """
+    write_files(folder, {})  # a folder that refuses is told before all the work
     (path,) = write_files(folder, {PAGE_NAME: render_page(page_content(store, told))})
     return path
 
