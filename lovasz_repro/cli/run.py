@@ -1,6 +1,7 @@
 """``run``: an experiment, on one device or many, here or on a cluster; ``synthetic``."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from lovasz_repro.cli.options import (
 )
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say
+from lovasz_repro.launch.rank import is_rank
 
 OF_SEARCHES = {
     "experiment", "set_", "results", "tracking_uri", "device", "dry_run", "print_config",
@@ -36,6 +38,7 @@ def option_of(panel: str) -> Callable[..., Any]:
 
 
 of_binary = option_of("One class against the rest (voc-binary)")
+of_own = option_of("Your own data and network (own)")
 of_devices = option_of("Several devices")
 of_grids = option_of("Many runs at once")
 
@@ -85,6 +88,17 @@ def run(
         Path | None,
         of_binary("Weights of a 21-class network. Default: such a network is trained first."),
     ] = None,
+    network: Annotated[
+        str | None,
+        of_own(
+            "enet, deeplab-v2, deeplab-v2-small, or your own: what makes an nn.Module when it is "
+            "called with the number of classes. --data is then the folder of your images.",
+            metavar="NAME|PACKAGE.MODULE:FUNCTION",
+        ),
+    ] = None,
+    tune: Annotated[
+        bool, of_own("First search the learning rate of each loss, by validation.", "--tune")
+    ] = False,
     set_: Set = None,
     data: Data = None,
     weights: Weights = None,
@@ -164,8 +178,18 @@ def run(
         run_search(experiment, set_ or [], results, tracking_uri, on, dry_run, print_config)
         return
     loaded = load_experiment(experiment)
+    root, more = data_folder(data), list[str]()
+    own = loaded.recipe.get("data", {}).get("name") == "own"
+    if own:
+        from lovasz_repro.run.own import filled_in, own_folder
+
+        folder = own_folder(root)
+        loaded, root = filled_in(loaded, folder, network, weights), folder.parent
+        more = ["--data", str(folder), *(["--network", network] if network else [])]
+    elif network or tune:
+        raise UserError(f"--{'network' if network else 'tune'} is for data of your own: run own.")
     cells = loaded.cells(
-        profile or ("paper" if len(loaded.profiles) > 1 else next(iter(loaded.profiles))),
+        profile or ("paper" if "paper" in loaded.profiles else next(iter(loaded.profiles))),
         variants=(variant or []) + names(losses) or None,
         categories=names(classes) or None,
         seeds=seed,
@@ -182,7 +206,7 @@ def run(
         cells=cells,
         overrides=set_ or [],
         results=results,
-        data=data_folder(data),
+        data=root,
         weights=weights,
         basis=basis,
         tracking_uri=tracking_uri,
@@ -191,6 +215,7 @@ def run(
         gpus=gpus,
         procs=procs,
         nodes=nodes,
+        more=more,
     )
     from lovasz_repro.launch.dispatch import Way, check_options, dispatch
     from lovasz_repro.launch.slurm import slurm_options
@@ -198,12 +223,31 @@ def run(
     cluster = {"partition": partition, "time": time, "cpus": cpus, "sbatch": sbatch}
     check_options(request, slurm, cluster)
     options = slurm_options(request, partition, time, cpus, jobs, sbatch) if slurm else None
+    way = Way(jobs or 1, options, node_rank, rdzv, max_restarts)
     if dry_run:
         from lovasz_repro.launch.plan import print_plan
 
         print_plan(request, options)
+        if tune:
+            say("--tune runs the first seed at three learning rates, then all seeds at the best.")
+        return
+    if tune:
+        from lovasz_repro.launch.tune import dispatch_tuned
+
+        dispatch_tuned(request, way)
     else:
-        dispatch(request, Way(jobs or 1, options, node_rank, rdzv, max_restarts))
+        dispatch(request, way)
+    if own and len(cells) > 1 and not slurm and not is_rank():
+        say_answer(results, tracking_uri)
+
+
+def say_answer(results: Path, tracking_uri: str | None) -> None:
+    """Print what the stored runs on data of the user's own say, and draw where losses differ."""
+    from lovasz_repro.cli.report import figures, tables
+
+    tables(["own"], None, None, results, tracking_uri)
+    with suppress(typer.Exit):  # it has said why nothing is drawn
+        figures(["own"], None, results, tracking_uri)
 
 
 def experiments() -> None:

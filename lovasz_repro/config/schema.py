@@ -6,6 +6,7 @@ whole truth about one run, and what its config hash is taken of. An unknown key,
 an impossible value ends in one line that names the file and the key.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -34,6 +35,8 @@ VocCategory = Literal[
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 ]  # fmt: skip
+Source = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", max_length=200)]
+"""A Python callable: package.module:function."""
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Multiplier = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -114,18 +117,28 @@ class DataConfig(Strict):
 class ModelConfig(Strict):
     """The network and where its training starts."""
 
-    name: Literal["enet", "deeplab-v2", "deeplab-v2-small", "evidence-net"]
+    name: Literal["enet", "deeplab-v2", "deeplab-v2-small", "evidence-net", "callable"]
     """ENet; DeepLab-v2 ResNet-101; the same code narrow and shallow, for demonstrations; a small
-    network for data.images=features."""
+    network for data.images=features; or your own."""
+    callable: Annotated[Source | None, ADDED] = None
+    """What makes your own network, package.module:function; called with the number of classes."""
     decoder: Literal["prelu", "relu"] = "prelu"
     """PReLU as in the released network, or ReLU as in the paper's and e-lab's later code."""
     dropout: Literal["torch7", "pytorch"] = "torch7"
     """Torch7 scales at evaluation, PyTorch during training."""
-    weights: Literal["enet-cityscapes", "deeplab-coco", "basis"] | None = None
-    """Released weights to start from, or those of the same grid's run of the variant basis; null:
-    random initialisation."""
+    weights: Literal["enet-cityscapes", "deeplab-coco", "basis", "file"] | None = None
+    """Released weights to start from, those of the same grid's run of the variant basis, or for
+    your own network the file that --weights names; null: random initialisation."""
     bn_eps: Annotated[float, Field(gt=0)] = 1e-5
     """Epsilon of DeepLab's batch normalisations: Caffe's; ports from TensorFlow have 1e-3."""
+
+    @model_validator(mode="after")
+    def _a_callable_makes_your_own(self) -> "ModelConfig":
+        if (self.name == "callable") != (self.callable is not None):
+            raise ValueError("name=callable and callable=package.module:function go together")
+        if self.weights == "file" and self.name != "callable":
+            raise ValueError("weights=file is of name=callable alone")
+        return self
 
     @model_validator(mode="after")
     def _released_network_has_prelu(self) -> "ModelConfig":
@@ -311,15 +324,15 @@ class CellConfig(Strict):
         binary = [name for name in self.loss.terms if name in BINARY_LOSSES]
         if self.data.category and len(binary) < len(self.loss.terms):
             raise ValueError(f"with data.category the losses are {', '.join(BINARY_LOSSES)}")
-        if binary and not self.data.category:
-            raise ValueError(f"{binary[0]} needs a data.category")
+        if binary and not self.data.category and len(self.data.classes) != 2:
+            raise ValueError(f"{binary[0]} needs a data.category, or data of two classes")
         if self.data.images == "features" and self.data.augmentation == "jaccard-segment":
             raise ValueError("data.augmentation=jaccard-segment is of photographs")
         if (self.data.images == "features") != (self.model.name == "evidence-net"):
             raise ValueError("data.images=features and model.name=evidence-net go together")
         if DATASET_LINES[self.data.name].grid and self.model.name == "enet":
             raise ValueError(f"enet does not train on {self.data.name}")
-        if self.data.crops and self.model.name != "enet" and self.data.size[0] % 8 != 1:
+        if self.data.crops and self.model.name.startswith("deeplab") and self.data.size[0] % 8 != 1:
             raise ValueError("the sides of data.size must be 8 n + 1 pixels for "
                              f"{self.model.name}, not {self.data.size[0]}")  # fmt: skip
         if self.model.name == "enet" and any(side % 8 for side in self.data.size):
@@ -362,6 +375,11 @@ class Variant(BaseModel):
     """Those of the grid's batch sizes that it runs with; null: all."""
     categories: list[VocCategory] | None = None
     """Those of the grid's categories that it runs with; null: all; empty: on all classes."""
+    classes: Literal["two", "more"] | None = None
+    """Of data of your own with how many classes it runs unless it is asked for; null: any."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the recipe's iterations, how many it takes: where one run starts from another, both
+    together train as long as the others."""
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -445,7 +463,7 @@ class ExperimentConfig(About):
             known_name(category, self.categories, "class", self.experiment)
         classes: list[Any] = [*(categories or chosen.categories or self.categories)] or [None]
         sizes = batch_sizes or chosen.batch_sizes or self.batch_sizes
-        draws, rows = seeds or chosen.seeds or self.seeds, variants or chosen.only or self.variants
+        draws, rows = seeds or chosen.seeds or self.seeds, variants or chosen.only or self.fitting
         if (runs := len(sizes) * len(draws) * len(classes) * len(rows)) > MOST_RUNS:
             raise UserError(f"{self.experiment}: a grid of {runs:,} runs; at most {MOST_RUNS:,}.")
         grid = [
@@ -476,6 +494,12 @@ class ExperimentConfig(About):
             cells[cell.model_dump_json()] = cell
         return list(cells.values())
 
+    @property
+    def fitting(self) -> list[str]:
+        """The variants for as many classes as the recipe names."""
+        other = "more" if len(self.recipe.get("data", {}).get("classes", ())) == 2 else "two"
+        return [name for name, own in self.variants.items() if own.classes != other]
+
     def _cell(
         self,
         variant: str,
@@ -495,6 +519,9 @@ class ExperimentConfig(About):
         if category and own.categories != []:
             resolved = merge(resolved, {"data": {"category": category}})
         resolved = override(resolved, overrides)
+        if own.share < 1:
+            steps = math.ceil(own.share * resolved.get("training", {}).get("iterations", 1))
+            resolved = merge(resolved, {"training": {"iterations": steps}})
         scale = "reduced" if overrides and size.scale == "paper" else size.scale
         resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}
         resolved |= {"variant": variant, "seed": seed}

@@ -18,7 +18,13 @@ from torch.utils.data import Dataset
 from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data.check import CheckReport
-from lovasz_repro.data.classes import CITYSCAPES, ClassTable, class_table
+from lovasz_repro.data.classes import (
+    CAMVID,
+    CAMVID_FROM_CITYSCAPES,
+    CITYSCAPES,
+    ClassTable,
+    class_table,
+)
 from lovasz_repro.data.images import mirror
 from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.errors import UserError
@@ -135,12 +141,14 @@ def dataset(name: str) -> DatasetKind:
 def kind_of(data: DataConfig) -> DatasetKind:
     """What is known of the data set of a run, with the classes that its config names.
 
-    The released Cityscapes network gives each class of a name that it knows its own output.
+    The released Cityscapes network gives each class of a name that Cityscapes or CamVid has the
+    output of that class.
     """
     kind = dataset(data.name)
     if not data.classes:
         return kind
-    known = {name: output for output, name in enumerate(CITYSCAPES.names) if output}
+    known = {CAMVID.names[label]: output for label, output in CAMVID_FROM_CITYSCAPES.items()}
+    known |= {name: output for output, name in enumerate(CITYSCAPES.names) if output}
     return replace(
         kind,
         table=class_table(data.name, data.classes, len(data.classes)),

@@ -24,7 +24,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lovasz_repro.data.classes import VOC, ClassTable
+from lovasz_repro.config.names import as_name
+from lovasz_repro.data.classes import ClassTable
+from lovasz_repro.data.images import resize_image, resize_mask
 from lovasz_repro.data.voc import VOID
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.host.files import write_durably
@@ -32,6 +34,8 @@ from lovasz_repro.metrics import batch_miou, binary_image_iou
 
 MOST_IMAGES = 100
 """Images that are looked at for examples, spread evenly; two networks go over each."""
+LONGEST_SIDE, LONGEST_IN_LIST = 1024, 40
+"""Pixels of a whole image's longer side, above which it is kept smaller; characters of its name."""
 MOST_HEIGHT, MOST_WIDTH = 384, 768
 """Largest crop; otherwise half of the image's height and width."""
 STEPS = 16
@@ -201,7 +205,7 @@ def _spread_over(total: int) -> Iterator[int]:
     return (index * total // chosen for index in range(chosen))
 
 
-# -- whole images of VOC ------------------------------------------------------------------------
+# -- whole images --------------------------------------------------------------------------------
 
 
 def find_mask(
@@ -221,12 +225,16 @@ def find_mask(
 
 
 @torch.inference_mode()
-def segment(images: NamedImages, index: int, regimes: Mapping[str, Regime]) -> Pictured:
+def segment(
+    images: NamedImages, index: int, regimes: Mapping[str, Regime], table: ClassTable
+) -> Pictured:
     """Predict one image of a set in every way; ``batch_miou`` is over the classes in its labels."""
     seen, labels = images[index]
     masks = {kind: regime(seen, tuple(labels.shape)) for kind, regime in regimes.items()}
     scores = {
-        kind: round(batch_miou(torch.from_numpy(mask), labels, len(VOC), VOID).item(), 4)
+        kind: round(
+            batch_miou(torch.from_numpy(mask), labels, len(table), table.ignore_index).item(), 4
+        )
         for kind, mask in masks.items()
     }
     return _whole(images.name(index), seen, labels, masks, {"batch_miou": scores})
@@ -235,8 +243,16 @@ def segment(images: NamedImages, index: int, regimes: Mapping[str, Regime]) -> P
 def _whole(
     name: str, seen: Tensor, labels: Tensor, masks: Mapping[str, np.ndarray], scores: dict[str, Any]
 ) -> Pictured:
-    about = {"name": name, "height": labels.shape[0], "width": labels.shape[1]} | scores
-    return Pictured(about, photo_of(seen) | {"labels": labels.numpy()} | dict(masks))
+    maps, photo = {"labels": labels.numpy()} | dict(masks), photo_of(seen)
+    size = tuple(labels.shape)
+    if photo:  # maps at the size that the network saw, or smaller
+        height, width = photo["photo"].shape[:2]
+        shrink = min(1.0, LONGEST_SIDE / max(height, width))
+        size = max(1, round(height * shrink)), max(1, round(width * shrink))
+        photo = {"photo": resize_image(photo["photo"], size)}
+        maps = {kind: resize_mask(pixels, size) for kind, pixels in maps.items()}
+    shown = as_name(name)[:LONGEST_IN_LIST]
+    return Pictured({"name": shown, "height": size[0], "width": size[1]} | scores, photo | maps)
 
 
 def choose_images(presence: np.ndarray, count: int) -> list[int]:

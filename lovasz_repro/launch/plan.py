@@ -17,7 +17,8 @@ from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import SPEED
 
 SPEED_DEPENDS_ON = (
-    "data.name", "data.size", "model.name", "training.batch_size", "training.precision",
+    "data.name", "data.size", "model.name", "model.callable", "training.batch_size",
+    "training.precision",
     "training.channels_last", "training.batch_norm",
 )  # fmt: skip
 
@@ -126,7 +127,7 @@ def estimate(
 def _as_fast(run: StoredRun, cell: CellConfig, device: str, ranks: int) -> bool:
     """Whether a stored run tells how fast a cell trains."""
     ours = cell.params
-    same = all(run.params.get(key) == ours[key] for key in SPEED_DEPENDS_ON)
+    same = all(run.params.get(key) == ours.get(key) for key in SPEED_DEPENDS_ON)
     there = (run.tags.get("device"), run.tags.get("ranks", "1")) == (device, str(ranks))
     return same and there and SPEED in run.metrics
 

@@ -1,6 +1,7 @@
 """What the user asked ``run`` for, and the command line that runs one cell of it."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class GridRequest:
     procs: int | None = None
     """Ranks on this machine's CPUs."""
     nodes: int = 1
+    more: Sequence[str] = ()
+    """Options as given that only this experiment takes."""
+    tuned: bool = False
+    """Whether cells have learning rates of their own."""
 
     @property
     def per_node(self) -> int:
@@ -60,4 +65,5 @@ def cell_command(request: GridRequest, cell: CellConfig) -> list[str]:
     ):
         if value is not None:
             command += [option, str(value)]
-    return command
+    rate = ["--set", f"training.lr={cell.training.lr:.9e}"] if request.tuned else []
+    return [*command, *request.more, *rate]

@@ -29,6 +29,7 @@ from lovasz_repro.models.torch7 import read_torch7
 from lovasz_repro.models.torch7_enet import enet_tensors
 
 OF_ENET, OF_DEEPLAB, OF_EVIDENCE_NET = "enet", "deeplab-v2", "evidence-net"
+OF_OWN_NETWORK = "callable"
 """Values of "architecture"."""
 RELEASED_OUTPUTS = 20  # the released ENet: "unlabelled" and the 19 classes of Cityscapes
 BLOCK_NAME = re.compile(r"(layer[1-4])\.(\w+)\.")
@@ -469,6 +470,9 @@ def load_snapshot(path: Path) -> Snapshot:
     if architecture == OF_EVIDENCE_NET:
         raise UserError(f"weights {path}: of {architecture}, which sees features drawn from masks "
                         "and no photographs.")  # fmt: skip
+    if architecture == OF_OWN_NETWORK:
+        raise UserError(f"weights {path}: of a network of your own; they fit what its function "
+                        "makes, and are used there.")  # fmt: skip
     weights: Weights | DeepLabWeights
     if architecture == OF_DEEPLAB:
         weights = load_deeplab_weights(path)

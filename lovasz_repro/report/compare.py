@@ -19,6 +19,8 @@ from lovasz_repro.report.runs import (
     typed,
 )
 
+FILLED_IN = ("data.folder", "data.classes", "model.name", "model.callable", "model.weights")
+"""Settings of data of one's own that `--data`, `--network` and `--weights` stand for."""
 MOMENTS: tuple[Moment, ...] = ("start", "best", "last")
 
 
@@ -62,7 +64,17 @@ def again(run: Run, experiment: str) -> str:
     except UserError:  # neither profile nor variant is there any more
         cells = []
     expected = next((found.params for found in cells if found.variant == variant), {})
+    options += _of_own_data(run) if run.params.get("data.name") == "own" else []
     return " ".join([command(experiment, profile), *options, *_overrides(run, expected)])
+
+
+def _of_own_data(run: Run) -> list[str]:
+    """The folder, which nobody stored, and the network; code that a stranger's run names is not."""
+    callable_ = run.params.get("model.callable")
+    if callable_ and "origin_run_id" in run.tags:
+        callable_ = "MODULE:FUNCTION"
+    network = callable_ or run.params.get("model.name", "")
+    return ["--data DIR", f"--network {shlex.quote(network)}"]
 
 
 def _overrides(run: Run, expected: Mapping[str, str]) -> list[str]:
@@ -70,7 +82,8 @@ def _overrides(run: Run, expected: Mapping[str, str]) -> list[str]:
     return [
         f"--set {shlex.quote(f'{key}={_as_yaml(run.params[key])}')}"
         for key, text in expected.items()
-        if run.params.get(key, text) != text  # an older run lacks settings that came later
+        if not (key in FILLED_IN and run.params.get("data.name") == "own")
+        and run.params.get(key, text) != text  # an older run lacks settings that came later
     ]
 
 

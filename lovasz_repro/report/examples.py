@@ -80,6 +80,7 @@ class Pair:
     """Which of their masks are compared."""
     entries: tuple[Mapping[str, ClassesImage], ...]
     """Each image as either run lists it."""
+    album: Album[ClassesImage] = SEGMENTATIONS
 
 
 def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[ShownImage]:
@@ -93,7 +94,7 @@ def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[Sh
     ranked = []
     for name in shared_categories(cohort) if len(losses_of(cohort)) > 1 else []:
         of_category = tuple(run for run in cohort.runs if category(run) == name)
-        runs = _of_one_seed(replace(cohort, runs=of_category), losses_of(cohort))
+        runs = _of_one_seed(_by_seed(replace(cohort, runs=of_category), losses_of(cohort)))
         images = list(enumerate(_same_images(store, runs, MASKS, broken)))
         images.sort(key=lambda item: -_spread(item[1]))
         ranked += [(place, runs, *item) for place, item in enumerate(images)]
@@ -131,18 +132,41 @@ def find_pairs(
     pairs = []
     for cohort, heading in ten_first(named_sets(store, MULTICLASS)):
         for names in variants:
-            runs = _of_one_seed(cohort, names)
-            images = _same_images(store, runs, SEGMENTATIONS, broken)
-            scores = [entry.batch_miou for image in images for entry in image.values()]
-            refined = all(score.crf is not None for score in scores)
-            kind = next(kind for kind in kinds if kind == "prediction" or refined)
-            if images:
-                pairs.append(Pair(cohort, heading, runs, kind, tuple(images)))
+            by_seed = _by_seed(cohort, names)
+            pair = pair_of(store, cohort, heading, by_seed, SEGMENTATIONS, broken, kinds)
+            pairs += [pair] if pair else []
 
     def preference(pair: Pair) -> int:
         return kinds.index(pair.kind) if is_papers(pair.cohort) else len(kinds)
 
     return sorted(pairs, key=preference)
+
+
+def pair_of(
+    store: RunStore,
+    cohort: Cohort,
+    heading: str,
+    by_seed: Mapping[str, Mapping[str, Run]],
+    album: Album[ClassesImage],
+    broken: list[str],
+    kinds: Sequence[Kind] = ("prediction",),
+) -> Pair | None:
+    """The runs of two variants of their first common seed, if both stored masks of the same images.
+
+    Args:
+        store: where to read.
+        cohort, heading: the set that they are of.
+        by_seed: variant -> seed -> run.
+        album: where they keep masks.
+        broken: what is wrong with files that are passed over is added here.
+        kinds: which masks are compared, the preferred first: the first that both have.
+    """
+    runs = _of_one_seed(by_seed)
+    images = _same_images(store, runs, album, broken)
+    scores = [entry.batch_miou for image in images for entry in image.values()]
+    refined = all(score.crf is not None for score in scores)
+    kind = next(kind for kind in kinds if kind == "prediction" or refined)
+    return Pair(cohort, heading, runs, kind, tuple(images), album) if images else None
 
 
 def choose_of_pair(
@@ -160,7 +184,7 @@ def choose_of_pair(
     def readable() -> Iterator[ShownImage]:
         for number, image in enumerate(pair.entries):
             try:
-                row = _read(store, pair.cohort, SEGMENTATIONS, pair.runs, number, image, pair.kind)
+                row = _read(store, pair.cohort, pair.album, pair.runs, number, image, pair.kind)
             except UserError as error:
                 broken.append(str(error))
             else:
@@ -194,9 +218,12 @@ def detail_window(differing: np.ndarray) -> Window:
     return top, left, height, width
 
 
-def _of_one_seed(cohort: Cohort, names: Sequence[str]) -> dict[str, Run]:
+def _by_seed(cohort: Cohort, names: Sequence[str]) -> dict[str, dict[str, Run]]:
+    return {name: {seed(run): run for run in cohort.select(name)} for name in names}
+
+
+def _of_one_seed(by_name: Mapping[str, Mapping[str, Run]]) -> dict[str, Run]:
     """Variant -> run, all of the first seed that every variant has; nothing where there is none."""
-    by_name = {name: {seed(run): run for run in cohort.select(name)} for name in names}
     common = set.intersection(*(set(runs) for runs in by_name.values()))
     number = min(common, key=natural, default="")
     return {name: runs[number] for name, runs in by_name.items()} if common else {}

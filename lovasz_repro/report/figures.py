@@ -17,6 +17,7 @@ from lovasz_repro.report.curves import CONVERGENCE, camvid_classes
 from lovasz_repro.report.curves_voc import figure_6, voc_measures_figure
 from lovasz_repro.report.layout import precise
 from lovasz_repro.report.model import Drawing, Missing
+from lovasz_repro.report.own import OWN, own_figure
 from lovasz_repro.report.picture_figures import (
     FIGURE_5,
     FIGURE_7,
@@ -47,6 +48,7 @@ FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "camvid-enet-classes": camvid_classes,
     "camvid-as-cityscapes": CONVERGENCE[CAMVID_LAYOUT],
     "camvid-as-cityscapes-examples": lambda store: figure_of_crops(store, CAMVID_LAYOUT),
+    OWN: own_figure,
 }
 
 

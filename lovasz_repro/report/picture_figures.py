@@ -359,17 +359,19 @@ def _of_classes(
     title = titled(f"{one}; {other}. {pair.heading}", lacking)
     figure = picture_grid(
         f"{title}. Images: those on which the two masks differ most",
-        [_tiles_of_classes(shown, pair.kind, example) for example in examples],
+        [tiles_of_pair(VOC_PALETTE, shown.headings, pair.kind, row) for row in examples],
         VOC_PALETTE.legend(ids for e in examples for ids in (e.labels, *e.masks.values())),
         legend_columns=9,
     )
     return Drawing(figure, caption, tuple(curves))
 
 
-def _tiles_of_classes(shown: Comparison, kind: Kind, example: ShownImage) -> list[Tile]:
+def tiles_of_pair(
+    palette: Palette, headings: Sequence[str], kind: Kind, example: ShownImage
+) -> list[Tile]:
     """The pictures of a row; the better IoU is bold."""
     name, differs = example.name[:14], f"masks differ on {100 * example.differs:.1f}%"
-    truth = VOC_PALETTE.paint(example.labels)
+    truth = palette.paint(example.labels)
     if example.photograph is None:
         tiles = [Tile("ground truth", truth, f"{name}, {differs}", smooth=False)]
     else:
@@ -379,9 +381,9 @@ def _tiles_of_classes(shown: Comparison, kind: Kind, example: ShownImage) -> lis
         ]
     ending = " + CRF" if kind == "crf" else ""
     best = max(example.scores.values())
-    for heading, (run, mask) in zip(shown.headings, example.masks.items(), strict=True):
+    for heading, (run, mask) in zip(headings, example.masks.items(), strict=True):
         score = example.scores[run]
-        under, picture = f"mIoU {100 * score:.1f}", VOC_PALETTE.paint(mask)
+        under, picture = f"mIoU {100 * score:.1f}", palette.paint(mask)
         tiles.append(Tile(heading + ending, picture, under, bold=score == best, smooth=False))
     return tiles
 

@@ -126,6 +126,11 @@ SEGMENTATIONS = Album(
 )  # fmt: skip
 """All classes of Pascal VOC, Sec. 4.3."""
 LABEL_IDS = frozenset(range(256))
+OWN_SEGMENTATIONS = Album(
+    "segmentations", "segmentations", ClassesImage,
+    {"prediction": LABEL_IDS - {VOID}, "labels": LABEL_IDS}, "class",
+)  # fmt: skip
+"""Those of data of the user's own, whose classes a report does not know."""
 EXAMPLES = Album(
     "examples", "examples", ListedWindow,
     dict.fromkeys(("before", "labels", "after"), LABEL_IDS), "label id", bare=True, most=6,

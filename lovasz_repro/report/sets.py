@@ -33,6 +33,7 @@ AXES = {
     CAMVID_LAYOUT: ("data.equibatch",),
     BINARY: ("data.category",),
     MULTICLASS: ("data.equibatch", "training.iterations"),
+    "own": ("training.lr", "training.iterations", "model.weights"),
 }
 """Experiment -> what its runs differ in beside loss and seed."""
 DATA = {ENET: "cityscapes", BINARY: "voc", MULTICLASS: "voc"}

@@ -40,8 +40,16 @@ VARIANTS = {
     "lovasz-all-classes": ("Lovász-Softmax, all classes", ORANGE),
     "lovasz-per-image-present": ("Lovász-Softmax per image, present classes", PURPLE),
     "lovasz-per-image": ("Lovász-Softmax per image, all classes", GREEN),
+    "cross-entropy": ("cross-entropy", BLUE),
+    "cross-entropy-then-lovasz": ("cross-entropy, then Lovász-Softmax", PURPLE),
+    "soft-dice": ("soft Dice", ORANGE),
+    "soft-jaccard": ("soft Jaccard", BLACK),
+    "binary-cross-entropy": ("binary cross-entropy", BLUE),
+    "lovasz-hinge": ("Lovász hinge", RED),
+    "soft-iou": ("soft IoU", GREEN),
 }
-"""Variants of ENet and multiclass VOC experiments, in the order of tables and legends."""
+"""Variants of ENet and multiclass VOC experiments and of data of one's own, in the order of tables
+and legends."""
 
 LOVASZ, EQUIBATCH = "lovasz-softmax", "lovasz-softmax-equibatch"
 

@@ -13,6 +13,7 @@ from lovasz_repro.config.schema import BASIS
 from lovasz_repro.data import classes
 from lovasz_repro.data.classes import CAMVID_FROM_CITYSCAPES, CITYSCAPES, VOC
 from lovasz_repro.report.model import Block, Cell, Column, Table, TableRow
+from lovasz_repro.report.own import OWN, own_table
 from lovasz_repro.report.published import (
     CITYSCAPES_SCORES,
     IOU_OF_IMAGE,
@@ -447,6 +448,7 @@ TABLES: dict[str, Callable[[RunStore], Table]] = {
         "voc-measures", MULTICLASS, STUDY_SCORES, studied, studied_sets, FEATURES,
         start_is_planned=False,
     ),
+    OWN: own_table,
     "table-1": table_1,
     "table-2": table_2,
     "table-3": table_3,

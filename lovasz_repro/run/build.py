@@ -18,7 +18,8 @@ from lovasz_repro.data.sampling import (
 )
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
-from lovasz_repro.evaluation.predictor import Predictor
+from lovasz_repro.evaluation.photographs import OF_ANY_SIZE
+from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.layers import BatchShare, share_dropout
 from lovasz_repro.run.datasets import ScoredSet, TrainingSet, category_of, first_answer, kind_of
@@ -199,10 +200,15 @@ def scored_batches(cell: CellConfig, images: ScoredSet, place: Place, team: Team
     )
 
 
+def feeding_of(cell: CellConfig) -> Feeding:
+    """How a run feeds its network with whole images."""
+    kind = NETWORKS[cell.model.name].on_canvas(cell.evaluation.least_side)
+    return OF_ANY_SIZE.get(cell.model.name, kind) if cell.data.crops else kind
+
+
 def predictor_of(model: nn.Module, cell: CellConfig, device: torch.device) -> Predictor:
     """How a run asks its network, at one scale."""
-    kind = NETWORKS[cell.model.name].on_canvas(cell.evaluation.least_side)
-    return Predictor(model, kind, device, **_asked(cell))
+    return Predictor(model, feeding_of(cell), device, **_asked(cell))
 
 
 def multi_scale_of(model: nn.Module, cell: CellConfig, device: torch.device) -> MultiScale:

@@ -38,7 +38,7 @@ from lovasz_repro.run.overview import Overview
 from lovasz_repro.run.preflight import check_grid
 from lovasz_repro.run.scores import (
     batches_of_run,
-    count_classes,
+    count_labels,
     keep_pictures,
     score_basis,
     score_batches_of_run,
@@ -137,9 +137,14 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     state = TrainingState(model, build_optimizer(model, config, cell.model.name))
     session.resume(state)
     spread_model(model, config, team)
-    counted = team.on_leader(lambda: count_classes(cell, train_set, inputs, place, session))
-    counts = None if counted is None else counted.numpy()
-    shares = None if counts is None else class_shares(counts, len(kind.table))
+    listed, progress = cell.data.train_split, session.progress
+    counts = team.on_leader(  # read before the grid began, and kept
+        lambda: torch.from_numpy(count_labels(train_set, listed, cell, inputs, place, progress))
+    ).numpy()
+    shares = class_shares(counts, len(kind.table))
+    if not cell.data.category and state.iteration == 0:
+        named = zip(kind.table.names, shares.tolist(), strict=True)
+        session.log(0, {f"train/share/{name}": share for name, share in named})
     objective = build_objective(
         cell.loss, kind.ignore_index, shares, team.group, category_of(cell.data), network.to_size
     )

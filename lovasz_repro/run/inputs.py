@@ -15,6 +15,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import config_hash, fingerprint_files, run_identity
+from lovasz_repro.models.own_network import find_own
 from lovasz_repro.run.datasets import kind_of
 from lovasz_repro.training.distributed import Team
 
@@ -47,7 +48,8 @@ class Inputs:
     data: Path
     weights: Path | None
     fingerprints: dict[str, str]
-    """Tags ``data_fingerprint`` and, where training starts from a file, ``weights_fingerprint``."""
+    """Tags ``data_fingerprint``, where training starts from a file ``weights_fingerprint``, and of
+    the file that makes a user's own network ``network_fingerprint``."""
     identity: str
     """Hash of config and inputs: the same run has the same one everywhere."""
 
@@ -88,10 +90,13 @@ def find_inputs(
         tags["weights_fingerprint"] = START + start.identity
     elif weights:
         tags["weights_fingerprint"] = fingerprint_files([weights], weights.parent, cache)
+    if cell.model.callable and (source := find_own(cell.model.callable)):
+        tags["network_fingerprint"] = fingerprint_files([source], source.parent, cache)
     hashed = config_hash(cell.model_dump(mode="json"))
-    identity = run_identity(
-        hashed, tags["data_fingerprint"], weights=tags.get("weights_fingerprint", "none")
-    )
+    beside = {"weights": tags.get("weights_fingerprint", "none")}
+    if "network_fingerprint" in tags:  # a network whose code was changed is another one
+        beside["network"] = tags["network_fingerprint"]
+    identity = run_identity(hashed, tags["data_fingerprint"], **beside)
     return Inputs(data, weights, tags, identity)
 
 
@@ -134,6 +139,10 @@ def released_weights(cell: CellConfig, place: Place) -> Path | None:
         UserError: it is not there.
     """
     name = cell.model.weights
+    if name == "file":
+        if place.weights is None or not place.weights.is_file():
+            raise UserError(f"no weights at {place.weights}. Name their file with --weights.")
+        return place.weights
     if name != "basis":
         return weights_file(place.data, name, place.weights) if name else None
     if place.basis is None or not place.basis.is_file():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lovasz_repro.config.schema import CellConfig, ModelConfig, TrainingConfig
+from lovasz_repro.config.schema import BASIS, CellConfig, ModelConfig, TrainingConfig
 from lovasz_repro.data.voc_crops import GRID_STRIDE, to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import continue_to_step
@@ -20,6 +20,7 @@ from lovasz_repro.evaluation.predictor import Feeding
 from lovasz_repro.models import deeplab, snapshot
 from lovasz_repro.models.enet import ENet, map_classifier
 from lovasz_repro.models.evidence_net import EvidenceNet
+from lovasz_repro.models.own_network import OwnNetwork, build_own, load_own, save_own
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, load_weights
 from lovasz_repro.run.datasets import kind_of
 
@@ -45,7 +46,11 @@ class NetworkKind(Feeding):
 
 
 def load_enet(model: nn.Module, path: Path, cell: CellConfig) -> None:
-    """The released Cityscapes network, its classifier mapped to the classes of the data set."""
+    """The released Cityscapes network, its classifier mapped to the classes of the data set; or a
+    basis network."""
+    if cell.model.weights == BASIS:
+        model.load_state_dict(load_weights(path).build().state_dict())
+        return
     released = load_released(path, cell.model.decoder)
     mapping = kind_of(cell.data).from_cityscapes
     if mapping:
@@ -83,6 +88,12 @@ def load_evidence_net(model: nn.Module, path: Path, cell: CellConfig) -> None:
     """A basis network."""
     assert isinstance(model, EvidenceNet)
     snapshot.load_evidence_net(model, path)
+
+
+def load_callable(model: nn.Module, path: Path, cell: CellConfig) -> None:
+    """All of a user's own network."""
+    assert isinstance(model, OwnNetwork)
+    load_own(model, path)
 
 
 def caffe_on_the_grid(
@@ -147,6 +158,12 @@ NETWORKS: dict[str, NetworkKind] = {
         save=snapshot.save_weights,
         prepare=as_they_are,
         to_size=from_the_grid,
+        groups=all_parameters,
+    ),
+    "callable": NetworkKind(
+        build=lambda classes, config: build_own(config.callable or "", classes),
+        load=load_callable,
+        save=save_own,
         groups=all_parameters,
     ),
 }

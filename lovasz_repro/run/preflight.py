@@ -6,19 +6,17 @@ are kept (see ``count_labels``).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from lovasz_repro.config.schema import CellConfig
-from lovasz_repro.data.cityscapes import read_instances
-from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.progress import Progress
+from lovasz_repro.models.own_network import OwnNetwork, try_own
 from lovasz_repro.run.build import build_model, draw_batches, open_data
 from lovasz_repro.run.inputs import Inputs, Known, Place, check_extras, find_inputs
-from lovasz_repro.run.scores import batches_of_run, count_labels
+from lovasz_repro.run.scores import Masks, batches_of_run, count_labels
 from lovasz_repro.store import Store
 
 
@@ -34,8 +32,11 @@ def check_grid(cells: Sequence[CellConfig], place: Place, store: Store, progress
     loaded = set[object]()
     for cell, inputs in left:
         what = cell.model, cell.data.name, inputs.weights
-        if inputs.weights and not cell.start and what not in loaded:
-            build_model(cell, inputs, torch.device("cpu"))
+        if ((inputs.weights and not cell.start) or cell.model.callable) and what not in loaded:
+            own = replace(inputs, weights=None) if cell.start else inputs
+            model = build_model(cell, own, torch.device("cpu"))
+            if isinstance(model, OwnNetwork):
+                try_own(model, cell.data.size)
             loaded.add(what)
     for cell, inputs in left:
         check_masks(cell, inputs, place, progress)
@@ -72,23 +73,6 @@ def check_masks(cell: CellConfig, inputs: Inputs, place: Place, progress: Progre
     batches_of_run(cell, inputs.data)
     if cell.data.category:
         open_data(cell, inputs)
-
-
-class Masks:
-    """The masks of a scored set, at their own size."""
-
-    def __init__(self, images: Any) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def labels(self, index: int) -> np.ndarray:
-        """Labels (H, W) uint8; the official scores of Cityscapes need its instances too."""
-        if isinstance(self.images, ScoredCityscapes):
-            read_instances(self.images.frames[index])
-        labels: np.ndarray = self.images.label_ids(index)
-        return labels
 
 
 def what_lacks(cells: Sequence[CellConfig], place: Place) -> list[str]:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.cityscapes import read_instances
+from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 from lovasz_repro.data.statistics import Labelled, class_counts
 from lovasz_repro.data.voc import list_images, presence_of
 from lovasz_repro.errors import UserError
@@ -34,6 +36,7 @@ from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.metrics import sum_over_ranks
 from lovasz_repro.run.build import (
     build_model,
+    feeding_of,
     in_one_line,
     multi_scale_of,
     predictor_of,
@@ -41,14 +44,12 @@ from lovasz_repro.run.build import (
 )
 from lovasz_repro.run.datasets import (
     ScoredSet,
-    TrainingSet,
     category_of,
     first_answer,
     kind_of,
     scoring_of,
 )
 from lovasz_repro.run.inputs import Inputs, Place
-from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.session import Session
 from lovasz_repro.training.distributed import Team
 
@@ -59,18 +60,6 @@ DESCRIPTIONS = {"multi_scale": "at several scales", "crf": "at several scales wi
 
 
 # -- classes in the training images -------------------------------------------------------------
-
-
-def count_classes(
-    cell: CellConfig, train_set: TrainingSet, inputs: Inputs, place: Place, session: Session
-) -> Tensor | None:
-    """Pixels of each label in each training image, (N, 256), where a cell needs them."""
-    wanted = cell.loss.class_weights != "none" or cell.data.equibatch or cell.data.category
-    if not wanted:
-        return None
-    split = cell.data.train_split
-    counts = count_labels(train_set, split, cell, inputs, place, session.progress)
-    return torch.from_numpy(counts)
 
 
 def count_labels(
@@ -88,6 +77,23 @@ def count_labels(
     cache = place.results / "work" / "class-counts" / name
     with progress.task("  reading masks", len(images)) as bar:
         return class_counts(images, cache, bar.over)
+
+
+class Masks:
+    """The masks of a scored set, at their own size."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels(self, index: int) -> np.ndarray:
+        """Labels (H, W) uint8; the official scores of Cityscapes need its instances too."""
+        if isinstance(self.images, ScoredCityscapes):
+            read_instances(self.images.frames[index])
+        labels: np.ndarray = self.images.label_ids(index)
+        return labels
 
 
 # -- a split, at one scale ----------------------------------------------------------------------
@@ -343,7 +349,7 @@ def keep_pictures(
         RunFailed: the disk refuses.
     """
     kind = kind_of(cell.data)
-    network = NETWORKS[cell.model.name].on_canvas(cell.evaluation.least_side)
+    network = feeding_of(cell)
     category, count, task = category_of(cell.data), cell.evaluation.examples, session.progress.task
     crops = category is None and kind.examples == "crops"
     folder = "examples" if crops else "segmentations" if category is None else "masks"
@@ -366,8 +372,15 @@ def keep_pictures(
             find_one = partial(pictures.find_mask, before, after, category=category)
             chosen = list(range(min(count, len(images))))
         else:
-            find_one = partial(pictures.segment, regimes=regimes_of(model, cell, place.device))
-            chosen = pictures.choose_images(presence_of(inputs.data, "val"), count)
+            regimes = regimes_of(model, cell, place.device)
+            find_one = partial(pictures.segment, regimes=regimes, table=kind.table)
+            if cell.data.images == "features":
+                presence = presence_of(inputs.data, "val")
+            else:
+                masks, classes = Masks(images), len(kind.table)
+                counts = count_labels(masks, "val", cell, inputs, place, session.progress)
+                presence = counts[:, :classes] > 0
+            chosen = pictures.choose_images(presence, count)
         with task("  predicting examples", len(chosen)) as bar:
             return [find_one(images=images, index=index) for index in bar.over(chosen)]
 

@@ -24,7 +24,8 @@ def build_objective(
     """The loss of a batch: logits (B, C, H, W), labels (B, H, W) -> 0-dim.
 
     The binary losses look at the logit of one category alone, image by image, as
-    bermanmaxim/jaccardSegment: train_pytorch.py has it.
+    bermanmaxim/jaccardSegment: train_pytorch.py has it; of two classes at the difference of their
+    logits, which is above 0 where the second one is the arg max.
 
     Void pixels are left out, but by the cross-entropy with the weights of the released ENet: where
     "unlabelled" is an output of the network, that is trained on as any class (e-lab/ENet-training:
@@ -35,7 +36,8 @@ def build_objective(
         ignore_index: label of void pixels.
         class_shares: share of training pixels of each class, (C,), which ENet's weights need.
         group: the ranks whose images form the batch; the loss is that of all of them.
-        category: class id whose logit the binary losses take; labels are then 0, 1 and void.
+        category: class id whose logit the binary losses take; labels are then 0, 1 and void. None:
+            of two classes, where there are binary losses.
         to_size: upsamples logits, where the loss is taken at the resolution of the labels.
     """
     weights, released = None, config.class_weights == "enet-released"
@@ -77,7 +79,8 @@ def _of_category(
     logits: torch.Tensor,
     labels: torch.Tensor,
 ) -> torch.Tensor:
-    return loss(logits[:, category], labels, per_image=True)
+    one = logits[:, 1] - logits[:, 0] if category is None else logits[:, category]
+    return loss(one, labels, per_image=True)
 
 
 def labels_of_cells(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

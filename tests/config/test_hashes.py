@@ -30,6 +30,8 @@ PINNED = {
     "camvid-enet/demo": (3, "6045dd9b6d737ae9"),
     "cityscapes-enet/paper": (6, "25125da919bf009e"),
     "cityscapes-enet/demo": (4, "7a553416e8c6b49c"),
+    "own/short": (24, "5e3698652932c236"),
+    "own/long": (24, "0b6a42acdbecca46"),
     "voc-binary/paper": (81, "a2de6261c12956f5"),
     "voc-binary/features": (81, "bce61c61ba62a224"),
     "voc-binary/demo": (13, "ece620d91e422274"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from lovasz_repro.data.classes import CITYSCAPES
+from lovasz_repro.data.classes import CITYSCAPES, VOC
 from lovasz_repro.data.voc import presence_of
 from lovasz_repro.evaluation import pictures
 from lovasz_repro.evaluation.pictures import (
@@ -211,7 +211,7 @@ def test_files_hold_what_each_way_of_predicting_found(tmp_path: Path, photograph
     seen = (
         torch.from_numpy(PHOTO.transpose(2, 0, 1).copy()) if photograph else torch.zeros(21, 1, 1)
     )
-    found = segment(Images(seen), 7, {"prediction": regime, "crf": regime})
+    found = segment(Images(seen), 7, {"prediction": regime, "crf": regime}, VOC)
     assert [size for _, size in asked] == [(2, 3)] * 2
     assert all(torch.equal(image, seen) for image, _ in asked)
     files = write_pictures([found], tmp_path / "segmentations")

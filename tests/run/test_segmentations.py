@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.run.build import build_model, open_data
 from lovasz_repro.run.experiment import run_experiment
-from lovasz_repro.run.inputs import Place
+from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.scores import keep_pictures
 from lovasz_repro.store import Store
 from tests.plain_deeplab import fused, refined, single_scale
@@ -60,7 +59,7 @@ def keep(tmp_path: Path, cell: CellConfig) -> tuple[Any, Any, Path]:
     if not (tmp_path / "data").exists():
         write_voc(tmp_path / "data" / "tiny")
     place = Place(tmp_path / "results", tmp_path / "data", None, CPU)
-    inputs: Any = SimpleNamespace(data=tmp_path / "data" / "tiny", weights=None)
+    inputs = Inputs(tmp_path / "data" / "tiny", None, {"data_fingerprint": "tiny"}, "")
     torch.manual_seed(cell.seed)
     model = build_model(cell, inputs, CPU)
     _, scored = open_data(cell, inputs)
