@@ -92,7 +92,7 @@ def run(
         str | None,
         of_own(
             "enet, deeplab-v2, deeplab-v2-small, or your own: what makes an nn.Module when it is "
-            "called with the number of classes. --data is then the folder of your images.",
+            "called with the number of classes; default: enet. --data names your images.",
             metavar="NAME|PACKAGE.MODULE:FUNCTION",
         ),
     ] = None,
