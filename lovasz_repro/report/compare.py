@@ -15,12 +15,15 @@ from lovasz_repro.report.runs import (
     RunStore,
     command,
     score_at,
+    seed,
     setting,
     typed,
 )
 
 FILLED_IN = ("data.folder", "data.classes", "model.name", "model.callable", "model.weights")
 """Settings of data of one's own that `--data`, `--network` and `--weights` stand for."""
+OF_THE_GRID = ("profile", "scale", "variant", "seed")
+"""Tags that are settings, too."""
 MOMENTS: tuple[Moment, ...] = ("start", "best", "last")
 
 
@@ -46,9 +49,8 @@ def again(run: Run, experiment: str) -> str:
     if experiment == "synthetic":
         return command(experiment)
     variant = run.tags.get("variant")
-    category, size, number = (
-        setting(run, key) for key in ("data.category", "training.batch_size", "seed")
-    )
+    category, size = (setting(run, key) for key in ("data.category", "training.batch_size"))
+    number = int(seed(run)) if seed(run).isdecimal() else None
     cell = {"--variant": variant, "--classes": category, "--batch-size": size, "--seed": number}
     options = [
         f"{option} {shlex.quote(str(value))}" for option, value in cell.items() if value is not None
@@ -108,7 +110,11 @@ def side_by_side(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
             for name in names
         ]
 
-    settings = rows([{key: typed(text) for key, text in run.params.items()} for run in runs])
+    marked = [{key: run.tags[key] for key in OF_THE_GRID if key in run.tags} for run in runs]
+    settings = rows([
+        {key: typed(text) for key, text in {**run.params, **marks}.items()}
+        for run, marks in zip(runs, marked, strict=True)
+    ])  # fmt: skip
     metrics = rows([run.metrics for run in runs])
     for row in metrics:
         first, last = row[numbers[0]], row[numbers[-1]]

@@ -81,7 +81,7 @@ def run_experiment(
         Interrupted: a signal asked to stop; the running cell is saved.
     """
     team.on_leader(lambda: check_grid(cells, place, store, progress))
-    parent = team.on_leader(lambda: open_grid(experiment, cells[0].profile, place, store, progress))
+    team.on_leader(lambda: send_pending(place, store, progress))
     outcome, overview, several = Outcome(), Overview(cells, progress), len(cells) > 1
     with ExitStack() as stack:
         stack.callback(overview.close)
@@ -100,9 +100,7 @@ def run_experiment(
                 continue
             overview.running(cell)
             team.on_leader(partial(fetch_start, cell, inputs, store))
-            run_id = team.on_leader(
-                partial(open_run, cell, inputs, parent, place, store, team.size)
-            )
+            run_id = team.on_leader(partial(open_run, cell, inputs, place, store, team.size))
             folder = run_folder(place.results, cell, inputs.identity)
             try:
                 with Session(team, store, run_id, folder, cell, progress, label) as session:
@@ -186,25 +184,25 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     state.load_best()
     for split in tested:
         session.log(config.iterations, score(split, state.best_iteration))
-    session.log(config.iterations, {"best/iteration": float(state.best_iteration)})
+    best = {"best/iteration": float(state.best_iteration)}
+    if choose:  # also what MLflow's comparison draws first
+        best["best/dataset_miou"] = state.best_score
+    session.log(config.iterations, best)
     if cell.evaluation.multi_scale:
         score_regimes_of_run(model, cell, inputs, place, session, split=f"{seen}val")
     if batches:
         score_batches_of_run(model, scored["val"], batches, cell, place, session, prefix=seen)
     if cell.evaluation.examples:
         keep_pictures(model, scored["val"], cell, inputs, place, session)
+    session.keep_summary()
     metadata = weights_metadata(cell, state)
     session.keep_weights(lambda path: network.save(model, path, metadata))
     return last
 
 
-def open_grid(
-    experiment: ExperimentConfig, profile: str, place: Place, store: Store, progress: Progress
-) -> str:
-    """Send what earlier processes could not; the run that groups the grid's runs in the store."""
+def send_pending(place: Place, store: Store, progress: Progress) -> None:
+    """Send to the store what earlier processes could not."""
     ship_pending(store, sorted(place.results.glob("work/*/*/*/journal.jsonl")), progress.line)
-    tags = {"profile": profile, "title": experiment.title}
-    return store.open_parent(experiment.experiment, f"{experiment.experiment}-{profile}", tags)
 
 
 def done_before(
@@ -215,9 +213,7 @@ def done_before(
     return (run.run_id, run.metrics) if run else None
 
 
-def open_run(
-    cell: CellConfig, inputs: Inputs, parent: str, place: Place, store: Store, ranks: int = 1
-) -> str:
+def open_run(cell: CellConfig, inputs: Inputs, place: Place, store: Store, ranks: int = 1) -> str:
     """The stored run of a cell, found or made, with everything its numbers can be traced by."""
     resolved = cell.model_dump(mode="json")
     tags = inputs.fingerprints | {
@@ -232,7 +228,9 @@ def open_run(
         "variant": cell.variant,
         "experiment": cell.experiment,
     }
-    return store.open_child(cell.experiment, parent, cell.name, inputs.identity, cell.params, tags)
+    params = {key: value for key, value in cell.params.items() if key not in tags}
+    group = f"{cell.experiment}-{cell.profile}"
+    return store.open_child(cell.experiment, group, cell.name, inputs.identity, params, tags)
 
 
 def fetch_start(cell: CellConfig, inputs: Inputs, store: Store) -> None:

@@ -25,6 +25,7 @@ from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.processes import Interrupted, StopRequest
 from lovasz_repro.host.progress import Progress, ProgressTask
 from lovasz_repro.run.inputs import WEIGHTS
+from lovasz_repro.run.summary import SUMMARY, write_summary
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import Journal
 from lovasz_repro.store.shipping import Shipper
@@ -211,6 +212,21 @@ class Session:
             raise RunFailed(f"{weights}: not written ({error.strerror}). Run again.") from error
         for file in (self.folder / "config.yaml", weights):
             self._journal.artifact(file)
+
+    @by_leader
+    def keep_summary(self) -> None:
+        """Draw the curves and write the scores of the run; the stored run gets them.
+
+        Raises:
+            RunFailed: the disk refuses.
+        """
+        folder = self.folder / SUMMARY
+        try:
+            files = write_summary(self._journal.path, folder)
+        except OSError as error:
+            raise RunFailed(f"{folder}: not written ({error.strerror}). Run again.") from error
+        for file in files:
+            self._journal.artifact(file, SUMMARY)
 
     @by_leader
     def keep_files(self, folder: str, write: Callable[[Path], list[Path]]) -> None:

@@ -1,7 +1,8 @@
 """Stored runs, and how metrics and files come into the store without training waiting for it.
 
-``mlflow_store.py`` is the store; ``journal.py`` and ``shipping.py`` bring a run's metrics to it;
-``transfer.py`` moves runs between stores as plain files.
+``mlflow_store.py`` is the store; ``shown.py`` says what MLflow's own pages show beside numbers;
+``journal.py`` and ``shipping.py`` bring a run's metrics to it; ``transfer.py`` moves runs between
+stores as plain files.
 """
 
 from lovasz_repro.store.journal import Point

@@ -33,6 +33,8 @@ from lovasz_repro.host.files import read_text
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.stored import (
     FAR,
+    GROUP,
+    GROUP_TAGS,
     HEARTBEAT,
     IDENTITY,
     IMPORTED,
@@ -42,6 +44,7 @@ from lovasz_repro.store.stored import (
     LEFT_OUT,
     ORIGIN,
     ROLE,
+    RUN_NAME,
     Moment,
     Status,
     Title,
@@ -54,7 +57,7 @@ MOST_JSON = 4_000_000  # bytes of a run.json
 MOST_CSV = 100_000_000  # bytes of a metrics.csv, of two million points
 MOST_STEP = 10**12
 HEADER = ["key", "step", "value", "timestamp"]
-OURS = {IDENTITY, HEARTBEAT, LEFT_OUT, ORIGIN, IMPORTED}
+OURS = {IDENTITY, HEARTBEAT, LEFT_OUT, ORIGIN, IMPORTED, RUN_NAME, GROUP, GROUP_TAGS}
 """Tags that each store sets by itself, as MLflow does ``mlflow.*``."""
 
 
@@ -89,7 +92,7 @@ Tags = Annotated[dict[Key, TagValue], AfterValidator(_not_ours), KNOWN_TAGS]
 
 
 class ParentFile(BaseModel):
-    """The parent run as run.json names it."""
+    """What a run belongs to, as run.json names it; once a run without numbers of its own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,: +-]{0,199}$")]

@@ -1,8 +1,8 @@
 """Stored runs, on MLflow: the only file that imports it.
 
 By default an SQLite file in the results folder with the artifacts beside it; an MLflow server or
-another database through MLFLOW_TRACKING_URI or ``tracking_uri``. One parent run per experiment,
-one child per variant and seed, found again by its ``identity`` tag.
+another database through MLFLOW_TRACKING_URI or ``tracking_uri``. A run is found again by its
+``identity`` tag.
 
 MLflow is imported when the store is first asked, and a store that does not exist yet is made by
 the first write; until then it reads as empty.
@@ -29,12 +29,13 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import remove_left_over, unfinished
 from lovasz_repro.host.output import to_stderr
 from lovasz_repro.store.journal import Point
+from lovasz_repro.store.shown import dataset_of, experiment_tags, run_tags, title_in_list
 from lovasz_repro.store.stored import (
+    GROUP,
     HEARTBEAT,
     IDENTITY,
     IMPORTED,
-    PARENT,
-    ROLE,
+    RUN_NAME,
     StoredRun,
     first_problem,
     from_mlflow,
@@ -90,28 +91,10 @@ class Store:
 
     # -- runs: write -----------------------------------------------------------------------
 
-    def open_parent(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        """Find or create the run that groups an experiment's children; returns its id.
-
-        One that is found keeps the tags that it has.
-        """
-        where = f"tags.role = 'parent' AND attributes.run_name = '{quotable(name)}'"
-        with self._asking(), self._lock():
-            experiment_id = self._experiment_id(experiment, create=True)
-            run = self._standing(experiment_id, where)
-            if run is None:
-                fixed = {ROLE: "parent"}
-                run = self._create(where, experiment_id, name, {**_strings(tags), **fixed})
-                self._client.set_terminated(run.info.run_id)  # children have states, it groups
-            else:
-                had = run.data.tags
-                self._send(run.info.run_id, tags={k: v for k, v in tags.items() if k not in had})
-            return str(run.info.run_id)
-
     def open_child(
         self,
         experiment: str,
-        parent_id: str | None,
+        group: str | None,
         name: str,
         identity: str,
         params: Mapping[str, object],
@@ -131,8 +114,11 @@ class Store:
             where = f"tags.identity = '{quotable(identity)}'"
             run = self._standing(experiment_id, where)
             if run is None:
-                fixed = {IDENTITY: identity} | ({PARENT: parent_id} if parent_id else {})
-                run = self._create(where, experiment_id, name, {**_strings(tags), **fixed}, started)
+                fixed = {IDENTITY: identity, RUN_NAME: name} | ({GROUP: group} if group else {})
+                made = run_tags(experiment, _strings(tags)) | _strings(tags) | fixed
+                title = title_in_list(name, made)
+                run = self._create(where, experiment_id, title, made, started)
+                self._log_data(run.info.run_id, experiment, _strings(params), _strings(tags))
             run_id, had = str(run.info.run_id), run.data.params
             given, noted = _strings(params), _strings(tags)
             alive = {HEARTBEAT: str(int(time.time()))} if started is None else {}
@@ -168,15 +154,18 @@ class Store:
             old = self._standing(experiment_id, f"tags.identity = '{quotable(run.identity)}'")
             if old and old.info.run_id != replaces:
                 return None
-            parent = {PARENT: run.parent_id} if run.parent_id else {}
-            tags = run.tags | parent | {IMPORTED: "incomplete"}
+            fixed = {RUN_NAME: run.name, IMPORTED: "incomplete"}
+            fixed |= {GROUP: run.group} if run.group else {}
+            tags = run_tags(run.experiment, run.tags) | run.tags | fixed
             moment = round(run.started * 1000)
-            made = self._client.create_run(experiment_id, moment, tags, run.name)
+            title = title_in_list(run.name, run.tags)
+            made = self._client.create_run(experiment_id, moment, tags, title)
         run_id = str(made.info.run_id)
         try:
             for name, file in files.items():
                 self._put(self._folder(run.experiment, run_id), run_id, file, name)
             with self._asking():
+                self._log_data(run_id, run.experiment, run.params, run.tags)
                 if self._database:
                     fill(self._database, run_id, run, points)
                 else:
@@ -446,6 +435,11 @@ class Store:
                     f" `mlflow experiments restore -x {found.experiment_id}`"
                 )
             self._experiments[name] = found.experiment_id if found else self._new_experiment(name)
+            if create:
+                had = found.tags if found else {}
+                for key, text in experiment_tags(name).items():
+                    if key not in had:
+                        self._client.set_experiment_tag(self._experiments[name], key, text)
         return self._experiments[name]
 
     def _new_experiment(self, name: str) -> str:
@@ -477,6 +471,16 @@ class Store:
             if run.info.start_time == made.info.start_time:
                 self._client.delete_run(run.info.run_id)
         return stands
+
+    def _log_data(
+        self, run_id: str, experiment: str, params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Note what data a run is of, for MLflow's pages."""
+        about = dataset_of(experiment, params, tags)
+        if about:
+            of = _mlflow().entities
+            training = [of.InputTag("mlflow.data.context", "training")]
+            self._client.log_inputs(run_id, [of.DatasetInput(of.Dataset(**about), training)])
 
     def _send(
         self,

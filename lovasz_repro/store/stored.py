@@ -17,11 +17,14 @@ from pydantic.dataclasses import dataclass
 
 from lovasz_repro.config.names import Name, check_name, check_relative
 from lovasz_repro.errors import UserError
+from lovasz_repro.store.shown import title_in_list
 
-PARENT = "mlflow.parentRunId"
+PARENT = "mlflow.parentRunId"  # of runs of earlier versions, which a run without numbers grouped
 HEARTBEAT = "heartbeat"  # tag: epoch seconds at which the training process was last alive
 STALE_AFTER = 180.0  # seconds without a heartbeat; the shipper renews it every 30
 ROLE, IDENTITY = "role", "identity"
+RUN_NAME = "run_name"  # without what MLflow's list of runs adds
+GROUP, GROUP_TAGS = "group", "group_tags"  # what a run belongs to, and what an export says of that
 LEFT_OUT, ORIGIN, IMPORTED = "left_out", "origin_run_id", "imported"
 SHORTEST_ID = 6  # characters of a run id that a person has to give
 LARGEST = 1e100  # of a metric: its square and its sums are finite too
@@ -50,6 +53,15 @@ def _list_of_text(text: str) -> None:
         content = None
     if not isinstance(content, list) or not all(isinstance(part, str) for part in content):
         raise ValueError("not a JSON list of text")
+
+
+def _texts_by_name(text: str) -> None:
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
+        raise ValueError("not a JSON object of text")
 
 
 def _printable(text: str) -> str:
@@ -87,6 +99,7 @@ _TAGS = {
     HEARTBEAT: _matches("[0-9]{1,11}([.][0-9]{1,9})?", "epoch seconds"),
     ORIGIN: check_name,
     LEFT_OUT: _list_of_text,
+    GROUP_TAGS: _texts_by_name,
     "server/recorded": seconds_of,
     "initial/server/recorded": seconds_of,
 }
@@ -140,7 +153,8 @@ class StoredRun:
     experiment: Name
     name: Title
     status: Status
-    parent_id: str | None
+    group: str | None
+    """What it belongs to: a profile of its experiment."""
     started: Annotated[float, Field(ge=0, lt=FAR)]
     ended: Annotated[float, Field(ge=0, lt=FAR)] | None
     """None while RUNNING."""
@@ -158,16 +172,18 @@ class StoredRun:
 def from_mlflow(run: Any, experiment: str) -> StoredRun:
     """A ``StoredRun`` from MLflow's ``Run``; raises ValidationError where it is none."""
     info, running = run.info, run.info.status == "RUNNING"
+    tags, name = run.data.tags, run.data.tags.get(RUN_NAME, "")
+    renamed = info.run_name != title_in_list(name, tags)  # in MLflow's pages, or made before
     return StoredRun(
         run_id=info.run_id,
         experiment=experiment,
-        name=info.run_name,
+        name=info.run_name if renamed else name,
         status=info.status,
-        parent_id=run.data.tags.get(PARENT),
+        group=tags.get(GROUP),
         started=(info.start_time or 0) / 1000,
         ended=None if running or info.end_time is None else info.end_time / 1000,
         params=dict(run.data.params),
-        tags=dict(run.data.tags),
+        tags=dict(tags),
         metrics=dict(run.data.metrics),
     )
 

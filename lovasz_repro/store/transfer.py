@@ -38,10 +38,12 @@ from lovasz_repro.store.exported import (
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.server_scores import KINDS, Kind, put_scores
 from lovasz_repro.store.stored import (
+    GROUP_TAGS,
     IDENTITY,
     IMPORTED,
     LEFT_OUT,
     ORIGIN,
+    PARENT,
     StoredRun,
     first_problem,
     is_stale,
@@ -157,11 +159,10 @@ def _is_of(folder: Path, content: RunFile) -> bool:
 
 def _describe(store: Store, run: StoredRun, points: Sequence[Point]) -> RunFile:
     """What run.json says of a run, but for its files; raises ValidationError if it cannot."""
-    parent = store.get(run.parent_id) if run.parent_id else None
     return RunFile(
         format=1,
         experiment=run.experiment,
-        parent=ParentFile(name=parent.name, tags=_own_tags(parent)) if parent else None,
+        parent=_parent(store, run),
         name=run.name,
         identity=run.identity,
         origin_run_id=run.tags.get(ORIGIN, run.run_id),
@@ -173,6 +174,13 @@ def _describe(store: Store, run: StoredRun, points: Sequence[Point]) -> RunFile:
         left_out=json.loads(run.tags.get(LEFT_OUT, "[]")),
         points=len(points),
     )
+
+
+def _parent(store: Store, run: StoredRun) -> ParentFile | None:
+    if run.group:
+        return ParentFile(name=run.group, tags=json.loads(run.tags.get(GROUP_TAGS, "{}")))
+    parent = store.get(run.tags[PARENT]) if PARENT in run.tags else None
+    return ParentFile(name=parent.name, tags=_own_tags(parent)) if parent else None
 
 
 def _own_tags(run: StoredRun) -> dict[str, str]:
@@ -196,7 +204,6 @@ def import_runs(store: Store, source: Path, progress: Progress | None = None) ->
     for folder in folders:
         Exported(folder)
     here, report = _standing(store.runs()), ImportReport()
-    parents: dict[tuple[str, str], str] = {}
     bar = progress.task("importing runs", len(folders)) if progress else None
     for folder in folders:
         export = Exported(folder)
@@ -205,7 +212,7 @@ def import_runs(store: Store, source: Path, progress: Progress | None = None) ->
         fate = _fate(store, export, stands)
         if fate in ("added", "updated"):
             made = store.bring_in(
-                _to_store(store, export.run, parents),
+                _to_store(export.run),
                 export.points,
                 export.files,
                 stands.run_id if stands else None,
@@ -268,21 +275,17 @@ def _import_scores(store: Store, export: Exported, here: StoredRun) -> None:
         put_scores(store, here, kind, scores, export.run.tags[kind.tag])
 
 
-def _to_store(store: Store, content: RunFile, parents: dict[tuple[str, str], str]) -> StoredRun:
-    """The run as the store is to have it; its parent is made, or found in ``parents``."""
-    parent_id = None
-    if content.parent:
-        place = content.experiment, content.parent.name
-        if place not in parents:
-            parents[place] = store.open_parent(*place, content.parent.tags)
-        parent_id = parents[place]
+def _to_store(content: RunFile) -> StoredRun:
+    """The run as the store is to have it."""
     marks = {IDENTITY: content.identity, ORIGIN: content.origin_run_id}
+    if content.parent:
+        marks[GROUP_TAGS] = json.dumps(content.parent.tags, sort_keys=True)
     return StoredRun(
         run_id=content.origin_run_id,
         experiment=content.experiment,
         name=content.name,
         status=content.status,
-        parent_id=parent_id,
+        group=content.parent.name if content.parent else None,
         started=seconds_of(content.started),
         ended=seconds_of(content.ended) if content.ended else None,
         params=content.params,

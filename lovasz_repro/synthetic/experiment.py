@@ -289,9 +289,8 @@ def _open(
     params = {"seeds": str(config.seeds)}
     for group in ("circles", "search"):
         params |= {f"{group}.{key}": str(value) for key, value in recipe[group].items()}
-    parent = store.open_parent(config.experiment, config.experiment, {"title": config.title})
     name = f"bias-search-{config.seeds}-seeds"
-    return store.open_child(config.experiment, parent, name, identity, params, tags)
+    return store.open_child(config.experiment, config.experiment, name, identity, params, tags)
 
 
 def _keep(store: Store, run_id: str, result: SyntheticResult) -> None:

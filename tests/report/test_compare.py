@@ -26,7 +26,8 @@ class Stored:
 
 
 def stored(cell: CellConfig) -> Stored:
-    return Stored(cell.params, {"profile": cell.profile, "variant": cell.variant})
+    tags = {"profile": cell.profile, "variant": cell.variant, "seed": str(cell.seed)}
+    return Stored({k: v for k, v in cell.params.items() if k not in tags}, tags)
 
 
 def cells_of(text: str) -> list[CellConfig]:
@@ -77,10 +78,15 @@ def test_of_an_older_run_what_it_lacks_is_not_set() -> None:
 
 
 def test_settings_that_differ_and_metrics_with_their_difference() -> None:
-    one = Stored({"training.lr": "0.1", "seed": "0"}, metrics={"val/dataset_miou": 0.5, "a": 1.0})
-    two = Stored({"training.lr": "0.2", "seed": "0"}, metrics={"val/dataset_miou": 0.625})
+    marks = {"seed": "0", "device": "cpu"}
+    one = Stored({"training.lr": "0.1"}, marks | {"variant": "sum"})
+    two = Stored({"training.lr": "0.2", "seed": "0"}, {"device": "cuda", "variant": "hinge"})
+    one.metrics, two.metrics = {"val/dataset_miou": 0.5, "a": 1.0}, {"val/dataset_miou": 0.625}
     parts = side_by_side([one, two])
-    assert parts["settings"] == [{"name": "training.lr", "1": 0.1, "2": 0.2}]
+    assert parts["settings"] == [
+        {"name": "training.lr", "1": 0.1, "2": 0.2},
+        {"name": "variant", "1": "sum", "2": "hinge"},
+    ]
     assert parts["metrics"] == [
         {"name": "a", "1": 1.0, "2": None, "difference": None},
         {"name": "val/dataset_miou", "1": 0.5, "2": 0.625, "difference": 0.125},

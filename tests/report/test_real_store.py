@@ -48,9 +48,8 @@ def log_run(store, variant, seed, test):
     tags |= {"config_hash": f"c{seed}-{variant}", "experiment": "camvid-enet"}
     params = {"training.batch_size": "10", "training.iterations": "20", "seed": str(seed)}
     params |= {"loss.terms": variant, "data.size": "[176, 240]"}
-    parent = store.open_parent("camvid-enet", "camvid-enet-demo", {})
     name = f"{variant}-b10-s{seed}"
-    run_id = store.open_child("camvid-enet", parent, name, f"id{seed}{variant}", params, tags)
+    run_id = store.open_child("camvid-enet", None, name, f"id{seed}{variant}", params, tags)
     now = round(1000 * time.time())
     values = [("val/dataset_miou", 0.3, 0), ("val/dataset_miou", test + 0.02, 10)]
     values += [("val/dataset_miou", test - 0.1, 20), ("test/dataset_miou", test, 20)]

@@ -346,7 +346,6 @@ def test_from_the_real_store(make_store):
     from lovasz_repro.store import Point
 
     store = make_store("real")
-    parent = store.open_parent("voc-binary", "voc-binary-paper", {})
     now = round(1000 * time.time())
     for number, category in enumerate(TWENTY):
         tags = {"variant": "hinge", "seed": "0", "scale": "paper", "profile": "paper"}
@@ -354,7 +353,7 @@ def test_from_the_real_store(make_store):
         params = {"data.category": category, "data.images": "photographs", "data.folder": "None"}
         params |= {"training.batch_size": "10"}
         name = f"hinge-{category}-b10-s0"
-        run = store.open_child("voc-binary", parent, name, f"id{number}", params, tags)
+        run = store.open_child("voc-binary", None, name, f"id{number}", params, tags)
         points = [("val/image_iou", 0.5, 0), ("val/image_iou", 0.7 + number / 100, 2118)]
         store.log(run, [Point(key, value, step, now) for key, value, step in points])
         store.close(run, "FINISHED")

@@ -113,15 +113,14 @@ def _shorten_lock_timeout() -> None:
 
 
 def work(job: Job) -> None:
-    """Open parent and run, go on from the last checkpoint, log, commit, finish."""
+    """Open the run, go on from the last checkpoint, log, commit, finish."""
     store = DyingStore(job.results, job.uri) if job.die else Store(job.results, job.uri)
     if isinstance(store, DyingStore):
         store.die = job.die
     if job.start:
         job.start.wait()
-    parent = store.open_parent("e", "all", {"profile": "tiny"})
     params = {"lr": 0.1, "identity": job.identity}
-    run_id = store.open_child("e", parent, job.identity, job.identity, params, {})
+    run_id = store.open_child("e", "all", job.identity, job.identity, params, {})
     if job.impatient:
         _shorten_lock_timeout()
     try:
@@ -250,7 +249,6 @@ def check(store: Store, jobs: Sequence[Job], database: Path) -> None:
     runs = {run.identity: run for run in store.runs("e")}
     assert sorted(run.identity for run in store.runs()) == identities
     assert {run.status for run in runs.values()} == {"FINISHED"}
-    assert {run.parent_id for run in runs.values()} == {runs[identities[0]].parent_id}
     assert all(run.params["identity"] == identity for identity, run in runs.items())
     assert sorted(client_rows(store, runs)) == expected
     for identity, run in runs.items():
@@ -275,7 +273,7 @@ def check_rows(database: Path, expected: list[Row], identities: list[str]) -> No
         database, f"SELECT t.value, m.key, step, m.value FROM latest_metrics m {of_identity}"
     )
     assert {(identity, key): (step, value) for identity, key, step, value in found} == latest
-    assert select(database, ACTIVE_RUNS) == [(len(identities) + 1,)]  # and the parent
+    assert select(database, ACTIVE_RUNS) == [(len(identities),)]
     assert select(database, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -374,11 +372,10 @@ def test_machines_without_a_common_lock_open_one_run(
         return made
 
     monkeypatch.setattr(ours._client, "create_run", create)
-    parent = ours.open_parent("e", "parent", {})
-    run_id = ours.open_child("e", parent, "run", "id", {}, {})
-    assert theirs == [parent, run_id]
+    run_id = ours.open_child("e", None, "run", "id", {}, {})
+    assert theirs == [run_id]
     assert [run.run_id for run in ours.runs()] == [run_id]
-    assert select(store.results / "mlflow.db", ACTIVE_RUNS) == [(2,)]
+    assert select(store.results / "mlflow.db", ACTIVE_RUNS) == [(1,)]
 
 
 def test_a_server_that_made_a_run_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,11 +389,9 @@ def test_a_server_that_made_a_run_twice(store: Store, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(store._client, "create_run", twice)
     for number in range(5):  # which of the twins stands is chance
-        parent = store.open_parent("e", "parent", {})
-        run_id = store.open_child("e", parent, "run", f"id-{number}", {}, {})
-        assert run_id == store.open_child("e", parent, "run", f"id-{number}", {}, {})
-    assert select(store.results / "mlflow.db", ACTIVE_RUNS) == [(6,)]
-    assert {run.parent_id for run in store.runs()} == {store.open_parent("e", "parent", {})}
+        run_id = store.open_child("e", None, "run", f"id-{number}", {}, {})
+        assert run_id == store.open_child("e", None, "run", f"id-{number}", {}, {})
+    assert select(store.results / "mlflow.db", ACTIVE_RUNS) == [(5,)]
 
 
 @pytest.mark.parametrize("moment", ["inside", "after"])
@@ -500,7 +495,7 @@ def test_a_server_that_is_killed_and_started_again(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     gate, go_on = context.Barrier(3, timeout=PATIENCE), tmp_path / "go-on"
     store = Store(tmp_path / "machine-1", server.uri)
-    store.open_parent("e", "all", {})
+    store.runs("e")
     template = Job(store.results, "a", "one", uri=server.uri, pace=0.05, hold=go_on)
     elsewhere = replace(template, results=tmp_path / "machine-2", name="c", identity="two")
     jobs = [template, replace(template, name="b"), elsewhere]
@@ -528,9 +523,8 @@ def test_a_real_server_holds_runs_and_may_hang_for_a_while(
     assert server.process
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     store = Store(tmp_path / "results", server.uri)
-    parent = store.open_parent("e", "parent", {})
-    run_id = store.open_child("e", parent, "run", "id", {"a": 1}, {"b": "c"})
-    assert store.open_child("e", parent, "run", "id", {"a": 1}, {"b": "c"}) == run_id
+    run_id = store.open_child("e", None, "run", "id", {"a": 1}, {"b": "c"})
+    assert store.open_child("e", None, "run", "id", {"a": 1}, {"b": "c"}) == run_id
     said: list[str] = []
     with Journal(tmp_path / "work" / "journal.jsonl") as journal:
         shipper = Shipper(store, run_id, journal, every=0.1, say=said.append)

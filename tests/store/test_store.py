@@ -39,8 +39,8 @@ def get(store: Store, run_id: str) -> StoredRun:
 
 
 def child(store: Store, identity: str = "id1", **tags: str) -> str:
-    parent = store.open_parent("synthetic", "synthetic-paper", {"profile": "paper"})
-    return store.open_child("synthetic", parent, f"run-{identity}", identity, {"lr": 0.1}, tags)
+    name = f"run-{identity}"
+    return store.open_child("synthetic", "synthetic-paper", name, identity, {"lr": 0.1}, tags)
 
 
 # -- runs ----------------------------------------------------------------------------------------
@@ -48,13 +48,13 @@ def child(store: Store, identity: str = "id1", **tags: str) -> str:
 
 def test_a_run_comes_back_as_it_was_stored(store: Store) -> None:
     before = time.time()
-    parent = store.open_parent("synthetic", "synthetic-paper", {"profile": "paper"})
+    group = "synthetic-paper"
     params = {"training.batch_size": 10, "loss": "lovasz-softmax"}
-    run_id = store.open_child("synthetic", parent, "a-b10-s0", "id1", params, {"seed": "0"})
+    run_id = store.open_child("synthetic", group, "a-b10-s0", "id1", params, {"seed": "0"})
     store.log(run_id, [Point("loss", 0.5, 1, 1000), Point("loss", 0.25, 2, 2000)])
     [run] = store.runs("synthetic")
-    expected = (run_id, "synthetic", "a-b10-s0", parent)
-    assert (run.run_id, run.experiment, run.name, run.parent_id) == expected
+    expected = (run_id, "synthetic", "a-b10-s0", group)
+    assert (run.run_id, run.experiment, run.name, run.group) == expected
     assert run.params == {"training.batch_size": "10", "loss": "lovasz-softmax"}
     assert run.metrics == {"loss": 0.25}
     assert (run.tags["seed"], run.identity, run.status, run.ended) == ("0", "id1", "RUNNING", None)
@@ -73,7 +73,7 @@ def test_opening_again_finds_the_same_runs(store: Store) -> None:
     assert first == second == third
     assert [run.status for run in store.runs()] == ["RUNNING"]
     assert child(store, "id2") != first
-    assert rows(store.results, "SELECT count(*) FROM runs") == [(3,)]  # with the parent
+    assert rows(store.results, "SELECT count(*) FROM runs") == [(2,)]
 
 
 def test_resuming_with_other_settings_hides_nothing(store: Store) -> None:
@@ -89,16 +89,16 @@ def test_resuming_with_other_settings_hides_nothing(store: Store) -> None:
     assert run.tags["changed/lr"] == "0.2"
 
 
-def test_runs_are_children_only_newest_first(store: Store) -> None:
+def test_runs_are_the_tools_alone_newest_first(store: Store) -> None:
     old = store.open_child("a", None, "old", "1", {}, {}, started=1000.0)
     new = store.open_child("b", None, "new", "2", {}, {}, started=2000.0)
-    parent = store.open_parent("a", "parent", {})
+    experiment = store._client.get_experiment_by_name("a").experiment_id
+    store._client.create_run(experiment, 3_000_000, {"role": "parent"}, "of-an-earlier-version")
     assert [run.run_id for run in store.runs()] == [new, old]
     assert [run.run_id for run in store.runs("a")] == [old]
     assert store.runs("nothing") == []
     assert store.find("nothing", "1") is None
     assert store.find("a", "2") is None
-    assert (get(store, parent).name, get(store, parent).tags["role"]) == ("parent", "parent")
     assert store.get("0" * 32) is None
     store._client.delete_run(old)
     assert store.runs("a") == []

@@ -25,13 +25,12 @@ STARTED, ENDED = 1_763_884_800.123, 1_763_888_400.456
 
 def fill(store: Store, tmp_path: Path) -> dict[str, str]:
     """Three runs, one of each end; returns {identity: run id}."""
-    parent = store.open_parent("camvid-enet", "camvid-enet-paper", {"title": "ENet on CamVid"})
     ids = {}
     for number, status in enumerate(("FINISHED", "FAILED", "RUNNING")):
         identity = f"{number}{'0123456789abcde'}"
         run_id = store.open_child(
             "camvid-enet",
-            parent,
+            "camvid-enet-paper",
             f"sum-b5-s{number}",
             identity,
             {"loss": "Lovász, with ”quotes”\n and a line", "training.lr": 0.1},
@@ -94,10 +93,7 @@ def test_a_round_trip_keeps_everything_and_gives_the_same_bytes(
         assert after.tags["device"] == "CPU Größe (2 cores)"
         assert after.tags["nonfinite/loss"] == "-inf at step 4"
         assert repr(there.points(after.run_id)) == repr(here.points(run_id))
-        assert after.parent_id is not None
-        parent = there.get(after.parent_id)
-        assert parent is not None
-        assert (parent.name, parent.tags["title"]) == ("camvid-enet-paper", "ENet on CamVid")
+        assert after.group == before.group == "camvid-enet-paper"
         assert there.artifact(after.run_id, "plots/deep/small.csv").read_text().endswith("deep")
     assert export_runs(there, tmp_path / "two") == 3
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
@@ -580,17 +576,23 @@ def test_runs_that_are_odd_all_the_same_are_passed_over_with_one_line(
     assert reader.open_child("e", None, "odd", "odd", {}, {}) != odd
 
 
-def test_an_import_does_not_change_the_parent_that_is_here(
+def test_what_grouped_runs_of_earlier_versions_travels_with_them(
     here: Store, there: Store, tmp_path: Path
 ) -> None:
-    parent = here.open_parent("e", "p", {"title": "theirs"})
-    here.open_child("e", parent, "run", "id", {}, {})
-    export_runs(here, tmp_path / "out")
-    ours = there.open_parent("e", "p", {"title": "ours"})
-    import_runs(there, tmp_path / "out")
-    kept = there.get(ours)
-    assert kept is not None
-    assert kept.tags["title"] == "ours"
+    run_id = here.open_child("e", None, "run", "id", {}, {})
+    experiment = here._client.get_run(run_id).info.experiment_id
+    marks = {"role": "parent", "title": "theirs"}
+    parent = here._client.create_run(experiment, 1000, marks, "e-paper").info.run_id
+    here.set_tags(run_id, {"mlflow.parentRunId": parent})
+    export_runs(here, tmp_path / "one")
+    [file] = (tmp_path / "one").rglob("run.json")
+    assert json.loads(file.read_text())["parent"] == {"name": "e-paper", "tags": marks}
+    import_runs(there, tmp_path / "one")
+    [run] = there.runs()
+    assert run.group == "e-paper"
+    assert "mlflow.parentRunId" not in run.tags  # MLflow's pages list it beside the others
+    export_runs(there, tmp_path / "two")
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
 def test_an_artifact_may_end_in_new(here: Store, there: Store, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_run_is_stored_with_all_that_traces_its_numbers(tiny, store):
     assert not reused
     same(result, search(tiny, range(3)))
     assert run.status == "FINISHED"
-    assert run.parent_id
+    assert run.group == "synthetic"
     assert run.params["seeds"] == "3"
     assert run.params["circles.radius"] == "[2.0, 5.0]"
     assert (
