@@ -8,9 +8,9 @@
 
 Inside: ``lovasz.py`` and ``extension.py`` are what people call. Gains come from ``sorting.py`` or,
 derived in ``histogram.py``, from counts in the bins of ``error_bins.py``. ``softmax.py`` takes them
-through the softmax, with the functions of ``plain.py``, which says how, or of modules of the same
-shape (``backends.py`` chooses): ``compiled.py`` with ``kernels.py`` (Numba) on a CPU, and
-``triton_passes.py`` on a GPU. ``ranks.py`` joins processes.
+through the softmax, with the functions of ``plain.py``, which says how, or on a CPU of
+``compiled.py`` with ``kernels.py`` (Numba). ``device.py`` with ``device_kernels.py`` (Triton) does
+all of it on a GPU. ``backends.py`` chooses, and ``ranks.py`` joins processes.
 """
 
 from .baselines import (

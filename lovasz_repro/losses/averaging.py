@@ -85,20 +85,31 @@ def rows_of(
 
 def _averaged(counts: Tensor, classes: str | Sequence[int]) -> Tensor:
     """(R, C) bool: the classes that Eq. 13 averages in each row."""
+    ids = listed(classes, counts.shape[1])
+    if classes == "present":
+        return counts > 0
     not_empty = counts.sum(1, keepdim=True) > 0
+    if ids is None:
+        return not_empty.expand_as(counts)
+    chosen = torch.zeros(counts.shape[1], dtype=torch.bool, device="cpu")
+    chosen[ids] = True
+    return chosen & not_empty
+
+
+def listed(classes: str | Sequence[int], num_classes: int) -> list[int] | None:
+    """Class ids that are given one by one, or None.
+
+    Raises:
+        ValueError: neither "present" nor "all", nor ids of classes, each once.
+    """
     if isinstance(classes, str):
-        if classes == "present":
-            return counts > 0
-        if classes == "all":
-            return not_empty.expand_as(counts)
-        raise ValueError(f'classes is "{classes}", must be "present", "all" or a list of ids')
-    num_classes = counts.shape[1]
+        if classes not in ("present", "all"):
+            raise ValueError(f'classes is "{classes}", must be "present", "all" or a list of ids')
+        return None
     ids = [index(item) for item in classes]
     for item in ids:
         if not 0 <= item < num_classes:
             raise ValueError(f"class {item} in classes is out of range for {num_classes} classes")
     if not ids or len(set(ids)) < len(ids):
         raise ValueError(f"classes is {ids}, must name at least one class, and each once")
-    listed = torch.zeros(num_classes, dtype=torch.bool, device="cpu")
-    listed[ids] = True
-    return listed & not_empty
+    return ids

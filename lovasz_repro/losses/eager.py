@@ -19,8 +19,12 @@ ELSEWHERE = {
 HOST = "it reads the counts of the labels on the host"
 
 
-def eager(function: Callable[P, R]) -> Callable[P, R]:
+def eager(
+    function: Callable[P, R], in_graph: Callable[..., bool] = lambda *_, **__: False
+) -> Callable[P, R]:
     """Keep torch.compile out of a function that reads label counts on the host.
+
+    But for calls of which ``in_graph`` says that they do not.
 
     Traced, it would be compiled anew for the counts of every batch. ``torch.compiler.disable``
     does the same, but as a decorator it imports the compiler with the losses, which takes longer
@@ -51,6 +55,8 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
         nonlocal disabled
         if not torch.compiler.is_compiling():
             return call(*args, **kwargs)
+        if in_graph(*args, **kwargs):
+            return function(*args, **kwargs)
         if disabled is None:
             disabled = _not_in_a_fullgraph(call)
         return disabled(*args, **kwargs)

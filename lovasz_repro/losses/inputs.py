@@ -74,23 +74,8 @@ def multiclass_pixels(
         ValueError: shapes or devices that do not fit, or a label that is neither a class id in
             [0, C) nor ``ignore_index``.
     """
-    _check_dtypes(logits, labels)
-    if logits.dim() < 2:
-        raise ValueError(f"logits must have shape (B, C, ...), got {tuple(logits.shape)}")
-    batch, classes = logits.shape[:2]
-    if classes == 0:
-        raise ValueError(f"logits of shape {tuple(logits.shape)} have no class")
-    if classes == 1:
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} have one class, whose probability is always 1; "
-            "for one logit a pixel use lovasz_hinge or binary_cross_entropy, with labels 0 and 1"
-        )
-    if labels.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} need "
-            f"{tuple(logits.shape[:1] + logits.shape[2:])}{_shape_hint(logits, labels)}"
-        )
-    space = logits.shape[2:].numel()
+    check_multiclass(logits, labels)
+    batch, classes, space = *logits.shape[:2], logits.shape[2:].numel()
     flat = labels.reshape(batch, space).long().contiguous()
     # Bins 0 ... C-1 are the classes, C the ignored pixels, C + 1 what should not be there.
     bins = torch.where((flat >= 0) & (flat < classes), flat, classes + 1)
@@ -109,6 +94,39 @@ def multiclass_pixels(
     flat_logits = logits.reshape(batch, classes, space)
     _warn_of_probabilities(flat_logits)
     return MulticlassPixels(flat_logits, flat, valid, counts[:, :classes], total[:classes], images)
+
+
+def check_multiclass(logits: Tensor, labels: Tensor) -> None:
+    """Refuse what the host sees of logits (B, C, ...) and labels (B, ...), their numbers apart.
+
+    Raises:
+        TypeError, ValueError: as :func:`multiclass_pixels`.
+    """
+    _check_dtypes(logits, labels)
+    if logits.dim() < 2:
+        raise ValueError(f"logits must have shape (B, C, ...), got {tuple(logits.shape)}")
+    classes = logits.shape[1]
+    if classes == 0:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} have no class")
+    if classes == 1:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} have one class, whose probability is always 1; "
+            "for one logit a pixel use lovasz_hinge or binary_cross_entropy, with labels 0 and 1"
+        )
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} need "
+            f"{tuple(logits.shape[:1] + logits.shape[2:])}{_shape_hint(logits, labels)}"
+        )
+
+
+def first_look(logits: Tensor) -> bool:
+    """Whether nobody has looked at the numbers of a call yet, and the host may wait for them."""
+    return not (_looked or torch.compiler.is_compiling() or _capturing(logits))
+
+
+def _capturing(logits: Tensor) -> bool:
+    return logits.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def binary_pixels(
@@ -158,26 +176,37 @@ def not_0_or_1(numbers: Tensor) -> int | None:
     return low if low < 0 else high if high > 1 else None
 
 
-def class_weight_vector(
+def class_weight_list(
     class_weights: Sequence[float] | Tensor | None, num_classes: int
-) -> Tensor | None:
-    """Class weights as a float64 tensor (C,) on the CPU, or None.
+) -> list[float] | None:
+    """Class weights as numbers on the host, or None.
 
     Raises:
         ValueError: not one weight a class, or a weight that is negative or not finite.
     """
     if class_weights is None:
         return None
-    weights = torch.as_tensor(class_weights, dtype=torch.float64, device="cpu").detach()
-    if weights.shape != (num_classes,):
+    shape: tuple[int, ...]
+    if not isinstance(class_weights, Tensor):
+        shape, numbers = (len(class_weights),), [float(weight) for weight in class_weights]
+    else:
+        shape, numbers = tuple(class_weights.shape), class_weights.tolist()
+    if shape != (num_classes,):
         raise ValueError(
-            f"class_weights have shape {tuple(weights.shape)}, {num_classes} classes need "
-            f"({num_classes},)"
+            f"class_weights have shape {shape}, {num_classes} classes need ({num_classes},)"
         )
-    for index, weight in enumerate(weights.tolist()):
+    for index, weight in enumerate(numbers):
         if not 0 <= weight < float("inf"):
             raise ValueError(f"class_weights[{index}] is {weight}, must be finite and at least 0")
-    return weights
+    return numbers
+
+
+def class_weight_vector(
+    class_weights: Sequence[float] | Tensor | None, num_classes: int
+) -> Tensor | None:
+    """The same as a float64 tensor (C,) on the CPU."""
+    numbers = class_weight_list(class_weights, num_classes)
+    return None if numbers is None else torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 class PixelWeights(NamedTuple):

@@ -4,13 +4,14 @@ Both have gradients in closed form; nothing is differentiated through a sort or 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from .averaging import Problem, rows_of
-from .backends import jaccard_kernels
+from .backends import device_kernels, jaccard_kernels
 from .eager import eager
 from .error_bins import ProbabilityBins
 from .extension import LovaszExtensionFunction
@@ -19,6 +20,8 @@ from .inputs import (
     BinaryPixels,
     PixelWeights,
     binary_pixels,
+    check_multiclass,
+    first_look,
     multiclass_pixels,
     pixel_weights,
 )
@@ -31,7 +34,24 @@ from .window import AccumulationWindow
 JACCARD = JaccardLoss()
 
 
-@eager
+def _counted_on_device(
+    logits: Tensor,
+    _: Tensor,
+    *,
+    per_image: bool = False,
+    pixel_weight: Tensor | None = None,
+    set_function: SetFunction = JACCARD,
+    method: str = "auto",
+    group: distributed.ProcessGroup | None = None,
+    window: AccumulationWindow | None = None,
+    **rest: Any,
+) -> bool:
+    """Whether nothing of a call needs the host."""
+    kernels = device_kernels(logits, method, set_function, pixel_weight is not None, per_image)
+    return kernels is not None and group is None and window is None
+
+
+@partial(eager, in_graph=_counted_on_device)
 def lovasz_softmax(
     logits: Tensor,
     labels: Tensor,
@@ -84,7 +104,8 @@ def lovasz_softmax(
             bounds. "auto" counts batches (with ``per_image``, images) of at least 131,072 pixels,
             and sorts single classes of them whose gradient would be further from the exact one
             than that of Algorithm 1 in float32; it sorts what is smaller, is float64 or has pixel
-            weights.
+            weights. On a GPU it counts batches of any size, and images of at least 32,768 pixels,
+            and where bins are too coarse, counts again in parts of them (``device.py``).
         bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on
             and 2**13 below 2**15 pixels.
         group: process group whose ranks hold parts of one batch. The loss is that of the whole
@@ -107,7 +128,8 @@ def lovasz_softmax(
             a pixel), a label out of range (of any rank), a class id out of range or twice in
             ``classes``, class weights that are not C finite non-negative numbers, an option out
             of range, a set function that is not submodular, or a window with ``per_image`` or
-            "sort".
+            "sort". Where a GPU counts, the host waits for no label: labels are looked at on the
+            first call of one process, and later a label out of range makes the loss NaN.
         RuntimeError: in ``torch.jit.trace`` or a transform of ``torch.func``.
 
     The gradient has the dtype of the logits. Where errors tie it is a subgradient, the same one at
@@ -119,6 +141,14 @@ def lovasz_softmax(
         if per_image or method == "sort":
             raise ValueError('a window carries counts of batches: not with per_image or "sort"')
         how = Method("histogram", bins or FEW_BINS)
+    check_multiclass(logits, labels)
+    on_device = device_kernels(logits, how.name, set_function, pixel_weight is not None, per_image)
+    if on_device is not None:
+        if ranks.alone and first_look(logits):
+            multiclass_pixels(logits, labels, ignore_index)
+        options = (classes, per_image, ignore_index, class_weights, how, ranks, window)
+        on_its_device: Tensor = on_device.lovasz_softmax(logits, labels, *options)
+        return on_its_device
     weights = None
     if pixel_weight is not None:
         weights = pixel_weights(pixel_weight, labels, weight_background)

@@ -62,9 +62,10 @@ class _Bound(nn.Module):
         refuse_unknown(type(self).__name__, type(self).function, options)
         weights = options.get("class_weights")
         if weights is not None:
-            # On the CPU whatever the device of the module: the losses read them on the host.
-            weights = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach()
-            options["class_weights"] = weights
+            # Numbers, whatever the device of the module: the losses read them on the host.
+            options["class_weights"] = torch.as_tensor(
+                weights, dtype=torch.float64, device="cpu"
+            ).tolist()
         self.options = options
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,11 +74,7 @@ class _Bound(nn.Module):
 
     def extra_repr(self) -> str:
         """Options that were given, for printing."""
-        shown = {
-            name: value.tolist() if isinstance(value, Tensor) else value
-            for name, value in self.options.items()
-        }
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
 class _Weighted(_Bound):

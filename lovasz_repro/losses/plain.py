@@ -1,7 +1,7 @@
 """Lovász-Softmax in plain PyTorch (Eq. 2, 11-13), line by line what the formulas say.
 
-It works for every device, dtype, set function and weight, and is what ``compiled.py`` and
-``triton_passes.py``, whose functions have these names, are measured against. All in float64.
+It works for every device, dtype, set function and weight, and is what ``compiled.py``, whose
+functions have these names, and ``device.py`` are measured against. All in float64.
 
 Let f be the probabilities of a pixel, y its label, m_y = 1 - f_y and m_c = f_c its errors
 (Eq. 11), g the gains of Eq. 9, already multiplied by the weight of their class in the mean of

@@ -60,8 +60,11 @@ class AccumulationWindow:
         """All that is counted in the window, with what is counted in this micro-batch."""
         return self._with(self._flat, flat)
 
-    def include(self, labels: Tensor, flat: Tensor) -> None:
-        """Take in a micro-batch, once its loss is there: the sums that the two above gave."""
+    def include(self, labels: Tensor | None, flat: Tensor) -> None:
+        """Take in a micro-batch, once its loss is there: the sums that the two above gave.
+
+        Where all are in ``flat``, labels are None.
+        """
         if not self.frozen:
             self._label_counts, self._flat = labels, flat
             self.micro_batches += 1

@@ -176,7 +176,7 @@ def test_the_kernels_are_tried_under_any_default_device() -> None:
         """Kernels that do nothing: what matters is that the numbers are made."""
 
         @staticmethod
-        def count(logits: Tensor, *rest: object) -> None:
+        def forward(logits: Tensor, *rest: object) -> None:
             assert logits.device.type == "cpu"
             raise ArithmeticError
 
