@@ -450,11 +450,13 @@ class Snapshot:
     Attributes:
         architecture: which network; a name of ``run.networks.NETWORKS``.
         model: on the CPU, in evaluation mode.
+        outputs: of the model.
         dataset, class_names, notes: see `Weights`.
     """
 
     architecture: str
-    model: ENet | DeepLab
+    model: nn.Module
+    outputs: int
     dataset: str
     class_names: tuple[str, ...]
     notes: dict[str, str]
@@ -471,16 +473,16 @@ def load_snapshot(path: Path) -> Snapshot:
         raise UserError(f"weights {path}: of {architecture}, which sees features drawn from masks "
                         "and no photographs.")  # fmt: skip
     if architecture == OF_OWN_NETWORK:
-        raise UserError(f"weights {path}: of a network of your own; they fit what its function "
-                        "makes, and are used there.")  # fmt: skip
+        raise UserError(f"weights {path}: of a network of your own. Give the id of its run: a file "
+                        "does not say which code is run.")  # fmt: skip
     weights: Weights | DeepLabWeights
     if architecture == OF_DEEPLAB:
         weights = load_deeplab_weights(path)
     else:
         weights, architecture = load_weights(path), OF_ENET
-    return Snapshot(
-        architecture, weights.build().eval(), weights.dataset, weights.class_names, weights.notes
-    )
+    model = weights.build().eval()
+    about = weights.dataset, weights.class_names, weights.notes
+    return Snapshot(architecture, model, model.num_classes, *about)
 
 
 # ---- writing, and the smallest network -----------------------------------------------------------

@@ -19,10 +19,12 @@ from lovasz_repro.evaluation.photographs import OF_ANY_SIZE
 from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.snapshot import Snapshot, load_snapshot
+from lovasz_repro.models.own_network import build_own, load_own
+from lovasz_repro.models.snapshot import Snapshot, class_names, load_snapshot, metadata_of
 from lovasz_repro.run.inputs import WEIGHTS
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.store import Store, StoredRun
+from lovasz_repro.store.stored import ORIGIN
 
 RUN_ID = re.compile(r"[0-9a-f]{1,32}")
 
@@ -89,8 +91,9 @@ def find_trained(source: str, results: Path, tracking_uri: str | None) -> Traine
         evaluation = read_stored(EvaluationConfig, run.params, "evaluation", title)
         precision, category = run.params.get("training.precision", "float32"), data.category
         size = data.size
-        network = load_snapshot(file)
-    table = class_table(network.dataset, network.class_names, network.model.num_classes)
+        own = run.params.get("model.name") == "callable"
+        network = own_snapshot(run, file) if own else load_snapshot(file)
+    table = class_table(network.dataset, network.class_names, network.outputs)
     if category is not None and category not in table.names:
         raise UserError(f"{title}: no output for {category[:60]!r}, which it is to tell apart.")
     kept = evaluation.unlabelled == "kept"
@@ -98,6 +101,22 @@ def find_trained(source: str, results: Path, tracking_uri: str | None) -> Traine
     output = None if category is None else table.names.index(category)
     how = precision, evaluation, size, run.run_id if run else None
     return Trained(title, network, table, output, answers, *how)
+
+
+def own_snapshot(run: StoredRun, file: Path) -> Snapshot:
+    """The user's own network that a run has trained.
+
+    Raises:
+        UserError: it cannot be made, or the run was imported: it does not say which code is run.
+    """
+    if ORIGIN in run.tags:
+        raise UserError(f"{title_of_run(run)} was imported, and code that it names is not run.")
+    notes = metadata_of(file)
+    names = class_names(notes.get("class_names", "[]"))
+    model = build_own(run.params.get("model.callable", ""), len(names))
+    load_own(model, file)
+    about = notes.get("dataset", "unknown"), names, notes
+    return Snapshot("callable", model.eval(), len(names), *about)
 
 
 def find_weights(

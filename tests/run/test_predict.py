@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional
 
 from lovasz_repro.config.schema import CrfConfig
@@ -25,6 +26,7 @@ from lovasz_repro.evaluation.photographs import (
 from lovasz_repro.models.deeplab import DeepLab, small_deeplab
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.evidence_net import EvidenceNet
+from lovasz_repro.models.own_network import build_own, save_own
 from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.run import predict
 from lovasz_repro.run.evaluate import find_network
@@ -493,6 +495,31 @@ def test_the_crf_refines_the_probabilities_of_the_answers(
     expected = scores(model, network_input(path))[0, 1:].softmax(0).numpy()
     assert np.allclose(given[0], expected, atol=1e-6)
     assert set(np.unique(read(done.label_ids))) == {OFFICIAL_IDS[3]}
+
+
+def plain(classes: int) -> nn.Module:
+    """A network of one's own."""
+    torch.manual_seed(1)
+    return nn.Conv2d(3, classes, 3, padding=1)
+
+
+def test_a_network_of_ones_own_is_asked_by_its_run_alone(tmp_path: Path, store: Store) -> None:
+    path, weights = photo(tmp_path / "in", 30, 45), tmp_path / "best.safetensors"
+    source = f"{__name__}:plain"
+    model = build_own(source, 3)
+    with torch.no_grad():
+        model.network.bias.add_(0.01)  # type: ignore[operator, union-attr]
+    save_own(model.eval(), weights, {"dataset": "own", "class_names": ("a", "b", "c")})
+    params = {"data.name": "own", "model.name": "callable", "model.callable": source}
+    run_id = stored(store, weights, **params)
+    (done,) = predict_images([path], run_id, tmp_path / "out", results=store.results)
+    with torch.no_grad():
+        expected = model(network_input(path))[0].argmax(0).numpy()
+    assert agreement(done.label_ids, expected) > 0.999
+    assert "id of its run" in refusal([path], weights, tmp_path / "none")
+    store.set_tags(run_id, {"origin_run_id": "a" * 32})
+    text = refusal([path], run_id, tmp_path / "none", results=store.results)
+    assert "imported" in text
 
 
 def test_runs_that_cannot_be_asked(deeplab, tmp_path: Path, store: Store) -> None:
