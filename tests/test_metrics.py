@@ -171,6 +171,15 @@ def test_scores_worked_out_by_hand():
     assert matrix.mean_iou() == pytest.approx((4 / 6 + 2 / 3 + 0) / 3)
 
 
+def test_scores_do_not_depend_on_the_scale_of_an_image():
+    """Of the abstract: every pixel four times, as an image of twice the size has it."""
+    generator = torch.Generator().manual_seed(0)
+    labels, predictions = torch.randint(0, 4, (2, 3, 9, 9), generator=generator)
+    twice = [one.repeat_interleave(2, 1).repeat_interleave(2, 2) for one in (predictions, labels)]
+    same(image_iou(*twice, 4), image_iou(predictions, labels, 4))
+    same(batch_miou(*twice, 4), batch_miou(predictions, labels, 4))
+
+
 def test_one_wrong_pixel_of_an_absent_class_costs_an_image_and_hardly_a_dataset():
     """The difference that Sec. 3.1 describes."""
     labels = torch.zeros(2, 100, dtype=torch.int64)

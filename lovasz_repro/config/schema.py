@@ -266,6 +266,8 @@ class BatchesConfig(Strict):
     count: Positive = 20
     size: Positive = 21
     """Images in each."""
+    rankseg: Annotated[bool, ADDED] = False
+    """Score them by the decision rule of the package rankseg, too (extra rankseg)."""
 
 
 class EvaluationConfig(Strict):
@@ -291,7 +293,7 @@ class EvaluationConfig(Strict):
     """And with this on top; null: not."""
     batches: BatchesConfig | None = None
     """Scores after training also single batches, by the arg max and by the decision rule of highest
-    expected IoU; null: not."""
+    mean E[I]/E[U]; null: not."""
 
     @model_validator(mode="after")
     def _crf_refines_fused_predictions(self) -> "EvaluationConfig":

@@ -6,7 +6,7 @@ class. Counting a whole data set means decoding every mask, so the counts are ke
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +56,28 @@ def class_shares(counts: np.ndarray, num_classes: int) -> torch.Tensor:
     """Share of pixels of each class among all pixels, ignored ones included: (C,) float64."""
     total = counts.sum(axis=0, dtype=np.int64)
     return torch.from_numpy(total[:num_classes] / total.sum())
+
+
+def class_presence(counts: np.ndarray, classes: Sequence[int]) -> dict[str, float]:
+    """How evenly images show the classes, which is what equibatch evens out.
+
+    Args:
+        counts: pixels of each label in each image, (N, 256).
+        classes: which labels are classes.
+
+    Returns: ``classes_per_image``, the mean; and ``class_uniformity``, the entropy of the numbers
+        of images that show each class over that of equal numbers, 1 for equal ones; of the classes
+        that some image shows, NaN where these are fewer than two.
+    """
+    shown = counts[:, list(classes)] > 0
+    images = shown.sum(axis=0)
+    shares = images[images > 0] / max(1, images.sum())
+    entropy = -(shares * np.log(shares)).sum()
+    uniformity = entropy / np.log(len(shares)) if len(shares) > 1 else np.nan
+    return {
+        "classes_per_image": float(shown.sum(axis=1).mean()),
+        "class_uniformity": float(uniformity),
+    }
 
 
 def _read(cache: Path, images: int) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Single batches by arg max and by the decision rule of highest expected IoU (Sec. 4.3).
+"""Single batches by arg max and by decision rules that approximate the highest expected IoU.
 
 The paper compares Lovász-Softmax with a rule at test time (``expected_iou.py``) on random batches
 in which every class is represented, by the mIoU of each batch.
@@ -6,8 +6,12 @@ in which every class is represented, by the mIoU of each batch.
 Labels decide nothing here, they only score. So the rule chooses for all pixels, also for those that
 are void in the labels and counted by no mIoU: what is deployed does not know them. It hardly
 matters: on evidence drawn from Pascal VOC's masks, 0.1 points of a batch's mIoU at most.
+
+Beside the rule on the probabilities as they are stands the rule on calibrated ones
+(``temperature.py``), and where it is asked for that of the package rankseg.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,8 +20,13 @@ import torch
 from torch import Tensor
 
 from lovasz_repro.data.sampling import mix
-from lovasz_repro.evaluation.expected_iou import expected_iou, expected_iou_labels
+from lovasz_repro.evaluation.expected_iou import (
+    expected_iou,
+    expected_iou_labels,
+    rankseg_labels,
+)
 from lovasz_repro.evaluation.predictor import Predictor
+from lovasz_repro.evaluation.temperature import at_temperature
 from lovasz_repro.metrics import batch_miou
 
 MOST_DRAWS = 100_000
@@ -78,10 +87,19 @@ class BatchScores(NamedTuple):
     expected_miou_decision_rule: float
     """The same of the decision rule. It is the higher one; where the batch-mIoU is not, the
     probabilities are not those of the labels, or the pixels not independent."""
+    miou_calibrated_rule: float = math.nan
+    """The batch-mIoU of the decision rule on calibrated probabilities; NaN where there are none."""
+    miou_rankseg: float = math.nan
+    """The same of rankseg's rule on the probabilities as they are; NaN where not asked for."""
 
 
 def score_batch(
-    predictor: Predictor, images: Iterable[tuple[Tensor, Tensor]], void: int
+    predictor: Predictor,
+    images: Iterable[tuple[Tensor, Tensor]],
+    void: int,
+    temperature: float | None = None,
+    *,
+    rankseg: bool = False,
 ) -> BatchScores:
     """Score a network on all pixels of a batch together.
 
@@ -92,28 +110,49 @@ def score_batch(
         predictor: of the network.
         images: (images (1, ., h, w), labels (1, H, W) integer), each at its own size.
         void: label of pixels that are not scored.
+        temperature: of the calibrated probabilities; None: the rule sees no such.
+        rankseg: whether rankseg decides, too.
 
     Raises:
         ValueError: no images, or a label that is no class and not void.
+        UserError: rankseg is not installed.
     """
     held = list(images)
     probabilities = batch_probabilities(predictor, held)
     labels = torch.cat([truth.flatten() for _, truth in held]).to(predictor.device)
-    return scores_of(probabilities, labels, void)
+    return scores_of(probabilities, labels, void, temperature, rankseg=rankseg)
 
 
-def scores_of(probabilities: Tensor, labels: Tensor, void: int) -> BatchScores:
+def scores_of(
+    probabilities: Tensor,
+    labels: Tensor,
+    void: int,
+    temperature: float | None = None,
+    *,
+    rankseg: bool = False,
+) -> BatchScores:
     """Scores of the pixels of a batch in a row: probabilities (C, N), labels (N,) integer.
 
     Raises:
         ValueError: a label that is no class and not void.
+        UserError: rankseg is not installed.
     """
-    found, promised = [], []
+
+    def score(decisions: Tensor) -> float:
+        return batch_miou(decisions, labels, len(probabilities), void).item()
+
     by_argmax = probabilities.max(dim=0).indices  # as argmax, and faster on the CPU
-    for decisions in (by_argmax, expected_iou_labels(probabilities)):
-        found.append(batch_miou(decisions, labels, len(probabilities), void).item())
-        promised.append(expected_iou(probabilities, decisions).item())
-    return BatchScores(*found, *promised)
+    decided = by_argmax, expected_iou_labels(probabilities)
+    scores = BatchScores(
+        *(score(decisions) for decisions in decided),
+        *(expected_iou(probabilities, decisions).item() for decisions in decided),
+    )
+    if rankseg:
+        scores = scores._replace(miou_rankseg=score(rankseg_labels(probabilities)))
+    if temperature:
+        calibrated = at_temperature(probabilities, temperature)
+        scores = scores._replace(miou_calibrated_rule=score(expected_iou_labels(calibrated)))
+    return scores
 
 
 @torch.inference_mode()

@@ -37,7 +37,7 @@ from lovasz_repro.errors import UserError
 PIXELS_A_BLOCK = 2**15
 """Pixels that are worked on at once, so that what is computed of them stays near the processor."""
 TOLERANCE = 1e-6
-"""Gain in expected mIoU for which another sweep is not worth its time."""
+"""Gain in the objective for which another sweep is not worth its time."""
 SUM_TOLERANCE = 5e-3
 """How far from 1 the probabilities of a pixel may add up; bfloat16 needs it."""
 
@@ -107,6 +107,15 @@ def expected_iou_labels(probabilities: Tensor, *, sweeps: int = 100) -> Tensor:
     return labels
 
 
+def check_rankseg(otherwise: str = "") -> None:
+    """Raise UserError where rankseg is not installed; ``otherwise``: what does without it."""
+    try:
+        import rankseg  # noqa: F401
+    except ImportError:
+        install = f"pip install 'lovasz-repro[rankseg]'{otherwise}"
+        raise UserError(f"the decision rule of rankseg needs it: {install}.") from None
+
+
 def rankseg_labels(probabilities: Tensor) -> Tensor:
     """Labels of the decision rule RankSEG-RMA for the IoU, of the package rankseg.
 
@@ -119,10 +128,9 @@ def rankseg_labels(probabilities: Tensor) -> Tensor:
         UserError: rankseg is not installed.
         TypeError, ValueError: as `expected_iou_labels`, or without pixels.
     """
-    try:
-        from rankseg import RankSEG
-    except ImportError:
-        raise UserError("the decision rule of rankseg needs it: pip install rankseg.") from None
+    check_rankseg()
+    from rankseg import RankSEG
+
     _blocks(probabilities)
     # no class is left out because none of its probabilities is large
     labels: Tensor = RankSEG(metric="iou", pruning_prob=0.0)(probabilities[None])[0]

@@ -8,17 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lovasz_repro.report.claims_rules import TOO_FEW, RuleOutcome, Verdict, decide
-from lovasz_repro.report.claims_schema import Claim, ClaimsFile, Names, RisesWith, Rule, load_claims
+from lovasz_repro.report.claims_schema import Claim, ClaimsFile, RisesWith, Rule, load_claims
 from lovasz_repro.report.published import printed_numbers
 from lovasz_repro.report.runs import (
     BATCH_SIZE,
     Cohort,
     Remembered,
     RunStore,
-    cohorts,
-    headings,
     with_batch_size,
 )
+from lovasz_repro.report.sets import plans
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def evaluate_claims(store: RunStore) -> list[ClaimVerdict]:
 
 def _evaluate(store: RunStore, known: ClaimsFile, claim: Claim) -> ClaimVerdict:
     if claim.rule is None:
-        return ClaimVerdict(claim, "no rule", (), "", {})
+        return ClaimVerdict(claim, _without_runs(claim), (), "", {})
     own = list(_evidence(store, known, claim.experiment, claim.rule, decides=True))
     related = [
         item
@@ -77,6 +76,12 @@ def _evaluate(store: RunStore, known: ClaimsFile, claim: Claim) -> ClaimVerdict:
     command = (claim.command or names.command) if verdict == "not yet run" else ""
     published = dict(printed_numbers(claim).values())
     return ClaimVerdict(claim, verdict, (*own, *related), command, published)
+
+
+def _without_runs(claim: Claim) -> Verdict:
+    if claim.recipe:
+        return "as written" if claim.recipe.is_followed() else "differs"
+    return "tested" if claim.tests else "no rule"
 
 
 def _headline(outcomes: list[RuleOutcome]) -> Verdict:
@@ -97,7 +102,7 @@ def _evidence(
     note: str = "",
 ) -> Iterator[SetEvidence]:
     names = known.experiments[experiment]
-    for cohort, heading in _sets_of_runs(store, experiment, names, rule):
+    for cohort, heading in _sets_of_runs(store, experiment, rule):
         outcome = decide(store, cohort, rule, names.pairs)
         if not outcome.effects:
             continue
@@ -115,14 +120,12 @@ def _evidence(
         )
 
 
-def _sets_of_runs(
-    store: RunStore, experiment: str, names: Names, rule: Rule
-) -> Iterator[tuple[Cohort, str]]:
+def _sets_of_runs(store: RunStore, experiment: str, rule: Rule) -> Iterator[tuple[Cohort, str]]:
     """Cohorts, one per batch size unless the rule compares batch sizes, with their headings."""
-    found = cohorts(store, experiment, (*names.axes, *names.pairs))
     wanted = {operand.variant for operand in rule.operands()}
-    found = [c for c in found if "" in wanted or wanted & set(c.variants)]
-    for cohort, heading in zip(found, headings(found), strict=True):
+    for cohort, heading in plans(store, experiment):
+        if "" not in wanted and not wanted & set(cohort.variants):
+            continue
         if isinstance(rule, RisesWith) and rule.parameter == BATCH_SIZE:
             yield cohort, heading
         else:

@@ -12,6 +12,7 @@ from rich.text import Text
 from lovasz_repro.host.terminal import print_note, print_table
 from lovasz_repro.report.claims import ClaimVerdict, SetEvidence
 from lovasz_repro.report.claims_rules import Effect, Interval, Verdict
+from lovasz_repro.report.claims_schema import Claim
 from lovasz_repro.report.layout import MINUS, number, precise
 from lovasz_repro.report.render import md_escape, md_line, md_text
 from lovasz_repro.report.runs import SCALES
@@ -22,6 +23,9 @@ VERDICTS: dict[Verdict, str] = {
     "does not hold": "red",
     "undecided": "yellow",
     "not yet run": "dim",
+    "tested": "green",
+    "as written": "green",
+    "differs": "red",
     "no rule": "dim",
 }
 ORDER: tuple[Verdict, ...] = ("does not hold", "undecided", "holds", "not yet run", "no rule")
@@ -44,8 +48,8 @@ def print_claim(item: ClaimVerdict, console: Console) -> None:
     for line in evidence_lines(item.evidence):
         text = line.lstrip(" ")
         print_note(console, text, indent=1 + len(line) - len(text))
-    if item.claim.undecidable:
-        print_note(console, item.claim.undecidable, "dim")
+    for ground in grounds(item.claim):
+        print_note(console, ground, "dim")
     if item.command:
         print_note(console, f"decided by {item.command}", "dim")
     console.print()
@@ -54,7 +58,7 @@ def print_claim(item: ClaimVerdict, console: Console) -> None:
 def print_overview(
     verdicts: Sequence[ClaimVerdict], news: Collection[str], console: Console
 ) -> None:
-    """How many claims hold, and a line for each of them.
+    """How many claims hold, and a line for each of them that runs or nothing decide.
 
     Args:
         verdicts: all of them.
@@ -64,6 +68,8 @@ def print_overview(
     console.print(f"{summary(verdicts)}.")
     rows = []
     for item in verdicts:
+        if item.verdict in ("tested", "as written"):
+            continue
         others = Counter(one.outcome.verdict for one in item.evidence if not one.decides)
         rows.append(
             [
@@ -112,7 +118,7 @@ def _counted(verdicts: Sequence[Verdict]) -> str:
 def statements(verdicts: Sequence[ClaimVerdict]) -> list[str]:
     """Lines of a Markdown table: every statement, its place, its verdict by scale, the evidence."""
     lines = [
-        md_line(["statement", "in the paper", *(f"{scale} scale" for scale in SCALES), "runs"]),
+        md_line(["statement", "in the paper", *(f"{scale} scale" for scale in SCALES), "evidence"]),
         "|" + "---|" * (len(SCALES) + 3),
     ]
     for item in verdicts:
@@ -128,7 +134,9 @@ def statements(verdicts: Sequence[ClaimVerdict]) -> list[str]:
             for source in effect.sources
         }
         data = dict.fromkeys(one.data for one in item.evidence)
-        evidence = f"{len(runs)} on {', '.join(data)}" if runs else item.claim.undecidable
+        evidence = (
+            f"{len(runs)} runs on {', '.join(data)}" if runs else "; ".join(grounds(item.claim))
+        )
         words = [md_escape(text) for text in (item.claim.statement, item.claim.place)]
         lines.append(md_line([*words, f"**{item.verdict}**", *others, md_escape(evidence)]))
     return lines
@@ -147,8 +155,7 @@ def to_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
         evidence = [
             md_escape(line).replace(INDENT, "&emsp;") for line in evidence_lines(item.evidence)
         ]
-        if item.claim.undecidable:
-            evidence.append(md_escape(item.claim.undecidable))
+        evidence += [md_escape(ground) for ground in grounds(item.claim)]
         if item.command:
             evidence.append(md_text(f"decided by `{item.command}`"))
         words = [md_escape(item.claim.statement), md_escape(published_text(item))]
@@ -170,6 +177,16 @@ def to_json(verdicts: Sequence[ClaimVerdict]) -> str:
         for item in verdicts
     ]
     return json.dumps(precise(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def grounds(claim: Claim) -> list[str]:
+    """What decides a statement that no run decides, or why nothing does."""
+    if claim.recipe:
+        asked, of = claim.recipe.settings.items(), claim.recipe
+        which = f" {', '.join(of.variants)}" if of.variants else ""
+        told = ", ".join(f"{key}={value}" for key, value in asked)
+        return [f"{of.experiment}, profile {of.profile}{which}: {told}"]
+    return claim.tests or ([claim.undecidable] if claim.undecidable else [])
 
 
 def evidence_lines(evidence: Sequence[SetEvidence]) -> list[str]:

@@ -30,7 +30,7 @@ from lovasz_repro.report.runs import (
     Provenance,
     Run,
     RunStore,
-    finite_history,
+    correlation_along,
     mean_and_spread,
     score_at,
     seed,
@@ -38,7 +38,11 @@ from lovasz_repro.report.runs import (
     sources,
 )
 
-Verdict = Literal["holds", "does not hold", "undecided", "not yet run", "no rule"]
+Verdict = Literal[
+    "holds", "does not hold", "undecided", "not yet run",
+    "tested", "as written", "differs", "no rule",
+]  # fmt: skip
+"""What runs say of a statement; or tests, or the settings of an experiment."""
 Key = tuple[str, ...]
 Samples = dict[Key, tuple[float, Run]]
 UNSET = object()
@@ -228,35 +232,15 @@ def _slope(store: RunStore, cohort: Cohort, rule: RisesWith) -> Effect | str:
 def _correlation(store: RunStore, cohort: Cohort, rule: Correlated) -> Effect | str:
     """Whether two histories bend together, a number per run."""
     asked = Interval(low=rule.at_least)
-    found: list[tuple[float, int, Run]] = []
-    for run in _selected(cohort, rule, rule.variant):
-        one, other = (dict(finite_history(store, run, metric)) for metric in rule.metrics)
-        steps = [step for step in one if step in other and step > 0]
-        r = bends_together([one[s] for s in steps], [other[s] for s in steps])
-        found += [] if r is None else [(r, len(steps), run)]
+    found = [
+        (*along, run)
+        for run in _selected(cohort, rule, rule.variant)
+        if (along := correlation_along(store, run, rule.metrics))
+    ]
     if not found:
         return f"{' and '.join(rule.metrics)} of {rule.variant} along a run"
     label = f"{rule.variant}: rank correlation of the bends of {' and '.join(rule.metrics)}"
     return _correlation_effect(label, found, asked)
-
-
-def bends_together(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's correlation of the second differences of two series; None where it is undefined.
-
-    Two learning curves rise, bend and level off together whatever they measure. First differences
-    take out a common slope only: those of a curve that levels off are large at first in both.
-    Second differences take out the bend but for a few first steps, and ranks keep these few from
-    outweighing the rest.
-    """
-    bends = [
-        [after - 2 * at + before for before, at, after in zip(x, x[1:], x[2:], strict=False)]
-        for x in (one, other)
-    ]
-    if any(len(set(bend)) < 3 for bend in bends):
-        return None
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(*bends).statistic)
 
 
 def _correlation_effect(
@@ -303,7 +287,11 @@ def _samples(
                 samples[*key, str(step)] = value, run
         elif (found := score_at(store, run, operand.metric, operand.at)) is not None:
             samples[key] = found, run
-    return {key: sample for key, sample in samples.items() if math.isfinite(sample[0])}
+    return {
+        key: (value + operand.plus, run)
+        for key, (value, run) in samples.items()
+        if math.isfinite(value)
+    }
 
 
 def _independent(samples: dict[Key, float]) -> list[float]:
@@ -355,7 +343,8 @@ def _difference_label(of: Operand, over: Operand) -> str:
     if of.variant == over.variant and of.metric == over.metric:
         return f"{of.variant}, {of.metric}: {moments[of.at]} − {moments[over.at]}"
     if of.variant == over.variant:
-        return f"{of.variant}: {of.metric} − {over.metric}"
+        spared = f" + {of.plus:g}" if of.plus else ""
+        return f"{of.variant}: {of.metric}{spared} − {over.metric}"
     if of.metric == over.metric:
         during = f", {moments[of.at]}" if of.at == over.at in ("first_half", "rise") else ""
         return f"{of.variant} − {over.variant}: {of.metric}{during}"

@@ -1,12 +1,19 @@
 """What may stand in ``experiments/claims.yaml``: claims, and the few rules that decide them."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from lovasz_repro.config.read import Strict, read_yaml, validate
-from lovasz_repro.config.schema import experiments_folder
+from lovasz_repro.config.read import SPELT_OUT, Strict, dotted, read_yaml, validate
+from lovasz_repro.config.schema import (
+    BASIS,
+    ExperimentConfig,
+    experiments_folder,
+    load_experiment,
+)
 from lovasz_repro.report.runs import Moment
 
 Tolerance = Annotated[float, Field(ge=0)]
@@ -20,6 +27,8 @@ class Operand(NamedTuple):
     at: Moment
     above: str = ""
     """A variant of the same seed that this one is measured from; then the number is a gain."""
+    plus: float = 0.0
+    """Added to it."""
 
 
 class Side(Strict):
@@ -29,6 +38,8 @@ class Side(Strict):
     above: str = ""
     metric: str | None = None
     at: Moment | None = None
+    plus: float = 0.0
+    """What a difference may fall short by."""
 
 
 class Compare(Strict):
@@ -79,7 +90,9 @@ class Difference(Selection):
     def _operand(self, side: str | Side, metric: str) -> Operand:
         if isinstance(side, str):
             return Operand(side, metric, self.at)
-        return Operand(side.variant, side.metric or metric, side.at or self.at, side.above)
+        return Operand(
+            side.variant, side.metric or metric, side.at or self.at, side.above, side.plus
+        )
 
 
 class Tolerated(Difference):
@@ -148,6 +161,37 @@ class Also(Strict):
     rule: Rule
 
 
+class Recipe(Strict):
+    """Settings of an experiment that a statement is about."""
+
+    experiment: str
+    profile: str = "paper"
+    variants: list[str] = Field(default_factory=list)
+    """Empty: all that the profile runs."""
+    settings: dict[str, Any] = Field(min_length=1)
+    """Dotted key -> what the statement says."""
+
+    def is_followed(self) -> bool:
+        """Whether all runs of the experiment have these settings.
+
+        Raises:
+            UserError: there is no such experiment, profile or variant.
+        """
+        cells = _loaded(experiments_folder() / f"{self.experiment}.yaml").cells(
+            self.profile, variants=self.variants or None, with_basis=BASIS in self.variants
+        )
+        asked = {key: str(value) for key, value in self.settings.items()}
+        return all(
+            asked.items() <= dotted(cell.model_dump(mode="json", context=SPELT_OUT)).items()
+            for cell in cells
+        )
+
+
+@cache
+def _loaded(file: Path) -> ExperimentConfig:
+    return load_experiment(str(file))
+
+
 class Claim(Strict):
     """One checkable statement of the paper."""
 
@@ -159,16 +203,20 @@ class Claim(Strict):
     command: str = ""
     """What runs these, where it is not the experiment's command."""
     rule: Rule | None = None
+    tests: list[str] = Field(default_factory=list)
+    """Tests of this project that decide it in the place of runs: file::function."""
+    recipe: Recipe | None = None
+    """Settings that are as it says, in the place of a rule."""
     undecidable: str = ""
-    """Why no rule decides it, in the place of one."""
+    """Why nothing decides it, in the place of these."""
     also: list[Also] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _rule_or_reason(self) -> "Claim":
-        if (self.rule is None) != bool(self.undecidable) or bool(self.rule) != bool(
-            self.experiment
-        ):
-            raise ValueError(f"claim {self.id} needs a rule and an experiment, or undecidable: why")
+    def _one_ground(self) -> "Claim":
+        grounds = self.rule, self.tests, self.recipe, self.undecidable
+        if sum(map(bool, grounds)) != 1 or bool(self.rule) != bool(self.experiment):
+            raise ValueError(f"claim {self.id} needs one of a rule with an experiment, tests, a "
+                             "recipe, or undecidable: why")  # fmt: skip
         return self
 
 
@@ -178,8 +226,6 @@ class Names(Strict):
     data: str
     command: str
     """What runs it at paper scale."""
-    axes: list[str] = Field(default_factory=list)
-    """Parameters that variants change on purpose, beside the loss."""
     pairs: list[str] = Field(default_factory=list)
     """Parameters by which differences are paired, beside the seed."""
     variants: dict[str, str]

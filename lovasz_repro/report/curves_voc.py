@@ -94,14 +94,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of the two measures in (b) along a run, Pearson's r, the mean over runs."""
+    """Of the two measures in (b) along a run, as in the claims; the mean over runs."""
 
-    every: float
-    """Over all validations, the one before training too (as in the claims)."""
-    trained: float | None
-    """Without that one; None where too few are left."""
+    r: float
     points: int
-    """Validations of a run, the one before training too; the fewest of all runs."""
+    """Validations of a run after the one before training; the fewest of all runs."""
     runs: int
 
 
@@ -137,16 +134,11 @@ def joint_variant(store: RunStore, cohort: Cohort) -> str | None:
 
 def correlation(store: RunStore, runs: Sequence[Run]) -> Correlation | None:
     """How closely the batch-mIoU follows the dataset-mIoU; None where it is undefined."""
-    metrics = DATASET, BATCH
-    every = [found for run in runs if (found := correlation_along(store, run, metrics))]
-    after = [found for run in runs if (found := correlation_along(store, run, metrics, first=1))]
-    if not every:
+    found = [along for run in runs if (along := correlation_along(store, run, (DATASET, BATCH)))]
+    if not found:
         return None
     return Correlation(
-        every=statistics.fmean(r for r, _ in every),
-        trained=statistics.fmean(r for r, _ in after) if after else None,
-        points=min(count for _, count in every),
-        runs=len(every),
+        statistics.fmean(r for r, _ in found), min(count for _, count in found), len(found)
     )
 
 
@@ -292,18 +284,11 @@ def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tu
     found = correlation(store, cohort.select(joint)) if joint else None
     if found is None:
         return "", ""
-    shown = number(found.every, 3)
+    shown = number(found.r, 3)
     over = f"{found.points} validations"
     if found.runs > 1:
         over += f", mean of {found.runs} seeds"
-    without = "" if found.trained is None else number(found.trained, 3)
-    told = sentence(
-        "correlated",
-        r=shown,
-        over=over,
-        without_start=sentence("without-start", r=without) if without else "",
-    )
-    return f"r = {shown} ({over})", told
+    return f"r = {shown} ({over})", sentence("correlated", r=shown, over=over)
 
 
 # -- what optimising each measure does to the others (Sec. 3.1) --------------------------------

@@ -2,7 +2,8 @@
 
 A *cohort* is a set of finished runs that differ only in what an experiment varies on purpose
 (variant, loss, batch size, seed). Runs of another profile, scale, data set or setting are
-another cohort: the report shows them apart and never averages over them.
+another cohort: the report shows them apart and never averages over them. In a cohort, runs of one
+variant with another loss are a variant of their own, whose name tells what differs.
 """
 
 import json
@@ -10,11 +11,18 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from lovasz_repro.config.schema import (
+    DataConfig,
+    LossConfig,
+    experiments_folder,
+    load_experiment,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +32,20 @@ Moment = Literal["last", "best", "start", "first_half", "rise"]
 from that mean to the end."""
 SCALES = ("paper", "reduced", "demo")
 BATCH_SIZE = "training.batch_size"
-GRID = ("experiment", "profile", "scale", "variant", "seed", "loss", BATCH_SIZE,
+GRID = ("experiment", "profile", "scale", "variant", "seed", BATCH_SIZE,
         "evaluation.batches", "evaluation.examples")  # fmt: skip
 """Parameters (and all below them) that do not separate cohorts: what an experiment varies, and what
 adds numbers or pictures without changing others."""
+KIND = ("loss.terms", "loss.class_weights", "loss.classes", "loss.per_image", "data.equibatch")
+"""Parameters (and all below them) that make a variant what it is: they separate no cohorts, but
+within one the runs of a variant that differ in them."""
+USUAL = {
+    f"{section}.{name}": str(field.default)
+    for section, config in (("data", DataConfig), ("loss", LossConfig))
+    for name, field in config.model_fields.items()
+    if f"{section}.{name}" in KIND and not field.is_required()
+}
+"""Of these, what a run was trained with that was made before the setting and does not name it."""
 
 MARKS = ("git_commit", "config_hash", "data_fingerprint", "seed", "device", "profile", "scale")
 """Tags that say where a number comes from."""
@@ -55,6 +73,19 @@ class Run(Protocol):
     def tags(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def metrics(self) -> Mapping[str, float]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class RenamedRun:
+    """A run that stands in a cohort under another variant than its own."""
+
+    run_id: str
+    name: str
+    status: str
+    started: float
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
 
 
 class RunStore(Protocol):
@@ -167,27 +198,44 @@ def seed(run: Run) -> str:
     return run.tags.get("seed", "")
 
 
-def cohorts(store: RunStore, experiment: str, axes: Sequence[str] = ()) -> list[Cohort]:
+def cohorts(
+    store: RunStore,
+    experiment: str,
+    axes: Sequence[str] = (),
+    part_of: Callable[[Run], float | None] = lambda run: 0.0,
+) -> list[Cohort]:
     """Finished runs of an experiment, sorted apart: paper scale first, then reduced, then demo.
 
     Args:
         store: where to read.
         experiment: its name.
-        axes: further parameters that the caller compares, so that they do not separate runs.
+        axes: further parameters that do not separate cohorts.
+        part_of: what else separates runs, the lowest first; None leaves a run out.
     """
     finished = [run for run in store.runs(experiment) if run.status == "FINISHED"]
-    if not finished:
+    parts = [(part, run) for run in finished if (part := part_of(run)) is not None]
+    if not parts:
         return []
-    newest = sorted(finished, key=lambda run: (-run.started, run.run_id))
+    parts.sort(key=lambda pair: (pair[0], -pair[1].started, pair[1].run_id))
+    newest = [run for _, run in parts]
     table: Any = frame(newest).reindex(columns=["run", "variant", *MARKS, BATCH_SIZE, *axes])
     table["settings"] = [settings(run, axes) for run in newest]
-    together = ["scale", "profile", "data_fingerprint", "settings"]
-    table = table.drop_duplicates([*together, "variant", BATCH_SIZE, "seed", *axes])
+    table["part"] = [part for part, _ in parts]
+    table["kind"] = [tuple(kind(run.params).items()) for run in newest]
+    together = ["scale", "profile", "data_fingerprint", "settings", "part"]
+    cell = ["variant", BATCH_SIZE, "seed", "kind", *axes]
+    table = table.drop_duplicates([*together, *cell])
     found = [
-        Cohort(experiment, scale, profile, data, shared, tuple(_in_order(rows["run"])))
-        for (scale, profile, data, shared), rows in table.groupby(together, sort=False)
+        Cohort(experiment, scale, profile, data, shared, tuple(_in_order(runs)))
+        for (scale, profile, data, shared, _), rows in table.groupby(together, sort=False)
+        for runs in [_kinds_apart(list(rows["run"]), experiment, profile)]
     ]
     return sorted(found, key=_cohort_order)
+
+
+def kind(params: Mapping[str, str]) -> dict[str, str]:
+    """The settings that make a variant what it is, by name."""
+    return dict(sorted((USUAL | {k: v for k, v in params.items() if _below(k, KIND)}).items()))
 
 
 def frame(runs: Iterable[Run]) -> "pd.DataFrame":
@@ -223,11 +271,9 @@ def setting(run: Run, key: str, default: Any = None) -> Any:
 
 def settings(run: Run, axes: Sequence[str] = ()) -> tuple[tuple[str, Any], ...]:
     """Settings of a run that separate it from others, sorted."""
-    varied = (*GRID, *axes)
+    varied = (*GRID, *KIND, *axes)
     return tuple(
-        (key, typed(value))
-        for key, value in sorted(run.params.items())
-        if not any(key == axis or key.startswith(f"{axis}.") for axis in varied)
+        (key, typed(value)) for key, value in sorted(run.params.items()) if not _below(key, varied)
     )
 
 
@@ -279,16 +325,33 @@ def finite_history(store: RunStore, run: Run, metric: str) -> list[tuple[int, fl
 
 
 def correlation_along(
-    store: RunStore, run: Run, metrics: tuple[str, str], *, first: int = 0
+    store: RunStore, run: Run, metrics: tuple[str, str]
 ) -> tuple[float, int] | None:
-    """Pearson's r of two metrics at their common steps from ``first`` on, and how many these are;
-    None where it is undefined."""
+    """How closely two metrics bend together along a run, and at how many validations; None where it
+    is undefined. That before training is left out: it is far from all others in every metric."""
     one, other = (dict(finite_history(store, run, metric)) for metric in metrics)
-    steps = [step for step in one if step in other and step >= first]
-    sides = [one[step] for step in steps], [other[step] for step in steps]
-    if len(steps) < 3 or any(len(set(side)) == 1 for side in sides):
+    steps = [step for step in one if step in other and step > 0]
+    r = bends_together([one[step] for step in steps], [other[step] for step in steps])
+    return None if r is None else (r, len(steps))
+
+
+def bends_together(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's correlation of the second differences of two series; None where it is undefined.
+
+    Two learning curves rise, bend and level off together whatever they measure. First differences
+    take out a common slope only: those of a curve that levels off are large at first in both.
+    Second differences take out the bend but for a few first steps, and ranks keep these few from
+    outweighing the rest.
+    """
+    bends = [
+        [after - 2 * at + before for before, at, after in zip(x, x[1:], x[2:], strict=False)]
+        for x in (one, other)
+    ]
+    if any(len(set(bend)) < 3 for bend in bends):
         return None
-    return statistics.correlation(*sides), len(steps)
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(*bends).statistic)
 
 
 def having(runs: Iterable[Run], metric: str) -> list[Run]:
@@ -311,6 +374,49 @@ def natural(text: str) -> list[tuple[int, int | str]]:
     """Sort key under which "s10" follows "s9"."""
     parts = re.split(r"(\d+)", text)
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+
+
+def _below(key: str, parameters: Sequence[str]) -> bool:
+    """Whether a setting is one of these or below one."""
+    return any(key == parameter or key.startswith(f"{parameter}.") for parameter in parameters)
+
+
+def _kinds_apart(runs: Sequence[Run], experiment: str, profile: str) -> list[Run]:
+    """Runs of a cohort, newest first, one kind a variant.
+
+    Of several kinds, the one that the profile plans keeps the name, or else the newest; the others
+    tell in theirs what differs.
+    """
+    kinds: dict[str, list[dict[str, str]]] = {}
+    for run in runs:
+        kinds.setdefault(variant(run), []).append(kind(run.params))
+    usual = {name: of_runs[0] for name, of_runs in kinds.items()}
+    if any(other != usual[name] for name, of_runs in kinds.items() for other in of_runs):
+        planned = _planned_kinds(experiments_folder() / f"{experiment}.yaml", profile)
+        usual |= {name: plan for name, plan in planned.items() if plan in kinds.get(name, ())}
+    return [_renamed(run, kind(run.params), usual[variant(run)]) for run in runs]
+
+
+@cache
+def _planned_kinds(file: Path, profile: str) -> dict[str, dict[str, str]]:
+    """The kind of each variant of a profile; of none for the synthetic search."""
+    known = None if file.stem == "synthetic" else load_experiment(str(file))
+    cells = known.cells(profile) if known and profile in known.profiles else []
+    return {cell.variant: kind(cell.params) for cell in cells}
+
+
+def _renamed(run: Run, own: Mapping[str, str], usual: Mapping[str, str]) -> Run:
+    """The run under a variant that tells what differs from the usual kind, if anything does."""
+    if own == usual:
+        return run
+    told = ", ".join(
+        f"{key}={own.get(key, 'unset')}"
+        for key in sorted(own.keys() | usual.keys())
+        if own.get(key) != usual.get(key)
+    )
+    tags = {**run.tags, "variant": f"{variant(run)} ({told})"}
+    fields = run.run_id, run.name, run.status, run.started, run.params
+    return RenamedRun(*fields, tags, run.metrics)
 
 
 def _in_order(runs: Iterable[Run]) -> list[Run]:

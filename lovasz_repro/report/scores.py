@@ -130,6 +130,11 @@ def all_over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell:
 # and by the rule. Step k of both metrics is batch k, so differences are taken batch by batch.
 
 ARG_MAX, RULE = "batches/miou", "batches/miou_decision_rule"
+OTHER_RULES = {
+    "batches/miou_calibrated_rule": "rule on calibrated probabilities",
+    "batches/miou_rankseg": "rankseg",
+}
+"""Decision rules beside it, which not every run was scored by."""
 RULE_REFERENCE = "x-loss-equibatch"
 """The network that the paper applies the rule to, its best one trained with cross-entropy."""
 

@@ -5,7 +5,6 @@ that start from it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -29,13 +28,11 @@ from lovasz_repro.report.style import variant_order
 CAMVID, CAMVID_LAYOUT, ENET = "camvid-enet", "camvid-as-cityscapes", "cityscapes-enet"
 BINARY, MULTICLASS = "voc-binary", "voc-multiclass"
 AXES = {
-    ENET: ("data.equibatch",),
-    CAMVID_LAYOUT: ("data.equibatch",),
     BINARY: ("data.category",),
-    MULTICLASS: ("data.equibatch", "training.iterations"),
+    MULTICLASS: ("training.iterations",),
     "own": ("training.lr", "training.iterations", "model.weights"),
 }
-"""Experiment -> what its runs differ in beside loss and seed."""
+"""Experiment -> what its runs differ in beside seed, loss and equibatch."""
 DATA = {ENET: "cityscapes", BINARY: "voc", MULTICLASS: "voc"}
 """Experiment of the paper -> folder of its data."""
 FOLDERS = {
@@ -226,46 +223,40 @@ def _by_batch_size(found: Found) -> list[tuple[Cohort, str]]:
     ]
 
 
+def plans(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
+    """Cohorts of an experiment as reports and claims see them, with headings."""
+    found = cohorts(
+        store, experiment, AXES.get(experiment, ()), PARTS.get(experiment, lambda run: 0.0)
+    )
+    told = zip(found, headings(found), strict=True)
+    return [(cohort, f"{heading}{_iterations(cohort)}") for cohort, heading in told]
+
+
 def _named(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
-    found = [
-        replace(cohort, runs=runs)
-        for cohort in cohorts(store, experiment, AXES.get(experiment, ()))
-        for runs in _parts(cohort)
-    ]
-    named = [
-        (cohort, f"{_data(cohort)}{heading}{_iterations(cohort)}")
-        for cohort, heading in zip(found, headings(found), strict=True)
-    ]
+    named = [(cohort, f"{_data(cohort)}{heading}") for cohort, heading in plans(store, experiment)]
     return sorted(named, key=lambda pair: papers_first(pair[0]))
 
 
-def _parts(cohort: Cohort) -> list[tuple[Run, ...]]:
-    """The runs of a cohort that tables show, those on all classes of VOC by their plan.
-
-    Iterations and equibatch do not separate these cohorts, for the variants differ in them. Two
-    runs of one variant that differ in them are of two plans all the same.
-    """
-    if cohort.experiment == BINARY:
-        kept = [r for r in cohort.runs if variant(r) in TRAINED and category(r) in CATEGORIES]
-        return [tuple(kept)] if kept else []
-    if cohort.experiment != MULTICLASS:
-        return [cohort.runs]
-    runs = [run for run in cohort.runs if variant(run) != BASIS]
-    plans = sorted({_plan(run) for run in runs})
-    return [tuple(run for run in runs if _plan(run) == plan) for plan in plans]
-
-
-def _plan(run: Run) -> tuple[float, bool]:
-    """Iterations of the variants that do not train longer; whether equibatch is as named."""
+def _plan(run: Run) -> float | None:
+    """Iterations of the variants that do not train longer, the most first. The variants of all
+    classes of VOC differ in theirs, so that these separate no cohorts; two runs of one variant that
+    differ in them are of two plans all the same."""
     name, iterations = variant(run), int(setting(run, "training.iterations", 0))
     base = iterations / 1.5 if name.endswith(LONGER) else iterations
-    equibatch = setting(run, "data.equibatch", "equibatch" in name)
-    return -round(base, 6), equibatch != ("equibatch" in name)
+    return None if name == BASIS else -round(base, 6)
+
+
+def _has_a_column(run: Run) -> float | None:
+    return 0.0 if variant(run) in TRAINED and category(run) in CATEGORIES else None
+
+
+PARTS = {MULTICLASS: _plan, BINARY: _has_a_column}
+"""Experiment -> what else separates its runs; None for one that no table shows."""
 
 
 def _data(cohort: Cohort) -> str:
     """What stands before a heading, where the data are not always the same."""
-    return f"{data_title(cohort)}: " if cohort.experiment in AXES else ""
+    return f"{data_title(cohort)}: " if cohort.experiment in (*AXES, ENET, CAMVID_LAYOUT) else ""
 
 
 def _iterations(cohort: Cohort) -> str:

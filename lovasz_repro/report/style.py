@@ -95,13 +95,20 @@ RC: dict[str, Any] = {
 
 
 def variant_order(names: set[str]) -> list[str]:
-    """Known variants in their order, then others by name."""
-    return [name for name in VARIANTS if name in names] + sorted(names - set(VARIANTS))
+    """Known variants in their order, then others by name; after each its other kinds."""
+    known = list(VARIANTS)
+
+    def place(name: str) -> tuple[int, str]:
+        own = name.partition(" (")[0]
+        return known.index(own) if own in known else len(known), name
+
+    return sorted(names, key=place)
 
 
 def variant_title(name: str) -> str:
-    """A variant as a reader sees it."""
-    return VARIANTS[name][0] if name in VARIANTS else name.replace("-", " ")
+    """A variant as a reader sees it; one of another kind tells after a bracket what differs."""
+    own, bracket, told = name.partition(" (")
+    return (VARIANTS[own][0] if own in VARIANTS else own.replace("-", " ")) + bracket + told
 
 
 def variant_colours(names: set[str]) -> dict[str, str]:
@@ -113,7 +120,8 @@ def variant_colours(names: set[str]) -> dict[str, str]:
 
 def variant_dash(name: str) -> str:
     """Line style of a variant: what it is sampled with, and how long it trains."""
-    return next((dash for ending, dash in DASHES.items() if name.endswith(ending)), "-")
+    own = name.partition(" (")[0]
+    return next((dash for ending, dash in DASHES.items() if own.endswith(ending)), "-")
 
 
 def shades(colour: str, count: int) -> list[str]:

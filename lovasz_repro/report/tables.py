@@ -27,6 +27,7 @@ from lovasz_repro.report.published import (
 from lovasz_repro.report.runs import Cohort, Run, RunStore, command, fill_of, having, variant
 from lovasz_repro.report.scores import (
     ARG_MAX,
+    OTHER_RULES,
     REGIMES,
     RULE,
     RULE_REFERENCE,
@@ -383,22 +384,28 @@ def _category_rows(cohort: Cohort | None) -> list[TableRow]:
 def decision_rule_by_scale(store: RunStore) -> Table:
     """Arg max and decision rule side by side, of every stored set of runs."""
     reference = variant_title(RULE_REFERENCE)
+    sets = named_sets(store, MULTICLASS)
+    found = [(c, heading) for c, heading in sets if any(ARG_MAX in run.metrics for run in c.runs)]
+    scored = {name for cohort, _ in found for run in cohort.runs for name in run.metrics}
+    others = [name for name in OTHER_RULES if name in scored]
     columns = (
         Column("arg-max", "arg max", "%", better="higher"),
         Column("rule", "decision rule", "%", better="higher"),
         Column("difference", "rule − arg max, ± standard error", "points"),
+        *(
+            Column(name, f"{OTHER_RULES[name]} − arg max, ± standard error", "points")
+            for name in others
+        ),
         Column("gain", f"arg max − that of {reference}, ± standard error", "points"),
         Column("batches", "batches", digits=0),
         SEEDS,
     )
-    sets = named_sets(store, MULTICLASS)
-    found = [(c, heading) for c, heading in sets if any(ARG_MAX in run.metrics for run in c.runs)]
-    rows_of = partial(_rule_rows, store)
+    rows_of = partial(_rule_rows, store, others)
     name = "decision-rule-by-scale"
     return _table(name, columns, found, rows_of, MULTICLASS, reference=reference)
 
 
-def _rule_rows(store: RunStore, cohort: Cohort | None) -> Iterable[TableRow]:
+def _rule_rows(store: RunStore, others: Sequence[str], cohort: Cohort | None) -> Iterable[TableRow]:
     fill = fill_of(MULTICLASS, cohort)
 
     def scores(name: str, metric: str) -> OverBatches:
@@ -412,6 +419,7 @@ def _rule_rows(store: RunStore, cohort: Cohort | None) -> Iterable[TableRow]:
             reached,
             rule.cell(fill),
             rule.above(arg_max, fill),
+            *(scores(name, other).above(arg_max, fill) for other in others),
             None if name == RULE_REFERENCE else arg_max.above(reference, fill),
             count(replace(reached, n=len(arg_max.by_batch))),
             count(replace(reached, n=len(arg_max.runs))),

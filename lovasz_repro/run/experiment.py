@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lovasz_repro.config.schema import CellConfig, ExperimentConfig
-from lovasz_repro.data.statistics import class_shares
+from lovasz_repro.data.statistics import class_presence, class_shares
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.host.progress import Progress
@@ -162,6 +162,9 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     tested = [split for split in scored if split != "val"]
     choose = "val/dataset_miou" if cell.evaluation.snapshot == "best" else None
     if state.iteration == 0:
+        if counts is not None:
+            present = class_presence(counts, range(kind.first_class, len(kind.table)))
+            session.log(0, {f"data/{name}": value for name, value in present.items()})
         # First: a released network that scores next to nothing shows that data or weights are wrong
         for split in tested:
             session.log(0, score(split, 0, "initial/", when="before training"))

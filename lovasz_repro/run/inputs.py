@@ -13,6 +13,7 @@ from lovasz_repro.data.locate import (
 )
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import check_installed
+from lovasz_repro.evaluation.expected_iou import check_rankseg
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import config_hash, fingerprint_files, run_identity
 from lovasz_repro.models.own_network import find_own
@@ -158,6 +159,8 @@ def check_extras(cell: CellConfig) -> None:
     """
     if cell.evaluation.crf:
         check_installed(", or score without it: --set evaluation.crf=null")
+    if cell.evaluation.batches and cell.evaluation.batches.rankseg:
+        check_rankseg(", or score without it: --set evaluation.batches.rankseg=false")
 
 
 def run_folder(results: Path, cell: CellConfig, identity: str) -> Path:

@@ -4,6 +4,7 @@ A run scores splits as it trains. After training it may also score at several sc
 CRF (Sec. 4.3, Table 2) and on single batches (Sec. 4.3, prior work), and keep pictures for figures.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from lovasz_repro.evaluation.pictures import Pictured
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.regimes import chunks_of, open_folder, score_regimes
 from lovasz_repro.evaluation.scoring import BasisScoring, Scoring, evaluate
+from lovasz_repro.evaluation.temperature import fit_temperature, held_out, sampled_pixels
 from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
@@ -56,6 +58,13 @@ from lovasz_repro.training.distributed import Team
 BATCHES_SEED = 0
 PROBABILITIES = "probabilities"
 """Folder below ``<results>/work`` of what networks predicted."""
+SAID = {
+    "miou": "",
+    "miou_decision_rule": "by the decision rule ",
+    "miou_rankseg": "by rankseg ",
+    "miou_calibrated_rule": "by the rule on calibrated probabilities ",
+}
+"""Scores of batches, as a line of them says."""
 DESCRIPTIONS = {"multi_scale": "at several scales", "crf": "at several scales with the CRF"}
 
 
@@ -250,12 +259,14 @@ def score_batches_of_run(
     session: Session,
     prefix: str = "",
 ) -> None:
-    """Score every batch by arg max and by the decision rule, and log what comes out.
+    """Score every batch by arg max and by decision rules, and log what comes out.
 
-    ``batches/miou``, ``batches/miou_decision_rule`` and what the network expects of both have batch
-    k at step k; ``batches/mean_...`` stand at the last iteration. Ranks take turns at the batches;
-    a batch is one rank's, so its scores do not depend on how many there are. The scores are kept
-    nowhere else than in the run's journal: a run that is stopped here scores them all again.
+    ``batches/miou``, ``batches/miou_decision_rule``, what the network expects of both and
+    ``batches/miou_calibrated_rule`` have batch k at step k; ``batches/mean_...`` and
+    ``batches/temperature``, which calibrates, stand at the last iteration. Ranks take turns at the
+    batches; a batch is one rank's, so its scores do not depend on how many there are. The scores
+    are kept nowhere else than in the run's journal: a run that is stopped here scores them all
+    again.
 
     Args:
         model: the network.
@@ -268,21 +279,27 @@ def score_batches_of_run(
         Interrupted: a signal asked to stop, and batches are left.
         UserError: an image is missing or unreadable.
     """
-    team, found = session.team, list[BatchScores]()
+    team, found, config = session.team, list[BatchScores](), cell.evaluation.batches
+    rankseg = bool(config and config.rankseg)
     mine = batches[team.rank :: team.size]
     loaded, sizes = _images_in_order(images, mine, place), iter([len(batch) for batch in mine])
     predictor = predictor_of(model, cell, place.device)
     void = kind_of(cell.data).ignore_index
+    temperature = team.on_leader(
+        lambda: temperature_of_run(predictor, images, batches, void, place, session)
+    )
 
     def score_next() -> BatchScores | None:
         size = next(sizes, None)
-        return None if size is None else score_batch(predictor, islice(loaded, size), void)
+        if size is None:
+            return None
+        return score_batch(predictor, islice(loaded, size), void, temperature, rankseg=rankseg)
 
     with session.progress.task("  scoring batches", len(batches)) as bar:
         while len(found) < len(batches):
             own = team.on_all(score_next)
             for scores in _of_all_ranks(own, team)[: len(batches) - len(found)]:
-                session.log(len(found), _named(f"{prefix}batches/", scores))
+                session.log(len(found), _scored(f"{prefix}batches/", scores))
                 found.append(scores)
                 bar.advance()
             stop = session.stop_asked()
@@ -290,10 +307,40 @@ def score_batches_of_run(
                 where = f"Stopped after {len(found)} of {len(batches)} batches, training is saved."
                 raise Interrupted(stop, f"{where} Run the same command to go on.")
     means = BatchScores(*(statistics.fmean(column) for column in zip(*found, strict=True)))
-    session.log(cell.training.iterations, _named(f"{prefix}batches/mean_", means))
-    argmax, rule = (_mean_and_spread(column) for column in list(zip(*found, strict=True))[:2])
-    of_size = f"{len(found)} batches of {len(batches[0])} images"
-    session.line(f"{of_size}: batch-mIoU {argmax}, by the decision rule {rule}")
+    session.log(cell.training.iterations, _scored(f"{prefix}batches/mean_", means))
+    told = f"{len(found)} batches of {len(batches[0])} images: batch-mIoU "
+    columns = dict(zip(BatchScores._fields, zip(*found, strict=True), strict=True))
+    told += ", ".join(
+        f"{words}{_mean_and_spread(columns[name])}"
+        for name, words in SAID.items()
+        if name in _scored("", means)
+    )
+    if temperature:
+        session.log(cell.training.iterations, {f"{prefix}batches/temperature": temperature})
+        told += f" (temperature {temperature:.2f})"
+    session.line(told)
+
+
+def temperature_of_run(
+    predictor: Predictor,
+    images: ScoredSet,
+    batches: Sequence[Sequence[int]],
+    void: int,
+    place: Place,
+    session: Session,
+) -> float | None:
+    """The temperature fitted on validation images that are in no batch; None if all are in one."""
+    chosen = held_out(len(images), batches)
+    if not chosen:
+        return None
+    with session.progress.task("  fitting the temperature", len(chosen)) as bar:
+
+        def advance() -> None:
+            bar.advance()
+            session.stop_if_asked()
+
+        loaded = _images_in_order(images, [chosen], place)
+        return fit_temperature(*sampled_pixels(predictor, loaded, void, advance))
 
 
 def _images_in_order(
@@ -320,8 +367,10 @@ def _of_all_ranks(own: BatchScores | None, team: Team) -> list[BatchScores]:
     return [BatchScores(*row) for row in scores.tolist()]
 
 
-def _named(prefix: str, scores: BatchScores) -> dict[str, float]:
-    return {prefix + name: value for name, value in scores._asdict().items()}
+def _scored(prefix: str, scores: BatchScores) -> dict[str, float]:
+    """Scores by name, without those that were not asked for."""
+    unasked = {name for name in BatchScores._field_defaults if math.isnan(getattr(scores, name))}
+    return {prefix + k: value for k, value in scores._asdict().items() if k not in unasked}
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -1,12 +1,17 @@
 """Counts of classes per image, and the shares that ENet's weights come from."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lovasz_repro.data.statistics import class_counts, class_shares
+from lovasz_repro.data.camvid import CAMVID_IDS, list_files
+from lovasz_repro.data.images import read_mask
+from lovasz_repro.data.statistics import class_counts, class_presence, class_shares
+from lovasz_repro.data.voc import presence_of
+from tests.conftest import real_data
 
 
 class Labels:
@@ -29,6 +34,40 @@ def test_counts_are_those_of_each_image() -> None:
     assert counts.shape == (2, 256)
     assert counts[:, [0, 1, 2, 255]].tolist() == [[1, 2, 0, 0], [1, 1, 0, 1]]
     assert counts.sum() == 6
+
+
+def test_presence_by_hand() -> None:
+    """Three images show class 1, one each of 2 and 3, none 4; 0 is no class."""
+    counts = np.zeros((4, 256), dtype=np.int32)
+    counts[:3, 1] = counts[0, 2] = counts[3, 3] = 7
+    counts[:, 0] = counts[:, 255] = 9
+    found = class_presence(counts, range(1, 5))
+    shares = [3 / 5, 1 / 5, 1 / 5]
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert found == {
+        "classes_per_image": pytest.approx(5 / 4),
+        "class_uniformity": pytest.approx(entropy / math.log(3)),
+    }
+    even = class_presence(counts[[0, 0]], [1, 2])
+    assert even == {"classes_per_image": 2.0, "class_uniformity": pytest.approx(1.0)}
+    assert math.isnan(class_presence(counts, [1])["class_uniformity"])
+
+
+def counts_of(presence: np.ndarray) -> np.ndarray:
+    return np.pad(presence, ((0, 0), (0, 256 - presence.shape[1]))).astype(np.int32)
+
+
+@pytest.mark.slow
+def test_streets_are_more_uniform_than_voc() -> None:
+    """Sec. 4.4 says so of Cityscapes; CamVid's 11 classes stand in for it."""
+    voc = class_presence(counts_of(presence_of(real_data("voc"), "train_aug")), range(21))
+    assert voc["classes_per_image"] == pytest.approx(2.47, abs=0.005)
+    assert voc["class_uniformity"] == pytest.approx(0.751, abs=0.001)
+    masks = [read_mask(mask, CAMVID_IDS) for _, mask in list_files(real_data("camvid"), "train")]
+    shown = np.array([[(mask == label).any() for label in range(11)] for mask in masks])
+    streets = class_presence(counts_of(shown), range(11))
+    assert streets["classes_per_image"] == pytest.approx(9.63, abs=0.005)
+    assert streets["class_uniformity"] == pytest.approx(0.990, abs=0.001)
 
 
 def test_counts_are_kept_and_read_once(tmp_path: Path) -> None:

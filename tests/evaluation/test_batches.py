@@ -136,7 +136,7 @@ def test_where_the_probabilities_are_right_they_promise_what_comes_and_the_rule_
     torch.manual_seed(0)
     p = (torch.randn(6, 1500) + torch.tensor([2.5, 0, 0, 0, 0, 0])[:, None]).softmax(dim=0)
     scores = np.array([scores_of(p, labels, VOID) for labels in drawn(p, 40)])
-    argmax, rule, promised_argmax, promised_rule = scores.mean(axis=0)
+    argmax, rule, promised_argmax, promised_rule = scores.mean(axis=0)[:4]
     error = scores.std(axis=0, ddof=1) / np.sqrt(len(scores))
     assert rule > argmax + 0.02
     assert abs(argmax - promised_argmax) < 4 * error[0] < 0.01

@@ -11,7 +11,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from lovasz_repro.data.camvid import list_files, read_pair
 from lovasz_repro.data.cityscapes import STREET_CLASSES, TO_LABEL_ID, Frame, list_frames
+from lovasz_repro.data.classes import CAMVID_FROM_CITYSCAPES
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import split
 from lovasz_repro.evaluation.split import ahead, is_complete, predict_split
@@ -276,3 +278,33 @@ def test_the_released_network_on_a_street(
     assert (answer[:half] == 7).mean() < 0.05
     manifest = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert (manifest["size"], manifest["upsample"]) == ("256x512", "logits")
+
+
+@pytest.mark.slow
+def test_what_the_released_network_has_of_camvids_classes(
+    enet_weights: Path, camvid_root: Path
+) -> None:
+    """Of each of CamVid's classes one class of Cityscapes, and with what looks like it."""
+    network = load_enet(enet_weights).eval()
+    own = [CAMVID_FROM_CITYSCAPES[label] for label in range(11)]
+    alike = {own[10]: STREET_CLASSES.index("rider"), own[6]: STREET_CLASSES.index("traffic light")}
+    counts = {first: np.zeros((12, 20), dtype=np.int64) for first in (0, 1)}
+    for photograph, mask in list_files(camvid_root, "val"):
+        image, labels = read_pair(photograph, mask)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            scores = network(pixels)[0]
+        for first, pairs in counts.items():
+            answers = scores[first:].argmax(dim=0).numpy() + first
+            np.add.at(pairs, (labels, answers), 1)
+    found = {}
+    for first, pairs in counts.items():
+        for merged in (False, True):
+            ious = []
+            for label, output in enumerate(own):
+                answers = [output] + ([alike[output]] if merged and output in alike else [])
+                both = pairs[label, answers].sum()
+                ious.append(both / (pairs[label].sum() + pairs[:11, answers].sum() - both))
+            found[first, merged] = 100 * np.mean(ious)
+    expected = {(1, False): 40.4, (0, False): 38.2, (1, True): 42.3, (0, True): 40.2}
+    assert found == {key: pytest.approx(value, abs=0.05) for key, value in expected.items()}

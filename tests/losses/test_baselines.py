@@ -259,6 +259,17 @@ def test_cross_entropy_is_the_one_of_torch(shape, weights, void: int | None) -> 
     torch.testing.assert_close(a.grad, b.grad)
 
 
+def test_two_classes_give_the_logistic_loss() -> None:
+    """Sec. 1: of two classes, the loss of the difference of their scores."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 2, 50, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 2, (3, 50), generator=generator)
+    margins = (logits[:, 1] - logits[:, 0]) * (2 * labels - 1)
+    torch.testing.assert_close(
+        cross_entropy(logits, labels), torch.log1p(torch.exp(-margins)).mean()
+    )
+
+
 def test_cross_entropy_special_cases() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
     for labels, options in [

@@ -120,6 +120,22 @@ def test_convex(function: SetFunction, problem, data) -> None:
 
 
 @pytest.mark.parametrize("function", SUBMODULAR, ids=str)
+@given(problem=problems(), data=st.data())
+@settings(max_examples=40)
+def test_linear_where_the_order_is_the_same(function: SetFunction, problem, data) -> None:
+    """Sec. 2: piecewise linear; a piece is all errors that one permutation sorts."""
+    errors, foreground = problem
+    other = data.draw(st.lists(st.floats(0, 4), min_size=len(errors), max_size=len(errors)))
+    ends = torch.tensor([errors, other], dtype=torch.float64).sort(dim=1).values
+    a, b = data.draw(st.floats(0, 10)), data.draw(st.floats(0, 10))
+    truth = mask(foreground, len(errors))
+    one, two, both = (
+        lovasz_extension(m, truth, function).item() for m in (*ends, a * ends[0] + b * ends[1])
+    )
+    assert both == pytest.approx(a * one + b * two, abs=1e-11)
+
+
+@pytest.mark.parametrize("function", SUBMODULAR, ids=str)
 @given(problem=problems(), scale=st.floats(0, 1000))
 @settings(max_examples=30)
 def test_positively_homogeneous(function: SetFunction, problem, scale: float) -> None:

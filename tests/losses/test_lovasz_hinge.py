@@ -78,6 +78,21 @@ def test_figure_1_corners() -> None:
         assert double.item() == pytest.approx(2 * values[3], abs=1e-15)
 
 
+def test_linear_in_the_scores_where_the_order_is_the_same() -> None:
+    """Sec. 2.1: piecewise linear in F, a composition of piecewise linear functions."""
+    generator = torch.Generator().manual_seed(0)
+    errors = 3 * torch.rand(2, 30, dtype=torch.float64, generator=generator).sort(dim=1).values
+    signs = 2 * torch.randint(0, 2, (30,), generator=generator) - 1
+    ends = (1 - errors) * signs  # scores whose hinge losses these are
+    labels = (signs > 0).long()[None]
+    one, two = (lovasz_hinge(scores[None], labels).item() for scores in ends)
+    for t in (0.1, 0.5, 0.8):
+        between = lovasz_hinge(((1 - t) * ends[0] + t * ends[1])[None], labels).item()
+        assert between == pytest.approx((1 - t) * one + t * two, rel=1e-13)
+    beyond = lovasz_hinge((2 * ends[0] - ends[1])[None], labels).item()  # another piece
+    assert beyond > 2 * one - two + 1e-3
+
+
 def test_one_prediction_is_the_hinge_loss() -> None:
     """Sec. 2.1: with a single prediction the Lovász hinge is the standard hinge loss."""
     logits, labels = batch(50)

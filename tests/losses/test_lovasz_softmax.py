@@ -89,6 +89,23 @@ def test_gradient_is_the_one_through_softmax(seed: int, scale: float) -> None:
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-13)
 
 
+def test_linear_in_the_probabilities_where_the_order_is_the_same() -> None:
+    """Sec. 2.2: piecewise linear in f, the normalised outputs, and not in the scores."""
+    generator = torch.Generator().manual_seed(0)
+    f = torch.rand(1, 3, 8, dtype=torch.float64, generator=generator).softmax(dim=1)
+    change = torch.randn(1, 3, 8, dtype=torch.float64, generator=generator)
+    g = f + 1e-3 * (change - change.mean(dim=1, keepdim=True))
+    labels = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]])
+    truth = torch.nn.functional.one_hot(labels[0], 3).T
+    orders = [(truth - p[0]).abs().argsort(dim=1) for p in (f, g)]
+    assert torch.equal(*orders)
+    one, two = (lovasz_softmax(p.log(), labels).item() for p in (f, g))
+    middle = lovasz_softmax(((f + g) / 2).log(), labels).item()
+    assert middle == pytest.approx((one + two) / 2, abs=1e-15)
+    of_scores = lovasz_softmax((f.log() + g.log()) / 2, labels).item()
+    assert abs(of_scores - (one + two) / 2) > 1e-9
+
+
 def test_figure_2_corners() -> None:
     """Two classes, two pixels, all ground truths: confident outputs give the Jaccard loss.
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.runs import (
     cohorts,
     command,
@@ -15,6 +16,8 @@ from lovasz_repro.report.runs import (
     source,
     typed,
 )
+from lovasz_repro.report.style import variant_order
+from lovasz_repro.report.tables import TABLES
 
 
 def test_spread_is_the_sample_standard_deviation():
@@ -69,6 +72,70 @@ def test_the_newest_of_equal_runs_counts(store):
     newest = store.add(seed=0)
     (cohort,) = cohorts(store, "camvid-enet")
     assert cohort.runs == (newest,)
+
+
+def add_weighted(store, weights, **kwargs):
+    params = {"loss.class_weights": weights, "loss.terms.cross_entropy": "1.0"}
+    run = store.add("camvid-as-cityscapes", "weighted-cross-entropy", params=params, **kwargs)
+    del run.params["loss.terms.lovasz_softmax"]
+    return run
+
+
+OTHER = "weighted-cross-entropy (loss.class_weights=enet)"
+
+
+@pytest.mark.parametrize("order", [["enet", "enet-released"], ["enet-released", "enet"]])
+def test_runs_of_a_variant_with_another_loss_stand_beside_those_of_the_plan(store, order):
+    runs = {weights: add_weighted(store, weights) for weights in order}
+    (cohort,) = cohorts(store, "camvid-as-cityscapes")
+    assert cohort.select("weighted-cross-entropy") == [runs["enet-released"]]
+    (other,) = cohort.select(OTHER)
+    assert other.run_id == runs["enet"].run_id
+    assert source(other).run_id == source(runs["enet"]).run_id
+
+
+def test_what_no_plan_names_is_told_apart_from_the_newest(store):
+    old, new = (store.add(profile="mine", params={"loss.terms.sum": s}) for s in ("1.0", "2.0"))
+    (cohort,) = cohorts(store, "camvid-enet")
+    assert cohort.select("lovasz-softmax") == [new]
+    assert [run.run_id for run in cohort.select("lovasz-softmax (loss.terms.sum=1.0)")] == [
+        old.run_id
+    ]
+
+
+def test_a_variant_of_one_kind_keeps_its_name(store):
+    """Also where it is not that of the plan, and where a run was made before a setting."""
+    add_weighted(store, "enet", seed=0)
+    add_weighted(store, "enet", seed=1).params["data.equibatch"] = "False"
+    (cohort,) = cohorts(store, "camvid-as-cityscapes")
+    assert cohort.variants == ["weighted-cross-entropy"]
+
+
+def test_kinds_have_rows_and_titles_of_their_own(store):
+    for weights, score in (("enet", 0.4), ("enet-released", 0.5)):
+        add_weighted(store, weights, metrics={"test/dataset_miou": score})
+    (block,) = TABLES["camvid-as-cityscapes"](store).blocks
+    shown = {row.label: [c.value for c in row.cells if c and c.value] for row in block.rows}
+    assert shown["weighted cross-entropy, batch size 10"] == [50.0]
+    told = "weighted cross-entropy (loss.class_weights=enet), batch size 10"
+    assert shown[told] == [40.0]
+    assert variant_order({OTHER, "lovasz-softmax", "weighted-cross-entropy"}) == [
+        "weighted-cross-entropy",
+        OTHER,
+        "lovasz-softmax",
+    ]
+
+
+def test_a_run_without_a_newer_score_has_a_dash(store):
+    add_weighted(store, "enet", metrics={"val/dataset_miou": 0.4})
+    add_weighted(store, "enet-released", metrics={"test/dataset_miou": 0.5})
+    (block,) = TABLES["camvid-as-cityscapes"](store).blocks
+    titles = [column.title for column in TABLES["camvid-as-cityscapes"](store).columns]
+    (row,) = [row for row in block.rows if row.label.startswith("weighted cross-entropy (")]
+    assert row.cells[titles.index("test Class IoU")] is None or (
+        row.cells[titles.index("test Class IoU")].value is None
+    )
+    assert evaluate_claims(store)
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])

@@ -93,6 +93,17 @@ def test_rows_are_the_categories_whose_losses_differ_most(store):
     assert {row[1] for row in rows} == {"2007_000001"}
 
 
+def test_the_bicycle_of_the_paper_comes_first(store):
+    for category, spread in {"bus": 0.5, "bicycle": 0.1}.items():
+        alike = (0.3, 0.4, 0.3, 0.3)
+        add_all(store, category, alike, (0.3, 0.4 + spread, 0.3, 0.3))
+    rows = under(figure_4(store))
+    assert [tuple(row[:2]) for row in rows] == [
+        ("bicycle", "2007_000001"), ("bus", "2007_000001"),
+        ("bicycle", "2007_000000"), ("bus", "2007_000000"),
+    ]  # fmt: skip
+
+
 def test_other_images_of_a_category_come_after_those_of_others(store):
     add_all(store, "bird", (0.0, 0.9, 0.0, 0.0), (0.0, 0.8, 0.0, 0.0), (0.0, 0.7, 0.0, 0.0))
     add_all(store, "cat", (0.5, 0.6, 0.5, 0.5))

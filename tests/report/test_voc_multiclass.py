@@ -226,11 +226,14 @@ def test_a_variant_of_another_length_is_never_averaged_in(store):
     assert [(c.value, c.n) for c in found] == [(pytest.approx(70), 1), (pytest.approx(80), 1)]
 
 
-def test_equibatch_that_a_variant_does_not_have_is_a_set_of_its_own(store):
+def test_equibatch_that_a_variant_does_not_have_has_a_row_of_its_own(store):
     papers(store, ["x-loss", "x-loss-equibatch"])
     papers(store, ["x-loss"], shift=0.1, params={"data.equibatch": "True"})
-    counts = [cells(voc_multiclass(store), i)["x-loss"]["val-single"].n for i in (0, 1)]
-    assert counts == [1, 1]
+    rows = cells(voc_multiclass(store))
+    names = "x-loss (data.equibatch=False)", "x-loss"  # no fake run is as planned: the newest is it
+    assert [(rows[name]["val-single"].n, rows[name]["val-single"].value) for name in names] == [
+        (1, pytest.approx(70)), (1, pytest.approx(80)),
+    ]  # fmt: skip
 
 
 def test_a_variant_that_no_table_knows_has_a_row(store):

@@ -34,6 +34,9 @@ def add_two_seeds(store):
             for name in OF_MASKS:
                 store.histories[one.run_id][name] = [(1000, 0.3), (20000, 0.4)]
             one.metrics.update(dict.fromkeys(OF_MASKS, 0.4))
+            arg_max = store.histories[one.run_id]["batches/miou"]
+            calibrated = [(k, score + 0.01) for k, score in arg_max]
+            store.histories[one.run_id]["batches/miou_calibrated_rule"] = calibrated
         for measure, above in (("dataset_miou", 0.0), ("batch_miou", 0.05)):
             curve = [(1000 * k, above + 0.5 + 0.1 * math.sin(k * k + seed)) for k in range(20)]
             store.histories[run.run_id][f"val/{measure}"] = [*curve, (20000, above + 0.735)]
@@ -85,7 +88,30 @@ def test_verdicts_on_runs_whose_numbers_are_known(store):
     assert [(pytest.approx(e.mean), e.n) for e in rule] == [
         (3.5, 20), (3.5, 2), (4.0, 20), (4.0, 2)
     ]  # fmt: skip
+    calibrated = items["decision-rule-lacks-calibration"]
+    assert calibrated.verdict == "holds"  # as above, and half a point above a gain of one
+    assert [pytest.approx(e.mean) for e in effects(calibrated)] == [3.5, 3.5, 1.5, 1.5]
     assert items["batch-miou-follows-dataset-miou"].verdict == "holds"
+
+
+@pytest.mark.parametrize(
+    ("rule", "calibrated", "verdict"),
+    [
+        (-0.03, -0.004, "holds"),  # it may take half a point
+        (-0.03, -0.02, "does not hold"),
+        (0.02, 0.03, "does not hold"),  # the rule does not fail
+    ],
+)
+def test_the_rule_fails_for_lack_of_calibration_only_where_calibration_mends_it(
+    store, rule, calibrated, verdict
+):
+    for seed in (0, 1):
+        run = add(store, "x-loss-equibatch", seed)
+        history = store.histories[run.run_id]
+        for name, above in (("decision_rule", rule), ("calibrated_rule", calibrated)):
+            history[f"batches/miou_{name}"] = [(k, v + above) for k, v in history["batches/miou"]]
+    item = found(store)["decision-rule-lacks-calibration"]
+    assert item.verdict == verdict
 
 
 def test_one_seed_decides_nothing(store):

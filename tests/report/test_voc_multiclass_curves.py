@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from lovasz_repro.report.curves_voc import correlation, figure_6, joint_variant
 from lovasz_repro.report.figures import write_figures
@@ -142,37 +143,39 @@ def test_scores_that_are_no_numbers_are_left_out(store):
 # -- the correlation ---------------------------------------------------------------------------
 
 
-def test_correlation_with_and_without_the_first_validation(store):
+def test_correlation_is_that_of_the_claims(store):
+    """Spearman's of the second differences, without the validation before training."""
     runs = [add(store, "lovasz-equibatch", seed) for seed in (0, 1)]
-    first = [(0.0, 0.50, 0.60, 0.55), (0.1, 0.5, 0.6, 0.7)]
-    second = [(0.0, 0.40, 0.38, 0.45), (0.2, 0.3, 0.5, 0.4)]
+    first = [(0.0, 0.50, 0.60, 0.55, 0.7, 0.69), (0.1, 0.5, 0.6, 0.7, 0.65, 0.8)]
+    second = [(0.9, 0.40, 0.38, 0.45, 0.5, 0.44), (0.2, 0.3, 0.5, 0.4, 0.5, 0.45)]
     for run, one, other in zip(runs, first, second, strict=True):
         history(store, run, DATASET, *one)
         history(store, run, BATCH, *other)
     found = correlation(store, runs)
-    pairs = list(zip(first, second, strict=True))
-    assert found.every == pytest.approx(np.mean([np.corrcoef(x, y)[0, 1] for x, y in pairs]))
-    later = [np.corrcoef(x[1:], y[1:])[0, 1] for x, y in pairs]
-    assert found.trained == pytest.approx(np.mean(later))
+    of_runs = [
+        spearmanr(np.diff(x[1:], 2), np.diff(y[1:], 2)).statistic
+        for x, y in zip(first, second, strict=True)
+    ]
+    assert found.r == pytest.approx(np.mean(of_runs))
     drawing = figure_6(store)
     legend = drawing.figure.axes[1].get_legend()
-    assert (found.points, found.runs) == (4, 2)
+    assert (found.points, found.runs) == (5, 2)
     words = legend.get_title().get_text()
-    assert words.startswith(f"r = {found.every:.3f}")
-    assert "4 validations" in words
+    shown = f"r = {found.r:.3f}".replace("-", "−")
+    assert words.startswith(shown)
+    assert "5 validations" in words
     assert "2 seeds" in words
-    assert f"{found.trained:.3f} without the validation before training".replace(
-        "-", "−"
-    ) in drawing.caption  # fmt: skip
+    assert shown in drawing.caption
+    assert "second differences" in drawing.caption
     assert "(b) is of Lovász-Softmax + equibatch." in drawing.caption
 
 
 def test_flat_or_short_curves_have_no_correlation(store):
     run = add(store, "lovasz")
-    history(store, run, BATCH, 0.3, 0.3, 0.3, 0.3)
-    assert correlation(store, [run]) is None
-    history(store, run, BATCH, 0.3, 0.4)
-    assert correlation(store, [run]) is None
+    for values in ((0.3,) * 8, (0.3, 0.4), (0.1, 0.5, 0.6, 0.7)):
+        history(store, run, BATCH, *values)
+        history(store, run, DATASET, *(0.1 * k * k for k in range(len(values))))
+        assert correlation(store, [run]) is None
     legend = figure_6(store).figure.axes[1].get_legend()
     assert legend.get_title().get_text() == ""
 

@@ -9,6 +9,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from lovasz_repro.report.claims import ClaimVerdict, SetEvidence, evaluate_claims
+from lovasz_repro.report.claims_render import grounds
 from lovasz_repro.report.claims_rules import Verdict
 from lovasz_repro.report.claims_schema import load_claims
 from lovasz_repro.report.figures import FIGURES
@@ -24,7 +25,8 @@ from lovasz_repro.report.words import SectionWords, captions
 SEARCH_SECTION = "4.1"
 MIXED = "sets disagree"
 VERDICTS_AT: tuple[str, ...] = (
-    "holds", "does not hold", MIXED, "undecided", "not yet run", "no rule",
+    "holds", "does not hold", MIXED, "undecided", "not yet run",
+    "tested", "as written", "differs", "no rule",
 )  # fmt: skip
 """What may be said of a statement at one scale, in the order of the summary."""
 MOST_ROWS = 26
@@ -125,6 +127,11 @@ class ShownClaim:
     number: int
     verdicts: Mapping[str, str]
     sets: Mapping[str, tuple[ShownSet, ...]]
+
+    @property
+    def grounds(self) -> list[str]:
+        """Of a statement that no run decides: what does, or why nothing does."""
+        return grounds(self.item.claim)
 
     @property
     def pairs(self) -> str:
@@ -253,9 +260,12 @@ def _sections(
 
 
 def _section_of(claim: ShownClaim) -> str:
-    """ "Sec. 4.1, Fig. 3b" -> "4.1"; "" where no section of the page is named."""
+    """ "Sec. 4.1, Fig. 3b" -> "4.1"; "Sec. 2.2" -> "2" and "Sec. 3" -> "3.1", the nearest there is;
+    "" where the page has none."""
     number = claim.item.claim.place.split(",")[0].removeprefix("Sec. ")
-    return number if number in {words.number for words in captions().sections} else ""
+    known = [words.number for words in captions().sections]
+    near = [other for other in known if other[:1] == number[:1]]
+    return number if number in known else next(iter(near), "")
 
 
 # -- claims ------------------------------------------------------------------------------------
