@@ -291,7 +291,7 @@ def test_what_the_released_network_has_of_camvids_classes(
     counts = {first: np.zeros((12, 20), dtype=np.int64) for first in (0, 1)}
     for photograph, mask in list_files(camvid_root, "val"):
         image, labels = read_pair(photograph, mask)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
         with torch.no_grad():
             scores = network(pixels)[0]
         for first, pairs in counts.items():
