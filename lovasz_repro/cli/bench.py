@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, Set, Weights
+from lovasz_repro.cli.options import (
+    RESULTS,
+    AsJson,
+    AsMarkdown,
+    Data,
+    Device,
+    Results,
+    Set,
+    Weights,
+)
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say
 
@@ -31,7 +40,6 @@ SomeRounds = Annotated[
     typer.Option(min=1, help="Of everything in turn; default: 3 to 5 on a CPU, 5 to 30 on a GPU."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")]
-AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 
 
 LogitsKind = StrEnum("LogitsKind", ["random", "trained"])

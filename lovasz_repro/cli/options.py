@@ -40,6 +40,7 @@ Set = Annotated[
     typer.Option("--set", help="Change the recipe: --set training.lr=1.0e-4; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run; run nothing.")]
 PrintConfig = Annotated[

@@ -3,14 +3,14 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lovasz_repro.cli.options import RESULTS, AsCsv, AsJson, Results, TrackingUri
+from lovasz_repro.cli.options import RESULTS, AsCsv, AsJson, AsMarkdown, Results, TrackingUri
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.output import say, say_csv, say_json
 
@@ -111,6 +111,7 @@ def compare(
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
     """Runs side by side: settings that differ, metrics, and the last run's minus the first's."""
     from lovasz_repro.report.compare import side_by_side
@@ -141,11 +142,15 @@ def compare(
         rows = [[row["name"], *(brief(row[key]) for key in keys)] for row in parts[part]]
         return [title, *keys], rows, (0,)
 
-    print_parts(
+    tables = (
         (["", "run", "run id"], names, (0, 1, 2)),
         columns("setting", "settings"),
         columns("metric", "metrics", "difference"),
     )
+    if as_markdown:
+        say_markdown(tables)
+        return
+    print_parts(*tables)
 
 
 @runs_app.command("export")
@@ -255,7 +260,8 @@ def prune(
         return
     rows = [[str(folder.path), f"{size:,}"] for folder, size in sizes]
     print_table(Terminal(), ["work folder of a finished run", "bytes"], rows)
-    what = f"{len(sizes)} work folders, {sum(size for _, size in sizes):,} bytes"
+    folders = "1 work folder" if len(sizes) == 1 else f"{len(sizes)} work folders"
+    what = f"{folders}, {sum(size for _, size in sizes):,} bytes"
     if dry_run:
         say(f"would delete {what}")
         return
@@ -271,9 +277,19 @@ def prune(
         except RunFailed as error:
             failed.append(str(error))
     say(*failed, err=True)
-    say(f"deleted {len(sizes) - len(failed)} work folders")
     if failed:
-        raise RunFailed(f"{len(failed)} of {len(sizes)} work folders not deleted, see above")
+        raise RunFailed(f"{len(failed)} of {folders} not deleted, see above")
+    say(f"deleted {what}")
+
+
+def say_markdown(tables: Iterable[tuple[list[str], list[list[str]], tuple[int, ...]]]) -> None:
+    """Print tables as GitHub's Markdown, an empty line between them."""
+    from lovasz_repro.report.render import md_escape, md_line
+
+    for heads, rows, _ in tables:
+        lines = [heads, *rows]
+        head, *body = (md_line(md_escape(cell) for cell in line) for line in lines)
+        say(head, "|---" * len(heads) + "|", *body, "")
 
 
 # -- tables of runs ---------------------------------------------------------------------------

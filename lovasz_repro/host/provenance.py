@@ -16,8 +16,9 @@ from typing import Any
 from lovasz_repro.host.files import write_durably
 
 PACKAGES = (
-    "filelock", "matplotlib", "mlflow", "numba", "numpy", "pandas", "pillow", "pydantic", "pyyaml",
-    "requests", "rich", "safetensors", "scipy", "torch", "typer", "urllib3",
+    "filelock", "fonttools", "jinja2", "markupsafe", "matplotlib", "mlflow", "numba", "numpy",
+    "pandas", "pillow", "pydantic", "pyyaml", "requests", "rich", "safetensors", "scipy", "torch",
+    "typer", "urllib3",
 )  # fmt: skip
 
 

@@ -232,5 +232,5 @@ def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
     say(f"{experiment.experiment}: {counts}.")
     if outcome.failed:
         say("Next: mend what failed and give the same command again; it goes on there.")
-    elif not outcome.elsewhere:
+    elif not outcome.elsewhere and experiment.experiment != "own":  # which prints its answer next
         say("Next: lovasz-repro report tables; lovasz-repro report figures")

@@ -339,7 +339,9 @@ def test_a_peer_is_measured_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One that computes half of what it should, and one whose import fails."""
-    (tmp_path / "kornia").mkdir()
+    for name in ("kornia", "monai"):  # also where the real ones are installed
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
     (tmp_path / "kornia" / "losses.py").write_text(
         "from torch import nn\n"
         "from lovasz_repro.losses import lovasz_softmax\n"
@@ -349,7 +351,6 @@ def test_a_peer_is_measured_where_it_is_installed(
     )
     (tmp_path / "kornia-9.9.dist-info").mkdir()
     (tmp_path / "kornia-9.9.dist-info" / "METADATA").write_text("Name: kornia\nVersion: 9.9\n")
-    (tmp_path / "monai").mkdir()
     (tmp_path / "monai" / "losses.py").write_text("raise RuntimeError('odd operator')")
     installed = {name for name in sys.modules if name.split(".")[0] in ("kornia", "monai")}
     for name in installed:

@@ -353,6 +353,10 @@ def test_run_then_list_then_report(lovasz_repro: Command, tiny: Path, tmp_path: 
     }
     code, out, _ = lovasz_repro("runs", "compare", one, two)
     assert "difference" in out
+    code, out, _ = lovasz_repro("runs", "compare", one, two, "--markdown")
+    parts = [part.splitlines() for part in out.strip().split("\n\n")]
+    assert [part[1] for part in parts] == ["|---" * columns + "|" for columns in (3, 3, 4)]
+    assert "| variant | lovasz-softmax | weighted-cross-entropy |" in parts[1]
     code, out, _ = lovasz_repro("runs", "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert {row["run_id"] for row in rows} == {one, two}

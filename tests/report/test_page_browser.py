@@ -167,9 +167,7 @@ def test_filters_show_what_has_such_a_verdict_at_such_a_scale(
     assert seen.page.locator("tbody[data-scale=demo]:visible").count() == 2 * ("demo" in scales)
     seen.page.locator("#filters button[type=reset]").click()
     total = seen.page.locator(".claim").count()
-    seen.page.wait_for_function(
-        f"document.querySelectorAll('.claim:not([hidden])').length === {total}"
-    )
+    playwright.expect(seen.page.locator(".claim:not([hidden])")).to_have_count(total)
 
 
 # -- tables ------------------------------------------------------------------------------------
