@@ -62,7 +62,9 @@ def add(store, name, seed=0, *, scale="paper", profile=None, images="photographs
             history[f"val/{regime}/dataset_miou"] = [(iterations, score + more)]
             history[f"val/{regime}/iou/person"] = [(iterations, score + 0.05 + more)]
             history[f"val/{regime}/iou/chair"] = [(iterations, score - 0.3 + more)]
-    elif not regimes:
+    if regimes:
+        given |= {"evaluation.multi_scale.fusion": "max", "evaluation.crf.iterations": "10"}
+    else:
         given |= {"evaluation.multi_scale": "None", "evaluation.crf": "None"}
     return store.add(
         "voc-multiclass", name, seed, scale=scale, profile=profile, batch=batch, history=history,

@@ -17,9 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from lovasz_repro.config.read import dotted
 from lovasz_repro.config.schema import (
     DataConfig,
+    EvaluationConfig,
     LossConfig,
+    ModelConfig,
+    TrainingConfig,
     experiments_folder,
     load_experiment,
 )
@@ -39,13 +43,21 @@ adds numbers or pictures without changing others."""
 KIND = ("loss.terms", "loss.class_weights", "loss.classes", "loss.per_image", "data.equibatch")
 """Parameters (and all below them) that make a variant what it is: they separate no cohorts, but
 within one the runs of a variant that differ in them."""
-USUAL = {
-    f"{section}.{name}": str(field.default)
-    for section, config in (("data", DataConfig), ("loss", LossConfig))
-    for name, field in config.model_fields.items()
-    if f"{section}.{name}" in KIND and not field.is_required()
-}
-"""Of these, what a run was trained with that was made before the setting and does not name it."""
+USUAL = dotted({
+    section: {
+        name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for name, field in config.model_fields.items()
+        if not field.is_required()
+    }
+    for section, config in (
+        ("data", DataConfig),
+        ("model", ModelConfig),
+        ("loss", LossConfig),
+        ("training", TrainingConfig),
+        ("evaluation", EvaluationConfig),
+    )
+})  # fmt: skip
+"""What a run was trained and scored with that was made before a setting and does not name it."""
 
 MARKS = ("git_commit", "config_hash", "data_fingerprint", "seed", "device", "profile", "scale")
 """Tags that say where a number comes from."""
@@ -235,7 +247,18 @@ def cohorts(
 
 def kind(params: Mapping[str, str]) -> dict[str, str]:
     """The settings that make a variant what it is, by name."""
-    return dict(sorted((USUAL | {k: v for k, v in params.items() if _below(k, KIND)}).items()))
+    return {key: text for key, text in sorted(in_full(params).items()) if _below(key, KIND)}
+
+
+def in_full(params: Mapping[str, str]) -> dict[str, str]:
+    """Settings of a run together with those that came after it, which have their defaults.
+
+    A run of another kind, such as a bias search, has none of these.
+    """
+    if "training.iterations" not in params:
+        return dict(params)
+    sections = {key.rsplit(".", n)[0] for key in params for n in (1, 2)}  # of evaluation.crf.x
+    return {k: v for k, v in USUAL.items() if k not in sections} | dict(params)
 
 
 def frame(runs: Iterable[Run]) -> "pd.DataFrame":
@@ -273,7 +296,9 @@ def settings(run: Run, axes: Sequence[str] = ()) -> tuple[tuple[str, Any], ...]:
     """Settings of a run that separate it from others, sorted."""
     varied = (*GRID, *KIND, *axes)
     return tuple(
-        (key, typed(value)) for key, value in sorted(run.params.items()) if not _below(key, varied)
+        (key, typed(text))
+        for key, text in sorted(in_full(run.params).items())
+        if not _below(key, varied)
     )
 
 

@@ -59,6 +59,21 @@ def test_grid_does_not_separate_runs(store):
     assert len(cohort.of_batch_size(4).runs) == 4
 
 
+def test_a_run_from_before_a_setting_stands_with_those_of_its_default(store):
+    later = {"training.optimizer": "adam", "training.lr_multipliers": "[1.0, 10.0, 20.0]"}
+    store.add(seed=0)
+    store.add(seed=1, params=later | {"evaluation.crf": "None", "data.category": "None"})
+    (cohort,) = cohorts(store, "camvid-enet")
+    assert len(cohort.runs) == 2
+    store.add(seed=2, params={"training.optimizer": "sgd"})
+    store.add(seed=3, params={"evaluation.crf.iterations": "10"})
+    apart = cohorts(store, "camvid-enet")
+    assert [len(cohort.runs) for cohort in apart] == [2, 1, 1]
+    told = headings(apart)
+    assert "training.optimizer=adam" in told[0]
+    assert not any("optimizer=unset" in heading for heading in told)
+
+
 def test_an_axis_does_not_separate_runs(store):
     store.add(params={"training.lr": "0.1"})
     store.add(params={"training.lr": "0.2"})
