@@ -463,7 +463,10 @@ def _serve(rank: int, ranks: int, meeting: str, threads: int, size: Size, pipe: 
     keep_to_this_machine()
     variant = StepVariant(f"{ranks} processes", ranks)
     try:
-        with join_team(rank, ranks, CPU, FileStore(meeting, ranks)) as team:
+        # Held open here: FileStore would wait, with the GIL, for the file of a parent that is gone.
+        place = os.open(meeting, os.O_RDWR)
+        store = FileStore(f"/proc/self/fd/{place}", ranks)
+        with join_team(rank, ranks, CPU, store) as team:
             together = Trainee(variant, size, CPU, team)
             apart = Trainee(variant, size, CPU, team, apart=True)
             exact = replace(variant, precision="float64")
