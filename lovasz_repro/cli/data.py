@@ -60,12 +60,11 @@ def check(
         raise UserError(f"--masks-only is for voc: {name} has no use for masks alone.")
     if sheet and name not in OWN_SETTINGS["data.resize"]:
         raise UserError(f"--sheet is of own, not of {name}.")
-    from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.processes import cores
 
     report = check_layout(
         name,
-        root or data_folder(data) / name,
+        root or usual_folder(name, data),
         processes or cores(),
         **({"masks_only": True} if masks_only else {}),
         **({"sheet": sheet} if sheet else {}),
@@ -73,6 +72,14 @@ def check(
     print_report(report, as_json)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def usual_folder(name: str, data: Path | None) -> Path:
+    """Where a data set lies: below the data folder; one of the user's own may be that folder."""
+    from lovasz_repro.data.locate import data_folder
+    from lovasz_repro.data.own_files import own_folder
+
+    return own_folder(data_folder(data)) if name == "own" else data_folder(data) / name
 
 
 @data_app.command("prepare")
@@ -91,12 +98,11 @@ def prepare(
     ] = None,
 ) -> None:
     """Write what a folder does not say: classes.txt, found in the masks; train.txt and val.txt."""
-    from lovasz_repro.data.locate import data_folder
     from lovasz_repro.data.own_prepare import prepare_own
     from lovasz_repro.host.processes import cores
     from lovasz_repro.host.progress import Progress
 
-    folder = root or data_folder(data) / name
+    folder = root or usual_folder(name, data)
     with Progress() as progress:
         found = prepare_own(
             folder,

@@ -179,11 +179,16 @@ def run(
         return
     loaded = load_experiment(experiment)
     root, more = data_folder(data), list[str]()
-    own = loaded.recipe.get("data", {}).get("name") == "own"
+    own, overrides = loaded.recipe.get("data", {}).get("name") == "own", parse_overrides(set_ or [])
+    if own and "data.category" in overrides:
+        raise UserError("data.category: run own compares the binary losses where there are two "
+                        "classes. To tell one from the rest, give all others one name in "
+                        "classes.txt.")  # fmt: skip
     if own:
-        from lovasz_repro.run.own import filled_in, own_folder
+        from lovasz_repro.data.own_files import own_folder
+        from lovasz_repro.run.own import filled_in
 
-        folder = own_folder(root)
+        folder = own_folder(root.resolve())
         loaded, root = filled_in(loaded, folder, network, weights), folder.parent
         more = ["--data", str(folder), *(["--network", network] if network else [])]
     elif network or tune:
@@ -194,7 +199,7 @@ def run(
         categories=names(classes) or None,
         seeds=seed,
         batch_sizes=batch_size,
-        overrides=parse_overrides(set_ or []),
+        overrides=overrides,
         with_basis=basis is None or print_config,
     )
     if print_config:

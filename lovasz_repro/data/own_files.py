@@ -26,12 +26,20 @@ class OwnPair(NamedTuple):
     mask: Path
 
 
+def own_folder(data: Path) -> Path:
+    """The folder of the user's data: the one that is named, or ``own`` in it as for other data."""
+    holds = any((data / part).is_dir() for part in (IMAGES, "train"))
+    return data / "own" if (data / "own").is_dir() and not holds else data
+
+
 def in_folders(root: Path) -> bool:
     """Whether splits are folders, ``train`` and so on; else lists say what is in which.
 
     Raises:
         UserError: neither can be, or both.
     """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder. Name that of your images with --data.")
     lists, folders = (root / IMAGES).is_dir(), (root / "train" / IMAGES).is_dir()
     if lists and folders:
         raise UserError(f"{root}: both {IMAGES}/ and train/{IMAGES}/; move one of them away.")

@@ -154,7 +154,7 @@ def found_classes(looked: Iterable[Looked], root: Path) -> OwnClasses:
     names = [f"class {indices[n]}" if n in indices else "colour " + "-".join(map(str, colour_of(n)))
              for n in kept]  # fmt: skip
     void = [colour_of(number) for number in order if number not in kept]
-    return OwnClasses(tuple(names), colours(kept), void[0] if void else None)
+    return OwnClasses(tuple(names), colours(kept), tuple(void))
 
 
 def is_grey(numbers: Iterable[int]) -> bool:

@@ -5,6 +5,7 @@
     background              its grey value is the number of the line, from 0
     crack: 255              or the one that is given,
     rust: 192, 128, 0       or its colour;
+    background: 7           a name on a further line: this value is of that class too;
     ignore: 128             pixels that are neither trained on nor scored
 
 ``classes.yaml`` has the same: ``classes``, a list of names or a mapping of names to values, and
@@ -45,8 +46,10 @@ class OwnClasses:
     names: tuple[str, ...]
     values: tuple[RGB, ...]
     """One each; three equal ones are a grey value."""
-    ignore: RGB | None = None
+    ignore: tuple[RGB, ...] = ()
     """Of pixels that are neither trained on nor scored."""
+    further: tuple[tuple[int, RGB], ...] = ()
+    """Labels of classes that have several values, with those after the first."""
     palette: Mapping[int, RGB] = field(default_factory=dict)
     """Colours that grey values have in masks with a palette."""
 
@@ -69,8 +72,8 @@ class OwnClasses:
         return known
 
     def _labelled(self) -> Iterable[tuple[int, RGB]]:
-        void = [(OWN_VOID, self.ignore)] if self.ignore else []
-        return [*enumerate(self.values), *void]
+        void = [(OWN_VOID, value) for value in self.ignore]
+        return [*enumerate(self.values), *self.further, *void]
 
     @property
     def colours(self) -> tuple[RGB, ...]:
@@ -88,9 +91,8 @@ class OwnClasses:
 
     def lines(self) -> list[str]:
         """What ``classes.txt`` says of them."""
-        named = [*zip(self.names, self.values, strict=True)]
-        named += [("ignore", self.ignore)] if self.ignore else []
-        return [f"{name}: {shown_value(value)}" for name, value in named]
+        names = {**dict(enumerate(self.names)), OWN_VOID: "ignore"}
+        return [f"{names[label]}: {shown_value(value)}" for label, value in self._labelled()]
 
     def __str__(self) -> str:
         return "; ".join(self.lines())
@@ -164,29 +166,37 @@ def _of_yaml(file: Path) -> list[tuple[str, Any]]:
 
 
 def _checked(file: Path, listed: list[tuple[str, Any]]) -> OwnClasses:
-    names, values, ignore = list[str](), list[RGB](), None
+    names, values, ignore = list[str](), list[RGB](), list[RGB]()
+    further = list[tuple[int, RGB]]()
     for name, given in listed:
         value = _value(file, name, given)
         if name.lower() in IGNORED_NAMES:
-            if value is None or ignore:
-                raise UserError(f"{file}: {name} needs a value, once: {name}: 255.")
-            ignore = value
+            if value is None:
+                raise UserError(f"{file}: {name} needs a value: {name}: 255.")
+            ignore.append(value)
             continue
         try:
             check_class(name)
         except ValueError as error:
             raise UserError(f"{file}: class {one_line(repr(name), 60)}: {error}.") from None
-        names.append(name)
-        values.append(value or (len(values),) * 3)
-    every = [*values, ignore] if ignore else values
-    for what, entries in (("name", names), ("value", list(map(shown_value, every)))):
-        twice = next((entry for entry in entries if entries.count(entry) > 1), None)
-        if twice is not None:
-            raise UserError(f"{file}: the {what} {twice} is given to two classes.")
+        if name in names:
+            if value is None:
+                raise UserError(
+                    f"{file}: the name {name} is given to two classes. A class of "
+                    f"several values has each of them written out: {name}: 7."
+                )
+            further.append((names.index(name), value))
+        else:
+            names.append(name)
+            values.append(value or (len(values) + len(further),) * 3)
+    every = [shown_value(value) for value in (*values, *(extra for _, extra in further), *ignore)]
+    twice = next((value for value in every if every.count(value) > 1), None)
+    if twice is not None:
+        raise UserError(f"{file}: the value {twice} is given twice.")
     if not 2 <= len(names) <= MOST_OWN_CLASSES:
         raise UserError(f"{file}: {len(names)} classes; 2 to {MOST_OWN_CLASSES} can be told apart, "
                         "background included.")  # fmt: skip
-    return OwnClasses(tuple(names), tuple(values), ignore)
+    return OwnClasses(tuple(names), tuple(values), tuple(ignore), tuple(further))
 
 
 def _value(file: Path, name: str, given: Any) -> RGB | None:

@@ -13,13 +13,6 @@ FILES_OF = {"enet": "enet-cityscapes", "deeplab-v2": "deeplab-coco", "callable":
 """Network -> how ``model.weights`` calls a file that ``--weights`` names for it."""
 
 
-def own_folder(data: Path) -> Path:
-    """The folder of the user's data: the one that is named, or ``own`` in it as for other data."""
-    named, usual = data.resolve(), data.resolve() / "own"
-    holds = any((named / part).is_dir() for part in ("images", "train"))
-    return usual if usual.is_dir() and not holds else named
-
-
 def filled_in(
     experiment: ExperimentConfig, folder: Path, network: str | None, weights: Path | None
 ) -> ExperimentConfig:
@@ -38,7 +31,7 @@ def filled_in(
         raise UserError(f"{folder}: no such folder. Name that of your images with --data.")
     classes = read_classes(folder)
     if classes is None:
-        raise UserError(f"{folder}: no classes.txt; `lovasz-repro data prepare own --root FOLDER` "
+        raise UserError(f"{folder}: no classes.txt; `lovasz-repro data prepare own --data FOLDER` "
                         "finds the classes in the masks and writes it.")  # fmt: skip
     data: dict[str, Any] = {"folder": folder.name, "classes": list(classes.names)}
     model = _named(network) if network else {}

@@ -206,6 +206,8 @@ def test_own_data_are_checked_and_prepared(tmp_path: Path) -> None:
     result = run("check own --processes 1 --json")
     assert result.exit_code == 1
     assert [fault["file"] for fault in json.loads(result.stdout)["problems"]] == ["masks"]
+    assert run("check own --data data/own").stdout == run("check own").stdout
     assert "neither" in refused("check own --root out")
-    assert "neither" in refused("prepare own --root nowhere")
+    assert "nowhere: no such folder" in refused("prepare own --root nowhere")
+    assert "nowhere: no such folder" in refused("check own --data nowhere")
     assert "--sheet is of own" in refused("check voc --sheet x.png")

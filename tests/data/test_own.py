@@ -167,7 +167,7 @@ def test_one_class_against_the_rest(tmp_path: Path) -> None:
 
 def test_real_masks_of_voc_are_read_alike() -> None:
     images = list_images(real_data("voc"), "val", photographs=False)[::60]
-    ids = OwnClasses(VOC.names, tuple((i, i, i) for i in range(len(VOC))), (255, 255, 255))
+    ids = OwnClasses(VOC.names, tuple((i, i, i) for i in range(len(VOC))), ((255,) * 3,))
     classes = folder_palette(decode_mask(images[0].mask), ids)
     for image in images:
         assert np.array_equal(read_own_mask(image.mask, classes), read_labels(image.mask))

@@ -88,11 +88,11 @@ def test_what_a_folder_lacks_is_written_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "names", "ignore"),
     [
-        ((0, 255), ("background", "object"), None),
-        ((4, 9), ("background", "object"), None),
-        ((0, 1, 255), ("class 0", "class 1"), (255,) * 3),
-        ((0, 128, 255), ("class 0", "class 128", "class 255"), None),
-        ((7, 8, 11), ("class 7", "class 8", "class 11"), None),
+        ((0, 255), ("background", "object"), ()),
+        ((4, 9), ("background", "object"), ()),
+        ((0, 1, 255), ("class 0", "class 1"), ((255,) * 3,)),
+        ((0, 128, 255), ("class 0", "class 128", "class 255"), ()),
+        ((7, 8, 11), ("class 7", "class 8", "class 11"), ()),
     ],
 )
 def test_classes_are_found_in_masks(

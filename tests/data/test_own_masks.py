@@ -20,16 +20,16 @@ from lovasz_repro.errors import UserError
 
 LABELS = np.random.default_rng(3).choice(np.array([0, 1, 2, OWN_VOID], np.uint8), (9, 14))
 NAMES = ("sound", "crack", "rust")
-GREYS = OwnClasses(NAMES, ((0, 0, 0), (1, 1, 1), (2, 2, 2)), (255, 255, 255))
-FAR = OwnClasses(NAMES, ((7, 7, 7), (255, 255, 255), (0, 0, 0)), (3, 3, 3))
-COLOURS = OwnClasses(NAMES, ((0, 0, 0), (200, 30, 0), (0, 30, 200)), (255, 255, 255))
+GREYS = OwnClasses(NAMES, ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ((255, 255, 255),))
+FAR = OwnClasses(NAMES, ((7, 7, 7), (255, 255, 255), (0, 0, 0)), ((3, 3, 3),))
+COLOURS = OwnClasses(NAMES, ((0, 0, 0), (200, 30, 0), (0, 30, 200)), ((255, 255, 255),))
 VOC_PALETTE = [value for index in range(256) for value in voc_colour(index)]
 
 
 def values(classes: OwnClasses) -> np.ndarray:
     """The picture of ``LABELS``, (H, W, 3)."""
     table = np.zeros((256, 3), np.uint8)
-    table[:3], table[OWN_VOID] = classes.values, classes.ignore
+    table[:3], table[OWN_VOID] = classes.values, classes.ignore[0]
     return table[LABELS]
 
 
@@ -131,13 +131,15 @@ def test_what_cannot_be_read_is_one_line(
 @pytest.mark.parametrize(
     ("name", "text", "values", "ignore"),
     [
-        ("classes.txt", "sound\ncrack\n", [(0, 0, 0), (1, 1, 1)], None),
+        ("classes.txt", "sound\ncrack\n", [(0, 0, 0), (1, 1, 1)], ()),
         ("classes.txt", "# my\nsound:7\n\ncrack : 255\nvoid: 3", [(7,) * 3, (255,) * 3],
-         (3,) * 3),
-        ("classes.txt", "sound: 1,2,3\ncrack: 4, 5, 6\n", [(1, 2, 3), (4, 5, 6)], None),
+         ((3,) * 3,)),
+        ("classes.txt", "sound\ncrack\nvoid: 3\nignore: 9, 8, 7", [(0,) * 3, (1,) * 3],
+         ((3,) * 3, (9, 8, 7))),
+        ("classes.txt", "sound: 1,2,3\ncrack: 4, 5, 6\n", [(1, 2, 3), (4, 5, 6)], ()),
         ("classes.yaml", "classes: [sound, crack]\nignore_index: 255", [(0,) * 3, (1,) * 3],
-         (255,) * 3),
-        ("classes.yml", "classes: {sound: 4, crack: [9, 8, 7]}", [(4,) * 3, (9, 8, 7)], None),
+         ((255,) * 3,)),
+        ("classes.yml", "classes: {sound: 4, crack: [9, 8, 7]}", [(4,) * 3, (9, 8, 7)], ()),
     ],
 )  # fmt: skip
 def test_lists_of_classes(
@@ -152,10 +154,25 @@ def test_lists_of_classes(
     assert read_classes(tmp_path) == found
 
 
+def test_a_class_of_several_values(tmp_path: Path) -> None:
+    """One class against the rest: the others share a name."""
+    (tmp_path / "classes.txt").write_text("rest\ncrack\nrest: 2\nrest: 9, 8, 7\nrust\nignore: 5\n")
+    found = read_classes(tmp_path)
+    assert found
+    Image.fromarray(np.array([[0, 1, 2, 4, 5]], np.uint8)).save(tmp_path / "grey.png")
+    assert read_own_mask(tmp_path / "grey.png", found).tolist() == [[0, 1, 0, 2, OWN_VOID]]
+    coloured = np.array([[[1, 1, 1], [9, 8, 7], [2, 2, 2]]], np.uint8)
+    Image.fromarray(coloured).save(tmp_path / "coloured.png")
+    assert read_own_mask(tmp_path / "coloured.png", found).tolist() == [[1, 0, 0]]
+    (tmp_path / "classes.txt").write_text("\n".join(found.lines()))
+    assert read_classes(tmp_path) == found
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("sound\n", "1 classes"),
+        ("sound\ncrack\nsound: 1\n", "value 1"),
         ("sound\nsound\n", "name sound"),
         ("sound: 1\ncrack: 1\n", "value 1"),
         ("sound\ncrack\nignore: 1\n", "value 1"),

@@ -235,6 +235,7 @@ def test_the_folder_and_the_network_are_filled_in(
         (["--network", "a.b:c", "--weights", "w.safetensors"], "w.safetensors"),
         (["--variant", "hinge"], "two classes"),
         (["--tune", "--procs", "2"], "--procs"),
+        (["--set", "data.category=disc"], "classes.txt"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_runs(
