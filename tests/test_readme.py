@@ -28,11 +28,11 @@ def output_of(*command: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_one_process_and_several_print_the_same_losses(script: Path) -> None:
+@pytest.mark.parametrize("ranks", ["2", pytest.param("3", marks=pytest.mark.slow)])
+def test_one_process_and_several_print_the_same_losses(script: Path, ranks: str) -> None:
     alone = output_of(sys.executable, str(script))
     assert len(alone) == 10
     first, last = (float(alone[i].split()[-1]) for i in (0, -1))
     assert last < first
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
-    for ranks in ("2", "3"):
-        assert output_of(*torchrun, "--nproc-per-node", ranks, str(script)) == alone
+    assert output_of(*torchrun, "--nproc-per-node", ranks, str(script)) == alone

@@ -50,6 +50,7 @@ def test_three_ranks_give_the_curves_of_one_process(bench: Bench, whole: str) ->
     assert not list(bench.results("three").glob("work/ranks/*")), "logs of what went well"
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_a_restart_and_no_bit(
     bench: Bench, watched: object, started: list[Process]
 ) -> None:

@@ -113,6 +113,7 @@ def test_training_lowers_the_loss(workshop: Workshop) -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_bitwise_the_same(workshop: Workshop) -> None:
     """SIGKILL right after one checkpoint, again after another; then to the end."""
     workshop.run("whole", **ONE)

@@ -338,9 +338,8 @@ def test_eight_processes_three_of_them_killed(store: Store) -> None:
     check(store, list(jobs.values()), store.results / "mlflow.db")
 
 
-@pytest.mark.parametrize(
-    ("names", "kills"), [("ab", 2), pytest.param("abcdefgh", 20, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("names", "kills"), [("ab", 2), ("abcdefgh", 20)])
 def test_random_kills_neither_lose_nor_double_a_metric(
     store: Store, names: str, kills: int
 ) -> None:
@@ -394,7 +393,7 @@ def test_a_server_that_made_a_run_twice(store: Store, monkeypatch: pytest.Monkey
     assert select(store.results / "mlflow.db", ACTIVE_RUNS) == [(5,)]
 
 
-@pytest.mark.parametrize("moment", ["inside", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("inside", marks=pytest.mark.slow), "after"])
 def test_killed_inside_a_transaction_or_before_it_is_noted(store: Store, moment: str) -> None:
     """The database rolls back what was half written; what is sent twice is stored once."""
     jobs = [Job(store.results, name, "one") for name in "ab"]
