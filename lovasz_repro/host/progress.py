@@ -76,8 +76,10 @@ class ProgressTask:
         self._progress = progress
         self._id = progress._bars.add_task(description, total=total, completed=completed, note="")
         self._description, self._total, self._completed = description, total, completed
-        self._began, self._begun_at = time.monotonic(), completed
-        self._last_line = self._began
+        self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        """When the first step ended, and where: what came before it, as the scoring before
+        training, says nothing of the rate."""
         self._note = ""
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
@@ -88,12 +90,14 @@ class ProgressTask:
         now = time.monotonic()
         if self._progress._bars.disable and now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
-            rate = (self._completed - self._begun_at) / (now - self._began)
+            began, begun_at = self._first or (now, self._completed)
+            rate = (self._completed - begun_at) / (now - began) if now > began else 0.0
             left = timedelta(seconds=int((self._total - self._completed) / rate)) if rate else "?"
             position = f"{self._completed}/{self._total}"
             self._progress.line(
                 f"{self._description}  {position}  {_rate(rate)}  {left} left  {self._note}"
             )
+        self._first = self._first or (now, self._completed)
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; one step on after each."""

@@ -61,6 +61,21 @@ def test_bars_and_lines_of_progress_obey_nothing(monkeypatch: pytest.MonkeyPatch
     assert screen.getvalue().count("[red]x[/red]") == 3
 
 
+def test_the_rate_does_not_count_what_came_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """90 s of scoring, then steps of 40 s, of which 17 are left after three."""
+    screen, clock = io.StringIO(), iter([0.0, 130.0, 170.0, 210.0])
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr("lovasz_repro.host.progress.time.monotonic", lambda: next(clock))
+    task = Progress().task("training", 20)
+    for _ in range(3):
+        task.advance()
+    first, *others = screen.getvalue().splitlines()
+    assert first.split() == ["training", "1/20", "?", "left"]
+    assert others[-1].split() == ["training", "3/20", "40.0", "s", "each", "0:11:20", "left"]
+
+
 def test_json_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
     say_json({"name": HOSTILE + "\x7f", "scores": (math.nan, -math.inf, 0.5)})
     shown = capsys.readouterr().out
