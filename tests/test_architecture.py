@@ -71,8 +71,6 @@ def test_every_module_has_a_floor() -> None:
 
 INTERFACE = {"KIND", "CAPTION", "HEADS"}
 """What each data set's or bench's file has of its own, under one name."""
-CONSTANTS_ONCE = set(FLOOR) - {"report", "bench"}
-"""Parts whose constants share no name; of these two, some do."""
 
 
 def definitions(path: Path) -> list[tuple[str, ast.AST]]:
@@ -98,7 +96,7 @@ def test_a_name_exists_once() -> None:
             for name, node in definitions(path):
                 is_class = isinstance(node, ast.ClassDef)
                 constant = re.fullmatch(r"[A-Z][A-Z0-9_]+", name) and name not in INTERFACE
-                if is_class or (constant and part in CONSTANTS_ONCE):
+                if is_class or constant:
                     where.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
     assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
 

@@ -28,11 +28,15 @@ from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.metrics import ConfusionMatrix
 
 # A photograph of Pascal VOC, a batch of its crops, a scene of Cityscapes.
-DEFAULT_SIZES = ("1x21x375x500", "10x21x321x321", "1x19x1024x2048")
-DEFAULT_ROUNDS = {"cpu": 5, "cuda": 30}
-VOID = 255
-VOID_SHARE, WRONG = 0.05, 0.1
-OURS, THEIRS, UNCHECKED = "ConfusionMatrix.update", "torchmetrics", "torchmetrics, unchecked"
+COUNTING_SIZES = ("1x21x375x500", "10x21x321x321", "1x19x1024x2048")
+COUNTING_ROUNDS = {"cpu": 5, "cuda": 30}
+VOID_LABEL = 255
+VOID_SHARE, WRONG_SHARE = 0.05, 0.1
+OUR_MATRIX, THEIR_MATRIX, UNCHECKED = (
+    "ConfusionMatrix.update",
+    "torchmetrics",
+    "torchmetrics, unchecked",
+)
 CAPTION = (
     "Predictions int64, labels uint8 with {void:.0%} void, to counts on the CPU. Times as fast: "
     "the time of torchmetrics {version} (multiclass_confusion_matrix; unchecked: "
@@ -69,7 +73,7 @@ def run_bench(
             "Run: pip install 'lovasz-repro[dev]'"
         ) from None
     torch.set_num_threads(threads or torch.get_num_threads())
-    rounds = rounds or DEFAULT_ROUNDS[device.type]
+    rounds = rounds or COUNTING_ROUNDS[device.type]
     advance.expect(len(sizes) * rounds * 3)
     cases = []
     for chosen in sizes:
@@ -88,10 +92,12 @@ def sizes_of(given: Sequence[str] | None) -> list[Size]:
     Raises:
         UserError: another form, or more classes than labels can name.
     """
-    sizes = [parse_size(text) for text in given or DEFAULT_SIZES]
+    sizes = [parse_size(text) for text in given or COUNTING_SIZES]
     for size in sizes:
-        if size.classes > VOID:
-            raise UserError(f"size {size}: {VOID} is void; give at most {VOID} classes.")
+        if size.classes > VOID_LABEL:
+            raise UserError(
+                f"size {size}: {VOID_LABEL} is void; give at most {VOID_LABEL} classes."
+            )
     return sizes
 
 
@@ -120,9 +126,9 @@ def make_sample(size: Size, seed: int, device: torch.device) -> tuple[Tensor, Te
     generator = torch.Generator().manual_seed(seed)
     labels = regions(size, torch.ones(size.classes), generator)
     other = torch.randint(size.classes, labels.shape, generator=generator)
-    wrong = torch.rand(labels.shape, generator=generator) < WRONG
+    wrong = torch.rand(labels.shape, generator=generator) < WRONG_SHARE
     predictions = torch.where(wrong, other, labels)
-    labels[torch.rand(labels.shape, generator=generator) < VOID_SHARE] = VOID
+    labels[torch.rand(labels.shape, generator=generator) < VOID_SHARE] = VOID_LABEL
     return predictions.to(device), labels.to(device, torch.uint8)
 
 
@@ -130,17 +136,17 @@ def ways(size: Size, torchmetrics: Any) -> dict[str, Count]:
     """What is compared, by name."""
 
     def ours(predictions: Tensor, labels: Tensor) -> Tensor:
-        matrix = ConfusionMatrix(size.classes, VOID)
+        matrix = ConfusionMatrix(size.classes, VOID_LABEL)
         matrix.update(predictions, labels)
         return matrix.counts
 
     def theirs(predictions: Tensor, labels: Tensor, checked: bool) -> Tensor:
         counts: Tensor = torchmetrics.functional.classification.multiclass_confusion_matrix(
-            predictions, labels, size.classes, ignore_index=VOID, validate_args=checked
+            predictions, labels, size.classes, ignore_index=VOID_LABEL, validate_args=checked
         )
         return counts.cpu()
 
-    return {OURS: ours, THEIRS: partial(theirs, checked=True),
+    return {OUR_MATRIX: ours, THEIR_MATRIX: partial(theirs, checked=True),
             UNCHECKED: partial(theirs, checked=False)}  # fmt: skip
 
 
@@ -163,8 +169,8 @@ def _compare(
     advance: Advance,
 ) -> list[Row]:
     counts = {name: count(*sample) for name, count in compared.items()}  # the first is slower
-    for name in (THEIRS, UNCHECKED):
-        check_same_counts(name, counts[name], counts[OURS])
+    for name in (THEIR_MATRIX, UNCHECKED):
+        check_same_counts(name, counts[name], counts[OUR_MATRIX])
     timed = {
         name: lambda _, count=count: harness.milliseconds(lambda: count(*sample), sample[0].device)
         for name, count in compared.items()
@@ -174,7 +180,7 @@ def _compare(
         {
             "name": name,
             "times_ms": own,
-            "speedup": ratio(times[THEIRS], own),
+            "speedup": ratio(times[THEIR_MATRIX], own),
             "speedup_unchecked": ratio(times[UNCHECKED], own),
         }
         for name, own in times.items()

@@ -17,11 +17,11 @@ from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.report.style import BLUE, GREY, ORANGE, PAGE, RC, RED
 
-SIDES = (100, 178, 316, 562, 1000, 1778, 3162)  # of a square image: 1e4 to 1e7 pixels
-CLASSES = (2, 5, 10, 21, 50, 100, 150)
+IMAGE_SIDES = (100, 178, 316, 562, 1000, 1778, 3162)  # of a square image: 1e4 to 1e7 pixels
+CLASS_COUNTS = (2, 5, 10, 21, 50, 100, 150)
 USUAL_CLASSES, USUAL_SIDE = 21, 316
-FORMATS = ("pdf", "png", "svg")
-COLOURS = (BLUE, ORANGE, RED)
+FIGURE_FORMATS = ("pdf", "png", "svg")
+CURVE_COLOURS = (BLUE, ORANGE, RED)
 CAPTION = (
     "Forward and backward of one image of {kind} logits; {classes} classes where the pixels grow, "
     "{pixels:,} pixels where the classes do. Times: median of {rounds}; divided by that of the "
@@ -52,7 +52,7 @@ def growth_page(growth: Row, machine: Machine) -> Page:
         columns,
         {f"more {along}": growth[along] for along in ("pixels", "classes")},
         machine.load,
-        (left_out,) if largest < SIDES[-1] ** 2 else (),
+        (left_out,) if largest < IMAGE_SIDES[-1] ** 2 else (),
         CAPTION.format(
             kind=growth["logits"],
             classes=USUAL_CLASSES,
@@ -65,8 +65,8 @@ def growth_page(growth: Row, machine: Machine) -> Page:
 def growing_sizes(device: torch.device) -> dict[str, tuple[Size, ...]]:
     """Sizes with more and more pixels, and with more and more classes, that fit the memory."""
     wanted = {
-        "pixels": [Size(1, USUAL_CLASSES, side, side) for side in SIDES],
-        "classes": [Size(1, classes, USUAL_SIDE, USUAL_SIDE) for classes in CLASSES],
+        "pixels": [Size(1, USUAL_CLASSES, side, side) for side in IMAGE_SIDES],
+        "classes": [Size(1, classes, USUAL_SIDE, USUAL_SIDE) for classes in CLASS_COUNTS],
     }
     return {
         along: tuple(size for size in sizes if fits(size, device))
@@ -118,7 +118,7 @@ def check_figure(path: Path) -> None:
     Raises:
         UserError: another format, or no such folder.
     """
-    if path.suffix[1:].lower() not in FORMATS:
+    if path.suffix[1:].lower() not in FIGURE_FORMATS:
         raise UserError(f"--figure {path}: give a name that ends in .pdf, .png or .svg.")
     if not path.parent.is_dir():
         raise UserError(f"--figure {path}: there is no folder {path.parent}.")
@@ -153,7 +153,7 @@ def _draw_panel(axes: Any, points: Sequence[Row], along: str) -> None:
     axes.set(xscale="log", yscale="log")
     axes.grid(True)
     sizes = [point[along] for point in points]
-    for name, colour in zip(points[0]["times_ms"], COLOURS, strict=True):
+    for name, colour in zip(points[0]["times_ms"], CURVE_COLOURS, strict=True):
         times = [point["times_ms"][name] for point in points]
         # A ratio to a unit of 1 is the time itself.
         spreads = [harness.ratio(own, [1.0] * len(own)) for own in times]

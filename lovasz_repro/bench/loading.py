@@ -38,8 +38,8 @@ from lovasz_repro.training.distributed import ALONE
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import build_objective
 
-STEPS = 2  # of the training, in a round
-STEP, LOADER, PLAIN = "training step", "loader alone", "plain PIL"
+STEPS_A_ROUND = 2  # of the training, in a round
+TRAINING_STEP, LOADER, PLAIN = "training step", "loader alone", "plain PIL"
 CAPTION = (
     "Loader: read, decode, resize, put together. Step: forward, backward and update on a batch "
     "from memory. Loader / step: images per second in those of the step of the same round; median "
@@ -88,14 +88,17 @@ def run_bench(
 
     step = _stepper(cell, inputs, place, train_set)
     ways: dict[tuple[str, int], Callable[[int], float]] = {
-        (STEP, 0): lambda _: cell.training.batch_size * STEPS / step()
+        (TRAINING_STEP, 0): lambda _: cell.training.batch_size * STEPS_A_ROUND / step()
     }
     ways |= {(name, n): partial(load, name, n) for n in workers or (0, 1, 2) for name in sets}
     advance.expect(rounds * len(ways))
     rates = harness.in_turn(ways, rounds, advance)
     machine, (height, width) = harness.this_machine(place.device), cell.data.size
     title = f"{cell.experiment}, {cell.training.batch_size}×{height}×{width}, {machine.device}"
-    found: dict[str, Any] = {"title": title, "step_images_per_second": rates.pop((STEP, 0))}
+    found: dict[str, Any] = {
+        "title": title,
+        "step_images_per_second": rates.pop((TRAINING_STEP, 0)),
+    }
     found["loaders"] = [
         {
             "name": name,
@@ -113,8 +116,12 @@ def run_bench(
 def _page(machine: Machine, found: Row) -> Page:
     """One table: the step, then every loader."""
     steps, loaders = found["step_images_per_second"], found["loaders"]
-    unit = {"name": f"{STEP} alone", "images_per_second": steps, "in_steps": ratio(steps, steps),
-            "in_plain": None}  # fmt: skip
+    unit = {
+        "name": f"{TRAINING_STEP} alone",
+        "images_per_second": steps,
+        "in_steps": ratio(steps, steps),
+        "in_plain": None,
+    }
     columns: list[Column] = [
         ("", lambda row: row["name"] if row is unit else loaded_by(row["name"], row["workers"])),
         ("images / s", harness.median("images_per_second")),
@@ -140,7 +147,7 @@ def _batches(cell: CellConfig, images: Any, place: Place) -> Iterator[Any]:
 
 
 def _stepper(cell: CellConfig, inputs: Any, place: Place, train_set: Any) -> Callable[[], float]:
-    """A function that takes STEPS training steps and returns the seconds they took."""
+    """A function that takes STEPS_A_ROUND training steps and returns the seconds they took."""
     torch.manual_seed(cell.seed)
     network = NETWORKS[cell.model.name]
     model = build_model(cell, inputs, place.device)
@@ -155,7 +162,7 @@ def _stepper(cell: CellConfig, inputs: Any, place: Place, train_set: Any) -> Cal
 
     def steps() -> float:
         began = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(STEPS_A_ROUND):
             config, device = cell.training, place.device
             training_step(
                 state, model, images, labels, objective, config, config.lr, device, network.prepare

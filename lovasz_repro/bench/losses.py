@@ -33,10 +33,10 @@ from lovasz_repro.bench.yardsticks import Loss, peers, sort_loop_hinge, sort_loo
 from lovasz_repro.losses import lovasz_hinge, lovasz_softmax
 
 UNTIMED_PASSES = 2  # one for the errors, one for the memory
-METHODS = ("sort", "histogram", "auto")
-KINDS = ("random", "trained")
+MEASURED_METHODS = ("sort", "histogram", "auto")
+LOGIT_KINDS = ("random", "trained")
 # Crops of Pascal VOC (Sec. 4.2) and Cityscapes at half its size (Sec. 4.3).
-DEFAULT_SIZES = {
+LOSS_SIZES = {
     "cpu": ("2x21x321x321", "2x19x512x1024"),
     "cuda": ("10x21x321x321", "10x19x512x1024"),
 }
@@ -46,9 +46,9 @@ GROWING: dict[str, Loss] = {
     "lovasz_softmax auto": partial(lovasz_softmax, method="auto"),
 }
 """Losses whose time is measured at growing sizes; the first is the unit."""
-DEFAULT_REPEATS = {"cpu": 5, "cuda": 30}
+LOSS_REPEATS = {"cpu": 5, "cuda": 30}
 UNITS = "cross-entropy", "binary cross-entropy"
-COLUMNS = (
+LOSS_COLUMNS = (
     ("loss", itemgetter("name")),
     ("time /\ncross-entropy", lambda row: _time(row)),
     ("time /\nsort loop", lambda row: harness.number(row["loop_ratio"].median)),
@@ -84,7 +84,7 @@ def multiclass_rows() -> list[LossRow]:
     """Cross-entropy, the sort loop, every way to compute Lovász-Softmax, and other libraries'."""
     entropy, sort = F.cross_entropy, partial(lovasz_softmax, method="sort")
     batch, per_image = sort, partial(sort, per_image=True)
-    ours = {method: partial(lovasz_softmax, method=method) for method in METHODS}
+    ours = {method: partial(lovasz_softmax, method=method) for method in MEASURED_METHODS}
     auto = partial(ours["auto"], per_image=True)
     return [
         LossRow("cross-entropy", entropy, entropy),
@@ -99,7 +99,9 @@ def binary_rows() -> list[LossRow]:
     """Binary cross-entropy, the sort loop, and every way to compute the Lovász hinge."""
     entropy, sort = F.binary_cross_entropy_with_logits, partial(lovasz_hinge, method="sort")
     batch, per_image = partial(sort, per_image=False), partial(sort, per_image=True)
-    ours = {method: partial(lovasz_hinge, method=method, per_image=True) for method in METHODS}
+    ours = {
+        method: partial(lovasz_hinge, method=method, per_image=True) for method in MEASURED_METHODS
+    }
     auto = partial(ours["auto"], per_image=False)
     return [
         LossRow("binary cross-entropy", entropy, entropy, float_labels=True),
@@ -129,8 +131,8 @@ def run_bench(
     """
     if figure:
         check_figure(figure)
-    sizes, kinds = sizes_of(size, device), list(logits or KINDS)
-    repeats = repeats or DEFAULT_REPEATS[device.type]
+    sizes, kinds = sizes_of(size, device), list(logits or LOGIT_KINDS)
+    repeats = repeats or LOSS_REPEATS[device.type]
     growing = growing_sizes(device) if figure else {}
     rows = len(multiclass_rows()) + len(binary_rows())
     points = sum(map(len, growing.values())) * len(GROWING)
@@ -162,7 +164,7 @@ def sizes_of(given: Sequence[str] | None, device: torch.device) -> list[Size]:
     Raises:
         UserError: one that does not exist, or does not fit the memory of the device.
     """
-    sizes = [parse_size(text) for text in given or DEFAULT_SIZES[device.type]]
+    sizes = [parse_size(text) for text in given or LOSS_SIZES[device.type]]
     for size in sizes:
         check_memory(size, bytes_of(size), device)
     return sizes
@@ -189,7 +191,7 @@ def _page(case: Row, device: str) -> Page:
         f"{size.classes} classes": case["multiclass"],
         f"2 classes, logits {size.batch} x {size.height} x {size.width}": case["binary"],
     }
-    return Page(f"{size}, {case['logits']} logits, {device}", COLUMNS, sections, case["load"])
+    return Page(f"{size}, {case['logits']} logits, {device}", LOSS_COLUMNS, sections, case["load"])
 
 
 def _time(row: Row) -> str:

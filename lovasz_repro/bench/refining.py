@@ -29,7 +29,7 @@ from lovasz_repro.evaluation.crf import CrfInput, refine_all
 from lovasz_repro.evaluation.probabilities import png_file, write_probabilities
 from lovasz_repro.host.processes import cores
 
-SIZE = 375, 500
+PHOTOGRAPH_SIZE = 375, 500
 CELLS = 6  # points of the random probabilities, along the short side
 SHARPNESS = 4.0  # standard deviation of their logits
 CAPTION = (
@@ -46,7 +46,7 @@ def run_bench(
     rounds: int,
     seed: int,
     advance: Advance = QUIET,
-    size: tuple[int, int] = SIZE,
+    size: tuple[int, int] = PHOTOGRAPH_SIZE,
 ) -> Report:
     """Measure, in a folder for temporary files.
 

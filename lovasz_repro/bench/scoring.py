@@ -33,7 +33,7 @@ REGIONS = 60
 THINGS = (24, 25, 26, 27, 28, 29, 30, 31, 32, 33)
 INSTANCES = (60, 140)  # fewest and most of a scene
 GROUPS = 5
-SHIFT, BLOCK = 3, 16  # pixels: how far a prediction is off, in blocks of which size
+SHIFT, BLOCK_SIDE = 3, 16  # pixels: how far a prediction is off, in blocks of which size
 MISTAKEN = 0.1  # share of pixels, in blocks, of another class
 OFFICIAL = "official script"
 CAPTION = (
@@ -207,10 +207,10 @@ def draw_instances(size: tuple[int, int], generator: np.random.Generator) -> np.
 def mistake(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A prediction (H, W) uint8 that is mostly right about the labels (H, W)."""
     height, width = labels.shape
-    blocks = -(-height // BLOCK), -(-width // BLOCK)
+    blocks = -(-height // BLOCK_SIDE), -(-width // BLOCK_SIDE)
 
     def full(values: np.ndarray) -> np.ndarray:
-        return values.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
+        return values.repeat(BLOCK_SIDE, 0).repeat(BLOCK_SIDE, 1)[:height, :width]
 
     down, right = (full(generator.integers(-SHIFT, SHIFT + 1, blocks)) for _ in range(2))
     rows, columns = np.mgrid[:height, :width]

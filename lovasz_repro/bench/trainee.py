@@ -30,10 +30,10 @@ from lovasz_repro.training.distributed import ALONE, Team, join_team, keep_to_th
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import Objective, build_objective
 
-VOID = 255
+NO_LABEL = 255
 SEED = 0
 CPU = torch.device("cpu")
-GRACE = 0.5  # seconds that the other ranks have to tell their side of a failure
+CLOSING_SECONDS = 0.5  # seconds that the other ranks have to tell their side of a failure
 FAREWELL = 20.0  # seconds that ranks have to leave
 NetworkName = Literal["enet", "deeplab-v2", "deeplab-v2-small"]
 BRANCH = 0.2
@@ -95,7 +95,7 @@ def scale_deeplab(model: nn.Module) -> None:
             module.bn3.weight.fill_(BRANCH)
 
 
-ENET = TrainedNetwork(
+ENET_TRAINED = TrainedNetwork(
     title="ENet",
     classes=11,  # of CamVid
     # CamVid as the smaller profiles see it; Cityscapes at half its size, for which ENet was made.
@@ -140,8 +140,8 @@ SMALL = replace(
     side="8 n + 1, as 97",
     bytes_a_pixel=1000,
 )
-TRAINED: dict[NetworkName, TrainedNetwork] = {
-    "enet": ENET,
+TRAINEES: dict[NetworkName, TrainedNetwork] = {
+    "enet": ENET_TRAINED,
     "deeplab-v2": DEEPLAB,
     "deeplab-v2-small": SMALL,
 }
@@ -243,7 +243,7 @@ class Trainee:
     ) -> None:
         self.device, self.team = device, team
         own, talks_to = team.share(size.batch), ALONE if apart else team
-        trained, self.kind = TRAINED[variant.network], NETWORKS[variant.network]
+        trained, self.kind = TRAINEES[variant.network], NETWORKS[variant.network]
         self.config = TrainingConfig(
             **trained.recipe,
             iterations=10**6,
@@ -264,7 +264,7 @@ class Trainee:
         self.state = TrainingState(model, build_optimizer(model, self.config, variant.network))
         spread_model(model, self.config, talks_to)
         loss = LossConfig(terms={variant.loss: 1.0})
-        self.clock = LossClock(build_objective(loss, VOID, group=talks_to.group), device)
+        self.clock = LossClock(build_objective(loss, NO_LABEL, group=talks_to.group), device)
         self.network = talks_to.wrap(model)
         if variant.compiled:
             self.network.compile()
@@ -340,7 +340,7 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
     colours = torch.randint(192, (size.classes, 3), generator=generator, dtype=torch.uint8)
     images = colours[labels].permute(0, 3, 1, 2).contiguous()
     images += torch.randint(64, images.shape, generator=generator, dtype=torch.uint8)
-    labels[:, : size.height // 16] = VOID
+    labels[:, : size.height // 16] = NO_LABEL
     return images, labels.to(torch.uint8)
 
 
@@ -434,7 +434,7 @@ class TrainingRanks:
                         answers[rank] = answer
                     else:
                         failures.append(f"rank {rank} of {len(self._pipes)}: {answer}")
-                patience = patience if done else GRACE
+                patience = patience if done else CLOSING_SECONDS
         if deaths or failures:  # what a death leads to is not its cause
             raise RunFailed((deaths + failures)[0])
         return [answers[rank] for rank in range(len(self._pipes))]

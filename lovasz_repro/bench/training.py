@@ -39,9 +39,9 @@ from lovasz_repro.bench.harness import (
 )
 from lovasz_repro.bench.samples import Size, check_memory
 from lovasz_repro.bench.trainee import (
-    ENET,
-    TRAINED,
-    VOID,
+    ENET_TRAINED,
+    NO_LABEL,
+    TRAINEES,
     First,
     NetworkName,
     StepVariant,
@@ -63,7 +63,7 @@ SAME_GRADIENT = 1e-6  # 2-norm, relative, in float64
 CHECKPOINT = "checkpoint"
 ONE_THREAD = "Processes, which share the threads, are not compared: there is one thread."
 CHECKPOINT_EVERY = (25, 250)  # iterations
-COLUMNS: tuple[Column, ...] = (
+STEP_COLUMNS: tuple[Column, ...] = (
     ("training step", itemgetter("name")),
     ("images / s", lambda row: number(row["images_per_second"])),
     ("ms / step", harness.median("times_ms")),
@@ -108,7 +108,7 @@ class TrainingSettings:
     @property
     def trained(self) -> TrainedNetwork:
         """What is known of the network."""
-        return TRAINED[self.network]
+        return TRAINEES[self.network]
 
 
 class BatchSize(NamedTuple):
@@ -135,7 +135,7 @@ def choose_settings(
             device; more processes than images or threads, or processes on a GPU or of a network
             that is not compared on several.
     """
-    kind, trained = device.type, TRAINED[network]
+    kind, trained = device.type, TRAINEES[network]
     rhythm = trained.rhythms[kind]
     chosen = parse_batch(size or rhythm.size, trained)
     threads = threads or torch.get_num_threads()
@@ -159,7 +159,7 @@ def choose_settings(
     return TrainingSettings(chosen, counts, device, threads, rounds, steps, network)
 
 
-def parse_batch(text: str, trained: TrainedNetwork = ENET) -> Size:
+def parse_batch(text: str, trained: TrainedNetwork = ENET_TRAINED) -> Size:
     """ "4x176x240" as images, height and width, "10x20x512x1024" with a number of classes.
 
     Raises:
@@ -170,8 +170,8 @@ def parse_batch(text: str, trained: TrainedNetwork = ENET) -> Size:
         raise UserError(f"size {text!r}: give BxHxW, for example {example}, or BxCxHxW.")
     images, *classes, height, width = (int(side) for side in text.lower().split("x"))
     count = classes[0] if classes else trained.classes
-    if not 2 <= count < VOID:
-        raise UserError(f"size {text!r}: needs 2 to {VOID - 1} classes.")
+    if not 2 <= count < NO_LABEL:
+        raise UserError(f"size {text!r}: needs 2 to {NO_LABEL - 1} classes.")
     if images < trained.least_images:
         why = "batch normalisation needs" if trained.least_images > 1 else "a batch has"
         raise UserError(f"size {text!r}: {why} at least {trained.least_images} images.")
@@ -316,7 +316,7 @@ def report(
     page = Page(
         f"{trained.title}, {batch} x 3 x {height} x {width}, {classes} classes, {machine.device}, "
         f"torch {machine.torch_version}",
-        (*COLUMNS, PEAK) if gpu else COLUMNS,
+        (*STEP_COLUMNS, PEAK) if gpu else STEP_COLUMNS,
         {"": rows},
         machine.load,
         [*(text for row in rows for text in _remarks(row)), _remark(checkpoint), *notes],

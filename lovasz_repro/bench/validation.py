@@ -62,13 +62,13 @@ from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.training.distributed import ALONE
 
 DEFAULT_IMAGES = {"cpu": 1, "cuda": 100}
-DEFAULT_ROUNDS = {"cpu": 3, "cuda": 5}
+VALIDATION_ROUNDS = {"cpu": 3, "cuda": 5}
 MOST_DRAWN = 24
 """Photographs that are drawn where there are none; they are then read several times."""
 DRAWN_SIZE = 500
 """Long side of drawn photographs, pixels; VOC's."""
 SINGLE = "single scale"
-QUEUED = 2
+QUEUED_BATCHES = 2
 """Batches that each worker of a loader prepares ahead."""
 WHOLE, NETWORK, LOADING, METRIC = "whole pass", "network alone", "loading alone", "metric alone"
 NEAR = 1.1
@@ -98,7 +98,7 @@ def run_bench(
         place: its ``workers`` decode images in the whole pass.
         scales: at which predictions are fused; None: as the cell says.
         images: that are timed in a round; None: DEFAULT_IMAGES.
-        rounds: that count; None: DEFAULT_ROUNDS.
+        rounds: that count; None: VALIDATION_ROUNDS.
         advance: told of the first pass and of each turn.
 
     Raises:
@@ -106,7 +106,7 @@ def run_bench(
             network that is no DeepLab.
     """
     several, kind = fused_scales(cell, scales), place.device.type
-    images, rounds = images or DEFAULT_IMAGES[kind], rounds or DEFAULT_ROUNDS[kind]
+    images, rounds = images or DEFAULT_IMAGES[kind], rounds or VALIDATION_ROUNDS[kind]
     with ExitStack() as stack:
         root, drawn = _find_or_draw(cell, place, images, stack)
         scored = kind_of(cell.data).scored(root, "val", cell.data)
@@ -262,7 +262,7 @@ class _Bench:
             self.predictors[name] = multi_scale_of(network, fused, place.device)
         batch = 1 if self.kind.sizes_differ else EVALUATION_BATCH
         workers = 0 if self.kind.in_memory else place.workers
-        self.untimed = batch * max(1, QUEUED * workers)
+        self.untimed = batch * max(1, QUEUED_BATCHES * workers)
         again = [index % len(scored) for index in range(self.untimed + images)]
         self.images: Any = Subset(scored, again)  # type: ignore[arg-type]
         self.on_device = self._on_device()

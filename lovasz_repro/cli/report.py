@@ -151,12 +151,12 @@ def page(
 ) -> None:
     """Everything on one page, index.html, which opens from disk in any browser."""
     from lovasz_repro.host.progress import Progress
-    from lovasz_repro.report.page.content import STEPS
+    from lovasz_repro.report.page.content import PAGE_STEPS
     from lovasz_repro.report.page.write import write_page
     from lovasz_repro.store import Store
 
     folder = out or results / "report"
-    with Progress() as progress, progress.task("page", STEPS) as bar:
+    with Progress() as progress, progress.task("page", PAGE_STEPS) as bar:
         path = write_page(Store(results, tracking_uri), folder, lambda name: bar.advance(note=name))
     say(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 

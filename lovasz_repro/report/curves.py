@@ -21,9 +21,9 @@ from lovasz_repro.report.runs import (
     with_batch_size,
 )
 from lovasz_repro.report.sets import (
-    CAMVID,
     CAMVID_LAYOUT,
-    ENET,
+    CAMVID_RUNS,
+    ENET_RUNS,
     data_title,
     is_papers,
     named_cohorts,
@@ -42,14 +42,14 @@ from lovasz_repro.report.style import (
 from lovasz_repro.report.tables import CAMVID_CLASSES
 from lovasz_repro.report.words import figure_caption, sentence
 
-SCORE = "val/dataset_miou"
+VALIDATION_SCORE = "val/dataset_miou"
 History = list[tuple[int, float]]
 """(iteration, score), ascending."""
 LINES = ("-", "--", "-.", ":")
 """Line styles of the batch sizes, ascending."""
 MARKED = 16
 """Curves with fewer points show them."""
-BAND = 0.18
+BAND_OPACITY = 0.18
 """Opacity of a band."""
 BEFORE: dict[str, Any] = {
     "ls": (0, (4, 3)), "lw": 0.9, "color": GREY, "label": "before training",
@@ -63,9 +63,9 @@ PANELS = 4
 
 def camvid_classes(store: RunStore) -> Drawing | Missing:
     """Test IoU of every class before and after fine-tuning, for the largest set of runs."""
-    found = named_cohorts(store, CAMVID)
+    found = named_cohorts(store, CAMVID_RUNS)
     if not found:
-        return Missing("no finished camvid-enet run is stored", command(CAMVID))
+        return Missing("no finished camvid-enet run is stored", command(CAMVID_RUNS))
 
     from matplotlib.figure import Figure
 
@@ -148,7 +148,7 @@ class CurveLook:
 
 def dataset_miou(store: RunStore, run: Run) -> History:
     """Validation dataset-mIoU of a run, which chooses its best snapshot."""
-    return store.history(run.run_id, SCORE)
+    return store.history(run.run_id, VALIDATION_SCORE)
 
 
 def eleven_over_training(store: RunStore, run: Run) -> History:
@@ -178,7 +178,7 @@ class Convergence:
         shown = found[:PANELS]
         figure, curves = self._draw(store, shown)
         names = [f"{c.scale} scale, {data_title(c)}" for c, _ in shown]
-        other = self.experiment == ENET and not all(is_papers(cohort) for cohort, _ in shown)
+        other = self.experiment == ENET_RUNS and not all(is_papers(cohort) for cohort, _ in shown)
         caption = figure_caption(
             self.name,
             sentence("other-panels") if other else "",
@@ -217,9 +217,13 @@ class Convergence:
 
 
 CONVERGENCE = {
-    "figure-9": Convergence("figure-9", ENET, "validation mIoU (%)"),
-    CAMVID: Convergence(
-        CAMVID, CAMVID, "validation dataset-mIoU (%)", CurveLook.by_dashes, legend_title=""
+    "figure-9": Convergence("figure-9", ENET_RUNS, "validation mIoU (%)"),
+    CAMVID_RUNS: Convergence(
+        CAMVID_RUNS,
+        CAMVID_RUNS,
+        "validation dataset-mIoU (%)",
+        CurveLook.by_dashes,
+        legend_title="",
     ),
     CAMVID_LAYOUT: Convergence(
         CAMVID_LAYOUT, CAMVID_LAYOUT, "validation IoU, 11 classes (%)", score=eleven_over_training
@@ -242,7 +246,7 @@ def band_sign() -> Any:
     """Entry of a legend for the bands around means."""
     from matplotlib.patches import Patch
 
-    return Patch(facecolor=GREY, alpha=BAND, label="± standard deviation over seeds")
+    return Patch(facecolor=GREY, alpha=BAND_OPACITY, label="± standard deviation over seeds")
 
 
 def _convergence(
@@ -284,7 +288,7 @@ def draw_band(ax: Any, data: dict[str, list[float]], colour: str, dash: str) -> 
     if any(spread):
         low = [m - s for m, s in zip(mean, spread, strict=True)]
         high = [m + s for m, s in zip(mean, spread, strict=True)]
-        ax.fill_between(x, low, high, color=colour, alpha=BAND, lw=0)
+        ax.fill_between(x, low, high, color=colour, alpha=BAND_OPACITY, lw=0)
     ax.plot(x, mean, dash, color=colour, marker="o" if len(x) < MARKED else "", ms=2)
 
 

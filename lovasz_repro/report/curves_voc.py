@@ -53,23 +53,23 @@ from lovasz_repro.report.style import (
 )
 from lovasz_repro.report.words import caveats, figure_caption, sentence, titled
 
-DATASET, IMAGE, BATCH = MEASURED.values()
+DATASET_CURVE, IMAGE_CURVE, BATCH_CURVE = MEASURED.values()
 MEASURE_LOOKS = {
-    DATASET: ("dataset-mIoU", BLACK),
-    BATCH: ("batch-mIoU, present classes", ORANGE),
-    IMAGE: ("image-mIoU", GREEN),
+    DATASET_CURVE: ("dataset-mIoU", BLACK),
+    BATCH_CURVE: ("batch-mIoU, present classes", ORANGE),
+    IMAGE_CURVE: ("image-mIoU", GREEN),
 }
 CROSS_ENTROPY = ("x-loss", "x-loss-equibatch", "x-loss-equibatch-30k")
-LOVASZ = ("lovasz", "lovasz-equibatch", "lovasz-equibatch-30k")
+LOVASZ_VARIANTS = ("lovasz", "lovasz-equibatch", "lovasz-equibatch-30k")
 JOINT = ("lovasz-equibatch", "lovasz", "lovasz-equibatch-30k")
 """Variants of which one is shown in (b), the first that is there."""
 PER_IMAGE, PER_BATCH = "lovasz-per-image", "lovasz"
-TITLES = (
+PANEL_TITLES = (
     "(a) cross-entropy, Lovász-Softmax",
     "(b) Lovász-Softmax: two measures",
     "(c) optimising the image-mIoU",
 )
-TALL, LEGEND_LINE, HEADING_LINE = 2.3, 0.13, 0.12
+TALL, LEGEND_ROW, HEADING_LINE = 2.3, 0.13, 0.12
 """Height of the panels, of a line of their legends, and of a line of the heading, inches."""
 LEGEND_BELOW = 0.42
 """How far under an axis its legend begins, inches."""
@@ -119,22 +119,26 @@ def figure_6(store: RunStore) -> Drawing | Missing:
 def panels_of(store: RunStore, cohort: Cohort) -> tuple[list[Series], list[Series], list[Series]]:
     """What each panel shows; nothing where a set lacks what the panel compares."""
     joint = joint_variant(store, cohort)
-    second = _measures(store, cohort, joint, BATCH) if joint else []
-    third = _measures(store, cohort, PER_IMAGE, IMAGE)
+    second = _measures(store, cohort, joint, BATCH_CURVE) if joint else []
+    third = _measures(store, cohort, PER_IMAGE, IMAGE_CURVE)
     if third:
-        third += _measures(store, cohort, PER_BATCH, IMAGE, aside=True)
+        third += _measures(store, cohort, PER_BATCH, IMAGE_CURVE, aside=True)
     return _losses(store, cohort), second, third
 
 
 def joint_variant(store: RunStore, cohort: Cohort) -> str | None:
     """The variant of (b): the first of ``JOINT`` with both measures."""
-    having = (name for name in JOINT if _measures(store, cohort, name, BATCH))
+    having = (name for name in JOINT if _measures(store, cohort, name, BATCH_CURVE))
     return next(having, None)
 
 
 def correlation(store: RunStore, runs: Sequence[Run]) -> Correlation | None:
     """How closely the batch-mIoU follows the dataset-mIoU; None where it is undefined."""
-    found = [along for run in runs if (along := correlation_along(store, run, (DATASET, BATCH)))]
+    found = [
+        along
+        for run in runs
+        if (along := correlation_along(store, run, (DATASET_CURVE, BATCH_CURVE)))
+    ]
     if not found:
         return None
     return Correlation(
@@ -147,14 +151,14 @@ def correlation(store: RunStore, runs: Sequence[Run]) -> Correlation | None:
 
 def _losses(store: RunStore, cohort: Cohort) -> list[Series]:
     """Dataset-mIoU of every variant of (a), where there are both losses."""
-    names = variant_order(set(cohort.variants) & {*CROSS_ENTROPY, *LOVASZ})
+    names = variant_order(set(cohort.variants) & {*CROSS_ENTROPY, *LOVASZ_VARIANTS})
     colours = variant_colours(set(names))
     lines = {
         name: Series(variant_title(name), *curve, colours[name], variant_dash(name))
         for name in names
-        if (curve := _curve(store, cohort.select(name), DATASET))
+        if (curve := _curve(store, cohort.select(name), DATASET_CURVE))
     }
-    both = all(set(lines) & set(side) for side in (CROSS_ENTROPY, LOVASZ))
+    both = all(set(lines) & set(side) for side in (CROSS_ENTROPY, LOVASZ_VARIANTS))
     return list(lines.values()) if both else []
 
 
@@ -163,7 +167,7 @@ def _measures(
 ) -> list[Series]:
     """Dataset-mIoU and another measure of a variant; none where it lacks one of them."""
     lines = []
-    for metric in (DATASET, other):
+    for metric in (DATASET_CURVE, other):
         curve = _curve(store, cohort.select(name), metric)
         if curve is None:
             return []
@@ -198,12 +202,12 @@ def _drawing(
     lacking = "" if is_papers(cohort) else sentence("no-curves")
     lines = textwrap.wrap(titled(heading, lacking), 150)
     most = max(len(panel) for panel in panels) + 1  # a band
-    tall = TALL + LEGEND_LINE * most + HEADING_LINE * len(lines)
+    tall = TALL + LEGEND_ROW * most + HEADING_LINE * len(lines)
     figure = Figure(figsize=(PAGE, tall), layout="constrained")
     figure.suptitle("\n".join(lines), fontsize=6.5, color=GREY, parse_math=False)
     axes = figure.subplots(1, len(panels))
     curves: list[Curve] = []
-    for ax, panel, name in zip(axes, panels, TITLES, strict=True):
+    for ax, panel, name in zip(axes, panels, PANEL_TITLES, strict=True):
         curves += _panel(ax, panel, name)
     joint = joint_variant(store, cohort)
     words, told = _correlation_words(store, cohort, joint)
@@ -296,7 +300,7 @@ def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tu
 DOTTED = ("dataset", "image")
 """Measures of the dots."""
 OVER_BATCHES = ("x-loss", "lovasz", "lovasz-all-classes")
-LABELS = {
+CURVE_LABELS = {
     "x-loss": "cross-entropy",
     "x-loss-equibatch": "cross-entropy\n+ equibatch",
     "lovasz": "Lovász, batch, present",
@@ -368,7 +372,7 @@ def _variant_dots(ax: Any, store: RunStore, cohort: Cohort, measure: str) -> lis
         curves.append(
             Curve(title, "before training", {"mean": [mean]}, sources(r for r, _ in known))
         )
-    ax.set_yticks(range(len(names)), [LABELS[name] for name in names],
+    ax.set_yticks(range(len(names)), [CURVE_LABELS[name] for name in names],
                   fontsize=6.5)  # fmt: skip
     ax.set(xlabel=f"val {title} (%)", ylim=(len(names) - 0.5, -0.5))
     ax.margins(x=0.12)
@@ -391,7 +395,7 @@ def _over_batch_sizes(ax: Any, cohort: Cohort) -> list[Curve]:
         x, y = [float(size) for size, _ in points], [mean for mean, _ in stats]
         spread = [s or 0.0 for _, s in stats]
         ax.errorbar(x, y, yerr=spread if any(spread) else None, fmt="o-", color=colours[name],
-                    label=LABELS[name], elinewidth=0.8, capsize=2)  # fmt: skip
+                    label=CURVE_LABELS[name], elinewidth=0.8, capsize=2)  # fmt: skip
         data = {"batch_size": x, "mean": y, "spread": spread}
         used = sources(run for _, runs in points for run in runs)
         curves.append(Curve("(b)", STUDIED[name], data, used))

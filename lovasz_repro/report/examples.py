@@ -13,9 +13,9 @@ import numpy as np
 from lovasz_repro.config.schema import BASIS
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.pictures import (
-    MASKS,
+    MASK_ALBUM,
     SEGMENTATIONS,
-    VOID,
+    VOC_VOID,
     Album,
     BinaryImage,
     ClassesImage,
@@ -97,7 +97,7 @@ def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[Sh
     for name in shared_categories(cohort) if len(losses_of(cohort)) > 1 else []:
         of_category = tuple(run for run in cohort.runs if category(run) == name)
         runs = _of_one_seed(_by_seed(replace(cohort, runs=of_category), losses_of(cohort)))
-        images = list(enumerate(_same_images(store, runs, MASKS, broken)))
+        images = list(enumerate(_same_images(store, runs, MASK_ALBUM, broken)))
         images.sort(key=lambda item: -_spread(item[1]))
         for place, (number, image) in enumerate(images):
             first = place == 0 and name == OF_THE_PAPER
@@ -108,7 +108,7 @@ def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[Sh
         if len(rows) == ROWS:
             break
         try:
-            row = _read(store, cohort, MASKS, runs, number, image, "prediction")
+            row = _read(store, cohort, MASK_ALBUM, runs, number, image, "prediction")
             rows.append(_with_basis(store, row, number, image))
         except UserError as error:
             broken.append(str(error))
@@ -288,7 +288,7 @@ def _with_basis(
 ) -> ShownImage:
     """A row of one category, with the mask and the score of the network before training."""
     (loss, run), *_ = row.runs.items()
-    masks = {BASIS: Pictures(store, run, MASKS).mask(number, image[loss], "basis")}
+    masks = {BASIS: Pictures(store, run, MASK_ALBUM).mask(number, image[loss], "basis")}
     scores = {BASIS: image[loss].basis_iou} | {n: entry.image_iou for n, entry in image.items()}
     return replace(
         row,
@@ -304,7 +304,7 @@ def _compared(
 ) -> ShownImage:
     """A row of two masks of all classes: where and how far they differ."""
     one, other = row.masks.values()
-    scored = row.labels != VOID
+    scored = row.labels != VOC_VOID
     differing = (one != other) & scored
     window = detail_window(differing) if details else row.window
     top, left, height, width = window

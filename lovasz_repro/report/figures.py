@@ -27,7 +27,7 @@ from lovasz_repro.report.picture_figures import (
 )
 from lovasz_repro.report.render import chosen
 from lovasz_repro.report.runs import Remembered, RunStore
-from lovasz_repro.report.sets import CAMVID, CAMVID_LAYOUT, ENET
+from lovasz_repro.report.sets import CAMVID_LAYOUT, CAMVID_RUNS, ENET_RUNS
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.surfaces import figure_1, figure_2
 from lovasz_repro.report.synthetic_figure import figure_3, synthetic_sweep
@@ -41,10 +41,10 @@ FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-5": lambda store: figure_of_classes(store, FIGURE_5),
     "figure-6": figure_6,
     "figure-7": lambda store: figure_of_classes(store, FIGURE_7),
-    "figure-8": lambda store: figure_of_crops(store, ENET),
+    "figure-8": lambda store: figure_of_crops(store, ENET_RUNS),
     "figure-9": CONVERGENCE["figure-9"],
     "voc-measures": voc_measures_figure,
-    "camvid-enet": CONVERGENCE[CAMVID],
+    "camvid-enet": CONVERGENCE[CAMVID_RUNS],
     "camvid-enet-classes": camvid_classes,
     "camvid-as-cityscapes": CONVERGENCE[CAMVID_LAYOUT],
     "camvid-as-cityscapes-examples": lambda store: figure_of_crops(store, CAMVID_LAYOUT),

@@ -12,7 +12,7 @@ from lovasz_repro.host.output import visible
 from lovasz_repro.report.layout import Grid, Line, Section, Text, layout, stacked
 from lovasz_repro.report.model import Table
 
-SPELLED = {
+LATEX_SPELLED = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "−": r"$-$", "–": "--", "×": r"$\times$", "→": r"$\rightarrow$",
@@ -23,7 +23,7 @@ SPELLED = {
 takes a bracket or an asterisk for an option of that end."""
 MOST_COLUMNS = 9
 """Of a table whose published numbers stand beside ours; of wider ones they stand above them."""
-MOST_LINES = 34
+MOST_TABLE_LINES = 34
 """Of a page."""
 HEADING = 2
 """Lines of a section's heading."""
@@ -64,8 +64,8 @@ def latex_text(text: str) -> str:
 
 
 def _spelled(character: str) -> str:
-    if character in SPELLED:
-        return SPELLED[character]
+    if character in LATEX_SPELLED:
+        return LATEX_SPELLED[character]
     latin = character.isascii() or (character.isalpha() and ord(character) < 256)
     return character if latin else f"\\texttt{{U+{ord(character):04X}}}"
 
@@ -79,13 +79,13 @@ def _caption(table: Table) -> str:
 def _pages(sections: Sequence[Section]) -> list[tuple[Section, ...]]:
     """Sections, cut where they are longer than a page, in groups of a page each."""
     pages: list[list[Section]] = [[]]
-    room = MOST_LINES
+    room = MOST_TABLE_LINES
     for section in sections:
-        for start in range(0, len(section.lines), MOST_LINES):
-            part = Section(section.heading, section.lines[start : start + MOST_LINES])
+        for start in range(0, len(section.lines), MOST_TABLE_LINES):
+            part = Section(section.heading, section.lines[start : start + MOST_TABLE_LINES])
             if pages[-1] and len(part.lines) + HEADING > room:
                 pages.append([])
-                room = MOST_LINES
+                room = MOST_TABLE_LINES
             pages[-1].append(part)
             room -= len(part.lines) + HEADING
     return [tuple(page) for page in pages]

@@ -10,7 +10,7 @@ from typing import Any
 from lovasz_repro.report.model import Block, Cell, Column, Table, TableRow
 
 DASH, MINUS = "–", "−"
-SIDES = ("paper", "here", "difference")
+COMPARED_COLUMNS = ("paper", "here", "difference")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Grid:
     """A table as text.
 
     ``heads`` has one entry per column of the table; where published numbers stand beside ours,
-    each column of the table takes three of the grid (``SIDES``).
+    each column of the table takes three of the grid (``COMPARED_COLUMNS``).
     """
 
     row_title: str
@@ -66,7 +66,7 @@ def layout(table: Table) -> Grid:
     return Grid(
         row_title=table.row_title,
         heads=tuple(_head(column) for column in table.columns),
-        sides=SIDES if table.compares else (),
+        sides=COMPARED_COLUMNS if table.compares else (),
         sections=sections,
         notes=(*_missing_notes(commands), *table.notes),
     )

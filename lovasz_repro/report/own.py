@@ -43,11 +43,11 @@ BASELINES = ("cross-entropy", "binary-cross-entropy")
 THEN = "cross-entropy-then-lovasz"
 LOVASZ_LOSSES = ("lovasz-softmax", "sum", THEN, "lovasz-hinge")
 """Variants that the question is about."""
-DATASET, IMAGE = "dataset_miou", "image_miou"
+DATASET_MIOU, IMAGE_MIOU = "dataset_miou", "image_miou"
 Better = Literal["higher", "lower"]
 MEASURED_OWN: dict[str, tuple[str, Better]] = {
-    DATASET: ("dataset-mIoU (%)", "higher"),
-    IMAGE: ("image-mIoU (%)", "higher"),
+    DATASET_MIOU: ("dataset-mIoU (%)", "higher"),
+    IMAGE_MIOU: ("image-mIoU (%)", "higher"),
     "miou_i": ("mIoU of images, present classes (%)", "higher"),
     "miou_i_worst": ("the same, worst 5 % of the images (%)", "higher"),
     "miou_c": ("mIoU of classes, image by image (%)", "higher"),
@@ -58,9 +58,9 @@ MEASURED_OWN: dict[str, tuple[str, Better]] = {
     "calibration_error": ("calibration error (%)", "lower"),
 }
 """Scores of a split -> how they are called, and which are better."""
-COMPARED = (DATASET, IMAGE, "miou_i", "miou_c", "boundary_miou")
+COMPARED = (DATASET_MIOU, IMAGE_MIOU, "miou_i", "miou_c", "boundary_miou")
 """Those whose difference to cross-entropy has a row."""
-RARE = 0.02
+RARE_SHARE = 0.02
 """Share of the training pixels below which a class is called small."""
 LEARNT, FOUND = 0.1, 0.2
 """IoU below which a network has not learnt a class; from which on cross-entropy has found it."""
@@ -68,7 +68,7 @@ DECIDES = 2.0
 """Standard errors from zero at which a difference is decided."""
 FEWEST_SEEDS = 3
 """With fewer nothing is decided: their spread says too little of itself."""
-SPEED = "train/images_per_second"
+IMAGES_PER_SECOND = "train/images_per_second"
 """Metric of a run: images that it trains on."""
 
 
@@ -130,7 +130,7 @@ class ComparedSet:
     @cached_property
     def split(self) -> str:
         """The test split where runs have one, else validation."""
-        return "test" if having(self.cohort.runs, f"test/{DATASET}") else "val"
+        return "test" if having(self.cohort.runs, f"test/{DATASET_MIOU}") else "val"
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ def _by_seed(runs: Mapping[str, Run]) -> dict[str, Run]:
 def _preferred(runs: Mapping[str, Run]) -> tuple[int, float]:
     """Of the learning rates of a variant: that of the most seeds; of those, the best by
     validation."""
-    scores = [run.metrics.get(f"val/{DATASET}", 0.0) for run in runs.values()]
+    scores = [run.metrics.get(f"val/{DATASET_MIOU}", 0.0) for run in runs.values()]
     return len(runs), statistics.fmean(scores)
 
 
@@ -235,7 +235,9 @@ def own_table(store: RunStore) -> Table:
     names = list(dict.fromkeys(name for one in found for name in one.runs))
     names = names or [n for n in load_experiment(OWN).fitting if n != BASIS]
     blocks = [block for one in found for block in _blocks(one, names, fill)]
-    empty = TableRow(DATASET, MEASURED_OWN[DATASET][0], (Cell(command=fill),) * len(names))
+    empty = TableRow(
+        DATASET_MIOU, MEASURED_OWN[DATASET_MIOU][0], (Cell(command=fill),) * len(names)
+    )
     several = len(found) > 1
     notes = [f"{one.heading}: {t}" if several else t for one in found for t in answer(one)]
     return Table(
@@ -287,8 +289,8 @@ def _time_row(runs: Sequence[Sequence[Run]], fill: str) -> TableRow:
     """Milliseconds of a step."""
     cells = []
     for of_one in runs:
-        kept = having(of_one, SPEED)
-        times = [batch_size(run) / run.metrics[SPEED] for run in kept]
+        kept = having(of_one, IMAGES_PER_SECOND)
+        times = [batch_size(run) / run.metrics[IMAGES_PER_SECOND] for run in kept]
         cells.append(measured(times, kept, fill, factor=1000) if kept else None)
     return TableRow("time", "time of a step (ms)", tuple(cells), "lower")
 
@@ -314,7 +316,7 @@ def answer(one: ComparedSet) -> list[str]:
 
 
 def _verdict(one: ComparedSet, name: str, baseline: str) -> str:
-    gain = one.above(name, f"{one.split}/{DATASET}")
+    gain = one.above(name, f"{one.split}/{DATASET_MIOU}")
     if gain is None:
         return ""
     loss, base = capital(variant_title(name)), variant_title(baseline)
@@ -324,10 +326,10 @@ def _verdict(one: ComparedSet, name: str, baseline: str) -> str:
         sentence(f"own-{kind}", loss=loss, base=base, amount=gain, signed=gain.signed,
                  seeds=gain.seeds, fewest=FEWEST_SEEDS)
     ]  # fmt: skip
-    rare = [c for c in one.classes if (share := one.share(c)) is not None and share < RARE]
+    rare = [c for c in one.classes if (share := one.share(c)) is not None and share < RARE_SHARE]
     if small := one.above(name, *(f"{one.split}/iou/{c}" for c in rare)):
-        parts.append(sentence("own-rare", rare=f"{100 * RARE:g}", signed=small.signed))
-    if image := one.above(name, f"{one.split}/{IMAGE}"):
+        parts.append(sentence("own-rare", rare=f"{100 * RARE_SHARE:g}", signed=small.signed))
+    if image := one.above(name, f"{one.split}/{IMAGE_MIOU}"):
         kind = {1: "gains", -1: "loses", 0: "keeps"}[image.sign]
         kind = "undecided" if kind == "keeps" and (image.error is None or image.mean < 0) else kind
         parts.append(sentence(f"own-image-{kind}", amount=image, signed=image.signed))

@@ -12,7 +12,7 @@ from lovasz_repro.data.classes import CITYSCAPES, RGB, VOC, ClassTable
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.examples import Pair, ShownImage, choose_binary, choose_of_pair, find_pairs
 from lovasz_repro.report.model import Curve, Drawing, Missing
-from lovasz_repro.report.pictures import EXAMPLES, VOID, Kind, ListedWindow, Pictures
+from lovasz_repro.report.pictures import EXAMPLES, VOC_VOID, Kind, ListedWindow, Pictures
 from lovasz_repro.report.runs import (
     SCALES,
     Cohort,
@@ -57,7 +57,7 @@ from lovasz_repro.report.words import (
 
 TALLEST = 6.4
 """Height of all rows together, inches."""
-SIDE, GAP, TITLE_LINE, UNDER_LINE, LEGEND_LINE = 0.02, 0.05, 0.125, 0.17, 0.13
+SIDE, GAP_INCHES, TITLE_LINE, UNDER_LINE, LEGEND_LINE = 0.02, 0.05, 0.125, 0.17, 0.13
 """Sizes of the parts around the pictures, inches."""
 
 # -- a grid of pictures ------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def picture_grid(
     from matplotlib.figure import Figure
 
     lines = textwrap.wrap(title, 150, break_on_hyphens=False)
-    wide = (PAGE - 2 * SIDE - GAP * (len(rows[0]) - 1)) / len(rows[0])
+    wide = (PAGE - 2 * SIDE - GAP_INCHES * (len(rows[0]) - 1)) / len(rows[0])
     limit = TALLEST / len(rows) - UNDER_LINE
     shapes = [row[0].picture.shape for row in rows]
     heights = [min(wide * shape[0] / shape[1], limit) for shape in shapes]
@@ -104,7 +104,7 @@ def picture_grid(
     top = height - head
     for number, (tiles, tall) in enumerate(zip(rows, heights, strict=True)):
         for column, tile in enumerate(tiles):
-            left = SIDE + column * (wide + GAP)
+            left = SIDE + column * (wide + GAP_INCHES)
             box = (left / PAGE, (top - tall) / height, wide / PAGE, tall / height)
             ax = figure.add_axes(box, xticks=[], yticks=[])
             _show(ax, tile, heading=number == 0)
@@ -171,12 +171,12 @@ CITYSCAPES_PALETTE = Palette(CITYSCAPES, (0, 0, 0))
 
 # -- one category ------------------------------------------------------------------------------
 
-BACKGROUND, VOID_COLOUR = "#f4f4f4", "#b8b8b8"
-COLOURS = {
+PALE, VOID_GREY = "#f4f4f4", "#b8b8b8"
+AREA_COLOURS = {
     "foreground": BLACK,
     "foreground in the mask alone": ORANGE,
     "foreground that the mask misses": SKY,
-    "void (not scored)": VOID_COLOUR,
+    "void (not scored)": VOID_GREY,
 }
 """Legend of the masks."""
 
@@ -219,7 +219,7 @@ def _of_categories(
     ]
     title = f"{titled(heading, lacking)}. Images: those on which the losses differ most"
     rows = [_tiles_of_category(example) for example in examples]
-    figure = picture_grid(title, rows, COLOURS, legend_columns=len(COLOURS))
+    figure = picture_grid(title, rows, AREA_COLOURS, legend_columns=len(AREA_COLOURS))
     return Drawing(figure, caption, tuple(curves))
 
 
@@ -243,7 +243,7 @@ def _tiles_of_category(example: ShownImage) -> list[Tile]:
 
 def colours_of_truth(labels: np.ndarray) -> np.ndarray:
     """Labels (H, W) uint8 in the colours of the legend, (H, W, 3) uint8."""
-    return _painted(labels == 1, labels == VOID)
+    return _painted(labels == 1, labels == VOC_VOID)
 
 
 def colours_of_mask(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -252,16 +252,16 @@ def colours_of_mask(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Of void pixels only those that the mask takes for foreground are shown as void.
     """
     found, there = mask == 1, labels == 1
-    picture = _painted(found & there, found & (labels == VOID))
-    picture[found & (labels == 0)] = _rgb(COLOURS["foreground in the mask alone"])
-    picture[~found & there] = _rgb(COLOURS["foreground that the mask misses"])
+    picture = _painted(found & there, found & (labels == VOC_VOID))
+    picture[found & (labels == 0)] = _rgb(AREA_COLOURS["foreground in the mask alone"])
+    picture[~found & there] = _rgb(AREA_COLOURS["foreground that the mask misses"])
     return picture
 
 
 def _painted(foreground: np.ndarray, void: np.ndarray) -> np.ndarray:
-    picture = np.full((*void.shape, 3), _rgb(BACKGROUND), np.uint8)
-    picture[foreground] = _rgb(COLOURS["foreground"])
-    picture[void] = _rgb(COLOURS["void (not scored)"])
+    picture = np.full((*void.shape, 3), _rgb(PALE), np.uint8)
+    picture[foreground] = _rgb(AREA_COLOURS["foreground"])
+    picture[void] = _rgb(AREA_COLOURS["void (not scored)"])
     return picture
 
 

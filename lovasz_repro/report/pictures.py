@@ -19,9 +19,9 @@ from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import Run, RunStore
 
-MOST_BYTES = 1_000_000
+MOST_PICTURE_BYTES = 1_000_000
 """Size of a list."""
-VOID = 255
+VOC_VOID = 255
 
 Length = Annotated[int, Field(gt=0, le=4096)]
 Position = Annotated[int, Field(ge=0)]
@@ -114,21 +114,22 @@ class Album(Generic[Entry]):
     """Images that are read of a run."""
 
 
-MASKS = Album(
+MASK_ALBUM = Album(
     "masks", "masks", BinaryImage,
-    {"prediction": {0, 1}, "basis": {0, 1}, "labels": {0, 1, VOID}}, "value of a mask",
+    {"prediction": {0, 1}, "basis": {0, 1}, "labels": {0, 1, VOC_VOID}}, "value of a mask",
 )  # fmt: skip
 """One category against the rest, Sec. 4.2."""
-VOC_IDS = frozenset(range(len(VOC)))
+VOC_LABELS = frozenset(range(len(VOC)))
 SEGMENTATIONS = Album(
     "segmentations", "segmentations", ClassesImage,
-    {"prediction": VOC_IDS, "crf": VOC_IDS, "labels": VOC_IDS | {VOID}}, "class of VOC",
+    {"prediction": VOC_LABELS, "crf": VOC_LABELS, "labels": VOC_LABELS | {VOC_VOID}},
+    "class of VOC",
 )  # fmt: skip
 """All classes of Pascal VOC, Sec. 4.3."""
 LABEL_IDS = frozenset(range(256))
 OWN_SEGMENTATIONS = Album(
     "segmentations", "segmentations", ClassesImage,
-    {"prediction": LABEL_IDS - {VOID}, "labels": LABEL_IDS}, "class",
+    {"prediction": LABEL_IDS - {VOC_VOID}, "labels": LABEL_IDS}, "class",
 )  # fmt: skip
 """Those of data of the user's own, whose classes a report does not know."""
 EXAMPLES = Album(
@@ -210,8 +211,8 @@ class Pictures(Generic[Entry]):
     def _json(self, name: str) -> Any:
         path = self._stored(name)
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise UserError(f"{self._where(name)}: larger than {MOST_BYTES} bytes")
+            if path.stat().st_size > MOST_PICTURE_BYTES:
+                raise UserError(f"{self._where(name)}: larger than {MOST_PICTURE_BYTES} bytes")
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             raise UserError(f"{self._where(name)}: not readable as JSON") from None

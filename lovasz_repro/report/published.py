@@ -29,11 +29,11 @@ from lovasz_repro.report.scores import (
 )
 from lovasz_repro.report.sets import (
     BINARY,
-    CATEGORIES,
-    ENET,
+    ENET_RUNS,
     MULTICLASS,
     PAPER_BATCH,
-    TRAINED,
+    TRAINED_SCORES,
+    VOC_CATEGORIES,
     Found,
     is_papers,
     named_cohorts,
@@ -278,13 +278,13 @@ def table_1(store: RunStore) -> Table:
         cells = {
             (row, name): all_over_seeds(cohort.select(name), key, fill)
             for row, (key, *_) in MEASURES.items()
-            for name in TRAINED
+            for name in TRAINED_SCORES
         }
         basis = all_over_seeds(cohort.runs, "basis/image_iou", fill)
         return cells | {("image-iou", BASIS): basis}
 
     ours, note = fullest(named_sets(store, BINARY), cells_of, BINARY)
-    told = sentence("over-categories", categories=len(CATEGORIES))
+    told = sentence("over-categories", categories=len(VOC_CATEGORIES))
     return paper_table("table-1", ours, note and f"{note} {told}")
 
 
@@ -342,7 +342,7 @@ def table_4(store: RunStore) -> Table:
     """Cityscapes scores before and after fine-tuning."""
 
     def cells_of(cohort: Cohort) -> Cells:
-        tuned, fill = cohort.select(LOVASZ, PAPER_BATCH), command(ENET)
+        tuned, fill = cohort.select(LOVASZ, PAPER_BATCH), command(ENET_RUNS)
         ours: Cells = {}
         for score, name in zip(CITYSCAPES_SCORES, SCORES.values(), strict=True):
             sent = f"initial/{SERVER}{name}"
@@ -353,7 +353,7 @@ def table_4(store: RunStore) -> Table:
             ours["finetuned-val", score.key] = score.after(store, tuned, fill)
         return ours
 
-    return paper_table("table-4", *fullest(named_cohorts(store, ENET), cells_of, ENET))
+    return paper_table("table-4", *fullest(named_cohorts(store, ENET_RUNS), cells_of, ENET_RUNS))
 
 
 def _of_ten(found: Found) -> Found:

@@ -40,7 +40,13 @@ GRID = ("experiment", "profile", "scale", "variant", "seed", BATCH_SIZE,
         "evaluation.batches", "evaluation.examples")  # fmt: skip
 """Parameters (and all below them) that do not separate cohorts: what an experiment varies, and what
 adds numbers or pictures without changing others."""
-KIND = ("loss.terms", "loss.class_weights", "loss.classes", "loss.per_image", "data.equibatch")
+LOSS_SETTINGS = (
+    "loss.terms",
+    "loss.class_weights",
+    "loss.classes",
+    "loss.per_image",
+    "data.equibatch",
+)
 """Parameters (and all below them) that make a variant what it is: they separate no cohorts, but
 within one the runs of a variant that differ in them."""
 USUAL = dotted({
@@ -247,7 +253,9 @@ def cohorts(
 
 def kind(params: Mapping[str, str]) -> dict[str, str]:
     """The settings that make a variant what it is, by name."""
-    return {key: text for key, text in sorted(in_full(params).items()) if _below(key, KIND)}
+    return {
+        key: text for key, text in sorted(in_full(params).items()) if _below(key, LOSS_SETTINGS)
+    }
 
 
 def in_full(params: Mapping[str, str]) -> dict[str, str]:
@@ -294,7 +302,7 @@ def setting(run: Run, key: str, default: Any = None) -> Any:
 
 def settings(run: Run, axes: Sequence[str] = ()) -> tuple[tuple[str, Any], ...]:
     """Settings of a run that separate it from others, sorted."""
-    varied = (*GRID, *KIND, *axes)
+    varied = (*GRID, *LOSS_SETTINGS, *axes)
     return tuple(
         (key, typed(text))
         for key, text in sorted(in_full(run.params).items())

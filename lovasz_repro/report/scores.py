@@ -22,7 +22,7 @@ from lovasz_repro.report.runs import (
     seed,
     sources,
 )
-from lovasz_repro.report.sets import CATEGORIES, category
+from lovasz_repro.report.sets import VOC_CATEGORIES, category
 
 REGIMES = {
     "val-single": ("val/", "single-scale", ""),
@@ -120,7 +120,7 @@ def all_over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell:
     scored = having(runs, key)
     if not scored:
         return Cell(command=fill)
-    grid = frame(scored).pivot_table(key, "seed", "data.category").reindex(columns=CATEGORIES)
+    grid = frame(scored).pivot_table(key, "seed", "data.category").reindex(columns=VOC_CATEGORIES)
     means = grid.dropna().mean(axis="columns")
     return measured(means, [run for run in scored if seed(run) in means.index], fill)
 

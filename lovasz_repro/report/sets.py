@@ -25,15 +25,15 @@ from lovasz_repro.report.runs import (
 )
 from lovasz_repro.report.style import variant_order
 
-CAMVID, CAMVID_LAYOUT, ENET = "camvid-enet", "camvid-as-cityscapes", "cityscapes-enet"
+CAMVID_RUNS, CAMVID_LAYOUT, ENET_RUNS = "camvid-enet", "camvid-as-cityscapes", "cityscapes-enet"
 BINARY, MULTICLASS = "voc-binary", "voc-multiclass"
-AXES = {
+SETTINGS_APART = {
     BINARY: ("data.category",),
     MULTICLASS: ("training.iterations",),
     "own": ("training.lr", "training.iterations", "model.weights"),
 }
 """Experiment -> what its runs differ in beside seed, loss and equibatch."""
-DATA = {ENET: "cityscapes", BINARY: "voc", MULTICLASS: "voc"}
+DATA = {ENET_RUNS: "cityscapes", BINARY: "voc", MULTICLASS: "voc"}
 """Experiment of the paper -> folder of its data."""
 FOLDERS = {
     "voc": "Pascal VOC 2012",
@@ -44,9 +44,9 @@ FOLDERS = {
 }
 PAPER_BATCH = 10
 """Images per step, Sec. 4.3 and 4.4."""
-TRAINED = tuple(score.replace("_", "-") for score in SCORE_TITLES)
+TRAINED_SCORES = tuple(score.replace("_", "-") for score in SCORE_TITLES)
 """Losses that binary networks are trained with: variants of the experiment."""
-CATEGORIES = VOC.names[1:]
+VOC_CATEGORIES = VOC.names[1:]
 LONGER = "-30k"
 """Ending of the variants on all classes that train half as long again."""
 
@@ -154,7 +154,7 @@ def category(run: Run) -> str:
 
 def losses_of(cohort: Cohort) -> list[str]:
     """Losses that a set has runs of, in the order of the tables."""
-    return [name for name in TRAINED if name in cohort.variants]
+    return [name for name in TRAINED_SCORES if name in cohort.variants]
 
 
 def loss_title(name: str) -> str:
@@ -165,7 +165,7 @@ def loss_title(name: str) -> str:
 def shared_categories(cohort: Cohort) -> list[str]:
     """Categories that every loss of a set has a run of: over these its losses may be compared."""
     of_each = [{category(run) for run in cohort.select(name)} for name in losses_of(cohort)]
-    return [name for name in CATEGORIES if all(name in categories for categories in of_each)]
+    return [name for name in VOC_CATEGORIES if all(name in categories for categories in of_each)]
 
 
 # -- what optimising each measure does to the others (Sec. 3.1) --------------------------------
@@ -226,7 +226,10 @@ def _by_batch_size(found: Found) -> list[tuple[Cohort, str]]:
 def plans(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
     """Cohorts of an experiment as reports and claims see them, with headings."""
     found = cohorts(
-        store, experiment, AXES.get(experiment, ()), PARTS.get(experiment, lambda run: 0.0)
+        store,
+        experiment,
+        SETTINGS_APART.get(experiment, ()),
+        PARTS.get(experiment, lambda run: 0.0),
     )
     told = zip(found, headings(found), strict=True)
     return [(cohort, f"{heading}{_iterations(cohort)}") for cohort, heading in told]
@@ -247,7 +250,7 @@ def _plan(run: Run) -> float | None:
 
 
 def _has_a_column(run: Run) -> float | None:
-    return 0.0 if variant(run) in TRAINED and category(run) in CATEGORIES else None
+    return 0.0 if variant(run) in TRAINED_SCORES and category(run) in VOC_CATEGORIES else None
 
 
 PARTS = {MULTICLASS: _plan, BINARY: _has_a_column}
@@ -256,7 +259,11 @@ PARTS = {MULTICLASS: _plan, BINARY: _has_a_column}
 
 def _data(cohort: Cohort) -> str:
     """What stands before a heading, where the data are not always the same."""
-    return f"{data_title(cohort)}: " if cohort.experiment in (*AXES, ENET, CAMVID_LAYOUT) else ""
+    return (
+        f"{data_title(cohort)}: "
+        if cohort.experiment in (*SETTINGS_APART, ENET_RUNS, CAMVID_LAYOUT)
+        else ""
+    )
 
 
 def _iterations(cohort: Cohort) -> str:

@@ -21,7 +21,7 @@ from lovasz_repro.report.runs import (
 from lovasz_repro.report.style import GREY, PAGE, SEARCHED
 from lovasz_repro.report.words import figure_caption
 
-JACCARD = "jaccard"
+JACCARD_CURVE = "jaccard"
 NOISE, RADIUS = "circles.noise", "circles.radius"
 LOSS_DASHES = {"hinge": "--"}
 """Its curve runs close to that of cross-entropy."""
@@ -123,13 +123,13 @@ def _grown(
     names = [f"{low:g}–{high:g}" for low, high in radii]
     curves = []
     for loss, (title, colour) in SEARCHED.items():
-        if measure == "excess" and loss == JACCARD:
+        if measure == "excess" and loss == JACCARD_CURVE:
             continue
         draws = [[v for _, v in store.history(run.run_id, f"{measure}/{loss}")] for run in runs]
         found = [mean_and_spread([factor * value for value in values]) for values in draws]
         means, spreads = [mean for mean, _ in found], [spread or 0.0 for _, spread in found]
         ax.errorbar(names, means, spreads, color=colour, label=title, marker="o", ms=2.5,
-                    ls=LOSS_DASHES.get(loss, "-"), lw=1.8 if loss == JACCARD else 1.1,
+                    ls=LOSS_DASHES.get(loss, "-"), lw=1.8 if loss == JACCARD_CURVE else 1.1,
                     elinewidth=0.6)  # fmt: skip
         data = {"smallest radius": [low for low, _ in radii],
                 "largest radius": [high for _, high in radii],
@@ -168,14 +168,14 @@ def _images(axes: Sequence[Any], label: Any, features: Any) -> None:
 
 def _losses(ax: Any, curves: dict[str, list[float]], run: Run) -> tuple[Curve, ...]:
     b = curves["b"]
-    reference = relative(curves[JACCARD])
+    reference = relative(curves[JACCARD_CURVE])
     drawn = []
     for order, (name, (title, colour)) in enumerate(SEARCHED.items()):
         if name not in curves:
             continue
         values = relative(curves[name])
         at = values.index(min(values))
-        is_reference = name == JACCARD
+        is_reference = name == JACCARD_CURVE
         ax.plot(b, values, LOSS_DASHES.get(name, "-"), color=colour, label=title,
                 lw=1.8 if is_reference else 1.1, zorder=4 if is_reference else 3)  # fmt: skip
         ax.plot(b[at], 0.0, "o", color=colour, clip_on=False, zorder=6 + order)

@@ -41,15 +41,15 @@ from lovasz_repro.report.scores import (
 )
 from lovasz_repro.report.sets import (
     BINARY,
-    CAMVID,
     CAMVID_LAYOUT,
-    CATEGORIES,
-    ENET,
+    CAMVID_RUNS,
+    ENET_RUNS,
     FEATURES,
     MEASURED,
     MULTICLASS,
     STUDIED,
-    TRAINED,
+    TRAINED_SCORES,
+    VOC_CATEGORIES,
     Found,
     category,
     loss_title,
@@ -328,9 +328,9 @@ def voc_binary(store: RunStore) -> Table:
     found = []
     for cohort, heading in named_sets(store, BINARY):
         number = len(shared_categories(cohort))
-        if number < len(CATEGORIES):
+        if number < len(VOC_CATEGORIES):
             noun = "category" if number == 1 else "categories"
-            heading += f", {number} {noun} of {len(CATEGORIES)}"
+            heading += f", {number} {noun} of {len(VOC_CATEGORIES)}"
         found.append((cohort, heading))
     return _table(BINARY, _loss_columns("trained with "), found, _measure_rows, BINARY)
 
@@ -342,7 +342,7 @@ def voc_binary_classes(store: RunStore) -> Table:
 
 
 def _loss_columns(prefix: str) -> tuple[Column, ...]:
-    trained = (Column(name, prefix + loss_title(name)) for name in TRAINED)
+    trained = (Column(name, prefix + loss_title(name)) for name in TRAINED_SCORES)
     return (*trained, Column(BASIS, loss_title(BASIS)))
 
 
@@ -350,7 +350,7 @@ def _measure_rows(cohort: Cohort | None) -> Iterable[TableRow]:
     fill, every = fill_of(BINARY, cohort), cohort.runs if cohort else ()
     shared = shared_categories(cohort) if cohort else ()
     for row, (key, title, better) in MEASURES.items():
-        chosen = [cohort.select(name) if cohort else [] for name in TRAINED]
+        chosen = [cohort.select(name) if cohort else [] for name in TRAINED_SCORES]
         cells = [over_categories(runs, key, shared, fill) for runs in chosen]
         basis = over_categories(every, BASIS_IOU, shared, fill) if key == IOU_OF_IMAGE else None
         yield TableRow(row, title, (*cells, basis), better)
@@ -359,17 +359,17 @@ def _measure_rows(cohort: Cohort | None) -> Iterable[TableRow]:
 def _category_rows(cohort: Cohort | None) -> list[TableRow]:
     fill = fill_of(BINARY, cohort)
     if cohort is None:
-        return [TableRow("mean", "mean", (Cell(command=fill),) * (len(TRAINED) + 1))]
+        return [TableRow("mean", "mean", (Cell(command=fill),) * (len(TRAINED_SCORES) + 1))]
     rows = []
-    for name in CATEGORIES:
+    for name in VOC_CATEGORIES:
         runs = [run for run in cohort.runs if category(run) == name]
         if runs:
-            of_each = [[run for run in runs if variant(run) == loss] for loss in TRAINED]
+            of_each = [[run for run in runs if variant(run) == loss] for loss in TRAINED_SCORES]
             cells = [over_seeds(chosen, IOU_OF_IMAGE, fill) for chosen in of_each]
             basis = once([(run, run.metrics[BASIS_IOU]) for run in having(runs, BASIS_IOU)], fill)
             rows.append(TableRow(name, name, (*cells, basis), "higher"))
     shared = shared_categories(cohort)
-    scored = [(cohort.select(loss), IOU_OF_IMAGE) for loss in TRAINED]
+    scored = [(cohort.select(loss), IOU_OF_IMAGE) for loss in TRAINED_SCORES]
     means = [
         replace(over_categories(runs, key, shared, fill), spread=None)
         for runs, key in (*scored, (cohort.runs, BASIS_IOU))
@@ -429,15 +429,15 @@ def _rule_rows(store: RunStore, others: Sequence[str], cohort: Cohort | None) ->
 
 TABLES: dict[str, Callable[[RunStore], Table]] = {
     "synthetic": synthetic,
-    CAMVID: Networks(
-        CAMVID, CAMVID, CAMVID_SCORES, by_variant, named_sets,
+    CAMVID_RUNS: Networks(
+        CAMVID_RUNS, CAMVID_RUNS, CAMVID_SCORES, by_variant, named_sets,
         start="initial network, before training",
     ),
-    f"{CAMVID}-classes": Classes(
-        f"{CAMVID}-classes", CAMVID, sorted(classes.CAMVID.names), "mean of the classes",
+    f"{CAMVID_RUNS}-classes": Classes(
+        f"{CAMVID_RUNS}-classes", CAMVID_RUNS, sorted(classes.CAMVID.names), "mean of the classes",
         initial="initial network",
     ),
-    ENET: Networks(ENET, ENET, CITYSCAPES_SCORES),
+    ENET_RUNS: Networks(ENET_RUNS, ENET_RUNS, CITYSCAPES_SCORES),
     CAMVID_LAYOUT: Networks(CAMVID_LAYOUT, CAMVID_LAYOUT, LAYOUT_SCORES),
     f"{CAMVID_LAYOUT}-classes": Classes(
         f"{CAMVID_LAYOUT}-classes", CAMVID_LAYOUT, CITYSCAPES.names, "Class IoU", named_cohorts,

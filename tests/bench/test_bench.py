@@ -271,8 +271,8 @@ def test_default_sizes_are_sizes() -> None:
 
 @pytest.fixture
 def small_growth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "SIDES", (8, 16))
-    monkeypatch.setattr(growth, "CLASSES", (2, 3, 4))
+    monkeypatch.setattr(growth, "IMAGE_SIDES", (8, 16))
+    monkeypatch.setattr(growth, "CLASS_COUNTS", (2, 3, 4))
     monkeypatch.setattr(growth, "USUAL_CLASSES", 3)
     monkeypatch.setattr(growth, "USUAL_SIDE", 8)
 

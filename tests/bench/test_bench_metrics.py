@@ -130,4 +130,4 @@ def test_a_wrong_size_is_one_line(
 def test_on_cuda() -> None:
     report = run_bench(["2x21x64x64"], torch.device("cuda"), 1, 2, 0)
     assert [row["name"] for row in report.found["cases"][0]["rows"]] == NAMES
-    assert counting.VOID == 255
+    assert counting.VOID_LABEL == 255

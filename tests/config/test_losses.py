@@ -12,7 +12,7 @@ from lovasz_repro.config.schema import LossConfig, load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.scoring import BinaryScoring
 from lovasz_repro.report.published import MEASURES
-from lovasz_repro.report.sets import TRAINED, loss_title
+from lovasz_repro.report.sets import TRAINED_SCORES, loss_title
 from lovasz_repro.training.objective import build_objective
 
 
@@ -28,8 +28,10 @@ def test_scores_and_tables_have_the_losses_of_the_table() -> None:
     scores = [kind.score for kind in LOSSES.values() if kind.score]
     assert len(set(scores)) == len(scores)
     assert list(BinaryScoring.names)[: len(scores)] == scores
-    assert [MEASURES[variant][0] for variant in TRAINED] == [f"val/{score}" for score in scores]
-    assert [loss_title(variant) for variant in TRAINED] == list(SCORE_TITLES.values())
+    assert [MEASURES[variant][0] for variant in TRAINED_SCORES] == [
+        f"val/{score}" for score in scores
+    ]
+    assert [loss_title(variant) for variant in TRAINED_SCORES] == list(SCORE_TITLES.values())
 
 
 def test_a_line_is_all_that_a_new_loss_needs(monkeypatch: pytest.MonkeyPatch) -> None:

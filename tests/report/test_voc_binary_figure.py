@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgb
 from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.model import Drawing, Missing
 from lovasz_repro.report.picture_figures import (
-    BACKGROUND,
-    COLOURS,
+    AREA_COLOURS,
+    PALE,
     colours_of_mask,
     colours_of_truth,
     figure_4,
@@ -176,12 +176,12 @@ def test_colours_say_what_a_mask_gets_right():
     mask = np.array([[1, 0, 1, 0, 1, 0]])
     names = ["foreground", "foreground that the mask misses", "foreground in the mask alone", None,
              "void (not scored)", None]  # fmt: skip
-    wanted = [[round(255 * c) for c in to_rgb(COLOURS.get(n, BACKGROUND))] for n in names]
+    wanted = [[round(255 * c) for c in to_rgb(AREA_COLOURS.get(n, PALE))] for n in names]
     assert colours_of_mask(mask, labels)[0].tolist() == wanted
     truth = ["foreground", "foreground", None, None, "void (not scored)", "void (not scored)"]
-    wanted = [[round(255 * c) for c in to_rgb(COLOURS.get(n, BACKGROUND))] for n in truth]
+    wanted = [[round(255 * c) for c in to_rgb(AREA_COLOURS.get(n, PALE))] for n in truth]
     assert colours_of_truth(labels)[0].tolist() == wanted
-    assert len(set(COLOURS.values()) | {BACKGROUND}) == 5
+    assert len(set(AREA_COLOURS.values()) | {PALE}) == 5
 
 
 # -- what is missing ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from lovasz_repro.report.layout import number, precise
 from lovasz_repro.report.model import Missing
 from lovasz_repro.report.runs import Provenance, RunStore, command, sources
 from lovasz_repro.report.style import SEARCHED
-from lovasz_repro.report.synthetic_figure import JACCARD, LOSS_DASHES, relative, searched
+from lovasz_repro.report.synthetic_figure import JACCARD_CURVE, LOSS_DASHES, relative, searched
 
 MOST_BIASES, MOST_PIXELS = 10_000, 128
 """Of what a stored run may hold, and a page can."""
@@ -89,7 +89,7 @@ def _fault(biases: Sequence[float], losses: Any, label: Any, features: Any) -> s
     steps = [after - before for before, after in pairwise(biases)]
     if not 2 <= len(biases) <= MOST_BIASES or min(steps) <= 0 or max(steps) > 1.01 * min(steps):
         return "curves.csv has no even grid of biases"
-    if JACCARD not in losses or not all(map(math.isfinite, sum(losses.values(), [*biases]))):
+    if JACCARD_CURVE not in losses or not all(map(math.isfinite, sum(losses.values(), [*biases]))):
         return "curves.csv lacks the Jaccard loss, or has what is not a number"
     size = len(label) if label.ndim == 2 else 0
     square = label.shape == features.shape == (size, size) and 1 <= size <= MOST_PIXELS
@@ -107,9 +107,9 @@ def _curve(name: str, biases: Sequence[float], values: Sequence[float]) -> BiasC
     return BiasCurve(
         name=name,
         title=title,
-        colour="currentColor" if name == JACCARD else colour,
+        colour="currentColor" if name == JACCARD_CURVE else colour,
         dashes="6 3" if name in LOSS_DASHES else "none",
-        wide=name == JACCARD,
+        wide=name == JACCARD_CURVE,
         path="M" + "L".join(points),
         argmin=at,
         lowest=number(biases[at], 2),

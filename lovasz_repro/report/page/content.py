@@ -195,7 +195,7 @@ class PageContent:
         return sum(claim.verdicts[scale] == verdict for claim in self.claims)
 
 
-STEPS = len(TABLES) + len(FIGURES) + 1
+PAGE_STEPS = len(TABLES) + len(FIGURES) + 1
 """How often `page_content` tells how far it is."""
 
 
@@ -204,7 +204,7 @@ def page_content(store: RunStore, told: Callable[[str], None] = lambda name: Non
 
     Args:
         store: where to read.
-        told: called with the name of what has been made, `STEPS` times.
+        told: called with the name of what has been made, `PAGE_STEPS` times.
 
     Raises:
         UserError: a file of ``experiments/`` is not as it should be.

@@ -19,7 +19,7 @@ THEMED = {
     "#dddddd": "var(--hairline)",
 }
 """Colours of the paper -> those of the page, which turn over where it is dark."""
-LARGEST = 1.35
+LARGEST_ENLARGEMENT = 1.35
 """Times its printed size: as wide as a figure gets on a screen."""
 
 
@@ -34,7 +34,7 @@ def inline_svg(drawing: Drawing, name: str, alternative: str) -> Markup:
     root = ElementTree.fromstring(_saved(drawing, name))
     _tidy(root)
     _rename(root, name)
-    width = 96 * LARGEST * drawing.figure.get_figwidth()
+    width = 96 * LARGEST_ENLARGEMENT * drawing.figure.get_figwidth()
     root.attrib = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-label": alternative,
                    "style": f"width: {width:.0f}px"}  # fmt: skip
     return Markup(ElementTree.tostring(root, encoding="unicode"))
