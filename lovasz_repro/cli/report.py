@@ -149,7 +149,7 @@ def page(
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Everything on one page, index.html, which opens from disk in any browser."""
+    """Everything on one page, index.html or the .html of --out, for any browser."""
     from lovasz_repro.host.progress import Progress
     from lovasz_repro.report.page.content import PAGE_STEPS
     from lovasz_repro.report.page.write import write_page

@@ -455,6 +455,8 @@ def test_report_alone_writes_everything(
     code, out, err = lovasz_repro("report", "page")
     assert (code, out) == (0, f"results/report/index.html ({len(page) / 1e6:.1f} MB)\n")
     assert (tmp_path / "results" / "report" / "index.html").read_bytes() == page
+    code, out, err = lovasz_repro("report", "page", "--out", "to/all.html")
+    assert (code, (tmp_path / "to" / "all.html").read_bytes()) == (0, page), err
 
 
 @pytest.mark.parametrize("report", ["tables", "claims", "figures", "page"])

@@ -24,21 +24,20 @@ INDEX = re.compile(r"\b([A-Za-z])_([a-z])\b")
 PAGE_NAME = "index.html"
 
 
-def write_page(
-    store: RunStore, folder: Path, told: Callable[[str], None] = lambda name: None
-) -> Path:
-    """Write ``<folder>/index.html``: one file, which loads nothing.
+def write_page(store: RunStore, out: Path, told: Callable[[str], None] = lambda name: None) -> Path:
+    """Write ``<out>/index.html``, or ``out`` itself if it ends so: one file, which loads nothing.
 
     Args:
         store: where to read.
-        folder: made if it is not there.
+        out: folder, made if it is not there, or a name that ends in .html.
         told: as in `page_content`.
 
     Raises:
         UserError: the folder refuses, or a file of ``experiments/`` is not as it should be.
     """
+    folder, name = (out.parent, out.name) if out.suffix == ".html" else (out, PAGE_NAME)
     write_files(folder, {})  # a folder that refuses is told before all the work
-    (path,) = write_files(folder, {PAGE_NAME: render_page(page_content(store, told))})
+    (path,) = write_files(folder, {name: render_page(page_content(store, told))})
     return path
 
 
