@@ -23,14 +23,13 @@ from lovasz_repro.bench.harness import (
     quartiles,
     ratio,
 )
-from lovasz_repro.bench.samples import Size, parse_size, regions
+from lovasz_repro.bench.samples import VOID_LABEL, Size, parse_size, regions
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.metrics import ConfusionMatrix
 
 # A photograph of Pascal VOC, a batch of its crops, a scene of Cityscapes.
 COUNTING_SIZES = ("1x21x375x500", "10x21x321x321", "1x19x1024x2048")
 COUNTING_ROUNDS = {"cpu": 5, "cuda": 30}
-VOID_LABEL = 255
 VOID_SHARE, WRONG_SHARE = 0.05, 0.1
 OUR_MATRIX, THEIR_MATRIX, UNCHECKED = (
     "ConfusionMatrix.update",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lovasz_repro.errors import UserError
 
+VOID_LABEL = 255  # of pixels that are not counted
 REGION = 32  # side in pixels
 MARGIN, SPREAD = 10.0, 2.0  # of the predicted class's logit; of all logits
 WRONG = 0.05

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from lovasz_repro.bench.harness import synchronise
-from lovasz_repro.bench.samples import Size, regions
+from lovasz_repro.bench.samples import VOID_LABEL, Size, regions
 from lovasz_repro.config.schema import LossConfig, LossName, ModelConfig, TrainingConfig
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.processes import end_with_parent
@@ -30,7 +30,6 @@ from lovasz_repro.training.distributed import ALONE, Team, join_team, keep_to_th
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import Objective, build_objective
 
-NO_LABEL = 255
 SEED = 0
 CPU = torch.device("cpu")
 CLOSING_SECONDS = 0.5  # seconds that the other ranks have to tell their side of a failure
@@ -264,7 +263,7 @@ class Trainee:
         self.state = TrainingState(model, build_optimizer(model, self.config, variant.network))
         spread_model(model, self.config, talks_to)
         loss = LossConfig(terms={variant.loss: 1.0})
-        self.clock = LossClock(build_objective(loss, NO_LABEL, group=talks_to.group), device)
+        self.clock = LossClock(build_objective(loss, VOID_LABEL, group=talks_to.group), device)
         self.network = talks_to.wrap(model)
         if variant.compiled:
             self.network.compile()
@@ -340,7 +339,7 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
     colours = torch.randint(192, (size.classes, 3), generator=generator, dtype=torch.uint8)
     images = colours[labels].permute(0, 3, 1, 2).contiguous()
     images += torch.randint(64, images.shape, generator=generator, dtype=torch.uint8)
-    labels[:, : size.height // 16] = NO_LABEL
+    labels[:, : size.height // 16] = VOID_LABEL
     return images, labels.to(torch.uint8)
 
 

@@ -37,10 +37,9 @@ from lovasz_repro.bench.harness import (
     quartiles,
     ratio,
 )
-from lovasz_repro.bench.samples import Size, check_memory
+from lovasz_repro.bench.samples import VOID_LABEL, Size, check_memory
 from lovasz_repro.bench.trainee import (
     ENET_TRAINED,
-    NO_LABEL,
     TRAINEES,
     First,
     NetworkName,
@@ -170,8 +169,8 @@ def parse_batch(text: str, trained: TrainedNetwork = ENET_TRAINED) -> Size:
         raise UserError(f"size {text!r}: give BxHxW, for example {example}, or BxCxHxW.")
     images, *classes, height, width = (int(side) for side in text.lower().split("x"))
     count = classes[0] if classes else trained.classes
-    if not 2 <= count < NO_LABEL:
-        raise UserError(f"size {text!r}: needs 2 to {NO_LABEL - 1} classes.")
+    if not 2 <= count < VOID_LABEL:
+        raise UserError(f"size {text!r}: needs 2 to {VOID_LABEL - 1} classes.")
     if images < trained.least_images:
         why = "batch normalisation needs" if trained.least_images > 1 else "a batch has"
         raise UserError(f"size {text!r}: {why} at least {trained.least_images} images.")

@@ -32,14 +32,23 @@ def own_folder(data: Path) -> Path:
     return data / "own" if (data / "own").is_dir() and not holds else data
 
 
+def check_folder(root: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder. Name that of your images with --data.")
+
+
 def in_folders(root: Path) -> bool:
     """Whether splits are folders, ``train`` and so on; else lists say what is in which.
 
     Raises:
-        UserError: neither can be, or both.
+        UserError: neither can be, or both; or no such folder.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder. Name that of your images with --data.")
+    check_folder(root)
     lists, folders = (root / IMAGES).is_dir(), (root / "train" / IMAGES).is_dir()
     if lists and folders:
         raise UserError(f"{root}: both {IMAGES}/ and train/{IMAGES}/; move one of them away.")

@@ -33,7 +33,7 @@ OF_OTHERS: dict[Verdict, str] = {
     "holds": "others: hold", "does not hold": "do not", "undecided": "open"
 }  # fmt: skip
 """Columns that count the sets of runs that decide nothing."""
-SHOWN_RUNS = 4
+MOST_EFFECTS = 4
 """Most effects (or published numbers) that are listed; of more effects only the weakest."""
 INDENT = "  "
 
@@ -202,12 +202,12 @@ def evidence_lines(evidence: Sequence[SetEvidence]) -> list[str]:
             told = about
         if item.outcome.verdict == "holds" and not item.decides:
             holding[about] += 1
-            if holding[about] > SHOWN_RUNS:
+            if holding[about] > MOST_EFFECTS:
                 continue
         marks = f" ({item.remark})" if item.remark else ""
         lines.append(f"{INDENT}{item.outcome.verdict}: {item.heading}{marks}")
         lines += [f"{INDENT}{INDENT}{line}" for line in _effect_lines(item.outcome.effects)]
-    more = {about: count - SHOWN_RUNS for about, count in holding.items() if count > SHOWN_RUNS}
+    more = {about: count - MOST_EFFECTS for about, count in holding.items() if count > MOST_EFFECTS}
     lines += [f"{about}: {count} more sets hold" for about, count in more.items()]
     return lines
 
@@ -215,7 +215,7 @@ def evidence_lines(evidence: Sequence[SetEvidence]) -> list[str]:
 def published_text(item: ClaimVerdict) -> str:
     """The paper's numbers, where they are few; else only where they stand."""
     numbers = item.published
-    if not numbers or len(numbers) > SHOWN_RUNS:
+    if not numbers or len(numbers) > MOST_EFFECTS:
         return item.claim.place
     return f"{item.claim.place}: " + ", ".join(f"{name} {x:g}" for name, x in numbers.items())
 
@@ -247,7 +247,7 @@ def asked_text(asked: Interval) -> str:
 
 
 def _effect_lines(effects: Sequence[Effect]) -> list[str]:
-    if len(effects) <= SHOWN_RUNS:
+    if len(effects) <= MOST_EFFECTS:
         return [effect_text(effect) for effect in effects]
     agree = sum(effect.verdict == "holds" for effect in effects)
     weakest = min(effects, key=lambda e: (ORDER.index(e.verdict), e.asked.slack(e.mean)))

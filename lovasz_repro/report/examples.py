@@ -14,8 +14,8 @@ from lovasz_repro.config.schema import BASIS
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.pictures import (
     MASK_ALBUM,
+    PICTURE_VOID,
     SEGMENTATIONS,
-    VOC_VOID,
     Album,
     BinaryImage,
     ClassesImage,
@@ -304,7 +304,7 @@ def _compared(
 ) -> ShownImage:
     """A row of two masks of all classes: where and how far they differ."""
     one, other = row.masks.values()
-    scored = row.labels != VOC_VOID
+    scored = row.labels != PICTURE_VOID
     differing = (one != other) & scored
     window = detail_window(differing) if details else row.window
     top, left, height, width = window

@@ -12,7 +12,7 @@ from lovasz_repro.data.classes import CITYSCAPES, RGB, VOC, ClassTable
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.examples import Pair, ShownImage, choose_binary, choose_of_pair, find_pairs
 from lovasz_repro.report.model import Curve, Drawing, Missing
-from lovasz_repro.report.pictures import EXAMPLES, VOC_VOID, Kind, ListedWindow, Pictures
+from lovasz_repro.report.pictures import EXAMPLES, PICTURE_VOID, Kind, ListedWindow, Pictures
 from lovasz_repro.report.runs import (
     SCALES,
     Cohort,
@@ -243,7 +243,7 @@ def _tiles_of_category(example: ShownImage) -> list[Tile]:
 
 def colours_of_truth(labels: np.ndarray) -> np.ndarray:
     """Labels (H, W) uint8 in the colours of the legend, (H, W, 3) uint8."""
-    return _painted(labels == 1, labels == VOC_VOID)
+    return _painted(labels == 1, labels == PICTURE_VOID)
 
 
 def colours_of_mask(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -252,7 +252,7 @@ def colours_of_mask(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Of void pixels only those that the mask takes for foreground are shown as void.
     """
     found, there = mask == 1, labels == 1
-    picture = _painted(found & there, found & (labels == VOC_VOID))
+    picture = _painted(found & there, found & (labels == PICTURE_VOID))
     picture[found & (labels == 0)] = _rgb(AREA_COLOURS["foreground in the mask alone"])
     picture[~found & there] = _rgb(AREA_COLOURS["foreground that the mask misses"])
     return picture

@@ -21,7 +21,7 @@ from lovasz_repro.report.runs import Run, RunStore
 
 MOST_PICTURE_BYTES = 1_000_000
 """Size of a list."""
-VOC_VOID = 255
+PICTURE_VOID = 255
 
 Length = Annotated[int, Field(gt=0, le=4096)]
 Position = Annotated[int, Field(ge=0)]
@@ -116,20 +116,20 @@ class Album(Generic[Entry]):
 
 MASK_ALBUM = Album(
     "masks", "masks", BinaryImage,
-    {"prediction": {0, 1}, "basis": {0, 1}, "labels": {0, 1, VOC_VOID}}, "value of a mask",
+    {"prediction": {0, 1}, "basis": {0, 1}, "labels": {0, 1, PICTURE_VOID}}, "value of a mask",
 )  # fmt: skip
 """One category against the rest, Sec. 4.2."""
 VOC_LABELS = frozenset(range(len(VOC)))
 SEGMENTATIONS = Album(
     "segmentations", "segmentations", ClassesImage,
-    {"prediction": VOC_LABELS, "crf": VOC_LABELS, "labels": VOC_LABELS | {VOC_VOID}},
+    {"prediction": VOC_LABELS, "crf": VOC_LABELS, "labels": VOC_LABELS | {PICTURE_VOID}},
     "class of VOC",
 )  # fmt: skip
 """All classes of Pascal VOC, Sec. 4.3."""
 LABEL_IDS = frozenset(range(256))
 OWN_SEGMENTATIONS = Album(
     "segmentations", "segmentations", ClassesImage,
-    {"prediction": LABEL_IDS - {VOC_VOID}, "labels": LABEL_IDS}, "class",
+    {"prediction": LABEL_IDS - {PICTURE_VOID}, "labels": LABEL_IDS}, "class",
 )  # fmt: skip
 """Those of data of the user's own, whose classes a report does not know."""
 EXAMPLES = Album(

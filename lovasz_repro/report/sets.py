@@ -259,11 +259,8 @@ PARTS = {MULTICLASS: _plan, BINARY: _has_a_column}
 
 def _data(cohort: Cohort) -> str:
     """What stands before a heading, where the data are not always the same."""
-    return (
-        f"{data_title(cohort)}: "
-        if cohort.experiment in (*SETTINGS_APART, ENET_RUNS, CAMVID_LAYOUT)
-        else ""
-    )
+    told = cohort.experiment in (*SETTINGS_APART, ENET_RUNS, CAMVID_LAYOUT)
+    return f"{data_title(cohort)}: " if told else ""
 
 
 def _iterations(cohort: Cohort) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lovasz_repro.config.read import known_name, merge
 from lovasz_repro.config.schema import ExperimentConfig
+from lovasz_repro.data.own_files import check_folder
 from lovasz_repro.data.own_masks import read_classes
 from lovasz_repro.errors import UserError
 
@@ -27,8 +28,7 @@ def filled_in(
     Raises:
         UserError: the folder says no classes, or there is no such network.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Name that of your images with --data.")
+    check_folder(folder)
     classes = read_classes(folder)
     if classes is None:
         raise UserError(f"{folder}: no classes.txt; `lovasz-repro data prepare own --data FOLDER` "

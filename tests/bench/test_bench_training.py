@@ -253,7 +253,7 @@ def test_batch_has_what_a_batch_has() -> None:
     images, labels = batch(parse_batch("2x64x96"))
     assert (images.shape, images.dtype) == ((2, 3, 64, 96), torch.uint8)
     assert (labels.shape, labels.dtype) == ((2, 64, 96), torch.uint8)
-    assert (labels[:, :4] == trainee.NO_LABEL).all()
+    assert (labels[:, :4] == samples.VOID_LABEL).all()
     assert (labels[:, 4:] < trainee.ENET_TRAINED.classes).all()
     assert len(labels[:, 4:].unique()) > 2
 
