@@ -180,6 +180,40 @@ def test_scores_do_not_depend_on_the_scale_of_an_image():
     same(batch_miou(*twice, 4), batch_miou(predictions, labels, 4))
 
 
+@given(batches())
+def test_scores_are_between_zero_and_one(batch):
+    """Eq. 3."""
+    iou = image_iou(*batch)
+    scored = iou[~iou.isnan()]  # a class that is ignored has no score
+    assert ((scored >= 0) & (scored <= 1)).all()
+
+
+@pytest.mark.parametrize("side", [1, 3, 10, 30])
+def test_missing_an_object_costs_the_same_whatever_its_size(side):
+    """Of the abstract: a loss of pixels hardly sees that a small object was missed."""
+    labels = torch.zeros(1, 100, 100, dtype=torch.int64)
+    labels[0, :side, :side] = 1
+    missed, found_half = torch.zeros_like(labels), labels.clone()
+    found_half[0, :side, : side // 2] = 0
+    same(image_iou(missed, labels, 2)[0, 1], 0.0)
+    same(image_iou(found_half, labels, 2)[0, 1], (side - side // 2) / side)
+    assert (missed != labels).double().mean() == pytest.approx(side**2 / 1e4)
+
+
+@pytest.mark.parametrize("side", [10, 40, 90])
+def test_a_large_instance_outweighs_a_small_one_in_a_dataset_and_not_per_image(side):
+    """Sec. 1: an image each, the large one found and the small one missed."""
+    labels = torch.zeros(2, 100, 100, dtype=torch.int64)
+    labels[0, :side, :side] = 1
+    labels[1, :5, :5] = 1
+    predictions = labels.clone()
+    predictions[1] = 0
+    same(image_iou(predictions, labels, 2)[:, 1].mean(), 0.5)
+    matrix = ConfusionMatrix(2)
+    matrix.update(predictions, labels)
+    assert matrix.iou()[1].item() == pytest.approx(side**2 / (side**2 + 25))
+
+
 def test_one_wrong_pixel_of_an_absent_class_costs_an_image_and_hardly_a_dataset():
     """The difference that Sec. 3.1 describes."""
     labels = torch.zeros(2, 100, dtype=torch.int64)

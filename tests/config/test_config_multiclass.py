@@ -45,6 +45,17 @@ def test_the_paper_profile_has_the_recipe_of_section_4_3() -> None:
         assert (cell.evaluation.batches.count, cell.evaluation.batches.size) == (20, 21)
 
 
+@pytest.mark.parametrize("end", ["", "-equibatch", "-equibatch-30k"])
+def test_only_the_loss_is_swapped(end: str) -> None:
+    """Sec. 4.3, of each pair of Table 2."""
+    of = {cell.variant: cell for cell in cells().values()}
+    ours, theirs = (
+        of[start + end].model_dump(exclude={"variant", "loss"}) for start in ("lovasz", "x-loss")
+    )
+    assert ours == theirs
+    assert of["lovasz" + end].loss != of["x-loss" + end].loss
+
+
 def test_lovasz_softmax_is_over_the_present_classes_of_the_batch_but_where_the_name_says() -> None:
     chosen = {
         cell.variant: (cell.loss.classes, cell.loss.per_image)

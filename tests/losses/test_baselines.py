@@ -270,6 +270,32 @@ def test_two_classes_give_the_logistic_loss() -> None:
     )
 
 
+def gradient_of(loss, logits: Tensor, labels: Tensor) -> Tensor:
+    leaf = logits.clone().requires_grad_()
+    loss(leaf, labels).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def test_cross_entropy_is_smooth() -> None:
+    """Sec. 1: its gradient changes by at most half of what the scores change by (the largest
+    eigenvalue of diag(f) - f f^T), where that of the hinge loss jumps."""
+    generator = torch.Generator().manual_seed(0)
+    for step in (1e-6, 1e-2, 1.0):
+        logits = 3 * torch.randn(500, 5, dtype=torch.float64, generator=generator)
+        moved = logits + step * torch.randn(500, 5, dtype=torch.float64, generator=generator)
+        labels = torch.randint(0, 5, (500,), generator=generator)
+        before, after = (gradient_of(cross_entropy, at, labels) for at in (logits, moved))
+        change = after - before
+        # the loss is the mean over 500 pixels, and so is each row of its gradient
+        assert (500 * change.norm(dim=1) <= 0.5 * (moved - logits).norm(dim=1) + 1e-12).all()
+    margins = torch.tensor([[1 - 1e-9], [1 + 1e-9]], dtype=torch.float64)
+    below, above = (
+        gradient_of(hinge, margin, torch.ones(1, dtype=torch.int64)).item() for margin in margins
+    )
+    assert (below, above) == (-1.0, 0.0)
+
+
 def test_cross_entropy_special_cases() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
     for labels, options in [

@@ -1,6 +1,7 @@
 """The Lovász extension against its definition (Eq. 8-9) on sets, and its properties."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lovasz_repro.losses import (
     CountFunction,
@@ -192,6 +194,31 @@ def test_gradcheck_where_errors_are_distinct(function: SetFunction) -> None:
     arguments = (errors, foreground, function)
     assert torch.autograd.gradcheck(lovasz_extension, arguments)
     assert torch.autograd.gradgradcheck(lovasz_extension, arguments)
+
+
+class Calls(TorchDispatchMode):
+    """How often each operator of PyTorch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        self.names[func._schema.name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_gradient_costs_no_more_than_the_value() -> None:
+    """Sec. 3: one sort gives both, and backward only scales what forward has."""
+    errors = torch.rand(1000, dtype=torch.float64, requires_grad=True)
+    foreground = torch.rand(1000) < 0.3
+    with Calls() as forward:
+        value = lovasz_extension(errors, foreground, JaccardLoss())
+    with Calls() as backward:
+        value.backward()
+    assert sum(forward.names[sort] for sort in ("sort", "argsort", "topk")) == 1
+    assert not {"sort", "argsort", "topk", "cumsum"} & backward.names.keys()
+    assert sum(backward.names.values()) < sum(forward.names.values())
 
 
 def test_rows_are_independent_problems() -> None:
