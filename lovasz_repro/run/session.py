@@ -170,7 +170,7 @@ class Session:
         """Write a checkpoint; only then may the metrics up to it go to the store."""
         self._journal.sync()
         self._checkpoints.save(state.iteration, state.to_checkpoint())
-        self._shipper.commit(state.iteration)
+        self._journal.commit(state.iteration)
 
     def stop_asked(self) -> int:
         """The signal that asked any rank to stop, or 0; the same on every rank.

@@ -109,23 +109,21 @@ class Store:
         ``changed/<param>``, and a tag that changes (the git commit, the device) leaves its
         former values in ``previous/<tag>``.
         """
+        given = {key: str(value) for key, value in params.items()}
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(experiment, create=True)
-            where = f"tags.identity = '{quotable(identity)}'"
-            run = self._standing(experiment_id, where)
+            run = self._standing(experiment_id, identity)
             if run is None:
                 fixed = {IDENTITY: identity, RUN_NAME: name} | ({GROUP: group} if group else {})
-                made = run_tags(experiment, _strings(tags)) | _strings(tags) | fixed
-                title = title_in_list(name, made)
-                run = self._create(where, experiment_id, title, made, started)
-                self._log_data(run.info.run_id, experiment, _strings(params), _strings(tags))
+                made = run_tags(experiment, tags) | {**tags} | fixed
+                run = self._create(experiment_id, title_in_list(name, made), made, started)
+                self._log_data(run.info.run_id, experiment, given, tags)
             run_id, had = str(run.info.run_id), run.data.params
-            given, noted = _strings(params), _strings(tags)
             alive = {HEARTBEAT: str(int(time.time()))} if started is None else {}
             self._send(
                 run_id,
                 params={k: v for k, v in given.items() if k not in had},
-                tags=noted | differences(run, given, noted) | alive,
+                tags={**tags} | differences(run, given, tags) | alive,
             )
             if run.info.status != "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
@@ -151,7 +149,7 @@ class Store:
         """
         with self._asking(), self._lock():
             experiment_id = self._experiment_id(run.experiment, create=True)
-            old = self._standing(experiment_id, f"tags.identity = '{quotable(run.identity)}'")
+            old = self._standing(experiment_id, run.identity)
             if old and old.info.run_id != replaces:
                 return None
             fixed = {RUN_NAME: run.name, IMPORTED: "incomplete"}
@@ -236,11 +234,7 @@ class Store:
         return sorted(filter(None, runs), key=lambda run: (-run.started, run.run_id))
 
     def by_id(self, start: str) -> StoredRun:
-        """The child run whose id begins with ``start``, here or where it was made.
-
-        Raises:
-            UserError: fewer than 6 characters, no such run, or several.
-        """
+        """The child run whose id begins with ``start``; see `one_by_id`."""
         return one_by_id(self.runs(), start)
 
     def find(self, experiment: str, identity: str) -> StoredRun | None:
@@ -251,7 +245,7 @@ class Store:
             experiment_id = self._experiment_id(experiment, create=False)
             if not experiment_id:
                 return None
-            run = self._standing(experiment_id, f"tags.identity = '{quotable(identity)}'")
+            run = self._standing(experiment_id, identity)
             return None if run is None else self._typed(run, experiment)
 
     def finished(self, experiment: str, identity: str) -> StoredRun | None:
@@ -297,19 +291,20 @@ class Store:
         search, order = self._client.search_runs, ["attributes.start_time ASC"]
         return list(pages(search, experiment_ids, where, max_results=1000, order_by=order))
 
-    def _ranked(self, experiment_id: str, where: str) -> list[Any]:
-        """The runs for which ``where`` holds: finished ones before others, then the oldest first.
+    def _ranked(self, experiment_id: str, identity: str) -> list[Any]:
+        """The runs of ``identity``: finished ones before others, then the oldest first.
 
         Every process that asks gets the same order; the first is the one that stands. Runs that
         are odd do not count.
         """
+        where = f"tags.identity = '{quotable(identity)}'"
         found = [r for r in self._search([experiment_id], where) if self._typed(r, "any")]
         return sorted(
             found, key=lambda r: (r.info.status != "FINISHED", r.info.start_time, r.info.run_id)
         )
 
-    def _standing(self, experiment_id: str, where: str) -> Any:
-        return next(iter(self._ranked(experiment_id, where)), None)
+    def _standing(self, experiment_id: str, identity: str) -> Any:
+        return next(iter(self._ranked(experiment_id, identity)), None)
 
     # -- artifacts -------------------------------------------------------------------------
 
@@ -387,7 +382,7 @@ class Store:
     def _client(self) -> Any:
         """The MLflow client; makes the database first where it does not exist."""
         if self._client_or_none is None:
-            if self._absent():
+            if self._database and not self._database.exists():
                 _make_database(self._database)
             if self._own:
                 remove_left_over(self.results)
@@ -450,14 +445,9 @@ class Store:
             return self._client.get_experiment_by_name(name).experiment_id
 
     def _create(
-        self,
-        where: str,
-        experiment_id: str,
-        name: str,
-        tags: dict[str, str],
-        started: float | None = None,
+        self, experiment_id: str, name: str, tags: dict[str, str], started: float | None
     ) -> Any:
-        """Create a run that the filter ``where`` finds; the one that stands if there are more.
+        """Create a run; the one that stands if there are more of its identity.
 
         That is another one where two machines did so; ours is then taken back. So is its twin, of
         the same millisecond, which a server makes whose answer was lost and which was asked again.
@@ -466,7 +456,7 @@ class Store:
         made = self._client.create_run(experiment_id, moment, tags, name)
         if self._database is None and started is None:  # no lock keeps two machines apart
             time.sleep(SETTLE)
-        stands, *others = self._ranked(experiment_id, where)
+        stands, *others = self._ranked(experiment_id, tags[IDENTITY])
         for run in others:
             if run.info.start_time == made.info.start_time:
                 self._client.delete_run(run.info.run_id)
@@ -486,20 +476,17 @@ class Store:
         self,
         run_id: str,
         points: Sequence[Point] = (),
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, str] = {},
+        tags: Mapping[str, str] = {},
     ) -> None:
         """Log to a run, in calls as large as MLflow takes."""
-        entities = _mlflow().entities
+        of = _mlflow().entities
         finite = [p if math.isfinite(p.value) else p._replace(value=math.nan) for p in points]
+        metrics = [of.Metric(p.key, p.value, p.timestamp, p.step) for p in finite]
         for kind, most, items in (
-            ("params", 100, [entities.Param(k, v) for k, v in (params or {}).items()]),
-            (
-                "metrics",
-                MAX_BATCH,
-                [entities.Metric(p.key, p.value, p.timestamp, p.step) for p in finite],
-            ),
-            ("tags", 100, [entities.RunTag(k, v) for k, v in (tags or {}).items()]),
+            ("params", 100, [of.Param(*param) for param in params.items()]),
+            ("metrics", MAX_BATCH, metrics),
+            ("tags", 100, [of.RunTag(*tag) for tag in tags.items()]),
         ):
             for start in range(0, len(items), most):
                 self._client.log_batch(run_id, **{kind: items[start : start + most]})
@@ -528,9 +515,8 @@ def _mlflow() -> Any:
     return mlflow
 
 
-def _make_database(path: Path | None) -> None:
+def _make_database(path: Path) -> None:
     """Create an empty MLflow database aside and link it into place, whole or not at all."""
-    assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(path) as fresh:
         _mlflow().MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
@@ -548,10 +534,6 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _strings(values: Mapping[str, object]) -> dict[str, str]:
-    return {key: str(value) for key, value in values.items()}
 
 
 def quotable(text: str) -> str:

@@ -62,10 +62,6 @@ class Shipper:
         self._thread = threading.Thread(target=self._work, name="ship-metrics", daemon=True)
         self._thread.start()
 
-    def commit(self, step: int) -> None:
-        """The checkpoint of ``step`` is on disk: what was logged before it may be shipped."""
-        self._journal.commit(step)
-
     def close(self, status: str | None = None, *, patience: float = 10.0) -> bool:
         """Stop; send what is committed; end the run as ``status`` (MLflow's names) if given.
 

@@ -149,7 +149,7 @@ def work(job: Job) -> None:
             if (step + 1) % COMMIT_EVERY == 0:
                 journal.sync()
                 save(checkpoint, str(step + 1))
-                shipper.commit(step + 1)
+                journal.commit(step + 1)
         journal.log(STEPS, {f"{job.name}/test": 0.5})
         note(journal, job, f"{job.name}-end.txt")
         assert shipper.close("FINISHED", patience=PATIENCE)
@@ -528,12 +528,12 @@ def test_a_real_server_holds_runs_and_may_hang_for_a_while(
     with Journal(tmp_path / "work" / "journal.jsonl") as journal:
         shipper = Shipper(store, run_id, journal, every=0.1, say=said.append)
         journal.log(1, {"loss": 0.5})
-        shipper.commit(1)
+        journal.commit(1)
         until(lambda: store.history(run_id, "loss"))
         os.killpg(server.process.pid, signal.SIGSTOP)
         for step in range(2, 3000):
             journal.log(step, {"loss": 1 / step})
-        shipper.commit(3000)
+        journal.commit(3000)
         until(lambda: said)
         os.killpg(server.process.pid, signal.SIGCONT)
         assert shipper.close("FINISHED", patience=60)

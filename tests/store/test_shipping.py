@@ -93,7 +93,7 @@ def test_ships_in_the_background_what_is_committed(journal: Journal) -> None:
     memory = Memory()
     shipper = Shipper(memory, "run", journal, every=SOON)
     first = log_steps(journal, range(5))
-    shipper.commit(4)
+    journal.commit(4)
     until(lambda: memory.points)
     second = log_steps(journal, range(5, 8))
     assert sent(memory) == first
@@ -109,7 +109,7 @@ def test_an_unfinished_run_keeps_to_its_checkpoint(journal: Journal, status: str
     memory = Memory()
     shipper = Shipper(memory, "run", journal, every=SOON)
     first = log_steps(journal, range(5))
-    shipper.commit(4)
+    journal.commit(4)
     log_steps(journal, range(5, 8))
     assert shipper.close(status)
     assert sent(memory) == first
@@ -135,10 +135,10 @@ def test_training_does_not_wait_for_a_store_that_hangs(journal: Journal) -> None
     memory.gate.clear()
     shipper = Shipper(memory, "run", journal, every=SOON)
     logged = log_steps(journal, range(3))
-    shipper.commit(2)
+    journal.commit(2)
     until(lambda: shipper._journal.guard.locked())  # the thread hangs in the store
     logged += log_steps(journal, range(3, 500))  # and training goes on
-    shipper.commit(499)
+    journal.commit(499)
     assert memory.points == []
     memory.gate.set()
     assert shipper.close()
@@ -150,10 +150,10 @@ def test_a_store_that_is_away_for_a_while_loses_nothing(journal: Journal) -> Non
     memory.down = True
     shipper = Shipper(memory, "run", journal, every=SOON, say=said.append)
     logged = log_steps(journal, range(5))
-    shipper.commit(4)
+    journal.commit(4)
     until(lambda: said)
     logged += log_steps(journal, range(5, 10))
-    shipper.commit(9)
+    journal.commit(9)
     memory.down = False
     until(lambda: len(said) == 2)
     assert shipper.close("FINISHED")
@@ -209,7 +209,7 @@ def test_a_lost_answer_sends_the_same_points_again_not_others(journal: Journal) 
     memory.answers_lost = 1
     shipper = Shipper(memory, "run", journal, every=SOON, say=lambda line: None)
     log_steps(journal, range(5))
-    shipper.commit(4)
+    journal.commit(4)
     assert shipper.close(patience=60)
     assert memory.calls[0] == memory.calls[1]  # to the millisecond, so the store keeps one
     assert len(memory.calls) == 2
@@ -252,7 +252,7 @@ def test_a_locked_database_is_waited_for(store: Store, tmp_path: Path) -> None:
         other.execute("BEGIN EXCLUSIVE")
         for step in range(100):
             journal.log(step, {"loss": float(step)})
-        shipper.commit(99)
+        journal.commit(99)
         assert shipped_offsets(journal.path) == {run_id: 0}
         other.execute("ROLLBACK")
         other.close()
@@ -269,6 +269,6 @@ def test_what_arrived_is_known_per_run_so_a_new_store_gets_it_all(
             run_id = store.open_child("e", None, "run", "id", {}, {})
             shipper = Shipper(store, run_id, journal, every=3600)
             journal.log(1, {"loss": 0.5})
-            shipper.commit(1)
+            journal.commit(1)
             assert shipper.close()
             assert store.history(run_id, "loss") == [(1, 0.5)]
