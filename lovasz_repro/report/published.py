@@ -12,15 +12,11 @@ from pydantic import Field, model_validator
 
 from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.read import Strict, read_yaml, validate
-from lovasz_repro.config.schema import BASIS, experiments_folder
+from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.report.claims_schema import Claim, Operand
 from lovasz_repro.report.model import Better, Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.runs import Cohort, Moment, RunStore, command
 from lovasz_repro.report.scores import (
-    ARG_MAX,
-    REGIMES,
-    RULE,
-    RULE_REFERENCE,
     OverBatches,
     Score,
     all_over_seeds,
@@ -32,7 +28,6 @@ from lovasz_repro.report.sets import (
     ENET_RUNS,
     MULTICLASS,
     PAPER_BATCH,
-    TRAINED_SCORES,
     VOC_CATEGORIES,
     Found,
     is_papers,
@@ -107,15 +102,15 @@ class PublishedTable(Strict):
                                      f"the table {len(self.columns)} columns")  # fmt: skip
         return self
 
-    def numbers(self) -> Iterator[tuple[str, Operand, float]]:
-        """Title, what a run stores there, and the number of every cell that says what it reads."""
-        for row in self.rows.values():
-            for column, value in zip(self.columns.values(), row.values, strict=True):
+    def reads(self) -> Iterator[tuple[str, str, Operand, Printed]]:
+        """Row, column, what a run stores there, and what is printed, of cells that say it."""
+        for key, row in self.rows.items():
+            for (name, column), value in zip(self.columns.items(), row.values, strict=True):
                 variant = column.reads.variant or row.reads.variant
                 metric = column.reads.metric or row.reads.metric
-                if variant and metric and isinstance(value, float):
+                if variant and metric and value != "n/a":
                     at = column.reads.at or row.reads.at or "last"
-                    yield f"{row.title}, {column.title}", Operand(variant, metric, at), value
+                    yield key, name, Operand(variant, metric, at), value
 
 
 class PublishedFile(Strict):
@@ -144,10 +139,11 @@ def printed_numbers(claim: Claim) -> dict[Operand, tuple[str, float]]:
     if claim.rule is None:
         return {}
     printed = {
-        operand: (title, value)
+        operand: (f"{table.rows[row].title}, {table.columns[column].title}", value)
         for table in published_tables().values()
         if table.experiment == claim.experiment
-        for title, operand, value in table.numbers()
+        for row, column, operand, value in table.reads()
+        if isinstance(value, float)
     }
     return {operand: printed[operand] for operand in claim.rule.operands() if operand in printed}
 
@@ -231,7 +227,7 @@ def _cell(value: Printed, spread: float | None, ours: Cell | None, command: str)
 
 # -- ours beside the paper's -------------------------------------------------------------------
 
-IOU_OF_IMAGE = "val/image_iou"
+IOU_OF_IMAGE, BASIS_IOU = "val/image_iou", "basis/image_iou"
 MEASURES: dict[str, tuple[str, str, Better]] = {
     **{
         score.replace("_", "-"): (f"val/{score}", title, "lower")
@@ -252,90 +248,70 @@ CITYSCAPES_SCORES = tuple(
     Score(key, title, (f"val/{metric}",), "best")
     for (key, metric), title in zip(SCORES.items(), STREET_TITLES, strict=True)
 )
-SERVER = "server/"
-PRINTED = {
-    "airplane": "aeroplane",
-    "cycle": "bicycle",
-    "d-table": "diningtable",
-    "mbike": "motorbike",
-    "plant": "pottedplant",
-    "tv": "tvmonitor",
-}
-"""Classes that Table 3 spells otherwise than Pascal VOC."""
-PAPER_ROWS = {
-    "cross-entropy": (RULE_REFERENCE, ARG_MAX),
-    "decision-rule": (RULE_REFERENCE, RULE),
-    "lovasz-softmax": ("lovasz-equibatch-30k", ARG_MAX),
-}
-"""Rows of the comparison with the decision rule -> variant and metric."""
+SERVER, ON_SERVER = "server/", "on the test set"
+"""What the names of the scores of an evaluation server begin with, and where they are of."""
 
 
 def table_1(store: RunStore) -> Table:
     """Validation losses after training with each loss."""
 
-    def cells_of(cohort: Cohort) -> Cells:
-        fill = command(BINARY)
-        cells = {
-            (row, name): all_over_seeds(cohort.select(name), key, fill)
-            for row, (key, *_) in MEASURES.items()
-            for name in TRAINED_SCORES
-        }
-        basis = all_over_seeds(cohort.runs, "basis/image_iou", fill)
-        return cells | {("image-iou", BASIS): basis}
+    def cell(cohort: Cohort, operand: Operand) -> Cell:
+        of_basis = operand.metric == BASIS_IOU  # all runs start from it
+        runs = cohort.runs if of_basis else cohort.select(operand.variant)
+        return all_over_seeds(runs, operand.metric, "")
 
-    ours, note = fullest(named_sets(store, BINARY), cells_of, BINARY)
+    ours, note = _as_read("table-1", named_sets(store, BINARY), cell, BINARY)
     told = sentence("over-categories", categories=len(VOC_CATEGORIES))
     return paper_table("table-1", ours, note and f"{note} {told}")
 
 
 def table_2(store: RunStore) -> Table:
     """Validation and test mIoU under each regime."""
-    variants = list(published_tables()["table-2"].rows)
-
-    def validation(cohort: Cohort) -> Cells:
-        return {
-            (name, column): over_seeds(cohort.select(name), f"{prefix}dataset_miou")
-            for name in variants
-            for column, (prefix, *_) in REGIMES.items()
-        }
-
-    def on_server(cohort: Cohort) -> Cells:
-        key = f"{SERVER}dataset_miou"
-        return {(name, "test-crf"): over_seeds(cohort.select(name), key) for name in variants}
-
-    val, val_note = fullest(_of_ten(named_sets(store, MULTICLASS)), validation)
-    test, test_note = fullest(_of_ten(server_sets(store)), on_server, about="on the test set")
+    val, val_note = _as_read("table-2", _of_ten(named_sets(store, MULTICLASS)), _of_seeds)
+    test, test_note = _as_read("table-2", _of_ten(server_sets(store)), _of_seeds, about=ON_SERVER)
     return paper_table("table-2", val | test, val_note, test_note)
 
 
 def table_3(store: RunStore) -> Table:
     """Test IoU of every class, of runs that trained on the validation images too."""
-    printed = published_tables()["table-3"]
-
-    def cells_of(cohort: Cohort) -> Cells:
-        return {
-            (row, name): over_seeds(cohort.select(name), f"{SERVER}iou/{PRINTED.get(row, row)}")
-            for row in printed.rows
-            for name in printed.columns
-        }
-
     found = _of_ten(server_sets(store))
-    return paper_table("table-3", *fullest(found, cells_of, about="on the test set"))
+    return paper_table("table-3", *_as_read("table-3", found, _of_seeds, about=ON_SERVER))
 
 
 def decision_rule(store: RunStore) -> Table:
     """The paper's three numbers."""
 
-    def cells_of(cohort: Cohort) -> Cells:
-        return {
-            (row, "batch-miou"): OverBatches.of(store, cohort.select(name), metric).cell("")
-            for row, (name, metric) in PAPER_ROWS.items()
-        }
+    def cell(cohort: Cohort, operand: Operand) -> Cell:
+        return OverBatches.of(store, cohort.select(operand.variant), operand.metric).cell("")
 
-    found = _of_ten(named_sets(store, MULTICLASS))
-    ours, note = fullest(found, cells_of, "decision-rule-by-scale")
-    told = sentence("over-batches")
-    return paper_table("decision-rule", ours, note and f"{note} {told}")
+    found, every = _of_ten(named_sets(store, MULTICLASS)), "decision-rule-by-scale"
+    ours, note = _as_read("decision-rule", found, cell, every)
+    return paper_table("decision-rule", ours, note and f"{note} {sentence('over-batches')}")
+
+
+def _as_read(
+    name: str,
+    found: Found,
+    cell: Callable[[Cohort, Operand], Cell],
+    every: str = "",
+    about: str = "here",
+) -> tuple[Cells, str]:
+    """Cells of a table that say what they read: the server's scores, or all others; as `fullest`
+    has them."""
+    reads = {
+        (row, column): operand
+        for row, column, operand, _ in published_tables()[name].reads()
+        if operand.metric.startswith(SERVER) == (about == ON_SERVER)
+    }
+    return fullest(found, lambda c: {k: cell(c, read) for k, read in reads.items()}, every, about)
+
+
+def _of_ten(found: Found) -> Found:
+    return [pair for pair in found if pair[0].batch_sizes == [PAPER_BATCH]]
+
+
+def _of_seeds(cohort: Cohort, operand: Operand) -> Cell:
+    return over_seeds(cohort.select(operand.variant), operand.metric)
 
 
 def table_4(store: RunStore) -> Table:
@@ -354,7 +330,3 @@ def table_4(store: RunStore) -> Table:
         return ours
 
     return paper_table("table-4", *fullest(named_cohorts(store, ENET_RUNS), cells_of, ENET_RUNS))
-
-
-def _of_ten(found: Found) -> Found:
-    return [pair for pair in found if pair[0].batch_sizes == [PAPER_BATCH]]

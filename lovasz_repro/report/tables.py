@@ -15,6 +15,7 @@ from lovasz_repro.data.classes import CAMVID_FROM_CITYSCAPES, CITYSCAPES, VOC
 from lovasz_repro.report.model import Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.own import OWN, own_table
 from lovasz_repro.report.published import (
+    BASIS_IOU,
     CITYSCAPES_SCORES,
     IOU_OF_IMAGE,
     MEASURES,
@@ -319,8 +320,6 @@ def _search_rows(store: RunStore, cohort: Cohort | None) -> Iterable[TableRow]:
 
 
 # -- one category of Pascal VOC against the rest -----------------------------------------------
-
-BASIS_IOU = "basis/image_iou"
 
 
 def voc_binary(store: RunStore) -> Table:
