@@ -7,6 +7,7 @@ image as all of them see it.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from lovasz_repro.report.pictures import (
     Album,
     BinaryImage,
     ClassesImage,
-    Entry,
     Kind,
     Pictures,
 )
@@ -52,8 +52,6 @@ class ShownImage:
 
     name: str
     """The image."""
-    category: str
-    """What is told from the rest; "" for all classes."""
     runs: Mapping[str, Run]
     """Variant -> run."""
     photograph: np.ndarray | None
@@ -65,24 +63,66 @@ class ShownImage:
     scores: Mapping[str, float]
     """Variant (or the basis network) -> IoU of its mask, on the whole image."""
     differs: float
-    """How far apart the image-IoUs of the losses are; of all classes, the share of the scored
-    pixels on which two masks differ."""
+    """How far apart the scores of the runs are; of two masks of all classes, the share of the
+    scored pixels on which they differ."""
     window: Window
     """The part of the image that is shown, of h x w pixels."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two runs on all classes that may be compared."""
+class ComparedRuns:
+    """Runs of one set and seed that stored masks of the same images."""
 
     cohort: Cohort
     heading: str
     runs: Mapping[str, Run]
+    """Variant -> run."""
+    album: Album[Any]
     kind: Kind
     """Which of their masks are compared."""
-    entries: tuple[Mapping[str, ClassesImage], ...]
-    """Each image as either run lists it."""
-    album: Album[ClassesImage] = SEGMENTATIONS
+    entries: tuple[Mapping[str, Any], ...]
+    """Each image as every run lists it, in the album's kind of entry."""
+
+
+def compared_runs(
+    store: RunStore,
+    cohort: Cohort,
+    heading: str,
+    by_seed: Mapping[str, Mapping[str, Run]],
+    album: Album[Any],
+    broken: list[str],
+    kinds: Sequence[Kind] = ("prediction",),
+) -> ComparedRuns | None:
+    """Runs of the first seed that all variants have, if all stored masks of the same images.
+
+    Args:
+        store: where to read.
+        cohort, heading: the set that they are of.
+        by_seed: variant -> seed -> run.
+        album: where they keep masks.
+        broken: what is wrong with files that are passed over is added here.
+        kinds: which masks are compared, the preferred first: the first that all have.
+    """
+    common = set.intersection(*(set(runs) for runs in by_seed.values()))
+    number = min(common, key=natural, default="")
+    runs = {name: of_seed[number] for name, of_seed in by_seed.items()} if common else {}
+    try:
+        listings = [Pictures(store, run, album).listing() for run in runs.values()]
+    except UserError as error:
+        broken.append(str(error))
+        return None
+    found = [listing for listing in listings if listing is not None]
+    if not found or len(found) < len(listings):
+        return None
+    images = [[(e.height, e.width, e.name) for e in listing] for listing in found]
+    if any(listed != images[0] for listed in images[1:]):
+        broken.append(f"{_names(runs)} store masks of different images")
+        return None
+    entries = tuple(dict(zip(runs, image, strict=True)) for image in zip(*found, strict=True))
+    every = [entry for image in entries for entry in image.values()]
+    refined = all(isinstance(e, ClassesImage) and e.batch_miou.crf is not None for e in every)
+    kind = next(kind for kind in kinds if kind == "prediction" or refined)
+    return ComparedRuns(cohort, heading, runs, album, kind, entries) if entries else None
 
 
 def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[ShownImage]:
@@ -96,20 +136,22 @@ def choose_binary(store: RunStore, cohort: Cohort, broken: list[str]) -> list[Sh
     ranked = []
     for name in shared_categories(cohort) if len(losses_of(cohort)) > 1 else []:
         of_category = tuple(run for run in cohort.runs if category(run) == name)
-        runs = _of_one_seed(_by_seed(replace(cohort, runs=of_category), losses_of(cohort)))
-        images = list(enumerate(_same_images(store, runs, MASK_ALBUM, broken)))
-        images.sort(key=lambda item: -_spread(item[1]))
-        for place, (number, image) in enumerate(images):
+        by_seed = _by_seed(replace(cohort, runs=of_category), losses_of(cohort))
+        compared = compared_runs(store, cohort, name, by_seed, MASK_ALBUM, broken)
+        if compared is None:
+            continue
+        spreads = [_spread(_scores(image, "prediction")) for image in compared.entries]
+        order = sorted(range(len(spreads)), key=lambda number: -spreads[number])
+        for place, number in enumerate(order):
             first = place == 0 and name == OF_THE_PAPER
-            ranked.append(((not first, place, -_spread(image)), runs, number, image))
+            ranked.append(((not first, place, -spreads[number]), compared, number))
     ranked.sort(key=lambda item: item[0])  # among equals the categories are in their order
     rows: list[ShownImage] = []
-    for _, runs, number, image in ranked:
+    for _, compared, number in ranked:
         if len(rows) == ROWS:
             break
         try:
-            row = _read(store, cohort, MASK_ALBUM, runs, number, image, "prediction")
-            rows.append(_with_basis(store, row, number, image))
+            rows.append(_with_basis(store, compared, number))
         except UserError as error:
             broken.append(str(error))
     return rows
@@ -120,8 +162,8 @@ def find_pairs(
     variants: Sequence[tuple[str, str]],
     kinds: Sequence[Kind],
     broken: list[str],
-) -> list[Pair]:
-    """Every pair of runs that stored masks, the best to show first.
+) -> list[ComparedRuns]:
+    """Every pair of runs that stored masks of all classes, the best to show first.
 
     That is first those of the paper, of these first those with the first kind of masks; else as
     other figures have it.
@@ -132,48 +174,20 @@ def find_pairs(
         kinds: which masks are compared, the preferred first; of each pair the first that both have.
         broken: what is wrong with files that are passed over is added here.
     """
-    pairs = []
-    for cohort, heading in ten_first(named_sets(store, MULTICLASS)):
-        for names in variants:
-            by_seed = _by_seed(cohort, names)
-            pair = pair_of(store, cohort, heading, by_seed, SEGMENTATIONS, broken, kinds)
-            pairs += [pair] if pair else []
+    pairs = [
+        compared_runs(store, cohort, title, _by_seed(cohort, names), SEGMENTATIONS, broken, kinds)
+        for cohort, title in ten_first(named_sets(store, MULTICLASS))
+        for names in variants
+    ]
 
-    def preference(pair: Pair) -> int:
+    def preference(pair: ComparedRuns) -> int:
         return kinds.index(pair.kind) if is_papers(pair.cohort) else len(kinds)
 
-    return sorted(pairs, key=preference)
-
-
-def pair_of(
-    store: RunStore,
-    cohort: Cohort,
-    heading: str,
-    by_seed: Mapping[str, Mapping[str, Run]],
-    album: Album[ClassesImage],
-    broken: list[str],
-    kinds: Sequence[Kind] = ("prediction",),
-) -> Pair | None:
-    """The runs of two variants of their first common seed, if both stored masks of the same images.
-
-    Args:
-        store: where to read.
-        cohort, heading: the set that they are of.
-        by_seed: variant -> seed -> run.
-        album: where they keep masks.
-        broken: what is wrong with files that are passed over is added here.
-        kinds: which masks are compared, the preferred first: the first that both have.
-    """
-    runs = _of_one_seed(by_seed)
-    images = _same_images(store, runs, album, broken)
-    scores = [entry.batch_miou for image in images for entry in image.values()]
-    refined = all(score.crf is not None for score in scores)
-    kind = next(kind for kind in kinds if kind == "prediction" or refined)
-    return Pair(cohort, heading, runs, kind, tuple(images), album) if images else None
+    return sorted(filter(None, pairs), key=preference)
 
 
 def choose_of_pair(
-    store: RunStore, pair: Pair, broken: list[str], *, details: bool = False
+    store: RunStore, pair: ComparedRuns, broken: list[str], *, details: bool = False
 ) -> list[ShownImage]:
     """The images on which two runs differ most, in that order.
 
@@ -185,13 +199,11 @@ def choose_of_pair(
     """
 
     def readable() -> Iterator[ShownImage]:
-        for number, image in enumerate(pair.entries):
+        for number in range(len(pair.entries)):
             try:
-                row = _read(store, pair.cohort, pair.album, pair.runs, number, image, pair.kind)
+                yield _where_two_differ(_read(store, pair, number), details)
             except UserError as error:
                 broken.append(str(error))
-            else:
-                yield _compared(row, image, pair.kind, details)
 
     return sorted(readable(), key=lambda row: -row.differs)[:ROWS]
 
@@ -225,84 +237,52 @@ def _by_seed(cohort: Cohort, names: Sequence[str]) -> dict[str, dict[str, Run]]:
     return {name: {seed(run): run for run in cohort.select(name)} for name in names}
 
 
-def _of_one_seed(by_name: Mapping[str, Mapping[str, Run]]) -> dict[str, Run]:
-    """Variant -> run, all of the first seed that every variant has; nothing where there is none."""
-    common = set.intersection(*(set(runs) for runs in by_name.values()))
-    number = min(common, key=natural, default="")
-    return {name: runs[number] for name, runs in by_name.items()} if common else {}
+def _scores(image: Mapping[str, Any], kind: Kind) -> dict[str, float]:
+    return {
+        name: e.image_iou if isinstance(e, BinaryImage) else getattr(e.batch_miou, kind)
+        for name, e in image.items()
+    }
 
 
-def _same_images(
-    store: RunStore, runs: Mapping[str, Run], album: Album[Entry], broken: list[str]
-) -> list[dict[str, Entry]]:
-    """Each image as every run lists it, by variant; nothing where a run stored no pictures."""
-    try:
-        found = {name: Pictures(store, run, album).listing() for name, run in runs.items()}
-    except UserError as error:
-        broken.append(str(error))
-        return []
-    listings = {name: listing for name, listing in found.items() if listing is not None}
-    if not runs or len(listings) < len(runs):
-        return []
-    images = [[(e.height, e.width, e.name) for e in listing] for listing in listings.values()]
-    if any(listed != images[0] for listed in images[1:]):
-        broken.append(f"{_names(runs)} store masks of different images")
-        return []
-    return [
-        dict(zip(listings, image, strict=True)) for image in zip(*listings.values(), strict=True)
-    ]
+def _spread(scores: Mapping[str, float]) -> float:
+    return max(scores.values()) - min(scores.values())
 
 
-def _read(
-    store: RunStore,
-    cohort: Cohort,
-    album: Album[Entry],
-    runs: Mapping[str, Run],
-    number: int,
-    image: Mapping[str, Entry],
-    kind: Kind,
-) -> ShownImage:
+def _read(store: RunStore, compared: ComparedRuns, number: int) -> ShownImage:
     """A whole image.
 
     Raises:
         UserError: a file is broken, or the runs disagree on the labels; names it.
     """
-    entries = {name: (Pictures(store, run, album), image[name]) for name, run in runs.items()}
-    masks = {name: pictures.mask(number, e, kind) for name, (pictures, e) in entries.items()}
-    labels = [pictures.mask(number, entry, "labels") for pictures, entry in entries.values()]
-    pictures, first = next(iter(entries.values()))
+    image, runs = compared.entries[number], compared.runs
+    pictures = {name: Pictures(store, run, compared.album) for name, run in runs.items()}
+    masks = {name: of.mask(number, image[name], compared.kind) for name, of in pictures.items()}
+    labels = [of.mask(number, image[name], "labels") for name, of in pictures.items()]
+    name, first = next(iter(image.items()))
     if any(not np.array_equal(other, labels[0]) for other in labels[1:]):
         raise UserError(f"{first.name}: {_names(runs)} disagree on the labels")
-    photograph = None if on_features(cohort) else pictures.photograph(number, first)
+    photograph = None
+    if not on_features(compared.cohort):
+        photograph = pictures[name].photograph(number, first)
+    scores = _scores(image, compared.kind)
     window = (0, 0, first.height, first.width)
-    return ShownImage(first.name, "", runs, photograph, labels[0], masks, {}, 0.0, window)
-
-
-def _spread(image: Mapping[str, BinaryImage]) -> float:
-    ious = [entry.image_iou for entry in image.values()]
-    return max(ious) - min(ious)
-
-
-def _with_basis(
-    store: RunStore, row: ShownImage, number: int, image: Mapping[str, BinaryImage]
-) -> ShownImage:
-    """A row of one category, with the mask and the score of the network before training."""
-    (loss, run), *_ = row.runs.items()
-    masks = {BASIS: Pictures(store, run, MASK_ALBUM).mask(number, image[loss], "basis")}
-    scores = {BASIS: image[loss].basis_iou} | {n: entry.image_iou for n, entry in image.items()}
-    return replace(
-        row,
-        category=category(run),
-        masks={**masks, **row.masks},
-        scores=scores,
-        differs=_spread(image),
+    return ShownImage(
+        first.name, runs, photograph, labels[0], masks, scores, _spread(scores), window
     )
 
 
-def _compared(
-    row: ShownImage, image: Mapping[str, ClassesImage], kind: Kind, details: bool
-) -> ShownImage:
-    """A row of two masks of all classes: where and how far they differ."""
+def _with_basis(store: RunStore, compared: ComparedRuns, number: int) -> ShownImage:
+    """An image of one category, with the mask and the score of the network before training."""
+    row = _read(store, compared, number)
+    (loss, run), *_ = row.runs.items()
+    entry = compared.entries[number][loss]
+    mask = Pictures(store, run, MASK_ALBUM).mask(number, entry, "basis")
+    scores = {BASIS: entry.basis_iou, **row.scores}
+    return replace(row, masks={BASIS: mask, **row.masks}, scores=scores)
+
+
+def _where_two_differ(row: ShownImage, details: bool) -> ShownImage:
+    """An image, or a detail of it, with two masks of all classes, and how far these differ."""
     one, other = row.masks.values()
     scored = row.labels != PICTURE_VOID
     differing = (one != other) & scored
@@ -314,7 +294,6 @@ def _compared(
         photograph=None if row.photograph is None else row.photograph[part],
         labels=row.labels[part],
         masks={name: mask[part] for name, mask in row.masks.items()},
-        scores={name: entry.batch_miou.of(kind) for name, entry in image.items()},
         differs=differing.sum() / max(scored.sum(), 1),
         window=window,
     )

@@ -17,13 +17,14 @@ from lovasz_repro.report.curves import CONVERGENCE, camvid_classes
 from lovasz_repro.report.curves_voc import figure_6, voc_measures_figure
 from lovasz_repro.report.layout import precise
 from lovasz_repro.report.model import Drawing, Missing
-from lovasz_repro.report.own import OWN, own_figure
+from lovasz_repro.report.own import OWN
 from lovasz_repro.report.picture_figures import (
     FIGURE_5,
     FIGURE_7,
     figure_4,
     figure_of_classes,
     figure_of_crops,
+    own_figure,
 )
 from lovasz_repro.report.render import chosen
 from lovasz_repro.report.runs import Remembered, RunStore

@@ -1,4 +1,4 @@
-"""Does a Lovász loss help on data of one's own? The table `own`, its sentences, its pictures.
+"""Does a Lovász loss help on data of one's own? The table `own` and its sentences.
 
 Losses are compared at equal steps, seed by seed. A difference is decided two standard errors over
 paired seeds from zero; fewer than three seeds decide nothing.
@@ -10,15 +10,10 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from lovasz_repro.config.schema import BASIS, load_experiment
-from lovasz_repro.data.classes import class_table
-from lovasz_repro.report.examples import choose_of_pair, pair_of
 from lovasz_repro.report.layout import number
-from lovasz_repro.report.model import Block, Cell, Column, Curve, Drawing, Missing, Table, TableRow
-from lovasz_repro.report.picture_figures import Palette, picture_grid, tiles_of_pair
-from lovasz_repro.report.pictures import OWN_SEGMENTATIONS
+from lovasz_repro.report.model import Better, Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.runs import (
     Cohort,
     Run,
@@ -35,7 +30,7 @@ from lovasz_repro.report.runs import (
 from lovasz_repro.report.scores import measured
 from lovasz_repro.report.sets import named_cohorts
 from lovasz_repro.report.style import variant_title
-from lovasz_repro.report.words import captions, figure_caption, passed_over, sentence, table_caption
+from lovasz_repro.report.words import captions, sentence, table_caption
 
 OWN = "own"
 """The experiment."""
@@ -44,7 +39,6 @@ THEN = "cross-entropy-then-lovasz"
 LOVASZ_LOSSES = ("lovasz-softmax", "sum", THEN, "lovasz-hinge")
 """Variants that the question is about."""
 DATASET_MIOU, IMAGE_MIOU = "dataset_miou", "image_miou"
-Better = Literal["higher", "lower"]
 MEASURED_OWN: dict[str, tuple[str, Better]] = {
     DATASET_MIOU: ("dataset-mIoU (%)", "higher"),
     IMAGE_MIOU: ("image-mIoU (%)", "higher"),
@@ -377,43 +371,3 @@ def _basis_of_it(one: ComparedSet) -> Iterator[str]:
 def capital(text: str) -> str:
     """The text with a capital letter first."""
     return text[:1].upper() + text[1:]
-
-
-# -- pictures ----------------------------------------------------------------------------------
-
-
-def own_figure(store: RunStore) -> Drawing | Missing:
-    """The validation images, of those that runs keep, on which two losses differ most."""
-    broken: list[str] = []
-    for one in compared_sets(store):
-        for name in (n for n in LOVASZ_LOSSES if one.baseline and n in one.runs):
-            names = [one.baseline or "", name]
-            runs = {n: one.runs[n] for n in names}
-            pair = pair_of(store, one.cohort, one.heading, runs, OWN_SEGMENTATIONS, broken)
-            rows = choose_of_pair(store, pair, broken) if pair else []
-            if not (pair and rows):
-                continue
-            table = class_table(OWN, one.classes, len(one.classes))
-            palette = Palette(table, (224, 224, 192))
-            titles = [variant_title(n) for n in names]
-            title = f"{' and '.join(titles)}. {one.heading}"
-            figure = picture_grid(
-                f"{title}. Images: those on which the two masks differ most",
-                [tiles_of_pair(palette, titles, "prediction", row) for row in rows],
-                palette.legend(ids for row in rows for ids in (row.labels, *row.masks.values())),
-                legend_columns=9,
-            )
-            number_ = seed(next(iter(pair.runs.values())))
-            caption = figure_caption(
-                OWN, passed_over(broken), one=titles[1], other=titles[0], heading=one.heading,
-                seed=number_,
-            )  # fmt: skip
-            curves = [
-                Curve(row.name, variant_title(n), {"miou": [row.scores[n]],
-                                                   "differs": [row.differs]}, sources([run]))
-                for row in rows
-                for n, run in pair.runs.items()
-            ]  # fmt: skip
-            return Drawing(figure, caption, tuple(curves))
-    reason = f"no finished {OWN} runs of one seed, with cross-entropy and a Lovász loss, have masks"
-    return Missing("; ".join([reason, *dict.fromkeys(broken)]), f"{command(OWN)} --data DIR")

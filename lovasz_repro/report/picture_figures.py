@@ -1,18 +1,35 @@
-"""Figures of pictures: masks of a category (Fig. 4), of all classes (Fig. 5, 7), crops (Fig. 8)."""
+"""Figures of pictures: masks of a category (Fig. 4), of all classes (Fig. 5, 7, data of one's own),
+crops (Fig. 8)."""
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from lovasz_repro.data.classes import CITYSCAPES, RGB, VOC, ClassTable
+from lovasz_repro.data.classes import CITYSCAPES, RGB, VOC, ClassTable, class_table
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.examples import Pair, ShownImage, choose_binary, choose_of_pair, find_pairs
+from lovasz_repro.report.examples import (
+    ComparedRuns,
+    ShownImage,
+    choose_binary,
+    choose_of_pair,
+    compared_runs,
+    find_pairs,
+)
 from lovasz_repro.report.model import Curve, Drawing, Missing
-from lovasz_repro.report.pictures import EXAMPLES, PICTURE_VOID, Kind, ListedWindow, Pictures
+from lovasz_repro.report.own import LOVASZ_LOSSES, OWN, compared_sets
+from lovasz_repro.report.pictures import (
+    EXAMPLES,
+    OWN_SEGMENTATIONS,
+    PICTURE_VOID,
+    Kind,
+    ListedWindow,
+    Pictures,
+)
 from lovasz_repro.report.runs import (
     SCALES,
     Cohort,
@@ -31,6 +48,7 @@ from lovasz_repro.report.sets import (
     CAMVID_LAYOUT,
     MULTICLASS,
     PAPER_BATCH,
+    category,
     is_papers,
     loss_title,
     named_cohorts,
@@ -135,6 +153,48 @@ def _legend(figure: Any, colours: Mapping[str, str], columns: int) -> None:
                   labelspacing=0.3, borderaxespad=0.1)  # fmt: skip
 
 
+def _tiles(
+    image: ShownImage,
+    under: tuple[str, str],
+    titles: Mapping[str, str],
+    measure: str,
+    paint: Callable[[np.ndarray], np.ndarray],
+    truth: np.ndarray,
+    *,
+    photograph: str = "input",
+    smooth: bool = False,
+) -> list[Tile]:
+    """A row: the photograph, where there is one, the ground truth, every mask; the best is bold.
+
+    Args:
+        image: what is shown.
+        under: what stands under the first two pictures.
+        titles: run -> heading over its masks, in their order.
+        measure: what the masks are scored by.
+        paint: colours of a mask.
+        truth: the labels in colours.
+        photograph: heading over the photographs.
+        smooth: as in `Tile`.
+    """
+    if image.photograph is None:
+        tiles = [Tile("ground truth", truth, ", ".join(under), smooth=smooth)]
+    else:
+        tiles = [
+            Tile(photograph, image.photograph, under[0]),
+            Tile("ground truth", truth, under[1], smooth=smooth),
+        ]
+    best = max(image.scores.values())
+    for name, title in titles.items():
+        score = image.scores[name]
+        told = f"{measure} {100 * score:.1f}"
+        tiles.append(Tile(title, paint(image.masks[name]), told, score == best, smooth))
+    return tiles
+
+
+def _nothing(reason: str, broken: Sequence[str], fill: str) -> Missing:
+    return Missing("; ".join([reason, *dict.fromkeys(broken)]), fill)
+
+
 @dataclass(frozen=True)
 class Palette:
     """Colours of the scored classes by label id, and one for all else."""
@@ -190,8 +250,7 @@ def figure_4(store: RunStore) -> Drawing | Missing:
         if examples:
             return _of_categories(cohort, heading, examples, broken)
     what = "has masks (masks/) of two losses or more" if found else "is stored"
-    reason = f"no finished set of {BINARY} runs {what}"
-    return Missing("; ".join([reason, *dict.fromkeys(broken)]), command(BINARY))
+    return _nothing(f"no finished set of {BINARY} runs {what}", broken, command(BINARY))
 
 
 def _of_categories(
@@ -207,38 +266,23 @@ def _of_categories(
         scale=cohort.scale,
         seeds_shown=" and ".join(seeds),
     )
-    curves = [
-        Curve(
-            f"{example.category}, {example.name}",
-            loss_title(name),
-            {"image_iou": [iou]},
-            sources([example.runs.get(name, next(iter(example.runs.values())))]),
-        )
-        for example in examples
-        for name, iou in example.scores.items()
-    ]
+    rows, curves = [], []
+    for example in examples:
+        first = next(iter(example.runs.values()))
+        shown, labels = (category(first), example.name[:14]), example.labels
+        titles = {name: loss_title(name) for name in example.scores}
+        rows.append(
+            _tiles(example, shown, titles, "IoU", partial(colours_of_mask, labels=labels),
+                   colours_of_truth(labels), photograph="photograph", smooth=True)
+        )  # fmt: skip
+        curves += [
+            Curve(f"{category(first)}, {example.name}", titles[name], {"image_iou": [iou]},
+                  sources([example.runs.get(name, first)]))
+            for name, iou in example.scores.items()
+        ]  # fmt: skip
     title = f"{titled(heading, lacking)}. Images: those on which the losses differ most"
-    rows = [_tiles_of_category(example) for example in examples]
     figure = picture_grid(title, rows, AREA_COLOURS, legend_columns=len(AREA_COLOURS))
     return Drawing(figure, caption, tuple(curves))
-
-
-def _tiles_of_category(example: ShownImage) -> list[Tile]:
-    """The pictures of a row; the best image-IoU is bold."""
-    name = example.name[:14]
-    truth = colours_of_truth(example.labels)
-    if example.photograph is None:
-        tiles = [Tile("ground truth", truth, f"{example.category}, {name}")]
-    else:
-        tiles = [
-            Tile("photograph", example.photograph, example.category),
-            Tile("ground truth", truth, name),
-        ]
-    best = max(example.scores.values())
-    for loss, iou in example.scores.items():
-        picture = colours_of_mask(example.masks[loss], example.labels)
-        tiles.append(Tile(loss_title(loss), picture, f"IoU {100 * iou:.1f}", iou == best))
-    return tiles
 
 
 def colours_of_truth(labels: np.ndarray) -> np.ndarray:
@@ -319,16 +363,15 @@ def figure_of_classes(store: RunStore, shown: Comparison) -> Drawing | Missing:
             return _of_classes(shown, pair, examples, broken)
     wanted = " or ".join(" and ".join(names) for names in shown.variants)
     reason = f"no finished {MULTICLASS} runs of one seed have masks (segmentations/): {wanted}"
-    return Missing("; ".join([reason, *dict.fromkeys(broken)]), command(MULTICLASS))
+    return _nothing(reason, broken, command(MULTICLASS))
 
 
 def _of_classes(
-    shown: Comparison, pair: Pair, examples: Sequence[ShownImage], broken: Sequence[str]
+    shown: Comparison, pair: ComparedRuns, examples: Sequence[ShownImage], broken: Sequence[str]
 ) -> Drawing:
     one, other = (variant_title(name) for name in pair.runs)
     lacking = "" if pair.kind == shown.kinds[0] else sentence("no-crf")
     lacking = lacking if is_papers(pair.cohort) else sentence("no-masks")
-    number = seed(next(iter(pair.runs.values())))
     caption = figure_caption(
         "classes",
         caveats(shown.number, pair.cohort, lacking),
@@ -340,52 +383,66 @@ def _of_classes(
         scale=pair.cohort.scale,
         one=one,
         other=other,
-        seed=number,
+        seed=_seed_of(pair),
     )
-    curves = [
-        Curve(
-            example.name,
-            variant_title(name),
-            {
-                "batch_miou": [example.scores[name]],
-                "differs": [example.differs],
-                "window": [float(side) for side in example.window],
-            },
-            sources([run]),
-        )
-        for example in examples
-        for name, run in pair.runs.items()
-    ]
     title = titled(f"{one}; {other}. {pair.heading}", lacking)
+    return _of_pair(pair, examples, VOC_PALETTE, shown.headings, title, caption)
+
+
+def own_figure(store: RunStore) -> Drawing | Missing:
+    """The validation images, of those that runs keep, on which two losses differ most."""
+    broken: list[str] = []
+    for one in compared_sets(store):
+        for name in (n for n in LOVASZ_LOSSES if one.baseline and n in one.runs):
+            runs = {n: one.runs[n] for n in (one.baseline or "", name)}
+            pair = compared_runs(store, one.cohort, one.heading, runs, OWN_SEGMENTATIONS, broken)
+            rows = choose_of_pair(store, pair, broken) if pair else []
+            if pair and rows:
+                palette = Palette(class_table(OWN, one.classes, len(one.classes)), VOC_PALETTE.void)
+                titles = [variant_title(n) for n in runs]
+                caption = figure_caption(
+                    OWN, passed_over(broken), one=titles[1], other=titles[0], heading=one.heading,
+                    seed=_seed_of(pair),
+                )  # fmt: skip
+                title = f"{' and '.join(titles)}. {one.heading}"
+                return _of_pair(pair, rows, palette, titles, title, caption)
+    reason = f"no finished {OWN} runs of one seed, with cross-entropy and a Lovász loss, have masks"
+    return _nothing(reason, broken, f"{command(OWN)} --data DIR")
+
+
+def _seed_of(pair: ComparedRuns) -> str:
+    return seed(next(iter(pair.runs.values())))
+
+
+def _of_pair(
+    pair: ComparedRuns,
+    examples: Sequence[ShownImage],
+    palette: Palette,
+    headings: Sequence[str],
+    title: str,
+    caption: str,
+) -> Drawing:
+    """Masks of two runs; under the ground truth how far they differ."""
+    ending = " + CRF" if pair.kind == "crf" else ""
+    titles = {n: heading + ending for n, heading in zip(pair.runs, headings, strict=True)}
+    rows, curves = [], []
+    for example in examples:
+        told = example.name[:14], f"masks differ on {100 * example.differs:.1f}%"
+        truth = palette.paint(example.labels)
+        rows.append(_tiles(example, told, titles, "mIoU", palette.paint, truth))
+        where = {"differs": [example.differs], "window": [float(side) for side in example.window]}
+        curves += [
+            Curve(example.name, variant_title(name), {"batch_miou": [example.scores[name]]} | where,
+                  sources([run]))
+            for name, run in pair.runs.items()
+        ]  # fmt: skip
     figure = picture_grid(
         f"{title}. Images: those on which the two masks differ most",
-        [tiles_of_pair(VOC_PALETTE, shown.headings, pair.kind, row) for row in examples],
-        VOC_PALETTE.legend(ids for e in examples for ids in (e.labels, *e.masks.values())),
+        rows,
+        palette.legend(ids for e in examples for ids in (e.labels, *e.masks.values())),
         legend_columns=9,
     )
     return Drawing(figure, caption, tuple(curves))
-
-
-def tiles_of_pair(
-    palette: Palette, headings: Sequence[str], kind: Kind, example: ShownImage
-) -> list[Tile]:
-    """The pictures of a row; the better IoU is bold."""
-    name, differs = example.name[:14], f"masks differ on {100 * example.differs:.1f}%"
-    truth = palette.paint(example.labels)
-    if example.photograph is None:
-        tiles = [Tile("ground truth", truth, f"{name}, {differs}", smooth=False)]
-    else:
-        tiles = [
-            Tile("input", example.photograph, name),
-            Tile("ground truth", truth, differs, smooth=False),
-        ]
-    ending = " + CRF" if kind == "crf" else ""
-    best = max(example.scores.values())
-    for heading, (run, mask) in zip(headings, example.masks.items(), strict=True):
-        score = example.scores[run]
-        under, picture = f"mIoU {100 * score:.1f}", palette.paint(mask)
-        tiles.append(Tile(heading + ending, picture, under, bold=score == best, smooth=False))
-    return tiles
 
 
 # -- crops of Cityscapes -----------------------------------------------------------------------
@@ -460,7 +517,7 @@ def figure_of_crops(store: RunStore, experiment: str) -> Drawing | Missing:
             return _of_crops(experiment, candidate, crops, broken)
     what = "has pictures (examples/)" if candidates else "is stored"
     reason = f"no finished {experiment} run with Lovász-Softmax {what}"
-    return Missing("; ".join([reason, *broken]), command(experiment))
+    return _nothing(reason, broken, command(experiment))
 
 
 def _crops(pictures: Pictures[ListedWindow]) -> list[Crop]:

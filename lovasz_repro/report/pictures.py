@@ -49,22 +49,11 @@ class BinaryImage(ListedImage):
 
 
 class MaskScores(Strict):
-    """IoU of each mask of an image, averaged over the classes in its labels."""
+    """IoU of each kind of mask of an image, averaged over the classes in its labels."""
 
     prediction: Share
     crf: Share | None = None
     """None where the run has no CRF."""
-
-    def of(self, kind: Kind) -> float:
-        """That of one mask.
-
-        Raises:
-            KeyError: there is no such mask.
-        """
-        score = self.prediction if kind == "prediction" else self.crf
-        if score is None:
-            raise KeyError(kind)
-        return score
 
 
 class ClassesImage(ListedImage):
@@ -98,11 +87,11 @@ Entry = TypeVar("Entry", bound=ListedImage | ListedWindow)
 
 @dataclass(frozen=True)
 class Album(Generic[Entry]):
-    """What the runs of an experiment store: a folder of pictures, and the list of them in it."""
+    """What the runs of an experiment store: a folder of pictures, and in it ``<folder>.json``, the
+    list of them."""
 
     folder: str
-    key: str
-    """Under which the list stands; also its file's name."""
+    """Also the key that the list stands under."""
     entry: type[Entry]
     masks: Mapping[str, Set[int]]
     """Kind of mask -> what its pixels may be."""
@@ -115,25 +104,25 @@ class Album(Generic[Entry]):
 
 
 MASK_ALBUM = Album(
-    "masks", "masks", BinaryImage,
+    "masks", BinaryImage,
     {"prediction": {0, 1}, "basis": {0, 1}, "labels": {0, 1, PICTURE_VOID}}, "value of a mask",
 )  # fmt: skip
 """One category against the rest, Sec. 4.2."""
 VOC_LABELS = frozenset(range(len(VOC)))
 SEGMENTATIONS = Album(
-    "segmentations", "segmentations", ClassesImage,
+    "segmentations", ClassesImage,
     {"prediction": VOC_LABELS, "crf": VOC_LABELS, "labels": VOC_LABELS | {PICTURE_VOID}},
     "class of VOC",
 )  # fmt: skip
 """All classes of Pascal VOC, Sec. 4.3."""
 LABEL_IDS = frozenset(range(256))
 OWN_SEGMENTATIONS = Album(
-    "segmentations", "segmentations", ClassesImage,
+    "segmentations", ClassesImage,
     {"prediction": LABEL_IDS - {PICTURE_VOID}, "labels": LABEL_IDS}, "class",
 )  # fmt: skip
 """Those of data of the user's own, whose classes a report does not know."""
 EXAMPLES = Album(
-    "examples", "examples", ListedWindow,
+    "examples", ListedWindow,
     dict.fromkeys(("before", "labels", "after"), LABEL_IDS), "label id", bare=True, most=6,
 )  # fmt: skip
 """Official label ids of Cityscapes, Sec. 4.4; the most different windows come first."""
@@ -153,12 +142,17 @@ class Pictures(Generic[Entry]):
         Raises:
             UserError: the list is not what it should be; names it.
         """
-        key, name = self.album.key, f"{self.album.key}.json"
-        if self._path(name) is None:
+        key = self.album.folder
+        path, where = self._path(f"{key}.json"), self._where(f"{key}.json")
+        if path is None:
             return None
-        content, where = self._json(name), self._where(name)
-        if self.album.bare:
-            content = {key: content}
+        try:
+            if path.stat().st_size > MOST_PICTURE_BYTES:
+                raise UserError(f"{where}: larger than {MOST_PICTURE_BYTES} bytes")
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            raise UserError(f"{where}: not readable as JSON") from None
+        content = {key: content} if self.album.bare else content
         if not isinstance(content, dict):
             raise UserError(f"{where}: not a list of masks under the key {key}")
         fields: dict[str, Any] = {key: (list[self.album.entry], ...)}  # type: ignore[name-defined]
@@ -202,27 +196,14 @@ class Pictures(Generic[Entry]):
             return None
         return path if path.is_file() else None
 
-    def _stored(self, name: str) -> Path:
-        path = self._path(name)
-        if path is None:
-            raise UserError(f"{self._where(name)}: listed, but not stored")
-        return path
-
-    def _json(self, name: str) -> Any:
-        path = self._stored(name)
-        try:
-            if path.stat().st_size > MOST_PICTURE_BYTES:
-                raise UserError(f"{self._where(name)}: larger than {MOST_PICTURE_BYTES} bytes")
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            raise UserError(f"{self._where(name)}: not readable as JSON") from None
-
     def _pixels(self, name: str, mode: str, entry: Entry) -> np.ndarray:
         from PIL import Image
 
-        size = entry.width, entry.height
+        size, path = (entry.width, entry.height), self._path(name)
+        if path is None:
+            raise UserError(f"{self._where(name)}: listed, but not stored")
         try:
-            with Image.open(self._stored(name), formats=["PNG"]) as image:
+            with Image.open(path, formats=["PNG"]) as image:
                 if (image.mode, image.size) != (mode, size):
                     raise UserError(
                         f"{self._where(name)}: {image.mode} of {image.width}×{image.height}, "

@@ -12,7 +12,8 @@ from PIL import Image
 
 from lovasz_repro.report.compare import again
 from lovasz_repro.report.model import Drawing, Missing, Table
-from lovasz_repro.report.own import Gain, compared_sets, own_figure, own_table
+from lovasz_repro.report.own import Gain, compared_sets, own_table
+from lovasz_repro.report.picture_figures import own_figure
 from tests.report.conftest import FakeRun, FakeStore
 
 CLASSES = {"ground": 0.9, "disc": 0.09, "dot": 0.01}  # share of the pixels

@@ -27,8 +27,8 @@ def test_files_are_read_as_they_are(store):
     run = add(store, "lovasz", masks_of(2), crf=masks_of(3), score=0.25)
     [entry] = read_listing(store, run)
     assert (entry.name, entry.height, entry.width) == ("2007_000000", 2, 3)
-    assert entry.batch_miou.of("prediction") == 0.25
-    assert entry.batch_miou.of("crf") == 0.375
+    assert entry.batch_miou.prediction == 0.25
+    assert entry.batch_miou.crf == 0.375
     found = [values.tolist() for values in read_all(store, run)]
     assert found == [LABELS, masks_of(2)[0], masks_of(3)[0], PHOTO.tolist()]
 
@@ -36,12 +36,6 @@ def test_files_are_read_as_they_are(store):
 def test_a_run_without_masks_has_none(store):
     run = add(store, "lovasz", [], files={LIST: None})
     assert read_listing(store, run) is None
-
-
-def test_a_run_without_the_crf_has_no_score_of_it(store):
-    [entry] = read_listing(store, add(store, "lovasz", masks_of(2)))
-    with pytest.raises(KeyError):
-        entry.batch_miou.of("crf")
 
 
 def test_a_long_list_is_read_no_further(store):
