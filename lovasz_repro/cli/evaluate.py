@@ -141,6 +141,23 @@ def evaluate(
             rich_help_panel=VOC_PANEL,
         ),
     ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNTxIMAGES",
+            help="Also by the decision rules of Sec. 4.3, on random batches of val with every "
+            "class; the paper: 20x21.",
+            rich_help_panel=VOC_PANEL,
+        ),
+    ] = None,
+    rankseg: Annotated[
+        bool,
+        typer.Option(
+            "--rankseg",
+            help="Of --batches: by the rule of the package rankseg, too.",
+            rich_help_panel=VOC_PANEL,
+        ),
+    ] = False,
     size: Annotated[
         str | None,
         typer.Option(
@@ -188,7 +205,7 @@ def evaluate(
     )
     of_voc = work.VocOptions(
         multi_scale, parse_scales(scales), fusion.value if fusion else None, least_side, crf,
-        parse_grid(crf_set or ()), images,
+        parse_grid(crf_set or ()), images, parse_batches(batches), rankseg,
     )  # fmt: skip
     network = work.find_network(source, results, tracking_uri)
     options, others = (of_voc, of_cityscapes) if network.dataset == "voc" else (
@@ -220,6 +237,16 @@ def parse_scales(text: str | None) -> list[float] | None:
     if any(isinstance(scale, str) for scale in scales):
         raise UserError(f"--scales {text}: give numbers like 1,0.75,0.5.")
     return [float(scale) for scale in scales]
+
+
+def parse_batches(text: str | None) -> tuple[int, int] | None:
+    """``20x21`` as 20 batches of 21 images; raises UserError for something else."""
+    if text is None:
+        return None
+    count, _, size = text.partition("x")
+    if not (count.isdecimal() and size.isdecimal() and int(count) and int(size)):
+        raise UserError(f"--batches {text[:60]}: give COUNTxIMAGES, like 20x21.")
+    return int(count), int(size)
 
 
 def parse_grid(pairs: Sequence[str]) -> dict[str, list[float | str]]:
@@ -355,6 +382,8 @@ def show_voc(request: "Request", found: "OnVoc", as_json: bool) -> None:
 
 def show_json(request: "Request", found: "OnVoc") -> None:
     """All of it, for programs."""
+    from lovasz_repro.evaluation.batches import BatchScores
+
     settings, crfs = found.settings, found.settings.crfs
     scores = {
         key: value
@@ -366,6 +395,11 @@ def show_json(request: "Request", found: "OnVoc") -> None:
          "image_miou": one.scoring.per_image.mean_iou()}
         for one in found.compared
     ]  # fmt: skip
+    names = BatchScores._fields
+    batches = [
+        {k: v for k, v in zip(names, one, strict=True) if not math.isnan(v)}
+        for one in found.batches
+    ]
     told = told_of(
         request,
         images=found.images,
@@ -377,6 +411,8 @@ def show_json(request: "Request", found: "OnVoc") -> None:
     )
     if search:
         told["search"] = search
+    if batches:
+        told |= {"batches": batches, "temperature": found.temperature}
     if request.split == "test":
         told["out"] = str(request.predictions)
     say_json(told)
@@ -395,6 +431,10 @@ def show_scores(request: "Request", found: "OnVoc") -> None:
     print_table(Terminal(), ["class", *heads], rows)
     for name, scoring in scorings.items():
         say(f"{scoring.summary()} ({images_of(request, found)}, {title_of(found, name)})")
+    if found.batches:
+        from lovasz_repro.run.scores import told_of_batches
+
+        say(told_of_batches(found.batches, found.batch_size, found.temperature))
 
 
 def show_search(request: "Request", found: "OnVoc") -> None:

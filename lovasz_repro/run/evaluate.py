@@ -16,7 +16,13 @@ from torch.utils.data import DataLoader
 
 from lovasz_repro.config.names import as_name
 from lovasz_repro.config.read import read_stored, validate
-from lovasz_repro.config.schema import CrfConfig, DataConfig, EvaluationConfig, MultiScaleConfig
+from lovasz_repro.config.schema import (
+    BatchesConfig,
+    CrfConfig,
+    DataConfig,
+    EvaluationConfig,
+    MultiScaleConfig,
+)
 from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.classes import VOC
@@ -24,9 +30,11 @@ from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.locate import data_folder, dataset_folder
 from lovasz_repro.data.voc_training import VocScored
 from lovasz_repro.errors import UserError
+from lovasz_repro.evaluation.batches import BatchScores, score_batch
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
 from lovasz_repro.evaluation.cityscapes_files import official_scores, score_files
 from lovasz_repro.evaluation.crf import check_installed
+from lovasz_repro.evaluation.expected_iou import check_rankseg
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.photographs import parse_size
 from lovasz_repro.evaluation.predictor import Predictor, Upsample
@@ -54,7 +62,7 @@ from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import load_deeplab_weights, metadata_of
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.run.scores import PROBABILITIES
+from lovasz_repro.run.scores import PROBABILITIES, drawn_batches, in_order, temperature_beside
 from lovasz_repro.run.trained import find_weights, title_of_run
 from lovasz_repro.store import StoredRun
 
@@ -236,6 +244,9 @@ class VocOptions:
     crf_set: Mapping[str, Sequence[float | str]] | None = None
     """Several values are compared."""
     images: int | None = None
+    batches: tuple[int, int] | None = None
+    """Score the decision rules, too, on so many batches of so many images."""
+    rankseg: bool = False
 
 
 def given(options: CityscapesOptions | VocOptions) -> list[str]:
@@ -327,6 +338,12 @@ class OnVoc:
     """The folder where they are kept, if they are."""
     scorings: dict[str, SegmentationScoring]
     """Of "single_scale", and where asked for "multi_scale" and "crf"; none of the test set."""
+    batches: list[BatchScores]
+    """Of each batch, where asked for."""
+    batch_size: int
+    """Images in each."""
+    temperature: float | None
+    """Of the calibrated probabilities of the batches; None where no image is left to fit it on."""
     compared: list[Compared]
     """What each set of parameters of the CRF reaches, the best first, where there are several."""
 
@@ -372,6 +389,15 @@ def check_voc(request: Request, options: VocOptions, settings: VocSettings) -> N
     if request.processes and not test and not settings.multi_scale:
         raise UserError("--processes work on several scales and the CRF: add --multi-scale or "
                         "--crf.")  # fmt: skip
+    if options.batches and request.split != "val":
+        raise UserError("--batches are of validation images: --split val.")
+    if options.batches and (options.images or len(settings.crfs) > 1):
+        raise UserError("--batches are of all validation images, by one network: leave out "
+                        "--images and several values of --crf-set.")  # fmt: skip
+    if options.rankseg and not options.batches:
+        raise UserError("--rankseg decides on batches: add --batches.")
+    if options.rankseg:
+        check_rankseg()
     if settings.crfs:
         check_installed()
 
@@ -389,6 +415,10 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
     model, root = load_voc_network(network.weights), request.root
     every = voc.list_images(root, LISTS[split])
     images, expected = every[: options.images], voc.VOC_SIZES[LISTS[split]]
+    drawn = list[list[int]]()
+    if options.batches:
+        wanted = BatchesConfig(count=options.batches[0], size=options.batches[1])
+        drawn = drawn_batches(root, wanted, "Give other numbers: --batches COUNTxIMAGES.")
     for remark in request.remarks(root, read_note(root), len(every), expected, "Pascal VOC 2012"):
         progress.line(remark)
     if split == "test" and network.train_split != "trainval_aug":
@@ -406,6 +436,10 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
         batches, counts = DataLoader(VocScored(images)), SegmentationScoring(VOC.names, voc.VOID)
         with progress.task(f"single-scale on {LISTS[split]}", len(images)) as bar:
             scorings = {"single_scale": evaluate(single, batches, counts, advance=bar.advance)}
+    scored, temperature = list[BatchScores](), None
+    if drawn:
+        single = Predictor(model, kind.on_canvas(settings.least_side), device)
+        scored, temperature = _score_batches(single, images, drawn, options.rankseg, progress)
     folder = None
     if split == "test" or settings.multi_scale:
         folder = _probabilities(request, root, every, fused)
@@ -416,7 +450,30 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
             scorings, compared = work.search()
         else:
             scorings |= work.score(settings.crfs)
-    return OnVoc(root, settings, len(images), len(every), folder, scorings, compared)
+    return OnVoc(
+        root, settings, len(images), len(every), folder, scorings, scored,
+        options.batches[1] if options.batches else 0, temperature, compared,
+    )  # fmt: skip
+
+
+def _score_batches(
+    predictor: Predictor,
+    images: Sequence[voc.VocImage],
+    batches: Sequence[Sequence[int]],
+    rankseg: bool,
+    progress: Progress,
+) -> tuple[list[BatchScores], float | None]:
+    """The scores of the batches that a run scores, and the temperature of the calibrated rule."""
+    photographs = VocScored(images)
+    temperature = temperature_beside(predictor, photographs, batches, voc.VOID, progress)
+    with progress.task("scoring batches", len(batches)) as bar:
+        return [
+            score_batch(
+                predictor, in_order(photographs, [batch]), voc.VOID, temperature,
+                rankseg=rankseg,
+            )
+            for batch in bar.over(batches)
+        ], temperature  # fmt: skip
 
 
 def _probabilities(

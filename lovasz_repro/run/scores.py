@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.config.schema import BatchesConfig, CellConfig
 from lovasz_repro.data.cityscapes import read_instances
 from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 from lovasz_repro.data.statistics import Labelled, class_counts
@@ -237,17 +237,18 @@ def batches_of_run(cell: CellConfig, root: Path) -> list[list[int]]:
         UserError: there are no such batches, or a mask is missing or unreadable.
     """
     wanted = cell.evaluation.batches
-    if wanted is None:
-        return []
+    without = "Set evaluation.batches.size, or do without: evaluation.batches=null."
+    return drawn_batches(root, wanted, without) if wanted else []
+
+
+def drawn_batches(root: Path, wanted: BatchesConfig, otherwise: str) -> list[list[int]]:
+    """The same for given numbers of batches and of their images; ``otherwise``: what else to do."""
     presence = presence_of(root, "val")
     present = presence[:, presence.any(axis=0)]
     try:
         return covering_batches(present, wanted.count, wanted.size, seed=BATCHES_SEED)
     except ValueError as error:
-        raise UserError(
-            f"{root}: evaluation.batches: {error}. Set evaluation.batches.size, or do without: "
-            "evaluation.batches=null."
-        ) from None
+        raise UserError(f"{root}: evaluation.batches: {error}. {otherwise}") from None
 
 
 def score_batches_of_run(
@@ -282,11 +283,13 @@ def score_batches_of_run(
     team, found, config = session.team, list[BatchScores](), cell.evaluation.batches
     rankseg = bool(config and config.rankseg)
     mine = batches[team.rank :: team.size]
-    loaded, sizes = _images_in_order(images, mine, place), iter([len(batch) for batch in mine])
+    loaded, sizes = in_order(images, mine, place.workers), iter([len(batch) for batch in mine])
     predictor = predictor_of(model, cell, place.device)
     void = kind_of(cell.data).ignore_index
     temperature = team.on_leader(
-        lambda: temperature_of_run(predictor, images, batches, void, place, session)
+        lambda: temperature_beside(
+            predictor, images, batches, void, session.progress, place.workers, session.stop_if_asked
+        )
     )
 
     def score_next() -> BatchScores | None:
@@ -308,50 +311,54 @@ def score_batches_of_run(
                 raise Interrupted(stop, f"{where} Run the same command to go on.")
     means = BatchScores(*(statistics.fmean(column) for column in zip(*found, strict=True)))
     session.log(cell.training.iterations, _scored(f"{prefix}batches/mean_", means))
-    told = f"{len(found)} batches of {len(batches[0])} images: batch-mIoU "
-    columns = dict(zip(BatchScores._fields, zip(*found, strict=True), strict=True))
-    told += ", ".join(
-        f"{words}{_mean_and_spread(columns[name])}"
-        for name, words in SAID.items()
-        if name in _scored("", means)
-    )
     if temperature:
         session.log(cell.training.iterations, {f"{prefix}batches/temperature": temperature})
-        told += f" (temperature {temperature:.2f})"
-    session.line(told)
+    session.line(told_of_batches(found, len(batches[0]), temperature))
 
 
-def temperature_of_run(
+def told_of_batches(found: Sequence[BatchScores], size: int, temperature: float | None) -> str:
+    """Means and spreads of the batches' scores, in one line."""
+    columns = dict(zip(BatchScores._fields, zip(*found, strict=True), strict=True))
+    told = ", ".join(
+        f"{words}{_mean_and_spread(columns[name])}"
+        for name, words in SAID.items()
+        if not math.isnan(columns[name][0])
+    )
+    fitted = f" (temperature {temperature:.2f})" if temperature else ""
+    return f"{len(found)} batches of {size} images: batch-mIoU {told}{fitted}"
+
+
+def temperature_beside(
     predictor: Predictor,
-    images: ScoredSet,
+    images: Any,
     batches: Sequence[Sequence[int]],
     void: int,
-    place: Place,
-    session: Session,
+    progress: Progress,
+    workers: int = 0,
+    after_each: Callable[[], None] = lambda: None,
 ) -> float | None:
     """The temperature fitted on validation images that are in no batch; None if all are in one."""
     chosen = held_out(len(images), batches)
     if not chosen:
         return None
-    with session.progress.task("  fitting the temperature", len(chosen)) as bar:
+    with progress.task("  fitting the temperature", len(chosen)) as bar:
 
         def advance() -> None:
             bar.advance()
-            session.stop_if_asked()
+            after_each()
 
-        loaded = _images_in_order(images, [chosen], place)
+        loaded = in_order(images, [chosen], workers)
         return fit_temperature(*sampled_pixels(predictor, loaded, void, advance))
 
 
-def _images_in_order(
-    images: ScoredSet, batches: Sequence[Sequence[int]], place: Place
+def in_order(
+    images: Any, batches: Sequence[Sequence[int]], workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images of all batches, one after the other, as (image (1, C, h, w), labels (1, H, W))."""
-    chosen: Subset[Any] = Subset(images, list(chain(*batches)))  # type: ignore[arg-type]
+    chosen: Subset[Any] = Subset(images, list(chain(*batches)))
     loader: DataLoader[Any] = DataLoader(
         chosen,
-        num_workers=place.workers,
-        pin_memory=place.device.type == "cuda",
+        num_workers=workers,
         generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
     )
     return in_one_line(loader)

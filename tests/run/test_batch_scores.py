@@ -195,6 +195,9 @@ class Session:
     def line(self, text: str) -> None:
         self.lines.append(text)
 
+    def stop_if_asked(self) -> None:
+        pytest.fail("no image is left that a temperature could be fitted on")
+
     def stop_asked(self) -> int:
         self.asked += 1
         return self.team.largest(15 if self.asked == self.stop_at else 0)

@@ -300,6 +300,45 @@ def test_a_real_test_set_must_be_whole(call: Call, weights: Path, root: Path) ->
     assert "test.txt: no such list" in done.err
 
 
+# -- batches -------------------------------------------------------------------------------------
+
+
+def test_batches_by_the_arg_max_and_by_the_rules(
+    call: Call, weights: Path, root: Path, model: DeepLab
+) -> None:
+    """The arg max against a plain loop over whole batches; the rules have tests of their own."""
+    told = json.loads(call(weights, "--batches", "2x4", "--least-side", 65, "--json").out)
+    # bird, cat and person are in images 0, 1 and 2, bird and cat again in 3 and 4
+    names = names_of(root, "val")
+    each = {
+        name: confusion(root, lambda n: single_scale(model, photograph(root, n), 65), [name])
+        for name in names
+    }
+    of_four = [
+        present_miou(sum(counts for name, counts in each.items() if name != left_out))
+        for left_out in names
+    ]
+    assert len(told["batches"]) == 2
+    for one in told["batches"]:
+        assert min(abs(one["miou"] - miou) for miou in of_four) < 1e-6
+        assert one["expected_miou_decision_rule"] >= one["expected_miou"]
+        assert 0 <= one["miou_calibrated_rule"] <= 1
+        assert "miou_rankseg" not in one
+    assert told["temperature"] > 0
+
+    done = call(weights, "--batches", "1x5", "--least-side", 65)
+    assert "1 batches of 5 images: batch-mIoU" in done.out
+    assert "temperature" not in done.out  # no image is left to fit it on
+    done = call(weights, "--batches", "1x2")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "Give other numbers: --batches" in done.err
+
+
+def present_miou(counts: np.ndarray) -> float:
+    """Over the classes that the labels contain."""
+    return float(iou_of(counts)[counts.sum(axis=1) > 0].mean())
+
+
 # -- what cannot be ------------------------------------------------------------------------------
 
 
@@ -315,6 +354,11 @@ def test_a_real_test_set_must_be_whole(call: Call, weights: Path, root: Path) ->
         (["--split", "test", "--crf-set", "iterations=5,10"], "on labelled photographs"),
         (["--out", "o"], "--out is for the predictions of --split test"),
         (["--processes", "2"], "add --multi-scale or --crf"),
+        (["--batches", "20"], "--batches 20: give COUNTxIMAGES"),
+        (["--batches", "0x21"], "--batches 0x21: give COUNTxIMAGES"),
+        (["--batches", "1x4", "--split", "train"], "--batches are of validation images"),
+        (["--batches", "1x4", "--images", "4"], "leave out --images"),
+        (["--rankseg"], "--rankseg decides on batches: add --batches"),
         (["--scales", "1,half"], "--scales 1,half: give numbers like 1,0.75,0.5"),
         (["--scales", "1,"], "--scales 1,: give numbers"),
         (["--scales", "1,0.7"], "multiple of 0.125"),
