@@ -31,7 +31,7 @@ from lovasz_repro.host.files import rename_durably, write_durably
 
 MOST_BYTES = 4 * 2**30  # of a file whose size nobody has told
 ATTEMPTS = 4  # in a row that bring nothing
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0  # of silence, after which a connection counts as broken
 SLOWEST = 10_000  # bytes per second on average, once the patience is at its end
 PATIENCE_SECONDS = 300.0
 REDIRECTS = 10
@@ -57,8 +57,6 @@ def download(
     size: int | None = None,
     sha256: str | None = None,
     progress: Progress = lambda done, total: None,
-    timeout: float = TIMEOUT_SECONDS,
-    sleep: Callable[[float], object] = time.sleep,
 ) -> Path:
     """Fetch a file; ``target`` appears when all of it is there and right.
 
@@ -68,8 +66,6 @@ def download(
         size: bytes of the file, where known; without it at most `MOST_BYTES`.
         sha256: hex digits of its SHA-256, or the first of them, where known.
         progress: see `Progress`.
-        timeout: seconds of silence after which a connection counts as broken.
-        sleep: waits between attempts, seconds.
 
     Returns `target`.
 
@@ -80,7 +76,7 @@ def download(
         RunFailed: the disk is full, or `target` cannot be written.
     """
     check_address(url)
-    file = _Download(url, target, size, sha256, progress, timeout, sleep)
+    file = _Download(url, target, size, sha256, progress)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
@@ -134,8 +130,6 @@ class _Download:
     size: int | None
     sha256: str | None
     progress: Progress
-    timeout: float
-    sleep: Callable[[float], object]
     length: int = 0
     """Bytes that are there, of a version, of how many in all where that is known."""
     version: str | None = None
@@ -161,7 +155,7 @@ class _Download:
                 if in_vain == ATTEMPTS:
                     why = f"{error}; {ATTEMPTS} attempts in a row brought nothing"
                     raise self._stopped(why) from error
-                self.sleep(2.0**in_vain)
+                time.sleep(2.0**in_vain)
 
     def _go_on(self) -> None:
         """Ask for what is missing and write what comes to the end of the part."""
@@ -192,7 +186,7 @@ class _Download:
             headers |= {"Range": f"bytes={self.length}-", "If-Range": self.version}
         url = self.url
         for _ in range(REDIRECTS):
-            with _header(url, headers, self.timeout) as response:
+            with _header(url, headers) as response:
                 if not response.is_redirect:
                     yield response
                     return
@@ -310,7 +304,7 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _header(url: str, headers: dict[str, str], timeout: float) -> requests.Response:
+def _header(url: str, headers: dict[str, str]) -> requests.Response:
     """An answer up to its header, which may not take longer even if it comes byte by byte.
 
     An adapter is asked, as `requests.get` would read all that comes with a redirect.
@@ -322,13 +316,14 @@ def _header(url: str, headers: dict[str, str], timeout: float) -> requests.Respo
             with requests.Session() as session:
                 request = session.prepare_request(requests.Request("GET", url, headers))
                 given = session.merge_environment_settings(url, {}, True, None, None)
-                answer.set_result(session.get_adapter(url).send(request, timeout=timeout, **given))
+                given["timeout"] = TIMEOUT_SECONDS
+                answer.set_result(session.get_adapter(url).send(request, **given))
         except BaseException as error:
             answer.set_exception(error)
 
     Thread(target=ask, daemon=True).start()
     try:
-        return answer.result(2 * timeout)  # to connect, and to answer
+        return answer.result(2 * TIMEOUT_SECONDS)  # to connect, and to answer
     except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
         raise _in_words(url, error) from error
 

@@ -105,8 +105,8 @@ class ProgressTask:
             yield item
             self.advance()
 
-    def reach(self, completed: int, total: int | None = None) -> None:
-        """Move to ``completed``, of the total that is known."""
+    def reach(self, completed: int) -> None:
+        """Move to ``completed``."""
         self.advance(completed - self._completed)
 
     def close(self) -> None:

@@ -32,14 +32,13 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture(autouse=True)
-def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that downloads wanted to wait; they do not, and take no proxy."""
+    waits: list[float] = []
     monkeypatch.setenv("no_proxy", "*")
-
-
-@pytest.fixture
-def waits() -> list[float]:
-    """Seconds that downloads wanted to wait."""
-    return []
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 5.0)
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    return waits
 
 
 @pytest.fixture
@@ -47,9 +46,8 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "weights" / "weights.bin"
 
 
-def fetch(server: FileServer, target: Path, waits: list[float] | None = None, **known: Any) -> Path:
-    waits = [] if waits is None else waits
-    return download(server.url, target, sleep=waits.append, **{"timeout": 5.0} | known)
+def fetch(server: FileServer, target: Path, **known: Any) -> Path:
+    return download(server.url, target, **known)
 
 
 def lies_there(target: Path) -> dict[str, int]:
@@ -81,7 +79,7 @@ def test_a_whole_file(target: Path, known: dict[str, Any]) -> None:
 
 def test_goes_on_where_it_broke_off(target: Path, waits: list[float]) -> None:
     with serving(file(CONTENT, cut=HALF), file(CONTENT, cut=100), file(CONTENT)) as server:
-        fetch(server, target, waits, sha256=SHA256)
+        fetch(server, target, sha256=SHA256)
     assert_whole(target)
     assert server.ranges == [None, f"bytes={HALF}-", f"bytes={HALF + 100}-"]
     assert server.versions == [None, '"one"', '"one"']
@@ -100,60 +98,64 @@ def test_a_later_call_goes_on(target: Path) -> None:
     assert server.served == SIZE
 
 
-def test_the_last_change_names_a_version_too(target: Path) -> None:
-    day = {"Last-Modified": "Mon, 04 Dec 2017 10:00:00 GMT"}
-    cut, rest = file(CONTENT, etag='W/"weak"', cut=HALF, **day), file(CONTENT, day["Last-Modified"])
-    with serving(cut, rest) as server:
-        fetch(server, target, sha256=SHA256)
-    assert server.served == SIZE
+def chunked(content: bytes, whole: bool) -> Any:
+    def answer(exchange: Exchange) -> None:
+        exchange.head(200, {"Transfer-Encoding": "chunked", "ETag": '"one"'})
+        exchange.body(b"%x\r\n%s\r\n" % (len(content), content) + (b"0\r\n\r\n" if whole else b""))
+
+    return answer
 
 
-def test_without_a_version_it_starts_over(target: Path) -> None:
-    with serving(file(CONTENT, None, cut=HALF), file(OTHER, None)) as server:
-        fetch(server, target)
-    assert_whole(target, OTHER)
-    assert server.ranges == [None, None]
+def rest(content: bytes, etag: str, extent: str) -> Any:
+    """What somebody takes for the second half."""
+    return raw(206, content[HALF:], Content_Length=HALF, ETag=etag, Content_Range=extent)
 
 
-def test_a_server_that_ignores_ranges(target: Path) -> None:
-    whole = raw(200, CONTENT, Content_Length=SIZE, ETag='"one"')
-    with serving(file(CONTENT, cut=HALF), whole) as server:
-        fetch(server, target)
-    assert_whole(target)
-
-
-@pytest.mark.parametrize("honours_if_range", [True, False])
-def test_another_file_since_the_last_attempt(target: Path, honours_if_range: bool) -> None:
-    rest = {"Content-Length": HALF, "Content-Range": f"bytes {HALF}-{SIZE - 1}/{SIZE}"}
-
-    def other_rest(exchange: Exchange) -> None:
-        exchange.head(206, rest | {"ETag": '"two"'})
-        exchange.body(OTHER[HALF:])
-
-    second = [] if honours_if_range else [other_rest]
-    with serving(file(CONTENT, cut=HALF), *second, file(OTHER, '"two"')) as server:
-        fetch(server, target)
-    assert_whole(target, OTHER)
+DAY = {"Last-Modified": "Mon, 04 Dec 2017 10:00:00 GMT"}
+CUT, REST, FIT = file(CONTENT, cut=HALF), f"bytes={HALF}-", f"bytes {HALF}-{SIZE - 1}/{SIZE}"
+SEVERAL_ATTEMPTS = {
+    # the answers, the file that is there in the end, the ranges that were asked for
+    "the last change names a version too": (
+        [file(CONTENT, 'W/"weak"', cut=HALF, **DAY), file(CONTENT, DAY["Last-Modified"])],
+        CONTENT, [None, REST],
+    ),
+    "no version": ([file(CONTENT, None, cut=HALF), file(OTHER, None)], OTHER, [None, None]),
+    "ranges are ignored": (
+        [CUT, raw(200, CONTENT, Content_Length=SIZE, ETag='"one"')], CONTENT, [None, REST]
+    ),
+    "another file": ([CUT, file(OTHER, '"two"')], OTHER, [None, REST]),
+    "the rest of another file": (
+        [CUT, rest(OTHER, '"two"', FIT), file(OTHER, '"two"')], OTHER, [None, REST, None]
+    ),
+    "the file became shorter": (
+        [CUT, raw(416), file(OTHER[:9], '"two"')], OTHER[:9], [None, REST, None]
+    ),
+    "chunks without an end": (
+        [chunked(CONTENT[:HALF], False), file(CONTENT)], CONTENT, [None, REST]
+    ),
+    "chunks tell their end": ([chunked(OTHER, True)], OTHER, [None]),
+} | {
+    f"the rest is {extent!r}": (
+        [CUT, rest(CONTENT, '"one"', extent), file(CONTENT)], CONTENT, [None, REST, None]
+    )
+    for extent in (f"bytes 0-{SIZE - 1}/{SIZE}", f"bytes {HALF}-{SIZE}/{SIZE + 1}", "bytes */9", "")
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "extent", [f"bytes 0-{SIZE - 1}/{SIZE}", f"bytes {HALF}-{SIZE}/{SIZE + 1}", "bytes */9", ""]
+    ("answers", "content", "ranges"), SEVERAL_ATTEMPTS.values(), ids=SEVERAL_ATTEMPTS
 )
-def test_a_rest_that_does_not_fit(target: Path, extent: str) -> None:
-    wrong = raw(206, CONTENT[HALF:], Content_Length=HALF, ETag='"one"', Content_Range=extent)
-    with serving(file(CONTENT, cut=HALF), wrong, file(CONTENT)) as server:
+def test_in_the_end_the_file_is_whole(
+    target: Path, answers: list[Any], content: bytes, ranges: list[str | None]
+) -> None:
+    with serving(*answers) as server:
         fetch(server, target)
-    assert_whole(target)
-    assert server.ranges == [None, f"bytes={HALF}-", None]
+    assert_whole(target, content)
+    assert server.ranges == ranges
 
 
-def test_a_file_that_became_shorter(target: Path) -> None:
-    with serving(file(CONTENT, cut=HALF), raw(416), file(OTHER[:9], '"two"')) as server:
-        fetch(server, target)
-    assert_whole(target, OTHER[:9])
-
-
-def test_silence_counts_as_broken(target: Path) -> None:
+def test_silence_counts_as_broken(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.3)
     left: list[bool] = []
 
     def stall(exchange: Exchange) -> None:
@@ -162,7 +164,7 @@ def test_silence_counts_as_broken(target: Path) -> None:
         left.append(exchange.server.closing.wait(5))
 
     with serving(stall, file(CONTENT)) as server:
-        fetch(server, target, timeout=0.3)
+        fetch(server, target)
     assert_whole(target)
     assert server.served == SIZE
     assert left == [True]  # not after the silence
@@ -176,24 +178,6 @@ def test_redirects_keep_the_range(target: Path) -> None:
         fetch(server, target)
     assert server.ranges == [None, f"bytes={HALF}-", f"bytes={HALF}-"]
     assert server.served == SIZE
-
-
-def chunked(content: bytes, whole: bool) -> Any:
-    def answer(exchange: Exchange) -> None:
-        exchange.head(200, {"Transfer-Encoding": "chunked", "ETag": '"one"'})
-        exchange.body(b"%x\r\n%s\r\n" % (len(content), content) + (b"0\r\n\r\n" if whole else b""))
-
-    return answer
-
-
-def test_chunks_tell_their_end(target: Path) -> None:
-    with serving(chunked(CONTENT[:HALF], whole=False), file(CONTENT)) as server:
-        fetch(server, target)
-    assert server.ranges == [None, f"bytes={HALF}-"]
-    assert_whole(target)
-    with serving(chunked(OTHER, whole=True)) as server:
-        fetch(server, target)
-    assert_whole(target, OTHER)
 
 
 def test_what_is_complete_is_not_asked_for_again(target: Path) -> None:
@@ -232,14 +216,12 @@ def test_a_part_of_who_knows_what_is_dropped(target: Path, note: Any) -> None:
 # -- what is refused -----------------------------------------------------------------------------
 
 
-def refused(
-    server: FileServer, target: Path, waits: list[float] | None = None, **known: Any
-) -> str:
+def refused(server: FileServer, target: Path, **known: Any) -> str:
     """The one line of a download that fails; an older file stays as it was."""
     target.parent.mkdir(exist_ok=True)
     target.write_bytes(b"older")
     with pytest.raises(UnavailableError) as caught:
-        fetch(server, target, waits, **known)
+        fetch(server, target, **known)
     assert target.read_bytes() == b"older"
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(server.url)
@@ -248,7 +230,7 @@ def refused(
 
 def test_a_server_that_promises_more_than_it_sends(target: Path, waits: list[float]) -> None:
     with serving(raw(200, CONTENT, Content_Length=SIZE + 9, ETag='"one"')) as server:
-        message = refused(server, target, waits)
+        message = refused(server, target)
     assert f"broke off; 4 attempts in a row brought nothing. {SIZE:,} bytes are kept" in message
     assert waits == [1.0, 2.0, 4.0, 8.0]
     assert len(server.ranges) == 1 + ATTEMPTS
@@ -431,9 +413,12 @@ def test_a_byte_an_attempt_is_too_slow_as_well(
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
-def test_a_header_that_comes_too_slowly(target: Path, head: bytes) -> None:
+def test_a_header_that_comes_too_slowly(
+    target: Path, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.1)
     with serving(byte_by_byte(head, head or b"H")) as server:
-        assert "no answer" in refused(server, target, timeout=0.3)
+        assert "no answer" in refused(server, target)
     assert len(server.ranges) == ATTEMPTS
 
 

@@ -53,21 +53,17 @@ def package(tmp_path: Path) -> Path:
     return package
 
 
-def test_the_commit_of_the_source(package: Path) -> None:
-    assert git_commit(package) == git(package, "rev-parse", "HEAD")
-
-
-@pytest.mark.parametrize("changed", ["lovasz_repro/__init__.py", "experiments/a.yaml"])
-def test_changed_source_is_dirty(package: Path, changed: str) -> None:
-    (package.parent / changed).write_text("# changed")
-    assert git_commit(package) == git(package, "rev-parse", "HEAD") + "-dirty"
-
-
-def test_a_new_source_file_is_dirty_and_a_changed_readme_is_not(package: Path) -> None:
+def test_the_commit_of_the_source_which_is_dirty_where_it_differs(package: Path) -> None:
+    head = git(package, "rev-parse", "HEAD")
+    assert git_commit(package) == head
     (package.parent / "README.md").write_text("changed")
-    assert git_commit(package) == git(package, "rev-parse", "HEAD")
+    assert git_commit(package) == head
+    for name in ("lovasz_repro/__init__.py", "experiments/a.yaml"):
+        (package.parent / name).write_text("# changed")
+        assert git_commit(package) == f"{head}-dirty"
+        git(package.parent, "checkout", name)
     (package / "new.py").write_text("")
-    assert git_commit(package).endswith("-dirty")
+    assert git_commit(package) == f"{head}-dirty"
 
 
 def test_the_source_may_belong_to_another_user(
