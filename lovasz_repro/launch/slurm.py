@@ -11,11 +11,12 @@ import os
 import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
@@ -23,11 +24,13 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.launch.request import GridRequest, cell_command
 from lovasz_repro.launch.slurm_job import CommandJob
 from lovasz_repro.launch.slurm_queue import SubmittedTask, record, slurm_folder, states
-
-if TYPE_CHECKING:
-    from lovasz_repro.run.inputs import Place
+from lovasz_repro.run.inputs import Place, find_inputs
+from lovasz_repro.store import Store
 
 MINUTES_A_DAY = 24 * 60  # minutes
+MAX_REQUEUES = 100
+"""How often a task may meet its time limit and be requeued. submitit counts a pre-emption in the
+last 20 % (or last 10 minutes) of the time limit too, and no other."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,6 @@ class SlurmOptions:
     """How many tasks may run at the same time; None: all."""
     extra: dict[str, str] = field(default_factory=dict)
     """Further options of sbatch, ``{"account": "vision"}``; "" is an option without a value."""
-    max_requeues: int = 100
-    """How often a task may meet its time limit and be requeued. submitit counts a pre-emption in
-    the last 20 % (or last 10 minutes) of the time limit too, and no other."""
     signal_delay_s: int = 90
     """Seconds before the time limit at which a task is asked to stop."""
 
@@ -111,20 +111,17 @@ def minutes(text: str) -> int:
     return days * MINUTES_A_DAY + first * 60 + second + (third > 0)
 
 
-def submit_grid(request: GridRequest, options: SlurmOptions, place: "Place") -> str:
+def submit_grid(request: GridRequest, options: SlurmOptions, place: Place) -> str:
     """Submit the runs that are neither done nor with Slurm already; returns what was done.
 
     Raises:
         UserError: data is missing, or Slurm is missing or refuses.
     """
-    from lovasz_repro.run.inputs import find_inputs
-    from lovasz_repro.store import Store
-
     folder = slurm_folder(request.results.absolute())
     store = Store(request.results, request.tracking_uri)
     folder.mkdir(parents=True, exist_ok=True)
-    tasks, done, there = list[Task](), 0, 0
-    after = list[tuple[Task, str]]()  # with the identity of the run that it starts from
+    done, there = 0, 0
+    tasks = defaultdict[str, list[Task]](list)  # by the run that they wait for to start from it
     with FileLock(folder / "submit.lock"):  # two commands at once submit nothing twice
         known = states(folder)
         for cell in request.cells:
@@ -136,16 +133,13 @@ def submit_grid(request: GridRequest, options: SlurmOptions, place: "Place") -> 
             else:
                 name = f"{cell.experiment}/{cell.profile}/{cell.name}"
                 task = Task(identity, name, cell_command(request, cell))
-                start = find_inputs(cell.start, place).identity if cell.start else None
-                if start is None or store.finished(cell.experiment, start):
-                    tasks.append(task)
-                else:
-                    after.append((task, start))
-        submitted = submit(tasks, options, folder)
+                start = find_inputs(cell.start, place).identity if cell.start else ""
+                waits = start and not store.finished(cell.experiment, start)
+                tasks[start if waits else ""].append(task)
+        submitted = submit(tasks.pop("", []), options, folder)
         ids = {key: state.job_id for key, state in known.items()}
         ids |= {task.key: task.job_id for task in submitted}
-        for start in dict.fromkeys(start for _, start in after):
-            waiting = [task for task, its_start in after if its_start == start]
+        for start, waiting in tasks.items():
             submitted += submit(waiting, options.after(ids[start]), folder)
     words = [f"{len(submitted)} runs submitted"]
     if submitted:
@@ -175,10 +169,8 @@ def submit(tasks: Sequence[Task], options: SlurmOptions, folder: Path) -> list[S
     submitit = _submitit()
     logs = folder / "logs"
     jobs = [CommandJob(task.command, Path.cwd(), options.signal_delay_s) for task in tasks]
-    with _one_line_errors(submitit), _outside_of_jobs(submitit):
-        executor = submitit.AutoExecutor(
-            logs, cluster="slurm", slurm_max_num_timeout=options.max_requeues
-        )
+    with _quiet_and_outside_of_jobs(submitit):
+        executor = submitit.AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=MAX_REQUEUES)
         executor.update_parameters(**_parameters(options, len(tasks)))
         handles = executor.submit_array(jobs)
     now = time.time()
@@ -232,25 +224,18 @@ def _parameters(options: SlurmOptions, count: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _one_line_errors(submitit: ModuleType) -> Iterator[None]:
-    """sbatch's own words as a UserError; submitit would print them and raise them again."""
-    errors = submitit.core.utils
+def _quiet_and_outside_of_jobs(submitit: ModuleType) -> Iterator[None]:
+    """sbatch's own words as a UserError, where submitit would print them and raise them again.
+
+    And without the SLURM_* variables of a job in which we may be, which the new one would inherit;
+    which Slurm is meant (SLURM_CONF) stays.
+    """
+    errors, config = submitit.core.utils, os.environ.get("SLURM_CONF")
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), submitit.helpers.clean_env():
+            if config is not None:
+                os.environ["SLURM_CONF"] = config
             yield
     except (errors.FailedJobError, errors.FailedSubmissionError) as error:
         said = " ".join(str(error).replace("sbatch: error: ", "").split())
         raise UserError(f"sbatch refuses: {said}") from None
-
-
-@contextlib.contextmanager
-def _outside_of_jobs(submitit: ModuleType) -> Iterator[None]:
-    """Without the SLURM_* variables of a job in which we may be: the new one would inherit them.
-
-    Which Slurm is meant (SLURM_CONF) stays.
-    """
-    config = os.environ.get("SLURM_CONF")
-    with submitit.helpers.clean_env():
-        if config is not None:
-            os.environ["SLURM_CONF"] = config
-        yield

@@ -236,16 +236,14 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str = "it", every: float = 0.02) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def steps_in(journal: Path) -> int:
     """How many training steps a journal holds."""
-    if not journal.exists():
-        return 0
     lines = journal.read_text().splitlines()[:-1] if journal.exists() else []
     return sum("train/loss" in json.loads(line).get("values", {}) for line in lines)

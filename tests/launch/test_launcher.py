@@ -1,16 +1,24 @@
-"""``--procs N`` as a user runs it: the same results, ranks that die, signals, errors."""
+"""``--procs N``: the same results as a user gets from one process, ranks that die, signals, errors.
+
+What the launcher makes of the ends of ranks is also seen with small programs in their place, which
+start in no time.
+"""
 
 import signal
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from lovasz_repro.cli import app
 from lovasz_repro.errors import UserError
-from tests.launch.command import Bench, Process, alive, kill, wait_until
+from lovasz_repro.launch import launcher, rank
+from lovasz_repro.launch.launcher import Launch, launch
+from lovasz_repro.launch.rank import RankFailed
+from tests.launch.command import Bench, Process, alive, kill, steps_in, wait_until
 from tests.slurm_cluster import free_ports
 
 ONE = ("--variant", "lovasz-softmax")
@@ -24,19 +32,8 @@ def whole(bench: Bench) -> str:
     return "whole"
 
 
-@pytest.fixture(scope="module")
-def watched(bench: Bench) -> tuple[set[str], int]:
-    """Where "whole2", a run on two ranks, listened at any moment, and how many ranks it had."""
-    process, seen, most = bench.start("whole2", "--procs", "2", *ONE), set[str](), 0
-    try:
-        while process.code() is None:
-            seen |= process.listening()
-            most = max(most, len(process.ranks()))
-            time.sleep(0.02)
-        assert process.wait() == 0, process.said()
-    finally:
-        process.kill_all()
-    return seen, most
+def steps(bench: Bench, name: str) -> int:
+    return sum(steps_in(folder / "journal.jsonl") for folder in bench.folders(name))
 
 
 @pytest.mark.slow
@@ -51,9 +48,7 @@ def test_three_ranks_give_the_curves_of_one_process(bench: Bench, whole: str) ->
 
 
 @pytest.mark.slow
-def test_a_killed_rank_costs_a_restart_and_no_bit(
-    bench: Bench, watched: object, started: list[Process]
-) -> None:
+def test_a_killed_rank_costs_a_restart_and_no_bit(bench: Bench, started: list[Process]) -> None:
     process = bench.start("killed", "--procs", "2", *ONE)
     started.append(process)
     bench.wait_for("killed", "checkpoint-00000004-*.pt", process)
@@ -61,12 +56,23 @@ def test_a_killed_rank_costs_a_restart_and_no_bit(
     assert process.wait() == 0, process.said()
     assert "rank 1: killed by SIGKILL; all ranks start again" in process.said()
     assert "goes on from iteration" in process.said()
+    bench.run("whole2", "--procs", "2", *ONE)
     bench.assert_same("killed", "whole2")
 
 
-def test_nobody_else_can_reach_the_ranks(watched: tuple[set[str], int]) -> None:
+def test_nobody_else_can_reach_the_ranks(bench: Bench, started: list[Process]) -> None:
     """All through a run they listen on the loopback address, if at all."""
-    seen, most = watched
+    process, seen, most = bench.start("seen", "--procs", "2", "--profile", "demo", *ONE), set(), 0
+    started.append(process)
+
+    def ended() -> bool:
+        nonlocal most
+        seen.update(process.listening())
+        most = max(most, len(process.ranks()))
+        return process.code() is not None
+
+    wait_until(ended, "the end", every=0.2)
+    assert process.wait() == 0, process.said()
     assert most == 2
     assert seen, "gloo's sockets"
     assert {place.rpartition(":")[0] for place in seen} == {"[127.0.0.1]"}
@@ -83,8 +89,8 @@ def test_a_stopped_run_goes_on_with_fewer_ranks(
         process = bench.start("fewer", "--procs", procs, *slow)
         started.append(process)
         before = len(list(bench.results("fewer").glob("work/tiny/*/*/checkpoint-*.pt")))
-        done = len(losses(bench, "fewer"))
-        wait_until(lambda done=done: len(losses(bench, "fewer")) > done, "steps")
+        done = steps(bench, "fewer")
+        wait_until(lambda done=done: steps(bench, "fewer") > done, "steps")
         process.signal(number)
         assert process.wait() == 128 + number, process.said()
         assert "Stopped at iteration" in process.said().splitlines()[-1]
@@ -95,17 +101,11 @@ def test_a_stopped_run_goes_on_with_fewer_ranks(
     bench.assert_same("fewer", "slow", tolerance=1e-9)
 
 
-def losses(bench: Bench, name: str) -> list[str]:
-    journals = list(bench.results(name).glob("work/tiny/*/*/journal.jsonl"))
-    lines = journals[0].read_text().splitlines() if journals else []
-    return [line for line in lines if "train/loss" in line]
-
-
 @pytest.mark.slow
 def test_ranks_without_a_launcher_save_and_stop(bench: Bench, started: list[Process]) -> None:
     process = bench.start("orphans", "--procs", "2", *ONE, *LONG)
     started.append(process)
-    wait_until(lambda: bool(losses(bench, "orphans")), "steps")
+    wait_until(lambda: steps(bench, "orphans") > 0, "steps")
     ranks = process.ranks()
     assert sorted(ranks) == [0, 1]
     kill(process.pid)
@@ -114,9 +114,8 @@ def test_ranks_without_a_launcher_save_and_stop(bench: Bench, started: list[Proc
     assert bench.statuses("orphans") == {"lovasz-softmax-b5-s0": "KILLED"}
 
 
-def test_a_ranks_error_is_one_line_and_no_restart(
-    bench: Bench, tmp_path: Path, empty_database: Path
-) -> None:
+@pytest.mark.slow
+def test_a_ranks_error_is_one_line_and_no_restart(tmp_path: Path, empty_database: Path) -> None:
     broken = Bench(tmp_path, empty_database)
     file = broken.data / "camvid" / "val" / "4.png"  # the last image: the last rank's share
     file.write_bytes(file.read_bytes()[:100])
@@ -127,15 +126,86 @@ def test_a_ranks_error_is_one_line_and_no_restart(
     assert lines[0].startswith(f"Error: {file}: unreadable image")
 
 
-def test_a_rank_that_dies_too_often_ends_it(bench: Bench, started: list[Process]) -> None:
-    process = bench.start("hopeless", "--procs", "2", "--max-restarts", "0", *ONE, *LONG)
-    started.append(process)
-    wait_until(lambda: len(process.ranks()) == 2, "ranks")
-    ranks = process.ranks()
-    kill(ranks[1])
-    assert process.wait() == 1, process.said()
-    assert "1 times in a row without a new checkpoint" in process.said().splitlines()[-1]
-    assert not any(alive(pid) for pid in [*ranks.values(), *process.descendants()])
+# -- small programs in the place of ranks ----------------------------------------------------------
+
+Ranks = Callable[..., Path]
+
+
+@pytest.fixture
+def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ranks:
+    """``ranks(code, ...)`` launches two ranks that run the code, in which ``mine`` and ``other``
+    are the files of a rank and of the other one; returns their folder."""
+
+    def run(code: str, max_restarts: int = 3) -> Path:
+        program = tmp_path / "program"
+        program.write_text(
+            f"#!{sys.executable}\n"
+            "import os, sys, time\n"
+            "from pathlib import Path\n"
+            f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+            "number = int(os.environ['RANK'])\n"
+            f"mine, other = (Path({str(tmp_path)!r}, str(n)) for n in (number, 1 - number))\n{code}"
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(launcher, "sys", SimpleNamespace(executable=program, argv=["run"],
+                                                             platform=sys.platform))  # fmt: skip
+        monkeypatch.setattr(rank, "BACKOFF", 0.01)
+        launch(Launch(2, max_restarts=max_restarts), tmp_path / "ranks" / "logs", object)
+        return tmp_path
+
+    return run
+
+
+DIES = """
+again = mine.exists()
+mine.write_text(str(os.getpid()))
+while not other.exists():
+    time.sleep(0.01)
+if number == 1 and not again:
+    os.kill(os.getpid(), 9)
+time.sleep(0 if again else 600)
+"""
+
+
+def test_a_killed_rank_ends_the_other_and_all_start_again(
+    ranks: Ranks, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = ranks(DIES)
+    [line] = capfd.readouterr().err.splitlines()
+    assert line == "rank 1: killed by SIGKILL; all ranks start again"
+    assert not list(folder.glob("ranks/*")), "logs of what went well"
+
+
+def test_a_rank_that_dies_too_often_ends_it(ranks: Ranks, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="1 times in a row without a new checkpoint") as caught:
+        ranks(DIES, max_restarts=0)
+    assert caught.value.exit_code == 1
+    assert not any(alive(int((tmp_path / name).read_text())) for name in "01")
+
+
+def test_an_error_that_a_rank_tells_is_the_commands_own(
+    ranks: Ranks, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not what the other rank says of the connection that was lost; and no restart."""
+    code = """
+from lovasz_repro.errors import UserError
+from lovasz_repro.launch.rank import tell
+if number == 1:
+    tell(UserError("no data"), "Error: no data")
+    mine.touch()
+    sys.exit(2)
+while not other.exists():
+    time.sleep(0.01)
+tell(RuntimeError("Connection closed by peer"), "Error: Connection closed by peer")
+sys.exit(1)
+"""
+    with pytest.raises(RankFailed, match=r"^no data$") as caught:
+        ranks(code)
+    assert caught.value.exit_code == 2
+    assert capfd.readouterr() == ("", "")
+
+
+# -- options -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
