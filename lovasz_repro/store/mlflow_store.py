@@ -64,19 +64,14 @@ class Store:
     beside it, for a server through the lock of a common results folder. Processes on machines
     that share only a server wait a second after they created a run, then settle on the oldest.
 
-    A run whose values are not what the reports take them for is passed over by every method, and
-    ``say`` gets one line about it.
+    A run whose values are not what the reports take them for is passed over by every method, with
+    one line on stderr.
 
     Raises (from every method):
         StoreError: one line; the store is absent, locked, read-only, broken, not reachable.
     """
 
-    def __init__(
-        self,
-        results: Path,
-        tracking_uri: str | None = None,
-        say: Callable[[str], None] = to_stderr,
-    ):
+    def __init__(self, results: Path, tracking_uri: str | None = None):
         self.results = Path(results).absolute()
         self.uri = choose_uri(self.results, tracking_uri)
         self._database = database_of(self.uri)
@@ -85,7 +80,7 @@ class Store:
         self._made: tuple[int, int] | None = None  # device and inode of the database
         self._experiments: dict[str, str] = {}  # name -> id
         self._client_or_none: Any = None
-        self._say, self._told = say, set[str]()
+        self._told = set[str]()  # runs that were passed over
         if self.uri.startswith("http"):
             check_server(self.uri)
 
@@ -281,7 +276,7 @@ class Store:
             run_id = str(run.info.run_id)
             if run_id not in self._told:
                 self._told.add(run_id)
-                self._say(f"run {run_id[:32]!r} is passed over: {first_problem(error)}")
+                to_stderr(f"run {run_id[:32]!r} is passed over: {first_problem(error)}")
             return None
 
     def _search(self, experiment_ids: list[str], where: str) -> list[Any]:

@@ -18,7 +18,7 @@ import posixpath
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -270,14 +270,13 @@ def export_runs(
     *,
     max_artifact: int = MAX_ARTIFACT,
     without: Sequence[str] = (),
-    say: Callable[[str], None] = to_stderr,
 ) -> int:
     """Write runs as plain files below ``out``; returns how many.
 
     ``run_ids`` may be shortened as long as each means one run. Folders of runs exported before
     are replaced; others there are left alone. Files of more than ``max_artifact`` bytes, and files
     and metrics that match one of ``without`` ("examples/*", "train/*"), stay behind and are named
-    in run.json; the large ones through ``say`` too.
+    in run.json; the large ones on stderr too.
 
     Raises:
         UserError: an id that is not that of one run in the store, or ``out`` cannot be written.
@@ -286,16 +285,11 @@ def export_runs(
     if run_ids is not None:
         runs = [one_by_id(runs, run_id) for run_id in run_ids]
     unique = _standing(runs).values()
-    return sum(_export(store, run, out, max_artifact, without, say) for run in unique)
+    return sum(_export(store, run, out, max_artifact, without) for run in unique)
 
 
 def _export(
-    store: Store,
-    run: StoredRun,
-    out: Path,
-    max_artifact: int,
-    without: Sequence[str],
-    say: Callable[[str], None],
+    store: Store, run: StoredRun, out: Path, max_artifact: int, without: Sequence[str]
 ) -> bool:
     """Write one run aside, then put it in place of its former export; False if it cannot be."""
     points = store.points(run.run_id)
@@ -304,7 +298,7 @@ def _export(
     try:
         content = _describe(store, run, points)
     except ValidationError as error:
-        say(f"run {run.run_id} is left out: {first_problem(error)}")
+        to_stderr(f"run {run.run_id} is left out: {first_problem(error)}")
         return False
     home = out / content.experiment
     folder = home / f"{as_name(content.name)}-{content.identity[:8]}"
@@ -317,7 +311,8 @@ def _export(
                 if any(fnmatch(name, pattern) for pattern in without):
                     left.add(name)
                 elif source.stat().st_size > max_artifact:
-                    say(f"{content.title}: {name} is larger than {max_artifact} bytes, left out")
+                    size = f"larger than {max_artifact} bytes"
+                    to_stderr(f"{content.title}: {name} is {size}, left out")
                     left.add(name)
                 else:
                     copy = below(fresh / ARTIFACTS, name)

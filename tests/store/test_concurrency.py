@@ -4,6 +4,7 @@ Each worker is a training run in small, with the real `Store`, `Journal` and `Sh
 stored is read back past them: with MLflow's client and from the rows of its database.
 """
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -25,7 +26,6 @@ import pytest
 
 from lovasz_repro.store import Point, Store, StoreError
 from lovasz_repro.store.journal import (
-    InUse,
     Journal,
     committed_end,
     read_records,
@@ -36,10 +36,10 @@ from lovasz_repro.store.tracking import check_server
 from lovasz_repro.store.transfer import export_runs, import_runs
 
 PATIENCE = 180.0  # seconds that a test waits for anything before it fails
-STEPS, COMMIT_EVERY, SCORE_EVERY = 180, 9, 10
-HOLD = 135  # the step at which a worker can be made to wait; the one before it is committed
-REFUSED = 7  # exit code of a worker whose journal another process holds
+STEPS, COMMIT_EVERY, SCORE_EVERY = 90, 9, 10
+HOLD = 63  # the step at which a worker can be made to wait; the one before it is committed
 
+PRELOAD = ["mlflow.store.tracking.sqlalchemy_store", "pytest", "lovasz_repro.store.transfer"]
 ACTIVE_RUNS = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
 
 Row = tuple[str, str, int, float]  # identity, metric, step, value
@@ -123,12 +123,8 @@ def work(job: Job) -> None:
     run_id = store.open_child("e", "all", job.identity, job.identity, params, {})
     if job.impatient:
         _shorten_lock_timeout()
-    try:
-        journal = Journal(job.journal)
-    except InUse:
-        sys.exit(REFUSED)
-    with journal, open(job.journal.with_name("said"), "a", buffering=1) as said:
-        checkpoint = job.journal.with_name("checkpoint")
+    told, checkpoint = job.journal.with_name("said"), job.journal.with_name("checkpoint")
+    with Journal(job.journal) as journal, open(told, "a", buffering=1) as said:
         first = int(checkpoint.read_text()) if checkpoint.exists() else 0
         journal.rewind(first)
         shipper = Shipper(
@@ -136,7 +132,7 @@ def work(job: Job) -> None:
             run_id,
             journal,
             every=0.03,
-            heartbeat=0.1,
+            heartbeat=0.5,
             say=lambda line: print(line, file=said),
         )
         for step in range(first, STEPS):
@@ -169,16 +165,12 @@ def save(path: Path, text: str) -> None:
 # -- starting, killing, waiting --------------------------------------------------------------------
 
 
-def launch(target: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Start a process; MLflow is imported once, not in each of them."""
-    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store"])
-    process = context.Process(target=target, args=arguments)
+def start(job: Job) -> BaseProcess:
+    """A worker; what all of them need is imported once."""
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=work, args=(job,))
     process.start()
     return process
-
-
-def start(job: Job) -> BaseProcess:
-    return launch(work, job)
 
 
 def kill(process: BaseProcess) -> None:
@@ -234,11 +226,8 @@ def _nothing_left_running() -> Iterator[None]:
 
 def select(database: Path, query: str) -> list[Any]:
     """Ask the database itself, past MLflow."""
-    connection = sqlite3.connect(database, timeout=PATIENCE)
-    try:
+    with contextlib.closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
         return connection.execute(query).fetchall()
-    finally:
-        connection.close()
 
 
 def check(store: Store, jobs: Sequence[Job], database: Path) -> None:
@@ -291,30 +280,6 @@ def client_rows(store: Store, runs: dict[str, Any]) -> Iterator[Row]:
 # -- one SQLite file -------------------------------------------------------------------------------
 
 
-def test_processes_race_to_make_the_store_and_to_train_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of two processes that want the same run at the same moment, one trains it."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    results = tmp_path / "results"
-    gate, go_on = context.Barrier(4, timeout=PATIENCE), tmp_path / "go-on"
-    wanted = ["a", "a", "b", "b"]
-    jobs = [Job(results, name, name, start=gate, hold=go_on) for name in wanted]
-    processes = [start(job) for job in jobs]
-    for pair in (processes[:2], processes[2:]):
-        until(lambda: REFUSED in [process.exitcode for process in pair])  # noqa: B023
-    go_on.touch()
-    join([process for process in processes if process.exitcode != REFUSED])
-    assert [process.exitcode for process in processes].count(REFUSED) == 2
-    check(Store(results), [jobs[0], jobs[2]], results / "mlflow.db")
-    assert {path.name for path in results.iterdir()} == {
-        "mlflow.db",
-        "mlflow.db.lock",
-        "artifacts",
-        "work",
-    }
-
-
 @pytest.mark.slow
 def test_eight_processes_three_of_them_killed(store: Store) -> None:
     """Six runs, two of them shared by two processes; the killed ones go on where they were."""
@@ -322,8 +287,8 @@ def test_eight_processes_three_of_them_killed(store: Store) -> None:
     shared = {"g": "a", "h": "b"}
     jobs = {n: Job(store.results, n, shared.get(n, n)) for n in "abcdefgh"}
     victims = {
-        "a": partial(in_full_swing, jobs["a"], 30),
-        "c": partial(in_full_swing, jobs["c"], 65),
+        "a": partial(in_full_swing, jobs["a"], 20),
+        "c": partial(in_full_swing, jobs["c"], 40),
         "h": partial(waits_with_all_shipped, jobs["h"]),
     }
     processes = {
@@ -407,7 +372,7 @@ def test_killed_inside_a_transaction_or_before_it_is_noted(store: Store, moment:
 
 @pytest.mark.slow
 def test_a_database_that_stays_locked_for_a_while(store: Store, tmp_path: Path) -> None:
-    """All of the last quarter is logged while no write succeeds, and one process is killed."""
+    """All of the last part is logged while no write succeeds, and one process is killed."""
     database, go_on = store.results / "mlflow.db", tmp_path / "go-on"
     jobs = [Job(store.results, name, name, hold=go_on, impatient=True) for name in "abc"]
     late = Job(store.results, "d", "d")
@@ -488,7 +453,7 @@ def test_a_server_that_is_killed_and_started_again(
 ) -> None:
     """Three processes on two machines log to it, two of them to one run.
 
-    It is killed in full swing, one process soon after; the others log their last quarter and end
+    It is killed in full swing, one process soon after; the others log their last part and end
     while there is no server.
     """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

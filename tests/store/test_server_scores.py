@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -101,10 +101,9 @@ def refused(read: Reader, file: Path) -> str:
         ("a.json", OFFICIAL),
         ("a.yaml", yaml.safe_dump(PLAIN)),
         ("a.YML", yaml.safe_dump(OFFICIAL)),
-        ("a.csv", "".join(f"{key},{value}\n" for key, value in PLAIN.items())),
-        ("a.csv", "key,value\r\n" + "".join(f"{k}, {v}\r\n\r\n" for k, v in OFFICIAL.items())),
-        ("a.txt", "Results\n" + "".join(f"{k}:\t{v} %\n" for k, v in PLAIN.items())),
-        ("a.csv", "\ufeffkey,value\n" + "".join(f"{k},{v}\n" for k, v in PLAIN.items())),
+        ("a.csv", "key,value\r\n" + lines(OFFICIAL, ", ").replace("\n", "\r\n\r\n")),
+        ("a.txt", "Results\n" + lines({k: f"{v} %" for k, v in PLAIN.items()}, ":\t")),
+        ("a.csv", "\ufeffkey,value\n" + lines(PLAIN, ",")),
     ],
 )
 def test_the_four_scores_in_every_form(tmp_path: Path, name: str, content: Any) -> None:
@@ -114,11 +113,14 @@ def test_the_four_scores_in_every_form(tmp_path: Path, name: str, content: Any) 
 
 def test_classes_where_they_are_known(tmp_path: Path) -> None:
     classes = {"road": 97.5, "traffic light": 0.4}
-    rows = "".join(f"{key},{value}\n" for key, value in PLAIN.items())
     for file in (
         write(tmp_path, PLAIN | {"classes": classes}),
         write(tmp_path, yaml.safe_dump(PLAIN | {"classes": classes}), "a.yaml"),
-        write(tmp_path, rows + "classes.road,97.5\nclasses.traffic light,0.4\n", "a.csv"),
+        write(
+            tmp_path,
+            lines(PLAIN | {f"classes.{name}": value for name, value in classes.items()}, ","),
+            "a.csv",
+        ),
     ):
         scores = read_server_scores(file, CLASSES)
         assert scores == pytest.approx(FOUR | {"iou/road": 0.975, "iou/traffic light": 0.004})
@@ -180,77 +182,51 @@ def test_a_rounded_mean_is_taken(tmp_path: Path, mean: float) -> None:
 
 
 CITYSCAPES_JSON = [
-    (
-        PLAIN | {"class_iou": 0.6306},
-        "percent (is it a fraction?), not 0.6306",
-    ),
-    (PLAIN | {"class_iou": 1}, "(is it a fraction?)"),
-    (
-        OFFICIAL | {"averageScoreClasses": 63.06},
-        "fraction in 0-1 (is it in percent?)",
-    ),
+    (PLAIN | {"class_iou": 0.6306}, "percent (is it a fraction?), not 0.6306"),
+    (OFFICIAL | {"averageScoreClasses": 63.06}, "fraction in 0-1 (is it in percent?)"),
     (PLAIN | {"class_iou": 163.06}, "equal to 100, not 163.06"),
     (PLAIN | {"class_iou": -2.0}, "equal to 0, not -2.0"),
     (PLAIN | {"class_iou": "63,06"}, "class_iou: input should be a valid number, not '63,06'"),
     (PLAIN | {"class_iou": "63.06"}, "not the text '63.06'"),
-    (PLAIN | {"class_iou": None}, "valid number"),
     (PLAIN | {"class_iou": True}, "valid number"),
-    (PLAIN | {"class_iou": math.nan}, "finite number"),
     (PLAIN | {"class_iou": math.inf}, "finite number"),
     (PLAIN | {"class_iou": 10**400}, "finite number"),
-    (PLAIN | {"class_iou": [63.06]}, "valid number"),
     (OFFICIAL | {"averageScoreClasses": math.nan}, "finite number"),
     (without(PLAIN, "class_iiou"), "class_iiou: field required"),
-    (without(OFFICIAL, "averageScoreCategories"), "averageScoreCategories: field required"),
     (PLAIN | {"clases": {}}, "unknown key clases (did you mean classes?)"),
-    (PLAIN | {"classScores": {}}, "unknown key classScores"),
     (PLAIN | OFFICIAL, "unknown key averageScoreClasses"),
-    ({"miou": 60}, "class_iou: field required"),
     ({}, "class_iou: field required"),
     (PLAIN | {"classes": [97.5]}, "classes: input should be an object"),
     (PLAIN | {"classes": {"raod": 97.5}}, "no class 'raod' (did you mean road?)"),
     (PLAIN | {"classes": {"road": math.nan}}, "classes.road: input should be a finite number"),
-    (
-        PLAIN | {"classes": {"road": 197.5}},
-        "equal to 100, not 197.5",
-    ),
+    (PLAIN | {"classes": {"road": 197.5}}, "equal to 100, not 197.5"),
     (PLAIN | {"classes": {"road": 0.975, "bicycle": 0.5}}, "(are they fractions?)"),
     (OFFICIAL | {"classScores": {"road": 97.5}}, "(is it in percent?)"),
     (OFFICIAL | {"classScores": {"caravan": 0.5}}, "no class 'caravan'"),
     ("[1]", "expected keys and values"),
     ("{", "unreadable"),
     ('{"class_iou": 1, "class_iou": 2}', "class_iou is there twice"),
-    ("[" * 100_000, "unreadable"),
     (f'{{"class_iou": {"[" * 500}{"]" * 500}}}', "recursion"),
     (f'{{"class_iou": {"7" * 5_000}}}', "unreadable"),
     (" " * 5_000_000, "too large"),
 ]
 CITYSCAPES_LINES = [
     ("a.pdf", "", "expected one of .json, .yaml, .yml, .csv"),
-    ("a.csv", "class_iou;63.06\n", "class_iiou: field required"),
     ("a.csv", "class_iou,63.06\nclass_iou,64\n", "class_iou is there twice"),
     ("a.csv", "class_iou,63.06\nclass_iou.road,64\n", "unknown key class_iou.road"),
     ("a.csv", '"class_iou,63.06', "class_iiou: field required"),
-    (
-        "a.csv",
-        "class_iou,high\nclass_iiou,1\ncategory_iou,1\ncategory_iiou,1\n",
-        "'class_iou,high'",
-    ),
+    ("a.csv", "class_iou,high\nclass_iiou,1\n", "'class_iou,high'"),
     ("a.yaml", "class_iou: 1\nclass_iou: 2\n", "given twice"),
     ("a.yaml", "- 1", "expected keys and values"),
     ("a.yaml", "63: 06\nclass_iou: 63\n", "unknown key 63"),
 ]
 PASCAL_JSON = [
     ({"mean": 79.1, "classes": ALL}, "mean is 79.1, that of the 21 classes is 79.00"),
-    ({"mean": 78.9, "classes": ALL}, "mean is 78.9, that of the 21 classes is 79.00"),
     ({"mean": 74.4, "classes": OBJECTS}, "would have -1.88 percent"),  # 1562.4 - 1564.28
     ({"mean": 79.3, "classes": OBJECTS}, "would have 101.02 percent"),  # 1665.3 - 1564.28
     ({"mean": 79.0, "classes": OBJECTS | {"boat": 6.841}}, "would have 156.29 percent"),
     ({"classes": ALL}, "mean: field required"),
-    (
-        {"mean": 0.79, "classes": OBJECTS},
-        "mean: expected percent (is it a fraction?)",
-    ),
+    ({"mean": 0.79, "classes": OBJECTS}, "mean: expected percent (is it a fraction?)"),
     ({"mean": 79.0, "classes": {k: v / 100 for k, v in ALL.items()}}, "are they fractions?"),
     ({"mean": 79.0, "classes": without(OBJECTS, "bus")}, "no bus. Give the IoU of all 20"),
     ({"mean": 79.0, "classes": {"bird": 87.9}}, "no aeroplane, bicycle, boat and 16 more."),
@@ -260,30 +236,17 @@ PASCAL_JSON = [
     ({"mean": 79.0, "unlabelled": 2.0}, "unknown class 'unlabelled'"),
     ({"mean": 79.0, "classes": [1, 2]}, "'classes'"),
     ({"mean": "79.0"}, "mean: input should be a valid number, not the text '79.0'"),
-    ({"mean": True}, "valid number"),
-    ({"mean": None}, "valid number"),
-    ({"mean": math.nan}, "finite number"),
     ({"mean": 179.0}, "mean: input should be less than or equal to 100, not 179.0"),
-    ({"mean": -1}, "equal to 0, not -1"),
-    ({"mean": 79.0, "classes": OBJECTS | {"tv": 168.6}}, "tvmonitor is there twice"),
-    (
-        {"mean": 79.0, "classes": OBJECTS | {"dog": 189.0}},
-        "dog: input should be less",
-    ),
+    ({"mean": 79.0, "classes": OBJECTS | {"dog": 189.0}}, "dog: input should be less"),
     ({}, "mean: field required"),
-    ("[1]", "expected keys and values"),
-    ("{", "unreadable"),
-    (" " * 5_000_000, "too large"),
 ]
 PASCAL_LINES = [
-    ("a.pdf", "mean 79", "expected one of .json, .yaml, .yml, .csv, .txt"),
     ("a.txt", "", "mean: field required"),
     ("a.txt", "mean 79\nbird\n", "no number in the line 'bird'"),
     ("a.txt", "mean 79\nairplane -\n", "no number in the line 'airplane -'"),
     ("a.txt", "mean nan\n", "finite number"),
     ("a.txt", "mean 79\nsubmitted on 12 Nov 2012\n", "unknown class 'submitted on 12 Nov'"),
     ("a.csv", "mean,79,00\n", "unknown class 'mean,79'"),
-    ("a.csv", "mean,79\nmean,78\n", "mean is there twice"),
 ]
 WRONG: list[Any] = [(CITYSCAPES, "a.json", *row) for row in CITYSCAPES_JSON]
 WRONG += [(CITYSCAPES, *row) for row in CITYSCAPES_LINES]
@@ -325,6 +288,7 @@ PASCAL_FILES = st.text(max_size=60) | st.lists(
 
 
 @pytest.mark.parametrize("read", [CITYSCAPES, PASCAL])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_is_written_gives_fractions_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, read: Reader, data: st.DataObject

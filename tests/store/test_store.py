@@ -1,22 +1,24 @@
 """The store against MLflow's own database: what was put in is there, once, and can be found."""
 
+import contextlib
 import math
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import lovasz_repro
 from lovasz_repro.errors import UserError
-from lovasz_repro.store import Store, StoredRun, StoreError, is_stale, shown_status
+from lovasz_repro.store import Store, StoredRun, StoreError, is_stale, mlflow_store, shown_status
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.mlflow_store import _make_database
 
@@ -25,11 +27,8 @@ MakeStore = Callable[..., Store]
 
 def rows(results: Path, query: str) -> list[tuple[object, ...]]:
     """Ask the database itself, past MLflow."""
-    database = sqlite3.connect(results / "mlflow.db")
-    try:
+    with contextlib.closing(sqlite3.connect(results / "mlflow.db")) as database:
         return database.execute(query).fetchall()
-    finally:
-        database.close()
 
 
 def get(store: Store, run_id: str) -> StoredRun:
@@ -143,7 +142,11 @@ def test_history_is_by_step_and_the_latest_value_of_a_step_counts(store: Store) 
     store.log(run_id, [Point("m", 9.0, 2, 5000), Point("m", 8.0, 2, 4000)])
     assert store.history(run_id, "m") == [(1, 1.0), (2, 9.0), (3, 3.0)]
     assert store.history(run_id, "unknown") == []
+    floats = [0.1, 1 / 3, 1e-300, 1e100, -0.25, 5e-324, 123456789.123456789]  # to the last bit
+    store.log(run_id, [Point("floats", value, step, 1) for step, value in enumerate(floats)])
+    assert [value for _, value in store.history(run_id, "floats")] == floats
     assert store.points(run_id) == [
+        *(Point("floats", value, step, 1) for step, value in enumerate(floats)),
         Point("m", 1.0, 1, 10),
         Point("m", 9.0, 2, 5000),
         Point("m", 3.0, 3, 30),
@@ -159,13 +162,6 @@ def test_the_same_points_sent_twice_are_stored_once(store: Store) -> None:
     store.log(run_id, [*points[700:], Point("m", 7.0, 1500, 9999)])
     assert rows(store.results, "SELECT count(*) FROM metrics") == [(1503,)]
     assert store.history(run_id, "m") == [(s, 0.1 * s) for s in range(1500)] + [(1500, 7.0)]
-
-
-def test_floats_survive_to_the_last_bit(store: Store) -> None:
-    values = [0.1, 1 / 3, 1e-300, 1e100, -0.25, 5e-324, 123456789.123456789]
-    run_id = child(store)
-    store.log(run_id, [Point("m", value, step, 1) for step, value in enumerate(values)])
-    assert [value for _, value in store.history(run_id, "m")] == values
 
 
 def test_infinity_is_told_not_turned_into_a_number(store: Store) -> None:
@@ -192,6 +188,8 @@ def test_artifacts_are_copied_replaced_and_listed(store: Store, tmp_path: Path) 
     assert store.artifact(run_id, "curves.csv").read_text() == "two"
     assert store.artifact(run_id, "plots/deep/curves.csv").read_text() == "one"
     assert store.artifact_names(run_id) == ["curves.csv", "plots/deep/curves.csv"]
+    told = store._client.list_artifacts(run_id, "plots/deep")  # MLflow finds them too
+    assert [entry.path for entry in told] == ["plots/deep/curves.csv"]
     with pytest.raises(StoreError, match=r"no artifact missing\.csv"):
         store.artifact(run_id, "missing.csv")
 
@@ -203,16 +201,6 @@ def test_artifacts_stay_inside_their_run(store: Store, path: str) -> None:
         store.artifact(run_id, path)
     with pytest.raises(UserError, match="no path inside"):
         store.add_artifact(run_id, Path(__file__), path)
-
-
-def test_mlflow_finds_the_artifacts_too(store: Store, tmp_path: Path) -> None:
-    import mlflow
-
-    run_id = child(store)
-    (tmp_path / "a.txt").write_text("x")
-    store.add_artifact(run_id, tmp_path / "a.txt", "sub")
-    client = mlflow.MlflowClient(tracking_uri=store.uri)
-    assert [entry.path for entry in client.list_artifacts(run_id, "sub")] == ["sub/a.txt"]
 
 
 def test_a_moved_results_folder_still_has_its_files(store: Store, tmp_path: Path) -> None:
@@ -287,59 +275,79 @@ def refused(act: Callable[[], object]) -> str:
     return text
 
 
-def execute(results: Path, script: str) -> None:
-    database = sqlite3.connect(results / "mlflow.db")
-    database.executescript(script)
-    database.close()
-
-
-def test_reading_makes_nothing_and_the_first_write_a_whole_store(tmp_path: Path) -> None:
-    """With MLflow silent, no telemetry, and nothing beside the database left over."""
-    code = f"""
+def test_of_two_processes_at_once_one_makes_the_store_and_one_trains_the_run(
+    tmp_path: Path,
+) -> None:
+    """Reading makes nothing. The first write makes a whole store, with MLflow silent and without
+    telemetry; nothing beside it is left over."""
+    results = tmp_path / "re sults#1"
+    code = f"""if True:
         import os, sys
         from pathlib import Path
         from lovasz_repro.store import Store
-        store = Store(Path({str(tmp_path / "re sults#1")!r}))
+        from lovasz_repro.store.journal import InUse, Journal
+        store = Store(Path({str(results)!r}))
         assert store.runs() == [] and store.find("a", "b") is None and store.get("c") is None
         assert "mlflow" not in sys.modules
         assert not store.results.exists()
+        print("ready", flush=True)
+        input()
         run_id = store.open_child("e", None, "run", "id", {{}}, {{}})
-        store.close(run_id, "FINISHED")
-        assert [run.status for run in store.runs()] == ["FINISHED"]
         assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+        try:
+            journal = Journal(store.results / "journal.jsonl")
+            print(run_id, "trains", flush=True)
+        except InUse:
+            print(run_id, "refused", flush=True)
+        input()
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
     environment["PYTHONPATH"] = str(Path(lovasz_repro.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        timeout=300,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    left = {p.name for p in tmp_path.rglob("*")} - {"mlflow.db.lock"}
-    assert left == {"re sults#1", "mlflow.db"}
+    pipe: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, text=True, **pipe
+        )
+        for _ in range(2)
+    ]
+    said = list[list[str]]()
+    for _ in range(2):
+        said.append([process.stdout.readline() for process in both if process.stdout])
+        for process in both:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+    assert [process.communicate(timeout=60) for process in both] == [("", "")] * 2
+    assert said[0] == ["ready\n"] * 2
+    [run] = Store(results, f"sqlite:///{results.as_posix()}/mlflow.db").runs()
+    assert sorted(said[1]) == [f"{run.run_id} refused\n", f"{run.run_id} trains\n"]
+    assert rows(results, "SELECT count(*) FROM runs") == [(1,)]
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert {name for name in left if not name.endswith(".lock")} == {
+        "re sults#1", "mlflow.db", "journal.jsonl",
+    }  # fmt: skip
 
 
-def test_a_damaged_database_is_one_line(store: Store) -> None:
-    (store.results / "mlflow.db").write_bytes(b"not a database" * 1000)
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (None, "damaged; restore a copy"),
+        ("DROP TABLE alembic_version", "not an MLflow store"),
+        ("UPDATE alembic_version SET version_num = 'f'", "another MLflow version; copy it, then"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line(
+    store: Store, script: str | None, told: str
+) -> None:
+    database = store.results / "mlflow.db"
+    if script is None:
+        database.write_bytes(b"not a database" * 1000)
+    else:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.executescript(script)
     said = refused(store.runs)
-    assert "damaged; restore a copy" in said
+    assert told in said
     assert str(store.results) in said
-
-
-@pytest.mark.parametrize("content", ["PRAGMA user_version = 1", "CREATE TABLE other (a)"])
-def test_another_database_is_one_line(tmp_path: Path, content: str) -> None:
-    execute(tmp_path, content)
-    uri = f"sqlite:///{tmp_path.as_posix()}/mlflow.db"
-    assert "not an MLflow store" in refused(Store(tmp_path, uri).runs)
-
-
-def test_a_database_of_another_mlflow_version_is_one_line(store: Store) -> None:
-    execute(store.results, "UPDATE alembic_version SET version_num = 'ffffffffffff'")
-    assert "another MLflow version; copy it, then run" in refused(store.runs)
 
 
 def test_a_locked_database_is_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,41 +392,20 @@ def test_an_experiment_deleted_in_mlflow_says_how_to_get_it_back(store: Store) -
     assert "mlflow experiments restore" in refused(lambda: child(Store(store.results)))
 
 
-# -- many processes ------------------------------------------------------------------------------
-
-
-def test_machines_that_share_only_a_server_settle_on_one_run(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other machine created the run after this one had looked: the older one stands."""
-    other = store.open_child("e", None, "run", "id", {}, {"seed": "0"}, started=1000.0)
-    real, looks = store._standing, iter([None])
-    monkeypatch.setattr(store, "_standing", lambda *a: None if next(looks, 1) is None else real(*a))
-    assert store.open_child("e", None, "run", "id", {}, {"seed": "0"}) == other
-    assert [run.run_id for run in store.runs()] == [other]
-    assert rows(store.results, "SELECT count(*) FROM runs") == [(2,)]  # ours was taken back
-
-
 def test_a_file_system_without_links(
     empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Client:
+    def client(tracking_uri: str) -> SimpleNamespace:
         """Makes its database by copying one, which is quicker."""
-
-        def __init__(self, tracking_uri: str) -> None:
-            shutil.copy(empty_database, tracking_uri.removeprefix("sqlite:///"))
-
-        def search_experiments(self) -> None:
-            pass
+        copy = partial(shutil.copy, empty_database, tracking_uri.removeprefix("sqlite:///"))
+        return SimpleNamespace(search_experiments=copy)
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
-        patch.setattr(
-            "lovasz_repro.store.mlflow_store._mlflow", lambda: SimpleNamespace(MlflowClient=Client)
-        )
+        patch.setattr(mlflow_store, "_mlflow", lambda: SimpleNamespace(MlflowClient=client))
         _make_database(tmp_path / "results" / "mlflow.db")
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mlflow.db"]
     assert Store(tmp_path / "results", f"sqlite:///{tmp_path}/results/mlflow.db").runs() == []

@@ -25,16 +25,15 @@ def test_argument_then_environment_then_results(monkeypatch: pytest.MonkeyPatch)
     assert choose_uri(results, "http://b:2") == "http://b:2"
 
 
-@pytest.mark.parametrize("uri", ["file:///runs", "file:runs", "/runs", "runs", "./mlruns"])
-def test_folders_are_refused(uri: str) -> None:
-    with pytest.raises(StoreError, match=r"is a folder.*use sqlite:///PATH/mlflow.db"):
-        choose_uri(Path("results"), uri)
-
-
-@pytest.mark.parametrize("name", ["100%", "what?"])
-def test_results_folders_that_a_uri_cannot_hold(name: str) -> None:
-    with pytest.raises(StoreError, match="may not have % or"):
-        choose_uri(Path(name), None)
+@pytest.mark.parametrize(
+    ("results", "uri", "told"),
+    [("results", uri, r"is a folder.*use sqlite:///PATH/mlflow.db")
+     for uri in ("file:///runs", "file:runs", "/runs", "runs", "./mlruns")]
+    + [(results, None, "may not have % or") for results in ("100%", "what?")],
+)  # fmt: skip
+def test_what_cannot_be_a_store(results: str, uri: str | None, told: str) -> None:
+    with pytest.raises(StoreError, match=told):
+        choose_uri(Path(results), uri)
 
 
 def test_a_scheme_that_mlflow_does_not_know_is_one_line(tmp_path: Path) -> None:
@@ -79,18 +78,15 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("code", [200, 401, 403])
-def test_a_living_server_passes(server: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Answer, "code", code)
-    check_server(server)
-    check_server(server + "/")
-
-
-@pytest.mark.parametrize("code", [404, 500])
-def test_something_else_does_not(server: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Answer, "code", code)
-    with pytest.raises(StoreError, match=f"answers HTTP {code} on /health"):
+def test_living_servers_and_something_else(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in (200, 401, 403):
+        monkeypatch.setattr(Answer, "code", code)
         check_server(server)
+        check_server(server + "/")
+    for code in (404, 500):
+        monkeypatch.setattr(Answer, "code", code)
+        with pytest.raises(StoreError, match=f"answers HTTP {code} on /health"):
+            check_server(server)
 
 
 def test_a_dead_server_is_one_line_at_once(tmp_path: Path) -> None:
