@@ -4,7 +4,6 @@ A store may hold runs of older versions, of other tools and of exports that a st
 whose values are not what the reports take them for is no `StoredRun`, and is passed over.
 """
 
-import json
 import math
 import re
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lovasz_repro.config.names import Name, check_name, check_relative
@@ -46,22 +45,16 @@ def seconds_of(moment: str) -> float:
     return datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
 
 
-def _list_of_text(text: str) -> None:
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        content = None
-    if not isinstance(content, list) or not all(isinstance(part, str) for part in content):
-        raise ValueError("not a JSON list of text")
+def _json_of(kind: Any, what: str) -> Callable[[str], None]:
+    json = TypeAdapter(kind)
 
+    def check(text: str) -> None:
+        try:
+            json.validate_json(text)
+        except ValidationError:
+            raise ValueError(f"not {what}") from None
 
-def _texts_by_name(text: str) -> None:
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        content = None
-    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-        raise ValueError("not a JSON object of text")
+    return check
 
 
 def _printable(text: str) -> str:
@@ -98,8 +91,8 @@ _TAGS = {
     "data_fingerprint": _printable,
     HEARTBEAT: _matches("[0-9]{1,11}([.][0-9]{1,9})?", "epoch seconds"),
     ORIGIN: check_name,
-    LEFT_OUT: _list_of_text,
-    GROUP_TAGS: _texts_by_name,
+    LEFT_OUT: _json_of(list[str], "a JSON list of text"),
+    GROUP_TAGS: _json_of(dict[str, str], "a JSON object of text"),
     "server/recorded": seconds_of,
     "initial/server/recorded": seconds_of,
 }

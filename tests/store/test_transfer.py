@@ -528,6 +528,8 @@ def test_runs_that_are_odd_all_the_same_are_passed_over_with_one_line(
     """Such a run may come from an older version, or from another tool in the same store."""
     store.open_child("e", None, "good", "good", {}, {})
     odd = store.open_child("e", None, "odd", "odd", {"training.batch_size": "x"}, {})
+    for key, value in (("left_out", "[1]"), ("group_tags", "[" * 5000)):
+        store.set_tags(store.open_child("e", None, "odd", key, {}, {}), {key: value})
     assert store._client.create_experiment("../../out")
     outside = store._client.get_experiment_by_name("../../out").experiment_id
     foreign = store._client.create_run(outside, tags={"identity": "i"}, run_name="foreign")
@@ -537,7 +539,8 @@ def test_runs_that_are_odd_all_the_same_are_passed_over_with_one_line(
     assert reader.find("e", "odd") is None
     assert export_runs(reader, tmp_path / "out") == 1
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2  # once a run
+    assert len(said) == 4  # once a run
+    assert [line.count("not a JSON") for line in sorted(said)].count(1) == 2
     assert any(odd in line and "training.batch_size" in line for line in said)
     with pytest.raises(UserError, match="no path inside"):
         reader.add_artifact(foreign.info.run_id, Path(__file__))
