@@ -62,7 +62,6 @@ class Job(NamedTuple):
     arguments: bytes  # a pickle, which may need the module: load that first
     world_size: int
     store: str  # the file through which the ranks find each other
-    with_group: bool
 
 
 class Worker(NamedTuple):
@@ -102,7 +101,22 @@ class RankPool:
 
     def run(self, function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
         """Results of `function(rank, group, *args)` on ranks 0..world_size-1, by rank."""
-        return self._run(function, world_size, args, with_group=True)
+        if not 1 <= world_size <= self.size:
+            raise ValueError(f"world_size must be 1..{self.size}, got {world_size}")
+        if "<" in function.__qualname__:
+            raise ValueError(f"{function.__qualname__} is no module-level function")
+        module, name = function.__module__, function.__qualname__
+        file, arguments = str(sys.modules[module].__file__), pickle.dumps(args)
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job(file, module, name, arguments, world_size, str(Path(folder, "store")))
+            try:
+                self._start()
+                for worker in self._workers[:world_size]:
+                    worker.pipe.send_bytes(pickle.dumps(job))
+                return self._collect(world_size)
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Kill the processes. Another run would start new ones."""
@@ -113,27 +127,6 @@ class RankPool:
             worker.process.close()
             worker.pipe.close()
         self._workers = []
-
-    def _run(
-        self, function: Callable[..., Any], world_size: int, args: tuple[Any, ...], with_group: bool
-    ) -> list[Any]:
-        if not 1 <= world_size <= self.size:
-            raise ValueError(f"world_size must be 1..{self.size}, got {world_size}")
-        if "<" in function.__qualname__:
-            raise ValueError(f"{function.__qualname__} is no module-level function")
-        module, name = function.__module__, function.__qualname__
-        file, arguments = str(sys.modules[module].__file__), pickle.dumps(args)
-        with tempfile.TemporaryDirectory() as folder:
-            store = str(Path(folder, "store"))
-            job = Job(file, module, name, arguments, world_size, store, with_group)
-            try:
-                self._start()
-                for worker in self._workers[:world_size]:
-                    worker.pipe.send_bytes(pickle.dumps(job))
-                return self._collect(world_size)
-            except BaseException:
-                self.close()
-                raise
 
     def _start(self) -> None:
         """Make sure that all processes are alive."""
@@ -170,12 +163,6 @@ class RankPool:
         return [results[rank] for rank in range(world_size)]
 
 
-def run_on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-    """Results of `function(rank, world_size, *args)` on new processes that end with the call."""
-    with RankPool(world_size) as pool:
-        return pool._run(function, world_size, args, with_group=False)
-
-
 def _report(failures: dict[int, str], world_size: int) -> str:
     """The first cause in full, the others in a line each. A death is the cause of what follows."""
     ordered = sorted(failures.items(), key=lambda failure: not failure[1].startswith("died"))
@@ -203,19 +190,18 @@ def _serve(rank: int, pipe: Connection) -> None:
 def _run_job(rank: int, job: Job) -> Any:
     function = _find(job)
     arguments = pickle.loads(job.arguments)
-    size = job.world_size
     dist.init_process_group(
         "gloo",
         init_method=f"file://{job.store}",
         rank=rank,
-        world_size=size,
+        world_size=job.world_size,
         timeout=COLLECTIVE_TIMEOUT,
     )
     dist.barrier()  # nobody leaves before all are connected
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = function(rank, dist.group.WORLD if job.with_group else size, *arguments)
+        result = function(rank, dist.group.WORLD, *arguments)
     dist.barrier()  # nor before all are done
     dist.destroy_process_group()
     return result

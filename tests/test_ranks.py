@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks import RankError, RankPool, run_on_ranks
+from tests.ranks import RankError, RankPool
 
 
 @dataclass
@@ -25,12 +25,6 @@ def total(rank, group, box):
     dist.all_reduce(alone)  # the default group
     assert alone == dist.get_world_size(group)
     return Box(value)
-
-
-def total_of(rank, world_size):
-    value = torch.tensor(rank)
-    dist.all_reduce(value)
-    return value.item(), world_size
 
 
 def differentiable(rank, group):
@@ -152,7 +146,3 @@ def test_what_cannot_run_is_refused(rank_pool):
         rank_pool.run(process, 5)
     with pytest.raises(ValueError, match="no module-level function"):
         rank_pool.run(lambda rank, group: rank, 2)
-
-
-def test_new_processes_for_one_call():
-    assert run_on_ranks(total_of, 2) == [(1, 2), (1, 2)]

@@ -47,19 +47,6 @@ def test_three_ranks_give_the_curves_of_one_process(bench: Bench, whole: str) ->
     assert not list(bench.results("three").glob("work/ranks/*")), "logs of what went well"
 
 
-@pytest.mark.slow
-def test_a_killed_rank_costs_a_restart_and_no_bit(bench: Bench, started: list[Process]) -> None:
-    process = bench.start("killed", "--procs", "2", *ONE)
-    started.append(process)
-    bench.wait_for("killed", "checkpoint-00000004-*.pt", process)
-    kill(process.ranks()[1])
-    assert process.wait() == 0, process.said()
-    assert "rank 1: killed by SIGKILL; all ranks start again" in process.said()
-    assert "goes on from iteration" in process.said()
-    bench.run("whole2", "--procs", "2", *ONE)
-    bench.assert_same("killed", "whole2")
-
-
 def test_nobody_else_can_reach_the_ranks(bench: Bench, started: list[Process]) -> None:
     """All through a run they listen on the loopback address, if at all."""
     process, seen, most = bench.start("seen", "--procs", "2", "--profile", "demo", *ONE), set(), 0
