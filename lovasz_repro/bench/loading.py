@@ -28,7 +28,7 @@ from lovasz_repro.bench.harness import (
 )
 from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.config.schema import CellConfig, LossConfig
-from lovasz_repro.data.voc_training import VocTraining
+from lovasz_repro.data.examples import CroppedImages
 from lovasz_repro.errors import UserError
 from lovasz_repro.run.build import build_model, build_optimizer, open_data, training_batches
 from lovasz_repro.run.datasets import category_of, kind_of
@@ -79,8 +79,8 @@ def run_bench(
         raise UserError(f"--batches {batches}: {cell.name} has no more batches than that.")
     sets: dict[str, Any] = {LOADER: train_set}
     if cell.data.name == "voc" and cell.data.images == "photographs":
-        assert isinstance(train_set, VocTraining)
-        sets[PLAIN] = PlainVoc(train_set.images, train_set.crop)
+        assert isinstance(train_set, CroppedImages)
+        sets[PLAIN] = PlainVoc(train_set.pairs, train_set.crop)
 
     def load(name: str, workers: int, round_: int) -> float:
         given = _batches(cell, sets[name], replace(place, workers=workers))

@@ -25,8 +25,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.voc import VOID, VocImage, read_sbd
+from lovasz_repro.data.voc import VOID, read_sbd
 from lovasz_repro.data.voc_crops import CROP_SCALES, MEAN_BGR, PADDING_RGB
 from lovasz_repro.losses import lovasz_softmax
 
@@ -153,7 +154,7 @@ class PlainVoc(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         crop: side of what comes out, pixels.
     """
 
-    def __init__(self, images: Sequence[VocImage], crop: int) -> None:
+    def __init__(self, images: Sequence[ImagePair], crop: int) -> None:
         self.images = images
         self.crop = crop
 

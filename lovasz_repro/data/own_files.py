@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from lovasz_repro.data.images import by_name
+from lovasz_repro.data.images import ImagePair, by_name
 from lovasz_repro.data.own_masks import CLASS_FILES
 from lovasz_repro.errors import UserError, one_line
 from lovasz_repro.host.files import read_text
@@ -16,14 +15,6 @@ PHOTOGRAPH_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 MOST_LIST_BYTES = 1 << 26
 """Of a list of names."""
-
-
-class OwnPair(NamedTuple):
-    """A photograph and its mask."""
-
-    name: str
-    image: Path
-    mask: Path
 
 
 def own_folder(data: Path) -> Path:
@@ -88,14 +79,14 @@ class OwnFolder:
         images = files_of(place / IMAGES, PHOTOGRAPH_ENDINGS)
         return cls(place, images, files_of(place / MASKS, MASK_ENDINGS))
 
-    def pairs(self, names: Iterable[str]) -> list[OwnPair]:
+    def pairs(self, names: Iterable[str]) -> list[ImagePair]:
         """Those of some names that have a photograph and a mask, sorted by file."""
         wanted = {*names} & self.masks.keys()
-        return [OwnPair(name, file, self.masks[name]) for name, file in self.images.items()
+        return [ImagePair(name, file, self.masks[name]) for name, file in self.images.items()
                 if name in wanted]  # fmt: skip
 
 
-def list_pairs(root: Path, split: str) -> list[OwnPair]:
+def list_pairs(root: Path, split: str) -> list[ImagePair]:
     """The photographs of a split with their masks, sorted by file.
 
     Raises:
@@ -108,7 +99,7 @@ def list_pairs(root: Path, split: str) -> list[OwnPair]:
     return complete_pairs(folder, read_names(list_file(root, split), folder))
 
 
-def complete_pairs(folder: OwnFolder, names: list[str]) -> list[OwnPair]:
+def complete_pairs(folder: OwnFolder, names: list[str]) -> list[ImagePair]:
     """All of some images with their masks.
 
     Raises:

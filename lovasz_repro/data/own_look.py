@@ -14,8 +14,7 @@ import numpy as np
 
 from lovasz_repro.data.check import Begin, Fault, FilesOfImage, Size, by
 from lovasz_repro.data.classes import RGB
-from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.own_files import OwnPair
+from lovasz_repro.data.images import ImagePair, read_photograph
 from lovasz_repro.data.own_masks import (
     MOST_OWN_CLASSES,
     MaskPixels,
@@ -38,7 +37,7 @@ class Looked:
     """What was seen of an image."""
 
     split: str
-    pair: OwnPair
+    pair: ImagePair
     size: Size | None = None
     """Of the photograph; None where it cannot be read."""
     content: str = ""
@@ -55,7 +54,7 @@ class Looked:
 
 def look_at_all(
     root: Path,
-    pairs: Mapping[str, Sequence[OwnPair]],
+    pairs: Mapping[str, Sequence[ImagePair]],
     classes: OwnClasses | None,
     begin: Begin,
     processes: int,
@@ -77,7 +76,7 @@ def look_at_all(
     return looked
 
 
-def look_at(root: Path, classes: OwnClasses | None, item: tuple[str, OwnPair]) -> Looked:
+def look_at(root: Path, classes: OwnClasses | None, item: tuple[str, ImagePair]) -> Looked:
     """Read a photograph and its mask."""
     split, pair = item
     files, size, content = FilesOfImage(root, split, pair.image, ()), None, ""

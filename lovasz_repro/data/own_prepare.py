@@ -12,10 +12,10 @@ import numpy as np
 
 from lovasz_repro.data.check import SHOWN, Begin, unseen
 from lovasz_repro.data.check_own import counts_of, with_palette
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.own_files import (
     OWN_SPLITS,
     OwnFolder,
-    OwnPair,
     complete_pairs,
     in_folders,
     list_file,
@@ -142,7 +142,7 @@ def split_lists(
     return files, notes
 
 
-def pairs_to_read(root: Path, split: bool) -> dict[str, list[OwnPair]]:
+def pairs_to_read(root: Path, split: bool) -> dict[str, list[ImagePair]]:
     """Every image with its mask: of each split, or of all where nothing splits them yet."""
     if not split:
         return {name: list_pairs(root, name) for name in own_splits(root)}

@@ -23,14 +23,13 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from lovasz_repro.data.classes import VOC, VOC_IDS
-from lovasz_repro.data.images import check_known, check_same_size, read_mask, read_photograph
+from lovasz_repro.data.images import ImagePair, check_known, read_mask
 from lovasz_repro.errors import UserError
 
 VOC_CLASSES = VOC.names
@@ -51,17 +50,7 @@ MAT_LIMIT = 1 << 26
 """Most bytes that an annotation may inflate to; a mask of 500x500 takes 250,000."""
 
 
-@dataclass(frozen=True)
-class VocImage:
-    """One photograph and its mask; that of a test image is not public."""
-
-    name: str
-    """Like ``2007_000032``."""
-    image: Path
-    mask: Path
-
-
-def list_images(root: Path, split: str, *, photographs: bool = True) -> list[VocImage]:
+def list_images(root: Path, split: str, *, photographs: bool = True) -> list[ImagePair]:
     """Every image of a split, sorted by name, in whichever of the two layouts there is.
 
     Args:
@@ -82,7 +71,7 @@ def list_images(root: Path, split: str, *, photographs: bool = True) -> list[Voc
         masks = merged_masks(voc, split)
     else:
         masks = official_masks(voc, root / SBD, split)
-    images = [VocImage(name, voc / JPEGS / f"{name}.jpg", masks[name]) for name in sorted(masks)]
+    images = [ImagePair(name, voc / JPEGS / f"{name}.jpg", masks[name]) for name in sorted(masks)]
     if split != "test":
         check_there([image.mask for image in images], "masks")
     if photographs:
@@ -125,17 +114,6 @@ def read_labels(mask: Path) -> np.ndarray:
         raise UserError(f"{mask}: a mask without pixels.")
     check_known(mask, labels, VOC_IDS)
     return labels
-
-
-def read_pair(image: VocImage) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph (H, W, 3) and its mask (H, W), both uint8.
-
-    Raises:
-        UserError: as ``read_photograph`` and ``read_labels``, or sizes that differ.
-    """
-    photograph, labels = read_photograph(image.image), read_labels(image.mask)
-    check_same_size(image.mask, labels, photograph)
-    return photograph, labels
 
 
 def binary_labels(labels: np.ndarray, category: int) -> np.ndarray:

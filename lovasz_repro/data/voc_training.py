@@ -7,11 +7,12 @@ void pixels become.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data import demo, voc
@@ -20,131 +21,33 @@ from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.datasets import (
     DatasetKind,
     Demo,
-    Example,
     ScoredSet,
     TrainingSet,
-    as_tensors,
     category_of,
     not_the_papers,
 )
-from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.voc import VocImage, binary_labels, presence_of, read_labels, read_pair
-from lovasz_repro.data.voc_crops import AugmentationName, augment
+from lovasz_repro.data.examples import CroppedImages, WholeImages
+from lovasz_repro.data.images import ImagePair
+from lovasz_repro.data.voc import binary_labels, presence_of, read_labels
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceScored, EvidenceTraining
 from lovasz_repro.errors import UserError
 
 
-class VocTraining(Dataset[Example]):
-    """Crops of scaled, padded and mirrored photographs, with their labels.
-
-    An item is an RGB image (3, crop, crop) uint8 and its labels (crop, crop) uint8: class ids
-    0..20, or 1 and 0 with a ``category``; 255 = void and padding. It is a function of the seed and
-    the ``Draw``; a plain index stands for the draw at position 0.
-
-    Args:
-        images: what ``list_images`` gives.
-        crop: side of what comes out, pixels.
-        seed: seeds the augmentation.
-        category: class id that is told from the rest; None: all 21 classes.
-        crop_with_class: draw the place of a crop again, up to ``REDRAWS`` times, until it shows
-            ``Draw.wanted``.
-        augmentation: how images are scaled and padded.
-
-    Raises:
-        UserError: (when an item is read) a file is missing or unreadable, the sizes of photograph
-            and mask differ, or an id is unknown.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[VocImage],
-        crop: int,
-        *,
-        seed: int,
-        category: int | None = None,
-        crop_with_class: bool = False,
-        augmentation: AugmentationName = "deeplab",
-    ) -> None:
-        self.images = images
-        self.crop = crop
-        self.seed = seed
-        self.category = category
-        self.crop_with_class = crop_with_class
-        self.augmentation = augmentation
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, item: int | Draw) -> Example:
-        draw = item if isinstance(item, Draw) else Draw(item, 0)
-        photograph, labels = read_example(self.images[draw.image], self.category)
-        image, shown = augment(
-            photograph,
-            labels,
-            seed=self.seed,
-            position=draw.position,
-            crop=self.crop,
-            wanted=draw.wanted if self.crop_with_class else None,
-            how=self.augmentation,
-        )
-        return as_tensors(image, shown)
-
-    def labels(self, index: int) -> np.ndarray:
-        """Class ids (H, W) uint8 of a whole photograph, 255 = void, whatever the category."""
-        return read_labels(self.images[index].mask)
+def crops_of(
+    images: Sequence[ImagePair], *, category: int | None = None, **how: Any
+) -> CroppedImages:
+    """Crops of what ``list_images`` gives; ``how`` is that of ``CroppedImages``."""
+    return CroppedImages(images, read_labels, relabelled(category), **how)
 
 
-class VocScored(Dataset[Example]):
-    """Whole photographs with their labels.
-
-    An item is an RGB image (3, H, W) uint8 and its labels (H, W) uint8, as in ``VocTraining``;
-    photographs differ in size.
-
-    Args:
-        images: what ``list_images`` gives.
-        category: class id that is told from the rest; None: all 21 classes.
-
-    Raises:
-        UserError: as ``VocTraining``.
-    """
-
-    def __init__(self, images: Sequence[VocImage], *, category: int | None = None) -> None:
-        self.images = images
-        self.category = category
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Example:
-        return as_tensors(*read_example(self.images[index], self.category))
-
-    @property
-    def names(self) -> list[str]:
-        """What the photographs are called, like ``2007_000033``."""
-        return [image.name for image in self.images]
-
-    def name(self, index: int) -> str:
-        """What the photograph is called."""
-        return self.images[index].name
-
-    def photograph(self, index: int) -> np.ndarray:
-        """RGB (H, W, 3) uint8."""
-        return read_photograph(self.images[index].image)
-
-    def label_ids(self, index: int) -> np.ndarray:
-        """Class ids (H, W) uint8, 255 = void, whatever the category."""
-        return read_labels(self.images[index].mask)
+def whole_images(images: Sequence[ImagePair], category: int | None = None) -> WholeImages:
+    """Whole photographs at their own size, with class ids 0..20, or 1 and 0 with a category."""
+    return WholeImages(images, read_labels, relabelled(category))
 
 
-def read_example(image: VocImage, category: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph (H, W, 3) and its labels (H, W), both uint8.
-
-    Raises:
-        UserError: as ``read_pair``.
-    """
-    photograph, labels = read_pair(image)
-    return photograph, labels if category is None else binary_labels(labels, category)
+def relabelled(category: int | None) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What makes labels of one category of those of all."""
+    return None if category is None else partial(binary_labels, category=category)
 
 
 SHUFFLE_SEED = 1234
@@ -205,9 +108,9 @@ def training_set(root: Path, data: DataConfig, seed: int) -> TrainingSet:
             crop_with_class=shown,
             augmentation=data.augmentation,
         )
-    return VocTraining(
+    return crops_of(
         voc.list_images(root, data.train_split),
-        crop,
+        crop=crop,
         seed=seed,
         category=category,
         crop_with_class=shown,
@@ -225,7 +128,7 @@ def scored_set(root: Path, split: str, data: DataConfig) -> ScoredSet:
     if data.images == "features":
         return EvidenceScored(root, split, Evidence(data.noise), category=category, chosen=chosen)
     images = voc.list_images(root, split)
-    return VocScored(images if chosen is None else [images[i] for i in chosen], category=category)
+    return whole_images(images if chosen is None else [images[i] for i in chosen], category)
 
 
 def check_papers(root: Path, data: DataConfig) -> None:

@@ -26,8 +26,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.classes import VOC
-from lovasz_repro.data.images import photograph_size, read_photograph
-from lovasz_repro.data.voc import VOID, VocImage, read_labels
+from lovasz_repro.data.images import ImagePair, photograph_size, read_photograph
+from lovasz_repro.data.voc import VOID, read_labels
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
 from lovasz_repro.evaluation.multiscale import MultiScale
@@ -108,7 +108,7 @@ def open_folder(root: Path, predictor: MultiScale, data: str) -> Path:
 
 def predict_probabilities(
     predictor: MultiScale,
-    images: Sequence[VocImage],
+    images: Sequence[ImagePair],
     folder: Path,
     map_: Map = map,
     advance: Advance = lambda images: None,
@@ -150,7 +150,7 @@ def predict_probabilities(
     return files
 
 
-def _is_there(image: VocImage, file: Path) -> bool:
+def _is_there(image: ImagePair, file: Path) -> bool:
     """Whether a file is whole, and of a photograph of this name and size."""
     try:
         return holds_probabilities(file, image.name, photograph_size(image.image))
@@ -163,7 +163,7 @@ def _is_there(image: VocImage, file: Path) -> bool:
 
 def labels_of(
     predictor: MultiScale,
-    images: Sequence[VocImage],
+    images: Sequence[ImagePair],
     folder: Path,
     crf: CrfConfig | None,
     map_: Map,
@@ -180,7 +180,7 @@ def labels_of(
 
 
 def _refined(
-    images: Sequence[VocImage],
+    images: Sequence[ImagePair],
     files: Sequence[Path],
     folder: Path,
     crf: CrfConfig,
@@ -194,7 +194,7 @@ def _refined(
 
 def score_regimes(
     predictor: MultiScale,
-    images: Sequence[VocImage],
+    images: Sequence[ImagePair],
     folder: Path,
     crf: CrfConfig | None,
     *,
@@ -231,7 +231,7 @@ def score_regimes(
     regimes = ["multi_scale"] + (["crf"] if crf else [])
     scorings = {name: SegmentationScoring(VOC.names, VOID, batch_size) for name in regimes}
 
-    def work(some: Sequence[VocImage], map_: Map) -> None:
+    def work(some: Sequence[ImagePair], map_: Map) -> None:
         labels = labels_of(predictor, some, folder, crf, map_, predicted, refined)
         for regime, of_regime in labels.items():
             count(scorings[regime], some, of_regime)
@@ -260,7 +260,7 @@ def chunks_of(images: int, processes: int, most: int | None = None) -> list[slic
 
 
 def count(
-    scoring: SegmentationScoring, images: Sequence[VocImage], predictions: Iterable[np.ndarray]
+    scoring: SegmentationScoring, images: Sequence[ImagePair], predictions: Iterable[np.ndarray]
 ) -> None:
     """Count predicted classes, (H, W) uint8 each, against the masks of the photographs.
 
@@ -289,7 +289,7 @@ class Compared(NamedTuple):
 
 
 def compare_crfs(
-    images: Sequence[VocImage],
+    images: Sequence[ImagePair],
     folder: Path,
     crfs: Sequence[CrfConfig],
     *,

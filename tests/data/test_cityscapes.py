@@ -19,7 +19,7 @@ from lovasz_repro.data.cityscapes import (
     read_instances,
     read_label_ids,
 )
-from lovasz_repro.data.cityscapes_training import CityscapesTraining, ScoredCityscapes
+from lovasz_repro.data.cityscapes_training import ScoredCityscapes, training_images
 from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.errors import UserError
@@ -80,7 +80,7 @@ def test_classes_are_the_official_train_ids_plus_one() -> None:
 
 @pytest.mark.parametrize("size", [(16, 32), (8, 16), (32, 64), (24, 48)])
 def test_image_and_classes_stay_aligned_when_resized(tree: Path, size: tuple[int, int]) -> None:
-    image, classes = CityscapesTraining(tree, "train", size)[1]
+    image, classes = training_images(tree, "train", size)[1]
     assert image.shape == (3, *size)
     assert classes.shape == size
     assert image.dtype == classes.dtype == torch.uint8
@@ -95,7 +95,7 @@ def test_resizing_never_makes_up_a_class(
     root = tmp_path_factory.mktemp("tree")
     ids = np.random.default_rng(seed).choice([0, 7, 33], (13, 17)).astype(np.uint8)
     write_frame(root, "val", "aa", 0, np.zeros((13, 17, 3), np.uint8), ids, ids.astype(np.uint16))
-    dataset = CityscapesTraining(root, "val", (height, width))
+    dataset = training_images(root, "val", (height, width))
     _, classes = dataset[0]
     assert classes.shape == (height, width)
     assert set(classes.unique().tolist()) <= {0, 1, 19}
@@ -104,18 +104,18 @@ def test_resizing_never_makes_up_a_class(
 
 
 def test_mirroring_is_fair_aligned_and_a_function_of_seed_and_position(tree: Path) -> None:
-    dataset = CityscapesTraining(tree, "train", (HEIGHT, WIDTH), flip=True, seed=3)
+    dataset = training_images(tree, "train", (HEIGHT, WIDTH), flip=True, seed=3)
     items = [dataset[Draw(1, position)] for position in range(400)]
     flipped = [bool(image[0, 0, 0] > image[0, 0, -1]) for image, _ in items]
     assert 150 < sum(flipped) < 250  # 200 +- 5 standard deviations of 10
     expected = torch.from_numpy(TO_CLASS[list(BLOCKS)])
     for image, classes in items[:20]:
         assert torch.equal(expected[(column_of(image) // 8).long()], classes)
-    again = CityscapesTraining(tree, "train", (HEIGHT, WIDTH), flip=True, seed=3)
-    other = CityscapesTraining(tree, "train", (HEIGHT, WIDTH), flip=True, seed=4)
+    again = training_images(tree, "train", (HEIGHT, WIDTH), flip=True, seed=3)
+    other = training_images(tree, "train", (HEIGHT, WIDTH), flip=True, seed=4)
     assert all(torch.equal(again[Draw(1, k)][0], items[k][0]) for k in (17, 5, 0))
     assert not all(torch.equal(other[Draw(1, k)][0], items[k][0]) for k in range(40))
-    plain = CityscapesTraining(tree, "train", (HEIGHT, WIDTH))
+    plain = training_images(tree, "train", (HEIGHT, WIDTH))
     assert all(torch.equal(plain[Draw(1, k)][0], plain[1][0]) for k in range(10))
 
 
@@ -146,7 +146,7 @@ def test_what_a_mac_leaves_is_no_frame_and_capitals_are_no_other(tree: Path) -> 
     (image.parent.parent / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     image.rename(image.with_suffix(".PNG"))
     assert [frame.name for frame in list_frames(tree, "train")] == names
-    assert CityscapesTraining(tree, "train", (8, 16))[names.index("bb_000001_000019")][0].shape
+    assert training_images(tree, "train", (8, 16))[names.index("bb_000001_000019")][0].shape
     image.write_bytes(image.with_suffix(".PNG").read_bytes())
     with pytest.raises(UserError, match=r"_leftImg8bit\.png: .* has the same name"):
         list_frames(tree, "train")
@@ -180,7 +180,7 @@ FULL = np.full((HEIGHT, WIDTH), 7)
 )  # fmt: skip
 def test_damaged_items_are_named(tree: Path, damage: Callable[[Path], None], words: str) -> None:
     damage(tree)
-    dataset = CityscapesTraining(tree, "train", (8, 16))
+    dataset = training_images(tree, "train", (8, 16))
     assert dataset[0][0].shape == (3, 8, 16)
     with pytest.raises(UserError, match=words):
         dataset[2]
@@ -214,13 +214,13 @@ def test_missing_parts_are_named(tree: Path) -> None:
         list_frames(tree, "test")
     file(tree, "gtFine_labelIds").unlink()
     with pytest.raises(UserError, match=r"bb_000001_000019_gtFine_labelIds\.png: missing"):
-        CityscapesTraining(tree, "train", (8, 16))
+        training_images(tree, "train", (8, 16))
     file(tree, "gtFine_instanceIds").unlink()
     with pytest.raises(UserError, match=r"and 1 more such files"):
-        CityscapesTraining(tree, "train", (8, 16))
+        training_images(tree, "train", (8, 16))
     shutil.rmtree(tree / "gtFine" / "train" / "bb")
     with pytest.raises(UserError, match="no folder bb, whose photographs are in"):
-        CityscapesTraining(tree, "train", (8, 16))
+        training_images(tree, "train", (8, 16))
     assert len(list_frames(tree, "train", labelled=False)) == 4
     shutil.rmtree(tree / "leftImg8bit" / "train" / "aa")
     shutil.rmtree(tree / "leftImg8bit" / "train" / "bb")

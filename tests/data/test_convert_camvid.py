@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lovasz_repro.data import camvid
-from lovasz_repro.data.camvid import SMALLEST, convert_camvid, convert_labels
+from lovasz_repro.data.camvid import (
+    CAMVID_SIZES,
+    SMALLEST,
+    camvid_images,
+    convert_camvid,
+    convert_labels,
+)
 from lovasz_repro.data.check import TreeNote, read_note
-from lovasz_repro.data.check_camvid import CAMVID_SIZES
 from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import list_frames, read_instances, read_label_ids
 from lovasz_repro.data.cityscapes_training import ScoredCityscapes
@@ -98,8 +103,9 @@ def test_a_whole_tree(tmp_path: Path) -> None:
     for split in counts:
         frames = list_frames(tmp_path / "out", split)
         assert [frame.name for frame in frames] == [f"camvid_000000_{n:06d}" for n in range(5)]
-        for (photograph, mask), frame in zip(camvid.list_files(source, split), frames, strict=True):
-            image, labels = camvid.read_pair(photograph, mask)
+        images = camvid_images(source, split, (24, 32))
+        for index, frame in enumerate(frames):
+            image, labels = images.both(index)
             assert np.array_equal(read_photograph(frame.image), image)
             assert np.array_equal(read_label_ids(frame), np.array(IDS)[labels])
     with (tmp_path / "out" / "camvid-names.csv").open() as table:
@@ -134,8 +140,8 @@ def test_real_images_keep_every_pixel_of_every_class(camvid_root: Path, tmp_path
     for split in CAMVID_SIZES:
         for folder in (split, f"{split}annot"):
             (tmp_path / "camvid" / folder).mkdir(parents=True)
-        for pair in camvid.list_files(camvid_root, split)[::90]:
-            for folder, path in zip((split, f"{split}annot"), pair, strict=True):
+        for _, *files in camvid.list_files(camvid_root, split)[::90]:
+            for folder, path in zip((split, f"{split}annot"), files, strict=True):
                 (tmp_path / "camvid" / folder / path.name).symlink_to(path)
     source, root = tmp_path / "camvid", tmp_path / "out"
     assert convert_camvid(source, root)
@@ -146,10 +152,9 @@ def test_real_images_keep_every_pixel_of_every_class(camvid_root: Path, tmp_path
     after: Counter[int] = Counter()
     objects = 0
     for split in CAMVID_SIZES:
-        for (photograph, mask), frame in zip(
-            camvid.list_files(source, split), list_frames(root, split), strict=True
-        ):
-            image, labels = camvid.read_pair(photograph, mask)
+        images = camvid_images(source, split, (24, 32))
+        for index, frame in enumerate(list_frames(root, split)):
+            image, labels = images.both(index)
             assert np.array_equal(read_photograph(frame.image), image)
             before.update(IDS[label] for label in labels.ravel().tolist())
             after.update(read_label_ids(frame).ravel().tolist())

@@ -13,11 +13,13 @@ from PIL import Image
 
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.datasets import dataset, kind_of
+from lovasz_repro.data.examples import CroppedImages
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, mix
-from lovasz_repro.data.voc import VOID, VocImage
+from lovasz_repro.data.voc import VOID
 from lovasz_repro.data.voc_crops import augment
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
-from lovasz_repro.data.voc_training import VocTraining
+from lovasz_repro.data.voc_training import crops_of
 from lovasz_repro.run.build import draw_batches
 from tests.tiny_voc import CLASSES_USED, write_voc
 
@@ -63,8 +65,8 @@ def test_the_first_of_21_crops_that_shows_the_class(
         assert np.array_equal(shown, by_hand(labels, crop, seed, position, places))
 
 
-def write(folder: Path, labels: np.ndarray, image: np.ndarray) -> VocImage:
-    file = VocImage("2008_000000", folder / "photo.png", folder / "mask.png")
+def write(folder: Path, labels: np.ndarray, image: np.ndarray) -> ImagePair:
+    file = ImagePair("2008_000000", folder / "photo.png", folder / "mask.png")
     Image.fromarray(image).save(file.image)
     Image.fromarray(labels).save(file.mask)
     return file
@@ -73,8 +75,8 @@ def write(folder: Path, labels: np.ndarray, image: np.ndarray) -> VocImage:
 def test_crops_show_the_class_and_are_those_without_it_where_they_did(tmp_path: Path) -> None:
     image, labels = scene(150, 200, seed=3, side=20)
     file = write(tmp_path, labels, image)
-    plain = VocTraining([file], 81, seed=0)
-    chosen = VocTraining([file], 81, seed=0, crop_with_class=True)
+    plain = crops_of([file], crop=81, seed=0)
+    chosen = crops_of([file], crop=81, seed=0, crop_with_class=True)
     before, after, padded = 0, 0, []
     for position in range(100):
         draw = Draw(0, position, WANTED)
@@ -97,8 +99,11 @@ def test_a_class_that_no_crop_can_show_ends_the_search(tmp_path: Path) -> None:
     """One pixel between the points of the grid at scale 1, or a class that is not there."""
     labels = np.zeros((33, 33), np.uint8)
     labels[3, 3] = WANTED
-    crops = VocTraining(
-        [write(tmp_path, labels, np.zeros((33, 33, 3), np.uint8))], 33, seed=0, crop_with_class=True
+    crops = crops_of(
+        [write(tmp_path, labels, np.zeros((33, 33, 3), np.uint8))],
+        crop=33,
+        seed=0,
+        crop_with_class=True,
     )
     for position in range(40):
         for wanted in (WANTED, 12):
@@ -118,7 +123,7 @@ def test_evidence_and_photographs_show_the_same_crop(tmp_path: Path) -> None:
             data = cell.data.model_copy(update=options)
             found[profile] = dataset("voc").train(root, data, 5)
         photographs, evidence = found["demo"], found["features"]
-        assert isinstance(photographs, VocTraining)
+        assert isinstance(photographs, CroppedImages)
         assert isinstance(evidence, EvidenceTraining)
         shown = 0
         for position in range(120):

@@ -22,7 +22,8 @@ from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.demo import VOC_COUNTS, VOC_SIZE, draw_objects, name_images, write_voc
 from lovasz_repro.data.demo_objects import LOOKS
 from lovasz_repro.data.demo_scene import with_border
-from lovasz_repro.data.voc import VOC_CLASSES, VOID, list_images, read_pair
+from lovasz_repro.data.voc import VOC_CLASSES, VOID, list_images
+from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import fingerprint_files
 
@@ -191,7 +192,8 @@ def test_every_class_occurs_often(
 
 
 def test_sizes_vary_and_so_does_the_light(tree: Path) -> None:
-    pairs = [read_pair(image) for image in list_images(tree, "train_aug")]
+    images = whole_images(list_images(tree, "train_aug"))
+    pairs = [images.both(index) for index in range(len(images))]
     shapes = {labels.shape for _, labels in pairs}
     assert len(shapes) >= 4
     assert {max(shape) for shape in shapes} == {SMALL}

@@ -13,11 +13,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from lovasz_repro.config.schema import load_experiment
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches
 from lovasz_repro.data.statistics import class_counts
-from lovasz_repro.data.voc import VOC_CLASSES, VocImage, list_images
+from lovasz_repro.data.voc import VOC_CLASSES, list_images
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
-from lovasz_repro.data.voc_training import VocTraining
+from lovasz_repro.data.voc_training import crops_of
 from lovasz_repro.run.build import draw_batches
 from lovasz_repro.training.distributed import Team
 from tests.conftest import real_data
@@ -28,7 +29,7 @@ OBJECTS = slice(1, None)
 
 
 @lru_cache
-def images(root: Path) -> list[VocImage]:
+def images(root: Path) -> list[ImagePair]:
     return list_images(root, "train_aug", photographs=False)
 
 
@@ -64,7 +65,7 @@ def root() -> Path:
 
 
 def test_the_counts_of_a_run_are_those_of_the_masks(root: Path) -> None:
-    some = class_counts(VocTraining(images(root)[::30], 321, seed=0))
+    some = class_counts(crops_of(images(root)[::30], crop=321, seed=0))
     assert np.array_equal(some, counted(root)[::30])
 
 
@@ -130,14 +131,14 @@ def test_how_often_classes_are_seen(root: Path) -> None:
 class OneByOne(EvidenceTraining):
     """Its masks are read when they are asked for: they are 2 GB."""
 
-    def __init__(self, files: list[VocImage], crop_with_class: bool) -> None:
+    def __init__(self, files: list[ImagePair], crop_with_class: bool) -> None:
         self.masks = Masks(files)  # type: ignore[assignment]
         self.crop, self.evidence, self.seed, self.category = 321, Evidence(), 0, None
         self.crop_with_class, self.augmentation = crop_with_class, "deeplab"
 
 
 class Masks:
-    def __init__(self, files: list[VocImage]) -> None:
+    def __init__(self, files: list[ImagePair]) -> None:
         self.files = files
 
     def __getitem__(self, index: int) -> np.ndarray:

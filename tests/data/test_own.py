@@ -21,7 +21,7 @@ from lovasz_repro.data.own_masks import (
 )
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.voc import JPEGS, MERGED_MASKS, VOC_LISTS, list_images, read_labels
-from lovasz_repro.data.voc_training import VocTraining
+from lovasz_repro.data.voc_training import crops_of
 from lovasz_repro.errors import UserError
 from lovasz_repro.run.build import draw_batches, open_data
 from lovasz_repro.run.inputs import Inputs
@@ -129,8 +129,8 @@ def test_crops_are_those_of_voc(tmp_path: Path, augmentation: Any) -> None:
     settings = {"data.augmentation": augmentation, "data.flip": True}
     data = data_of(root, *VOC.names, **settings)
     own = kind_of(data).train(root, data, 7)
-    theirs = VocTraining(
-        list_images(voc.parent, "train_aug"), 16, seed=7, augmentation=augmentation
+    theirs = crops_of(
+        list_images(voc.parent, "train_aug"), crop=16, seed=7, augmentation=augmentation
     )
     unflipped = kind_of(data).train(root, data.model_copy(update={"flip": False}), 7)
     mirrored = 0

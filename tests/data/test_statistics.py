@@ -63,7 +63,7 @@ def test_streets_are_more_uniform_than_voc() -> None:
     voc = class_presence(counts_of(presence_of(real_data("voc"), "train_aug")), range(21))
     assert voc["classes_per_image"] == pytest.approx(2.47, abs=0.005)
     assert voc["class_uniformity"] == pytest.approx(0.751, abs=0.001)
-    masks = [read_mask(mask, CAMVID_IDS) for _, mask in list_files(real_data("camvid"), "train")]
+    masks = [read_mask(mask, CAMVID_IDS) for _, _, mask in list_files(real_data("camvid"), "train")]
     shown = np.array([[(mask == label).any() for label in range(11)] for mask in masks])
     streets = class_presence(counts_of(shown), range(11))
     assert streets["classes_per_image"] == pytest.approx(9.63, abs=0.005)

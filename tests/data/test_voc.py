@@ -15,17 +15,16 @@ from scipy.io import savemat  # type: ignore[import-untyped]
 from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
 from lovasz_repro.data.classes import voc_colour
-from lovasz_repro.data.images import read_photograph
+from lovasz_repro.data.images import ImagePair, read_photograph
 from lovasz_repro.data.voc import (
     VOC_CLASSES,
     VOC_SIZES,
     VOID,
-    VocImage,
     check_train_aug,
     list_images,
     read_labels,
-    read_pair,
 )
+from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
 
@@ -115,7 +114,7 @@ def test_splits_are_derived_and_sorted(layout: str, request: pytest.FixtureReque
     assert names_of(root, "trainval_aug") == [A, B, C, D, E, F]
     for image in list_images(root, "trainval_aug"):
         assert image.image.stem == image.mask.stem == image.name
-        photograph, labels = read_pair(image)
+        photograph, labels = whole_images([image]).both(0)
         assert photograph.shape == (*SIZE, 3)
         assert photograph.dtype == labels.dtype == np.uint8
         assert np.abs(photograph.astype(int) - (200, 100, 50)).max() <= 3
@@ -275,7 +274,7 @@ def test_damaged_files_and_sizes_that_differ_are_named(official: Path) -> None:
     image = list_images(official, "val")[0]
     put_png(image.mask, np.zeros((5, 8), np.uint8))
     with pytest.raises(UserError, match=r"000002\.png: 5x8, its photograph is 6x8\."):
-        read_pair(image)
+        whole_images([image]).both(0)
     image.mask.write_bytes(image.mask.read_bytes()[:60])
     with pytest.raises(UserError, match=r"000002\.png: unreadable"):
         read_labels(image.mask)
@@ -398,5 +397,5 @@ def test_real_photographs_have_the_size_of_their_masks() -> None:
     photographs = sorted((root / "JPEGImages").glob("*.jpg"))
     for image in photographs:
         mask = root / "SegmentationClassAug" / f"{image.stem}.png"
-        photograph, labels = read_pair(VocImage(image.stem, image, mask))
+        photograph, labels = whole_images([ImagePair(image.stem, image, mask)]).both(0)
         assert photograph.shape[:2] == labels.shape

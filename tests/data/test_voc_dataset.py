@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 from lovasz_repro import cli
 from lovasz_repro.bench.yardsticks import PlainVoc
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw, ShuffledBatches
 from lovasz_repro.data.statistics import class_counts
-from lovasz_repro.data.voc import VOID, VocImage, binary_labels
-from lovasz_repro.data.voc_training import VocScored, VocTraining
+from lovasz_repro.data.voc import VOID, binary_labels
+from lovasz_repro.data.voc_training import crops_of, whole_images
 from lovasz_repro.errors import UserError
 
 SIZES = ((60, 90), (90, 60), (41, 47), (100, 100))
@@ -28,7 +29,7 @@ masks = arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 3, 7, VOID]))
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[VocImage]:
+def images(tmp_path: Path) -> list[ImagePair]:
     """Photographs of which red is twice the column, green twice the row and blue 1, stored exactly.
 
     Their labels are column % 21, with void in the last row; the third has no class but 0.
@@ -40,7 +41,7 @@ def images(tmp_path: Path) -> list[VocImage]:
         labels = np.zeros((height, width)) if number == 2 else columns % 21
         labels[-1] = VOID
         name = f"2008_00000{number}"
-        file = VocImage(name, tmp_path / f"{name}-photo.png", tmp_path / f"{name}.png")
+        file = ImagePair(name, tmp_path / f"{name}-photo.png", tmp_path / f"{name}.png")
         Image.fromarray(photograph.astype(np.uint8)).save(file.image)
         Image.fromarray(labels.astype(np.uint8)).save(file.mask)
         found.append(file)
@@ -72,17 +73,17 @@ def test_labels_of_one_category(labels: np.ndarray, category: int) -> None:
 
 def test_the_whole_photograph_decides_what_void_becomes(tmp_path: Path) -> None:
     """The category is in one corner; crops that miss it have void all the same."""
-    image = VocImage("2008_000000", tmp_path / "photo.png", tmp_path / "mask.png")
+    image = ImagePair("2008_000000", tmp_path / "photo.png", tmp_path / "mask.png")
     labels = np.full((120, 120), VOID, np.uint8)
     Image.fromarray(np.ones((120, 120, 3), np.uint8)).save(image.image)
     labels[:2, :2] = 5
     Image.fromarray(labels).save(image.mask)
-    crops = VocTraining([image], 33, seed=0, category=5)
+    crops = crops_of([image], crop=33, seed=0, category=5)
     shown = [crops[Draw(0, position)][1] for position in range(30)]
     missing = [crop for crop in shown if not (crop == 1).any()]
     assert len(missing) > 5
     assert all((crop == VOID).all() for crop in missing)
-    absent = VocTraining([image], 33, seed=0, category=6)
+    absent = crops_of([image], crop=33, seed=0, category=6)
     for position in range(30):
         photograph, crop = absent[Draw(0, position)]
         outside = photograph[2] != 1
@@ -94,9 +95,9 @@ def test_the_whole_photograph_decides_what_void_becomes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("category", [None, 4])
-def test_crops_are_aligned_and_invent_no_id(images: list[VocImage], category: int | None) -> None:
+def test_crops_are_aligned_and_invent_no_id(images: list[ImagePair], category: int | None) -> None:
     """Labels say which column the photograph shows there, after any scale, flip and padding."""
-    crops = VocTraining(images, CROP, seed=1, category=category)
+    crops = crops_of(images, crop=CROP, seed=1, category=category)
     mirrored, padded = 0, 0
     for position in range(80):
         index = position % len(images)
@@ -128,22 +129,22 @@ def whole_labels(index: int, category: int | None) -> np.ndarray:
     return columns if category is None else (columns == category) * 1
 
 
-def test_an_item_is_a_function_of_seed_and_draw(images: list[VocImage]) -> None:
-    crops, again = (VocTraining(images, CROP, seed=5) for _ in range(2))
+def test_an_item_is_a_function_of_seed_and_draw(images: list[ImagePair]) -> None:
+    crops, again = (crops_of(images, crop=CROP, seed=5) for _ in range(2))
     draws = [Draw(position % 4, position) for position in range(24)]
     forward = [crops[draw] for draw in draws]
     backward = [again[draw] for draw in reversed(draws)][::-1]
     assert all(same(a, b) for a, b in zip(forward, backward, strict=True))
     assert same(crops[2], crops[Draw(2, 0)])
-    other = VocTraining(images, CROP, seed=6)
+    other = crops_of(images, crop=CROP, seed=6)
     assert sum(same(other[draw], item) for draw, item in zip(draws, forward, strict=True)) < 6
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_from_any_number_of_processes(
-    images: list[VocImage], workers: int
+    images: list[ImagePair], workers: int
 ) -> None:
-    crops = pickle.loads(pickle.dumps(VocTraining(images, CROP, seed=2)))
+    crops = pickle.loads(pickle.dumps(crops_of(images, crop=CROP, seed=2)))
     batches = ShuffledBatches(4, 3, 4, seed=7)
     loaded = list(DataLoader(crops, batch_sampler=batches, num_workers=workers))
     for (photographs, labels), batch in zip(loaded, batches, strict=True):
@@ -152,8 +153,8 @@ def test_batches_are_the_same_from_any_number_of_processes(
             assert same(crops[draw], (photographs[k], labels[k]))
 
 
-def test_classes_are_counted_in_whole_masks_whatever_the_category(images: list[VocImage]) -> None:
-    crops = VocTraining(images, CROP, seed=0, category=4)
+def test_classes_are_counted_in_whole_masks_whatever_the_category(images: list[ImagePair]) -> None:
+    crops = crops_of(images, crop=CROP, seed=0, category=4)
     assert len(crops) == 4
     counts = class_counts(crops)
     assert counts.sum(axis=1).tolist() == [height * width for height, width in SIZES]
@@ -165,11 +166,10 @@ def test_classes_are_counted_in_whole_masks_whatever_the_category(images: list[V
 # ---- scoring -------------------------------------------------------------------------------------
 
 
-def test_photographs_are_scored_whole(images: list[VocImage]) -> None:
-    scored = pickle.loads(pickle.dumps(VocScored(images)))
+def test_photographs_are_scored_whole(images: list[ImagePair]) -> None:
+    scored = pickle.loads(pickle.dumps(whole_images(images)))
     assert len(scored) == 4
-    assert scored.names == [scored.name(index) for index in range(4)]
-    assert scored.names[3] == "2008_000003"
+    assert scored.name(3) == "2008_000003"
     for index, (height, width) in enumerate(SIZES):
         photograph, labels = scored[index]
         assert photograph.shape == (3, height, width)
@@ -180,8 +180,8 @@ def test_photographs_are_scored_whole(images: list[VocImage]) -> None:
         assert (labels[-1] == VOID).all()
 
 
-def test_photographs_are_scored_on_one_category(images: list[VocImage]) -> None:
-    scored = VocScored(images, category=4)
+def test_photographs_are_scored_on_one_category(images: list[ImagePair]) -> None:
+    scored = whole_images(images, category=4)
     for index in range(4):
         labels = scored[index][1].numpy()
         assert (labels[:-1] == whole_labels(index, 4)).all()
@@ -192,8 +192,8 @@ def test_photographs_are_scored_on_one_category(images: list[VocImage]) -> None:
 # ---- files that are wrong ------------------------------------------------------------------------
 
 
-def test_wrong_files_are_named(images: list[VocImage]) -> None:
-    crops, scored = VocTraining(images, CROP, seed=0), VocScored(images)
+def test_wrong_files_are_named(images: list[ImagePair]) -> None:
+    crops, scored = crops_of(images, crop=CROP, seed=0), whole_images(images)
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(images[0].mask)
     images[1].image.write_bytes(b"not a picture")
     Image.fromarray(np.full(SIZES[2], 30, np.uint8)).save(images[2].mask)
@@ -209,7 +209,7 @@ def test_wrong_files_are_named(images: list[VocImage]) -> None:
 # ---- the plain version that speed is compared with -----------------------------------------------
 
 
-def test_the_plain_version_shows_the_same_kind_of_crop(images: list[VocImage]) -> None:
+def test_the_plain_version_shows_the_same_kind_of_crop(images: list[ImagePair]) -> None:
     """Its range, its alignment and its padding; Pillow's own resampling apart."""
     plain = PlainVoc(images, CROP)
     assert len(plain) == 4
@@ -252,7 +252,7 @@ profiles:
 
 
 def test_bench_loading_measures_both(
-    images: list[VocImage],
+    images: list[ImagePair],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -5,20 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.statistics import class_counts, class_shares
 from lovasz_repro.data.voc import (
     VOC_CLASSES,
     VOC_SIZES,
     VOID,
-    VocImage,
     binary_labels,
     check_train_aug,
     list_images,
     read_labels,
 )
 from lovasz_repro.data.voc_crops import resize_labels
-from lovasz_repro.data.voc_training import VocScored, VocTraining
+from lovasz_repro.data.voc_training import crops_of, whole_images
 from tests.conftest import real_data
 
 PUBLISHED_SHARES = (
@@ -35,7 +35,7 @@ def root() -> Path:
     return real_data("voc")
 
 
-def masks_of(root: Path, split: str) -> list[VocImage]:
+def masks_of(root: Path, split: str) -> list[ImagePair]:
     return list_images(root, split, photographs=False)
 
 
@@ -50,7 +50,7 @@ def test_the_lists_are_the_published_ones(root: Path) -> None:
 @pytest.mark.slow
 def test_every_mask_is_read_and_the_shares_are_the_published_ones(root: Path) -> None:
     masks = masks_of(root, "trainval_aug")
-    counts = class_counts(VocTraining(masks, 321, seed=0))
+    counts = class_counts(crops_of(masks, crop=321, seed=0))
     total = counts.sum(axis=0, dtype=np.int64)
     assert total[len(VOC_CLASSES) : VOID].sum() == 0
     labelled = total[: len(VOC_CLASSES)]
@@ -88,7 +88,7 @@ def test_real_photographs_come_with_their_masks(root: Path) -> None:
     images = [image for image in masks_of(root, "trainval_aug") if image.image.is_file()]
     if not images:
         pytest.skip("no photographs")
-    crops, scored = VocTraining(images, 321, seed=0), VocScored(images)
+    crops, scored = crops_of(images, crop=321, seed=0), whole_images(images)
     for index in range(len(images)):
         photograph, labels = scored[index]
         assert labels.shape == photograph.shape[1:]

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import distributed, nn
 
 from lovasz_repro.config.schema import CrfConfig, MultiScaleConfig
-from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.voc import VocImage, list_images
+from lovasz_repro.data.images import ImagePair, read_photograph
+from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation import regimes
 from lovasz_repro.evaluation.multiscale import MultiScale
@@ -71,7 +71,7 @@ def forwards(model: nn.Module) -> list[int]:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[VocImage]:
+def images(tmp_path: Path) -> list[ImagePair]:
     return list_images(write_voc(tmp_path / "voc", val=4), "val")
 
 
@@ -83,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("fusion", ["probabilities", "max-logits"])
 def test_files_hold_what_a_plain_loop_over_scales_gives(
-    images: list[VocImage], folder: Path, fusion: Any
+    images: list[ImagePair], folder: Path, fusion: Any
 ) -> None:
     model = network()
     settings = MultiScaleConfig(least_side=SIDE, fusion=fusion)
@@ -107,7 +107,7 @@ def test_files_hold_what_a_plain_loop_over_scales_gives(
 
 
 def test_what_is_there_and_whole_is_not_predicted_again(
-    images: list[VocImage], folder: Path
+    images: list[ImagePair], folder: Path
 ) -> None:
     model = network()
     passes, advanced = forwards(model), list[int]()
@@ -134,7 +134,7 @@ def test_what_is_there_and_whole_is_not_predicted_again(
 
 
 def test_a_photograph_of_another_size_is_predicted_again(
-    images: list[VocImage], folder: Path
+    images: list[ImagePair], folder: Path
 ) -> None:
     model = network()
     files = predict_probabilities(scorer(model), images, folder)
@@ -151,7 +151,7 @@ def test_a_photograph_of_another_size_is_predicted_again(
     assert read_classes(again[1], images[1].name).shape == turned.size[::-1]
 
 
-def test_a_call_that_was_cut_short_is_continued(images: list[VocImage], folder: Path) -> None:
+def test_a_call_that_was_cut_short_is_continued(images: list[ImagePair], folder: Path) -> None:
     model = network()
     plain = scorer(model)
     calls: list[int] = []
@@ -173,7 +173,7 @@ def test_a_call_that_was_cut_short_is_continued(images: list[VocImage], folder: 
     assert len(passes) == 3 * 2
 
 
-def test_other_processes_write_the_same_files(images: list[VocImage], tmp_path: Path) -> None:
+def test_other_processes_write_the_same_files(images: list[ImagePair], tmp_path: Path) -> None:
     model = network()
     for name in ("alone", "shared"):
         (tmp_path / name).mkdir()
@@ -185,7 +185,7 @@ def test_other_processes_write_the_same_files(images: list[VocImage], tmp_path: 
     assert [file.read_bytes() for file in shared] == [file.read_bytes() for file in alone]
 
 
-def test_photographs_that_cannot_be_read_are_named(images: list[VocImage], folder: Path) -> None:
+def test_photographs_that_cannot_be_read_are_named(images: list[ImagePair], folder: Path) -> None:
     images[1].image.write_bytes(images[1].image.read_bytes()[:200])
     with pytest.raises(UserError, match=rf"{images[1].name}\.jpg: unreadable image"):
         predict_probabilities(scorer(network()), images, folder)
@@ -265,7 +265,7 @@ def densecrf() -> Any:
 
 
 def test_scores_are_those_of_a_plain_loop(
-    densecrf: Any, images: list[VocImage], tmp_path: Path
+    densecrf: Any, images: list[ImagePair], tmp_path: Path
 ) -> None:
     scored, advanced = scorer(network()), {"predicted": 0, "refined": 0}
 
@@ -301,7 +301,7 @@ def test_scores_are_those_of_a_plain_loop(
 
 
 def test_a_crf_without_energies_changes_nothing(
-    densecrf: Any, images: list[VocImage], tmp_path: Path
+    densecrf: Any, images: list[ImagePair], tmp_path: Path
 ) -> None:
     scored = scorer(network())
     folder = open_folder(tmp_path, scored, "data")
@@ -312,7 +312,7 @@ def test_a_crf_without_energies_changes_nothing(
 
 
 def test_what_was_stopped_between_chunks_is_gone_on_with(
-    densecrf: Any, images: list[VocImage], tmp_path: Path
+    densecrf: Any, images: list[ImagePair], tmp_path: Path
 ) -> None:
     whole = scorer(network())
     expected = score_regimes(whole, images, open_folder(tmp_path / "whole", whole, "data"), CRF)
@@ -348,7 +348,7 @@ def test_what_was_stopped_between_chunks_is_gone_on_with(
 
 
 def test_processes_give_the_same_scores(
-    densecrf: Any, images: list[VocImage], tmp_path: Path
+    densecrf: Any, images: list[ImagePair], tmp_path: Path
 ) -> None:
     found = []
     for processes in (1, 2):
@@ -360,7 +360,7 @@ def test_processes_give_the_same_scores(
         assert torch.equal(alone, shared)
 
 
-def test_a_mask_of_another_size_is_named(images: list[VocImage], tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_named(images: list[ImagePair], tmp_path: Path) -> None:
     scored = scorer(network())
     Image.fromarray(np.zeros((7, 9), np.uint8)).save(images[2].mask)
     with pytest.raises(UserError, match=rf"{images[2].name}\.png: 7x9, its photograph is"):
@@ -455,7 +455,7 @@ def test_a_disk_that_is_full_on_one_rank_fails_them_all(
     assert answers == ["disk full"] * 2
 
 
-def test_the_precision_is_the_networks_own(images: list[VocImage], tmp_path: Path) -> None:
+def test_the_precision_is_the_networks_own(images: list[ImagePair], tmp_path: Path) -> None:
     """A network in double precision is scored too, and bfloat16 has a folder of its own."""
     scored = scorer(network())
     folder = open_folder(tmp_path, scored, "data")

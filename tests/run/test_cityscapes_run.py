@@ -217,7 +217,7 @@ def test_missing_trees_say_which_command_makes_them(tmp_path: Path) -> None:
 
 
 def test_equibatch_batches_come_from_the_counts(tmp_path: Path) -> None:
-    from lovasz_repro.data.cityscapes_training import CityscapesTraining
+    from lovasz_repro.data.cityscapes_training import training_images
     from lovasz_repro.data.statistics import class_counts
     from lovasz_repro.run.build import draw_batches
 
@@ -226,7 +226,7 @@ def test_equibatch_batches_come_from_the_counts(tmp_path: Path) -> None:
     (cell,) = load_experiment(str(file)).cells("demo", variants=["lovasz-softmax-equibatch"])
     assert isinstance(cell, CellConfig)
     root = write_cityscapes(tmp_path / "data") / "cityscapes"
-    train_set = CityscapesTraining(root, "train", (24, 32))
+    train_set = training_images(root, "train", (24, 32))
     counts = class_counts(train_set)
     drawn = [d.image for batch in draw_batches(cell, 4, counts, 0) for d in batch]
     present = [set(np.unique(train_set.labels(index))) - {0} for index in range(4)]
