@@ -160,6 +160,12 @@ def verify_png(file: Path) -> None:
         image.verify()
 
 
+def some(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def by(size: tuple[int, ...]) -> str:
     """Height and width as people write them: "256x512"."""
     return f"{size[0]}x{size[1]}"

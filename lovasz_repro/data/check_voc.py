@@ -22,6 +22,7 @@ from lovasz_repro.data.check import (
     TreeNote,
     check_each,
     read_note,
+    some,
     unseen,
 )
 from lovasz_repro.data.voc import (
@@ -287,9 +288,3 @@ def unlisted(folder: Path, ending: str, names: Iterable[str]) -> list[Path]:
     """Masks in a folder that have none of the names, sorted."""
     listed = set(names)
     return sorted(mask for mask in folder.glob(f"[!.]*.{ending}") if mask.stem not in listed)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -10,12 +10,12 @@ import torch
 
 from lovasz_repro.config.schema import DataConfig
 from lovasz_repro.data import demo
-from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import (
     CITYSCAPES_SIZES,
     LEFT_IMAGES,
     TO_CLASS,
     Frame,
+    check_cityscapes,
     list_frames,
     read_instances,
     read_label_ids,

@@ -1,4 +1,5 @@
-"""Small data sets of drawn pictures (``demo_scene.py``), laid out as VOC with SBD and Cityscapes.
+"""Small data sets of drawn pictures (``demo_scene.py``), laid out as VOC with SBD, as Cityscapes,
+and as a folder of one's own.
 
 Every class has a look of its own, but colours overlap and the light changes from image to image, so
 that a network has to learn. What is drawn depends on the seed, the split and the image's number
@@ -7,10 +8,15 @@ alone. All classes occur in every labelled split.
 As in the real trees, VOC's masks have void borders and SBD's have none; some images have masks of
 both, and some of SBD's are in VOC's val, so that train_aug goes without them. The annotations of
 Cityscapes' test set hold ignore regions and no labels.
+
+A folder of one's own has small objects, most of the image background. Its photographs show five
+kinds of objects, each half as often as the one before. The first ``kinds`` of them have labels; the
+others count as background, as in a real search for one thing. Every seventh photograph shows none.
 """
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +25,17 @@ from PIL import Image
 from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import Size, TreeNote, by, new_tree
 from lovasz_repro.data.classes import CITYSCAPES, colourise, voc_colour
-from lovasz_repro.data.demo_scene import IDS, IGNORED, Street, draw_scene, with_border
+from lovasz_repro.data.demo_objects import LOOKS
+from lovasz_repro.data.demo_scene import (
+    FINER,
+    IDS,
+    IGNORED,
+    Room,
+    Street,
+    draw_scene,
+    with_border,
+)
+from lovasz_repro.data.own_files import IMAGES, MASKS, OWN_SPLITS
 
 VOC_TREE = Path("VOCdevkit", "VOC2012")
 VOC_SPLITS = ("train_aug", "val", "test")
@@ -49,6 +65,12 @@ RARE = ("train", "rider", "wall", "bus", "motorcycle", "truck", "traffic light",
         "terrain", "traffic sign")  # fmt: skip
 """Classes that not every street has; the images of a split take turns to show them."""
 TURNS = 3
+SMALL_KINDS = ("bird", "sheep", "bottle", "boat", "tvmonitor")
+OWN_COUNTS, OWN_SIZE, SMALLEST_OWN = (60, 20, 20), 160, 64
+"""Images for training, validation and test; long side of the photographs, pixels."""
+SMALLEST_OBJECT, LARGEST_OBJECT = 0.07, 0.16
+"""Height of an object as a share of the long side."""
+EMPTY_EVERY = 7
 
 
 def write_voc(
@@ -116,6 +138,41 @@ def write_cityscapes(
     return new_tree(root, note, write)
 
 
+def write_own_demo(
+    root: Path,
+    seed: int = 0,
+    images: Sequence[int] = OWN_COUNTS,
+    size: int = OWN_SIZE,
+    advance: Callable[[int], None] = lambda images: None,
+    *,
+    kinds: int = 1,
+) -> bool:
+    """Draw a folder of one's own, with lists and ``classes.txt``, as ``write_voc`` does.
+
+    ``kinds`` of objects, 1 to 5, have labels; the photographs are the same. With one kind the masks
+    are black and white, with more they have VOC's palette.
+    """
+    note = note_of("own", seed, OWN_SPLITS, images, (size, size), (SMALLEST_OWN, SMALLEST_OWN))
+    note = replace(note, made_by=f"{note.made_by} --kinds {kinds}")
+
+    def write(folder: Path) -> None:
+        for kind in (IMAGES, MASKS):
+            (folder / kind).mkdir()
+        for split, count in note.images.items():
+            listed = [f"{split}_{number:04d}" for number in range(count)]
+            (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in listed))
+            for number, name in enumerate(listed):
+                photograph, labels = draw_small(seed, split, number, size)
+                Image.fromarray(photograph).save(folder / IMAGES / f"{name}.jpg", quality=QUALITY)
+                mask_of(labels, kinds).save(folder / MASKS / f"{name}.png")
+                advance(1)
+        values = ["0", "255"] if kinds == 1 else [*map(str, range(kinds + 1))]
+        lines = zip(("background", *SMALL_KINDS), values, strict=False)
+        (folder / "classes.txt").write_text("".join(f"{name}: {v}\n" for name, v in lines))
+
+    return new_tree(root, note, write)
+
+
 def note_of(
     layout: str, seed: int, splits: Sequence[str], images: Sequence[int], size: Size, smallest: Size
 ) -> TreeNote:
@@ -178,6 +235,41 @@ def draw_street(
         if min(np.bincount(ids.ravel(), minlength=256)[wanted]) >= STREET_VISIBLE * ids.size:
             break
     return photograph, ids, instances
+
+
+def draw_small(
+    seed: int, split: str, number: int, size: int = OWN_SIZE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image ``number`` of a split: the photograph (H, W, 3) and its kinds (H, W), both uint8.
+
+    Kinds count from 1; 0 is background. The first kind is in every photograph that has objects.
+    """
+    for rng in attempts(seed, OWN_SPLITS.index(split), number):
+        short = round(size * rng.choice(SHORT_SIDES))
+        scene = Meadow(rng, (size, short) if rng.random() < PORTRAIT else (short, size))
+        if number % EMPTY_EVERY == EMPTY_EVERY - 1:
+            return scene.develop()
+        for kind in reversed(range(len(SMALL_KINDS))):
+            for _ in range(int(rng.poisson(3 * 0.5**kind))):
+                scene.drop(kind)
+        photograph, labels = scene.develop()
+        if (labels == 1).any():
+            break
+    return photograph, labels
+
+
+class Meadow(Room):
+    """A background with small objects anywhere."""
+
+    def drop(self, kind: int) -> None:
+        """Paint an object of a kind of ``SMALL_KINDS``, whole, somewhere."""
+        rng, look, (height, width) = self.rng, LOOKS[SMALL_KINDS[kind]], self.size
+        tall = max(height, width) * rng.uniform(SMALLEST_OBJECT, LARGEST_OBJECT)
+        wide = tall * look.aspect * rng.uniform(0.85, 1.15)
+        to_pixels = np.diag([wide * rng.choice([-1, 1]), tall])
+        margin = np.array([wide, tall]) / 2 + FINER
+        centre = margin + rng.random(2) * np.maximum([width, height] - 2 * margin, 0)
+        self.labels[self.stamp(look, to_pixels, centre)] = 1 + kind
 
 
 # ---- which image is whose ------------------------------------------------------------------------
@@ -254,6 +346,16 @@ def write_mat(root: Path, name: str, labels: np.ndarray) -> None:
     file = root / voc.SBD / "cls" / f"{name}.mat"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(header + content.getvalue()[116:])
+
+
+def mask_of(labels: np.ndarray, kinds: int) -> Image.Image:
+    """The mask of the first so many kinds, from labels (H, W) of all."""
+    kept = np.where(labels <= kinds, labels, 0).astype(np.uint8)
+    if kinds == 1:
+        return Image.fromarray(kept * 255)
+    mask = Image.fromarray(kept)
+    mask.putpalette([value for index in range(kinds + 1) for value in voc_colour(index)])
+    return mask
 
 
 def write_street(

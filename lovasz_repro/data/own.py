@@ -26,7 +26,7 @@ from lovasz_repro.data.datasets import (
     TrainingSet,
     category_of,
 )
-from lovasz_repro.data.demo_own import OWN_COUNTS, OWN_SIZE, SMALLEST_OWN, write_own_demo
+from lovasz_repro.data.demo import OWN_COUNTS, OWN_SIZE, SMALLEST_OWN, write_own_demo
 from lovasz_repro.data.examples import CroppedImages, WholeImages
 from lovasz_repro.data.own_files import list_everything, list_pairs, own_splits
 from lovasz_repro.data.own_masks import (

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lovasz_repro.data.check import FilesOfImage, TreeNote, check_image, write_note
-from lovasz_repro.data.check_cityscapes import check_cityscapes
+from lovasz_repro.data.cityscapes import check_cityscapes
 from lovasz_repro.data.classes import CITYSCAPES_IDS
 from lovasz_repro.data.images import opened, read_mask
 from lovasz_repro.errors import UserError
@@ -216,7 +216,7 @@ def test_a_broken_note_is_named(tree: Path, content: str) -> None:
 
 def test_processes_that_decode_do_without_torch() -> None:
     code = (
-        "import sys, lovasz_repro.data.check_cityscapes; "
+        "import sys, lovasz_repro.data.cityscapes; "
         "sys.exit(', '.join({'torch', 'pandas', 'mlflow'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

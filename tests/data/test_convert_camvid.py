@@ -20,8 +20,12 @@ from lovasz_repro.data.camvid import (
     convert_labels,
 )
 from lovasz_repro.data.check import TreeNote, read_note
-from lovasz_repro.data.check_cityscapes import check_cityscapes
-from lovasz_repro.data.cityscapes import list_frames, read_instances, read_label_ids
+from lovasz_repro.data.cityscapes import (
+    check_cityscapes,
+    list_frames,
+    read_instances,
+    read_label_ids,
+)
 from lovasz_repro.data.cityscapes_training import ScoredCityscapes
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.errors import UserError

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from lovasz_repro.data.check import TreeNote, read_note
-from lovasz_repro.data.check_cityscapes import check_cityscapes
 from lovasz_repro.data.cityscapes import (
     IGNORE,
     TO_CLASS,
+    check_cityscapes,
     list_frames,
     read_instances,
     read_label_ids,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lovasz_repro.data.check_own import check_own_folder
-from lovasz_repro.data.demo_own import draw_small, mask_of, write_own_demo
+from lovasz_repro.data.demo import draw_small, mask_of, write_own_demo
 from lovasz_repro.data.own_files import list_pairs
 from lovasz_repro.data.own_masks import (
     OwnClasses,
