@@ -41,7 +41,7 @@ from lovasz_repro.evaluation.photographs import (
 from lovasz_repro.evaluation.predictor import Feeding, Predictor, Upsample
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import remove_left_over
-from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, Weights, load_weights
+from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, ENetWeights, load_weights
 
 Unlabelled = Literal["dropped", "kept"]
 INPUT_SIZE = (512, 1024)
@@ -127,7 +127,7 @@ def predict_split(
     return files
 
 
-def load_cityscapes(weights: Path) -> Weights:
+def load_cityscapes(weights: Path) -> ENetWeights:
     """Weights of a network with the outputs of the released one: unlabelled and 19 classes.
 
     Raises:

@@ -37,6 +37,7 @@ from lovasz_repro.models.snapshot import (
     check_values,
     encoded_deeplab,
     fitting_network,
+    kind_of_file,
     read_safetensors,
     without_classifier,
 )
@@ -363,15 +364,14 @@ def read_foreign(
 
 def read_any(source: Path) -> dict[str, Tensor]:
     """The tensors of a file of any kind, under its own names."""
-    with source.open("rb") as file:
-        head = file.read(9)
-    if head.startswith(b"\x89HDF"):
+    kind = kind_of_file(source)
+    if kind == "hdf5":
         raise ValueError(
             "an HDF5 file, which is not read: those of this network's TensorFlow port hold a pickle"
         )
-    if head.startswith((b"PK\x03\x04", b"\x80")):
+    if kind == "pytorch":
         return read_pytorch(source)
-    if head[8:] == b"{":
+    if kind == "safetensors":
         tensors, metadata = read_safetensors(source)
         if metadata.get("architecture") == OF_DEEPLAB:
             raise UserError(f"{source}: converted already, it can be used as it is.")

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lovasz_repro.errors import UserError, one_line
-from lovasz_repro.host.files import open_regular, write_durably
+from lovasz_repro.host.files import write_durably
 from lovasz_repro.models.pytorch_file import read_pytorch
 from lovasz_repro.models.snapshot import (
     OF_OWN_NETWORK,
     check_shapes,
     check_values,
     encoded,
+    kind_of_file,
     read_safetensors,
+    told,
 )
 
 SIDE_STEP = 32
@@ -142,20 +144,13 @@ def load_own(model: OwnNetwork, path: Path) -> None:
 
     Raises UserError where the file cannot be read or is of another network.
     """
-    try:
-        with open_regular(path) as file:
-            of_safetensors = file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
-        tensors = read_safetensors(path)[0] if of_safetensors else read_pytorch(path)
-        own = model.network.state_dict()
-        check_shapes(tensors, own)
+    advice = (f"They must fit {model.source}; parts of a network, such as all but its classifier, "
+              "are loaded best by that function itself.")  # fmt: skip
+    with told(path, advice):
+        ours = kind_of_file(path) == "safetensors" or path.suffix == ".safetensors"
+        tensors = read_safetensors(path)[0] if ours else read_pytorch(path)
+        check_shapes(tensors, model.network.state_dict())
         check_values(tensors)
-    except OSError as error:
-        raise UserError(f"weights {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(
-            f"weights {path}: {error}. They must fit {model.source}; parts of a network, such as "
-            "all but its classifier, are loaded best by that function itself."
-        ) from error
     model.network.load_state_dict(tensors)
 
 

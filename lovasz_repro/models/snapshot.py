@@ -9,10 +9,11 @@ network, a damaged one or one with values that are not finite ends in a `UserErr
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import safetensors
 import safetensors.torch
@@ -38,6 +39,50 @@ MAX_BLOCKS = 200  # ResNet-152 has 50
 
 class ForeignFile(ValueError):
     """A weight file that is not one of ours; perhaps it can be converted."""
+
+
+@contextmanager
+def told(path: Path, advice: str, foreign: str = "") -> Iterator[None]:
+    """Have what is wrong with a weight file end in one line of what to do; ``foreign`` is the
+    advice on a file that is not one of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"weights {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        problem = str(error).removeprefix(f"{path}: ")
+        what_to_do = foreign if isinstance(error, ForeignFile) else advice
+        raise UserError(f"weights {path}: {problem}. {what_to_do}") from error
+
+
+def kind_of_file(path: Path) -> Literal["safetensors", "pytorch", "hdf5", "other"]:
+    """What a file is by its first bytes; raises OSError where it cannot be read."""
+    with open_regular(path) as file:
+        head = file.read(9)
+    if head[8:] == b"{":
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "pytorch"
+    return "hdf5" if head.startswith(b"\x89HDF") else "other"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a network and what they were trained for.
+
+    Attributes:
+        tensors: on the CPU, under the names of the network's state dict.
+        num_classes: number of outputs, None for a backbone without a classifier.
+        dataset: short name of the data set, "unknown" where the file does not say.
+        class_names: one for each output; empty where the file does not say.
+        notes: whatever else a snapshot's metadata holds (run id, git commit, score).
+    """
+
+    tensors: dict[str, Tensor]
+    num_classes: int | None
+    dataset: str
+    class_names: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 # ---- the format ----------------------------------------------------------------------------------
@@ -105,11 +150,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"unreadable safetensors file ({error})") from error
 
 
-def architecture_of(path: Path) -> str | None:
-    """Which network one of our files is of, or None for any other file or none at all."""
-    return metadata_of(path).get("architecture")
-
-
 def metadata_of(path: Path) -> dict[str, str]:
     """The metadata of one of our files; nothing of any other file or none at all."""
     try:
@@ -164,27 +204,13 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
 # ---- ENet ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Weights of an ENet and what they were trained for.
+@dataclass(frozen=True, kw_only=True)
+class ENetWeights(Weights):
+    """Weights of an ENet; for ``decoder`` and ``dropout_convention`` see `ENet`."""
 
-    Attributes:
-        tensors: state dict of `ENet`, on the CPU.
-        num_classes: number of outputs.
-        decoder: see `ENet`.
-        dropout_convention: see `ENet`.
-        dataset: short name of the data set, "unknown" where the file does not say.
-        class_names: one for each output; empty where the file does not say.
-        notes: whatever else a snapshot's metadata holds (run id, git commit, score).
-    """
-
-    tensors: dict[str, Tensor]
     num_classes: int
     decoder: Activation
     dropout_convention: DropoutConvention
-    dataset: str
-    class_names: tuple[str, ...] = ()
-    notes: dict[str, str] = field(default_factory=dict)
 
     def build(self) -> ENet:
         """The network with a copy of these weights, in training mode; draws no random numbers."""
@@ -198,50 +224,41 @@ class Weights:
             return ENet(self.num_classes, self.decoder, self.dropout_convention)
 
 
-def load_weights(path: Path) -> Weights:
+def load_weights(path: Path) -> ENetWeights:
     """Weights of an ENet from the authors' Torch7 file or from a snapshot, told by the content.
 
     Raises UserError where the file is missing, unreadable, damaged, or not an ENet.
     """
-    try:
-        with open_regular(path) as file:
-            head = file.read(9)
-        if head[8:] == b"{" or path.suffix == ".safetensors":
-            weights = read_enet(path)
-        elif head[:1] == b"\x80" or head[:4] == b"PK\x03\x04":
+    with told(path, "Give the authors' Torch7 file (enet-model.net) or a .safetensors snapshot of "
+              "a run"):  # fmt: skip
+        kind = kind_of_file(path)
+        if kind == "pytorch":
             raise ValueError("a PyTorch pickle, which is not read")
-        else:
-            weights = read_released(path)
+        ours = kind == "safetensors" or path.suffix == ".safetensors"
+        weights = read_enet(path) if ours else read_released(path)
         try:
             check_shapes(weights.tensors, weights.empty_model().state_dict())
         except ValueError as error:
             raise ValueError(f"not an ENet: {error}") from error
         check_values(weights.tensors)
-    except OSError as error:
-        raise UserError(f"weights {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        problem = str(error).removeprefix(f"{path}: ")
-        raise UserError(
-            f"weights {path}: {problem}. "
-            "Give the authors' Torch7 file (enet-model.net) or a .safetensors snapshot of a run"
-        ) from error
     return weights
 
 
-def load_enet(path: Path) -> ENet:
-    """The network in a weight file, see `load_weights`; on the CPU, in training mode."""
-    return load_weights(path).build()
-
-
-def read_released(path: Path) -> Weights:
+def read_released(path: Path) -> ENetWeights:
     """Weights in a Torch7 file; raises ValueError where it is damaged or not an ENet."""
     tensors, decoder = enet_tensors(read_torch7(path))
     outputs = tensors["classifier.bias"].shape[0]
     dataset = "cityscapes" if outputs == RELEASED_OUTPUTS else "unknown"
-    return Weights(tensors, outputs, decoder, "torch7", dataset)
+    return ENetWeights(
+        tensors=tensors,
+        num_classes=outputs,
+        decoder=decoder,
+        dropout_convention="torch7",
+        dataset=dataset,
+    )
 
 
-def read_enet(path: Path) -> Weights:
+def read_enet(path: Path) -> ENetWeights:
     """Weights in a snapshot of ENet; raises ValueError where it is not one."""
     tensors, notes = read_safetensors(path)
     architecture = notes.pop("architecture", "missing")
@@ -251,7 +268,7 @@ def read_enet(path: Path) -> Weights:
         names = class_names(notes.pop("class_names"))
         if notes.pop("num_classes") != str(len(names)):
             raise ValueError(f"its metadata names {len(names)} classes, but counts others")
-        return Weights(
+        return ENetWeights(
             tensors=tensors,
             num_classes=len(names),
             decoder=cast(Activation, notes.pop("decoder")),
@@ -267,24 +284,8 @@ def read_enet(path: Path) -> Weights:
 # ---- DeepLab-v2 ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DeepLabWeights:
-    """Weights of a DeepLab and what they were trained for.
-
-    Attributes:
-        tensors: those of `stored_tensors`, on the CPU; without `aspp.*` where the file has the
-            backbone alone.
-        num_classes: number of outputs, None for the backbone alone.
-        dataset: short name of the data set, "unknown" where the file does not say.
-        class_names: one for each output; empty where the file does not say.
-        notes: whatever else the metadata holds (run id, git commit, where it was converted from).
-    """
-
-    tensors: dict[str, Tensor]
-    num_classes: int | None
-    dataset: str
-    class_names: tuple[str, ...] = ()
-    notes: dict[str, str] = field(default_factory=dict)
+class DeepLabWeights(Weights):
+    """Weights of a DeepLab: `stored_tensors`, without `aspp.*` for the backbone alone."""
 
     def build(self) -> DeepLab:
         """The network with these weights; raises UserError where they lack a classifier."""
@@ -330,21 +331,11 @@ def load_deeplab_weights(path: Path) -> DeepLabWeights:
 
     Raises UserError where the file is missing, damaged, or somebody else's.
     """
-    try:
-        with open_regular(path) as file:
-            head = file.read(9)
-        if head[8:] != b"{":
+    convert = "Released weights are converted once: lovasz-repro weights convert"
+    with told(path, "Convert or fetch it again.", f"{convert} {path} DST.safetensors"):
+        if kind_of_file(path) != "safetensors":
             raise ForeignFile("no safetensors file")
         return read_deeplab(path)
-    except OSError as error:
-        raise UserError(f"weights {path}: {error.strerror or error}") from error
-    except ForeignFile as error:
-        raise UserError(
-            f"weights {path}: {error}. Released weights are converted once: "
-            f"lovasz-repro weights convert {path} DST.safetensors"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"weights {path}: {error}. Convert or fetch it again.") from error
 
 
 def read_deeplab(path: Path) -> DeepLabWeights:
@@ -468,14 +459,14 @@ def load_snapshot(path: Path) -> Snapshot:
     Raises UserError where it is missing or damaged, holds no classifier, or the network sees no
     photographs.
     """
-    architecture = architecture_of(path)
+    architecture = metadata_of(path).get("architecture")
     if architecture == OF_EVIDENCE_NET:
         raise UserError(f"weights {path}: of {architecture}, which sees features drawn from masks "
                         "and no photographs.")  # fmt: skip
     if architecture == OF_OWN_NETWORK:
         raise UserError(f"weights {path}: of a network of your own. Give the id of its run: a file "
                         "does not say which code is run.")  # fmt: skip
-    weights: Weights | DeepLabWeights
+    weights: ENetWeights | DeepLabWeights
     if architecture == OF_DEEPLAB:
         weights = load_deeplab_weights(path)
     else:

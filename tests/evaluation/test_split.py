@@ -18,7 +18,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import split
 from lovasz_repro.evaluation.split import ahead, is_complete, predict_split
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.snapshot import load_enet, save_weights
+from lovasz_repro.models.snapshot import load_weights, save_weights
 from tests.left_overs import left_over
 from tests.tiny_cityscapes import write_cityscapes
 
@@ -45,7 +45,7 @@ def scores_of(weights: Path, frame: Frame, size: tuple[int, int]) -> torch.Tenso
         small = photograph.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        return load_enet(weights).eval()(pixels)[0]
+        return load_weights(weights).build().eval()(pixels)[0]
 
 
 def upsampled(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -285,7 +285,7 @@ def test_what_the_released_network_has_of_camvids_classes(
     enet_weights: Path, camvid_root: Path
 ) -> None:
     """Of each of CamVid's classes one class of Cityscapes, and with what looks like it."""
-    network = load_enet(enet_weights).eval()
+    network = load_weights(enet_weights).build().eval()
     own = [CAMVID_FROM_CITYSCAPES[label] for label in range(11)]
     alike = {own[10]: STREET_CLASSES.index("rider"), own[6]: STREET_CLASSES.index("traffic light")}
     counts = {first: np.zeros((12, 20), dtype=np.int64) for first in (0, 1)}

@@ -16,7 +16,7 @@ from PIL import Image
 from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.errors import UserError
 from lovasz_repro.models.enet import ENet, map_classifier
-from lovasz_repro.models.snapshot import load_enet, load_weights, save_weights
+from lovasz_repro.models.snapshot import load_weights, save_weights
 
 METADATA = {"dataset": "toy", "class_names": ["a", "b", "c"], "run": "abc123"}
 
@@ -175,7 +175,7 @@ def test_damaged_network_files(random_enet: Path, tmp_path_factory, data) -> Non
     path = tmp_path_factory.getbasetemp() / "damaged.net"
     path.write_bytes(content)
     try:
-        load_enet(path)
+        load_weights(path).build()
     except UserError as error:
         assert str(error).isprintable()  # noqa: PT017
 
@@ -213,7 +213,7 @@ def test_snapshot_round_trip(model: ENet, snapshot: Path) -> None:
     weights = load_weights(snapshot)
     assert weights.class_names == ("a", "b", "c")
     assert (weights.dataset, weights.notes) == ("toy", {"run": "abc123"})
-    loaded = load_enet(snapshot)
+    loaded = load_weights(snapshot).build()
     assert loaded.training
     for (name, ours), (other, theirs) in zip(
         model.state_dict().items(), loaded.state_dict().items(), strict=True
@@ -230,7 +230,7 @@ def test_snapshot_keeps_the_variant(tmp_path: Path, decoder, convention) -> None
     model = ENet(3, decoder, convention).to(memory_format=torch.channels_last)
     path = tmp_path / "a.safetensors"
     save_weights(model, path, METADATA)
-    loaded, images = load_enet(path), torch.rand(1, 3, 16, 24)
+    loaded, images = load_weights(path).build(), torch.rand(1, 3, 16, 24)
     assert (loaded.decoder, loaded.dropout_convention) == (decoder, convention)
     torch.testing.assert_close(loaded.eval()(images), model.eval()(images))
 
@@ -243,7 +243,7 @@ def test_same_model_gives_the_same_bytes(model: ENet, snapshot: Path, tmp_path: 
 
 def test_building_draws_no_random_numbers(snapshot: Path) -> None:
     before = torch.get_rng_state()
-    load_enet(snapshot)
+    load_weights(snapshot).build()
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -403,7 +403,7 @@ def test_released_network_for_camvid_knows_its_classes(
     enet_weights: Path, camvid_root: Path
 ) -> None:
     """Better than the 16.8 % share of sky or 31.7 % of road that a constant answer would get."""
-    mapped = map_classifier(load_enet(enet_weights), CAMVID_FROM_CITYSCAPES).eval()
+    mapped = map_classifier(load_weights(enet_weights).build(), CAMVID_FROM_CITYSCAPES).eval()
     right = total = 0
     for path in sorted((camvid_root / "test").iterdir())[60:200:35]:
         with Image.open(path) as image:

@@ -18,7 +18,7 @@ from lovasz_repro.data.cityscapes import TO_LABEL_ID, list_frames
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.cityscapes_files import official_scores
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.models.snapshot import load_enet
+from lovasz_repro.models.snapshot import load_weights
 from lovasz_repro.run.datasets import scoring_of
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
@@ -102,14 +102,14 @@ def test_every_variant_is_trained_and_scored(grid: Ran) -> None:
             assert [step for step, _ in store.history(stored.run_id, f"val/{key}")] == steps
             assert 0 <= stored.metrics[f"test/{key}"] <= 1
         assert stored.metrics["best/iteration"] in (3, 6)
-        again = load_enet(store.artifact(stored.run_id, "best.safetensors"))
+        again = load_weights(store.artifact(stored.run_id, "best.safetensors")).build()
         assert again.num_classes == 20
 
 
 def test_the_best_snapshot_scores_what_the_official_script_says(grid: Ran, tmp_path: Path) -> None:
     _, store, place = grid
     stored = store.runs("tiny-streets")[-1]
-    model = load_enet(store.artifact(stored.run_id, "best.safetensors")).eval()
+    model = load_weights(store.artifact(stored.run_id, "best.safetensors")).build().eval()
     frames = list_frames(place.data / "cityscapes", "val")
     files, losses, pixels = [], 0.0, 0
     of_id = {int(label): of_class for of_class, label in enumerate(TO_LABEL_ID) if of_class}
