@@ -1,8 +1,6 @@
 """The check of a Pascal VOC: a whole one passes, and every fault of a broken one is listed."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,10 +195,9 @@ def break_everything(root: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_every_fault_is_listed_in_order(tree: Path, processes: int) -> None:
+def test_every_fault_is_listed_in_order(tree: Path) -> None:
     expected = break_everything(tree)
-    report = check_voc(tree, processes=processes)
+    report = check_voc(tree, processes=2)
     found = [str(problem) for problem in report.problems]
     assert len(found) == len(expected), "\n".join(found)
     for line, start in zip(found, expected, strict=True):
@@ -314,15 +311,6 @@ def test_a_missing_tree_and_a_broken_note_are_one_line(tree: Path, tmp_path: Pat
     (tree / "lovasz-repro.json").write_text("{}")
     with pytest.raises(UserError, match=r"lovasz-repro\.json: not a note of this tool"):
         check_voc(tree)
-
-
-def test_processes_that_decode_do_without_torch() -> None:
-    code = (
-        "import sys, lovasz_repro.data.check_voc; "
-        "sys.exit(', '.join({'torch', 'pandas', 'mlflow', 'scipy'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 # ---- the real thing ------------------------------------------------------------------------------

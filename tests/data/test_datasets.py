@@ -28,8 +28,7 @@ def test_own_settings_are_settings() -> None:
         assert key in CellConfig.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("setting", OWN_SETTINGS)
-def test_settings_of_another_data_set_are_refused(setting: str) -> None:
+def test_settings_of_another_data_set_are_refused() -> None:
     values: dict[str, Any] = {
         "data.category": "cat",
         "data.images": "features",
@@ -43,9 +42,11 @@ def test_settings_of_another_data_set_are_refused(setting: str) -> None:
         "data.classes": ["sky", "ground"],
         "data.resize": True,
     }
-    names = " and ".join(OWN_SETTINGS[setting])
-    with pytest.raises(UserError, match=rf"{setting} is of the data set {names} alone"):
-        load_experiment("camvid-enet").cells("demo", overrides={setting: values[setting]})
+    experiment = load_experiment("camvid-enet")
+    for setting, names in OWN_SETTINGS.items():
+        alone = rf"{setting} is of the data set {' and '.join(names)} alone"
+        with pytest.raises(UserError, match=alone):
+            experiment.cells("demo", overrides={setting: values[setting]})
 
 
 def test_a_line_is_all_that_the_rest_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,31 +2,26 @@
 
 import io
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat  # type: ignore[import-untyped]
 from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
 from lovasz_repro.data.classes import voc_colour
-from lovasz_repro.data.images import ImagePair, read_photograph
+from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc import (
-    VOC_CLASSES,
-    VOC_SIZES,
     VOID,
-    check_train_aug,
     list_images,
     read_labels,
 )
 from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
-from tests.conftest import real_data
 
 A, B, C, D, E, F, G = (f"2008_00000{number}" for number in range(7))
 VOC_TRAIN, VOC_VAL, TEST = (B, A), (D, C), (G,)
@@ -166,6 +161,7 @@ def test_statistics_of_masks_do_without_photographs(popular: Path) -> None:
 # ---- labels --------------------------------------------------------------------------------------
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_every_kind_of_mask_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int
@@ -183,8 +179,7 @@ def test_every_kind_of_mask_is_read_as_it_was_written(
         assert np.array_equal(found, labels), name
 
 
-@pytest.mark.parametrize("unknown", [21, 100, 254])
-@pytest.mark.parametrize("ending", ["png", "mat"])
+@pytest.mark.parametrize(("unknown", "ending"), [(21, "png"), (254, "png"), (21, "mat")])
 def test_unknown_ids_are_named(tmp_path: Path, unknown: int, ending: str) -> None:
     labels = np.full(SIZE, 20, np.uint8)
     labels[3, 4] = unknown
@@ -192,16 +187,6 @@ def test_unknown_ids_are_named(tmp_path: Path, unknown: int, ending: str) -> Non
     {"png": put_png, "mat": put_mat}[ending](tmp_path / f"m.{ending}", labels)
     with pytest.raises(UserError, match=rf"m\.{ending}: class id {unknown}; VOC has 0-20 and 255"):
         read_labels(tmp_path / f"m.{ending}")
-
-
-@pytest.mark.parametrize(
-    "pixels",
-    [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16)],
-)
-def test_masks_of_other_depths_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "m.png")
-    with pytest.raises(UserError, match=r"m\.png: not a mask of one 8-bit class id"):
-        read_labels(tmp_path / "m.png")
 
 
 @pytest.mark.parametrize(
@@ -246,28 +231,31 @@ def test_damaged_mat_files_are_read_or_named_in_one_line(
     assert refusal is None or "\n" not in refusal
 
 
-def test_an_annotation_that_inflates_without_end_is_refused(tmp_path: Path) -> None:
-    """Some 70 kB that would take 70 MB."""
-    savemat(tmp_path / "m.mat", {"GTcls": {"Segmentation": np.zeros((7000, 10000), np.uint8)}},
+def test_an_annotation_that_inflates_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 kB that would take 1 MB."""
+    monkeypatch.setattr("lovasz_repro.data.voc.MAT_LIMIT", 500_000)
+    savemat(tmp_path / "m.mat", {"GTcls": {"Segmentation": np.zeros((1000, 1000), np.uint8)}},
             do_compression=True)  # fmt: skip
-    assert (tmp_path / "m.mat").stat().st_size < 100_000
+    assert (tmp_path / "m.mat").stat().st_size < 2000
     with pytest.raises(UserError, match=r"m\.mat: .*too large"):
         read_labels(tmp_path / "m.mat")
 
 
 def test_one_changed_byte_that_crashes_scipys_reader_does_no_harm(tmp_path: Path) -> None:
-    """Every byte of the stored file in turn, the size of an element among them."""
+    """Every third byte of the stored file in turn, the size of an element among them."""
     put_mat(tmp_path / "m.mat", np.full(SIZE, SBD_ID, np.uint8), compressed=False)
     content = (tmp_path / "m.mat").read_bytes()
     refused = 0
-    for place in range(128, len(content)):
+    for place in range(128, len(content), 3):
         damaged = content[:place] + bytes([content[place] ^ 0xD5]) + content[place + 1 :]
         (tmp_path / "m.mat").write_bytes(damaged)
         try:
             assert read_labels(tmp_path / "m.mat").size == SIZE[0] * SIZE[1]
         except UserError:
             refused += 1
-    assert refused > 48
+    assert refused > 16
 
 
 def test_damaged_files_and_sizes_that_differ_are_named(official: Path) -> None:
@@ -334,68 +322,3 @@ def test_missing_parts_of_the_popular_layout_are_named(popular: Path) -> None:
     (popular / "VOC2012" / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()
     with pytest.raises(UserError, match=r"train_aug\.txt: no such list.*robots.*SBD/download"):
         list_images(popular, "trainval_aug")
-
-
-# ---- the real thing ------------------------------------------------------------------------------
-
-
-def test_the_real_lists_are_the_published_ones() -> None:
-    root = real_data("voc")
-    lists = {s: [i.name for i in list_images(root, s, photographs=False)]
-             for s in ("train_aug", "val", "trainval_aug")}  # fmt: skip
-    assert {split: len(names) for split, names in lists.items()} == {
-        "train_aug": 10582, "val": 1449, "trainval_aug": 12031
-    }  # fmt: skip
-    assert {**VOC_SIZES, "test": 1456} == VOC_SIZES
-    check_train_aug(lists["train_aug"])
-    with pytest.raises(UserError, match="10,581 images, not 10,582"):
-        check_train_aug(lists["train_aug"][1:])
-    with pytest.raises(UserError, match="not the published ones in sorted order"):
-        check_train_aug(lists["train_aug"][::-1])
-
-
-def test_the_real_list_follows_from_the_official_ones(tmp_path: Path) -> None:
-    """VOC's and SBD's lists cut from the published one, with val as far as SBD has it."""
-    lists = real_data("voc", "VOC2012", "ImageSets", "Segmentation")
-    train_aug = (lists / "train_aug.txt").read_text().split()
-    val = (lists / "val.txt").read_text().split()
-    voc, sbd = tmp_path / VOC_AT, tmp_path / SBD_AT
-    put_list(tmp_path / LISTS_AT / "train.txt", train_aug[:1464])
-    put_list(tmp_path / LISTS_AT / "val.txt", val)
-    put_list(sbd / "train.txt", [*train_aug[:900:-2], *val[:700]])
-    put_list(sbd / "val.txt", [*train_aug[:900:-1][1::2], *val[700:1100]])
-    for folder, ending, names in (
-        (voc / "SegmentationClass", "png", [*train_aug[:1464], *val]),
-        (sbd / "cls", "mat", train_aug[1464:]),
-    ):
-        folder.mkdir(parents=True)
-        for name in names:
-            (folder / f"{name}.{ending}").touch()
-    images = list_images(tmp_path, "train_aug", photographs=False)
-    check_train_aug(image.name for image in images)
-    assert Counter(image.mask.suffix for image in images) == {".png": 1464, ".mat": 9118}
-    assert len(list_images(tmp_path, "trainval_aug", photographs=False)) == 12031
-
-
-def test_classes_have_their_known_shares_of_the_real_pixels() -> None:
-    """Percent of labelled pixels over all masks: background 69.8, person 7.5, cat 3.2, void 1.3."""
-    images = list_images(real_data("voc"), "trainval_aug", photographs=False)[::16]
-    counts = np.zeros(256, np.int64)
-    for image in images:
-        counts += np.bincount(read_labels(image.mask).ravel(), minlength=256)
-    share = 100 * counts / counts[:21].sum()
-    assert counts[21:VOID].sum() == 0
-    assert share[0] == pytest.approx(69.8, abs=2)
-    assert share[VOC_CLASSES.index("person")] == pytest.approx(7.5, abs=1.5)
-    assert share[VOC_CLASSES.index("cat")] == pytest.approx(3.16, abs=1)
-    assert 100 * counts[VOID] / counts.sum() == pytest.approx(1.33, abs=0.6)
-    assert all(share[:21] > 0.1)
-
-
-def test_real_photographs_have_the_size_of_their_masks() -> None:
-    root = real_data("voc", "VOC2012")
-    photographs = sorted((root / "JPEGImages").glob("*.jpg"))
-    for image in photographs:
-        mask = root / "SegmentationClassAug" / f"{image.stem}.png"
-        photograph, labels = whole_images([ImagePair(image.stem, image, mask)]).both(0)
-        assert photograph.shape[:2] == labels.shape

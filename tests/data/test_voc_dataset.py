@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw, ShuffledBatches
 from lovasz_repro.data.statistics import class_counts
 from lovasz_repro.data.voc import VOID, binary_labels
-from lovasz_repro.data.voc_training import crops_of, whole_images
+from lovasz_repro.data.voc_training import balanced_validation, crops_of, shuffle, whole_images
 from lovasz_repro.errors import UserError
 
 SIZES = ((60, 90), (90, 60), (41, 47), (100, 100))
@@ -187,6 +188,40 @@ def test_photographs_are_scored_on_one_category(images: list[ImagePair]) -> None
         assert (labels[:-1] == whole_labels(index, 4)).all()
         assert (labels[-1] == (0 if index == 2 else VOID)).all()
         assert scored.label_ids(index).max() == VOID
+
+
+# ---- the balanced validation set of the authors' code --------------------------------------------
+
+
+def test_the_shuffle_is_that_of_python_2() -> None:
+    """By hand: 0.966, 0.441, 0.007, the first numbers of the Mersenne twister seeded with 1234."""
+    stream = random.Random(1234)
+    assert [round(stream.random(), 3) for _ in range(3)] == [0.966, 0.441, 0.007]
+    items = [10, 11, 12]
+    shuffle(items, random.Random(1234))  # 2 with int(0.966 * 3) = 2, then 1 with int(0.441 * 2) = 0
+    assert items == [11, 10, 12]
+    items = [10, 11, 12, 13]
+    shuffle(items, random.Random(1234))  # 3 with 3, 2 with int(0.441 * 3) = 1, 1 with 0
+    assert items == [12, 10, 11, 13]
+
+
+def test_one_stream_serves_the_classes_in_turn() -> None:
+    presence = np.array([[True, False, True], [True, True, False], [False, False, False]] * 4)
+    stream, expected = random.Random(1234), []
+    for category in range(3):
+        negatives = [image for image in range(12) if not presence[image, category]]
+        for last in reversed(range(1, len(negatives))):
+            other = int(stream.random() * (last + 1))
+            negatives[last], negatives[other] = negatives[other], negatives[last]
+        positives = [image for image in range(12) if presence[image, category]]
+        expected.append(positives + negatives[: len(positives)])
+    assert [balanced_validation(presence, category) for category in range(3)] == expected
+    assert len(expected[0]) == 12  # 8 positives, and all there is of negatives
+    assert len(expected[2]) == 8
+
+
+def test_a_class_that_no_image_contains_has_no_images() -> None:
+    assert balanced_validation(np.zeros((5, 2), dtype=bool), 1) == []
 
 
 # ---- files that are wrong ------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """All 12,031 masks of Pascal VOC and SBD, where they are: lists, ids, statistics, crops."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,18 @@ from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.statistics import class_counts, class_shares
 from lovasz_repro.data.voc import (
     VOC_CLASSES,
+    VOC_LISTS,
     VOC_SIZES,
     VOID,
     binary_labels,
     check_train_aug,
     list_images,
+    presence_of,
     read_labels,
 )
 from lovasz_repro.data.voc_crops import resize_labels
-from lovasz_repro.data.voc_training import crops_of, whole_images
+from lovasz_repro.data.voc_training import balanced_validation, crops_of, whole_images
+from lovasz_repro.errors import UserError
 from tests.conftest import real_data
 
 PUBLISHED_SHARES = (
@@ -35,6 +39,11 @@ def root() -> Path:
     return real_data("voc")
 
 
+def put_list(file: Path, names: list[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{name}\n" for name in names))
+
+
 def masks_of(root: Path, split: str) -> list[ImagePair]:
     return list_images(root, split, photographs=False)
 
@@ -42,9 +51,37 @@ def masks_of(root: Path, split: str) -> list[ImagePair]:
 def test_the_lists_are_the_published_ones(root: Path) -> None:
     train, val = ([image.name for image in masks_of(root, s)] for s in ("train_aug", "val"))
     check_train_aug(train)
+    with pytest.raises(UserError, match="10,581 images, not 10,582"):
+        check_train_aug(train[1:])
+    with pytest.raises(UserError, match="not the published ones in sorted order"):
+        check_train_aug(train[::-1])
+    assert VOC_SIZES == {"train_aug": 10582, "val": 1449, "trainval_aug": 12031, "test": 1456}
     assert (len(train), len(val)) == (VOC_SIZES["train_aug"], VOC_SIZES["val"])
     assert not set(train) & set(val)
     assert [image.name for image in masks_of(root, "trainval_aug")] == sorted(train + val)
+
+
+def test_the_real_list_follows_from_the_official_ones(root: Path, tmp_path: Path) -> None:
+    """VOC's and SBD's lists cut from the published one, with val as far as SBD has it."""
+    lists = root / "VOC2012" / "ImageSets" / "Segmentation"
+    train_aug = (lists / "train_aug.txt").read_text().split()
+    val = (lists / "val.txt").read_text().split()
+    voc, sbd = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE" / "dataset"
+    put_list(voc / VOC_LISTS / "train.txt", train_aug[:1464])
+    put_list(voc / VOC_LISTS / "val.txt", val)
+    put_list(sbd / "train.txt", [*train_aug[:900:-2], *val[:700]])
+    put_list(sbd / "val.txt", [*train_aug[:900:-1][1::2], *val[700:1100]])
+    for folder, ending, names in (
+        (voc / "SegmentationClass", "png", [*train_aug[:1464], *val]),
+        (sbd / "cls", "mat", train_aug[1464:]),
+    ):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{name}.{ending}").touch()
+    images = list_images(tmp_path, "train_aug", photographs=False)
+    check_train_aug(image.name for image in images)
+    assert Counter(image.mask.suffix for image in images) == {".png": 1464, ".mat": 9118}
+    assert len(list_images(tmp_path, "trainval_aug", photographs=False)) == 12031
 
 
 @pytest.mark.slow
@@ -97,3 +134,20 @@ def test_real_photographs_come_with_their_masks(root: Path) -> None:
             photograph, shown = crops[Draw(index, position)]
             assert photograph.shape == (3, 321, 321)
             assert set(shown.unique().tolist()) <= {*labels.unique().tolist(), VOID}
+
+
+@pytest.mark.slow
+def test_the_balanced_validation_sets(root: Path) -> None:
+    """Half of each set holds the category; 442 of the 1,449 images show a person."""
+    presence = presence_of(root, "val")
+    images = list_images(root, "val", photographs=False)
+    assert presence.shape == (1449, 21)
+    for number in (0, 700, 1448):
+        found = set(np.unique(read_labels(images[number].mask)).tolist()) - {255}
+        assert set(np.flatnonzero(presence[number]).tolist()) == found
+    for category in range(1, 21):
+        chosen = balanced_validation(presence, category)
+        assert len(set(chosen)) == len(chosen) == 2 * presence[:, category].sum()
+        assert presence[chosen, category].sum() * 2 == len(chosen)
+    sizes = presence.sum(axis=0)
+    assert sizes[15] == max(sizes[1:]) == pytest.approx(442, abs=8)

@@ -15,7 +15,7 @@ from lovasz_repro.models.batch_norm import (
 )
 
 CHANNELS, STEPS = 5, 3
-SHARES = [(5, 5), (9, 1), (2, 1, 4), (3, 3, 2, 2), (1, 1, 1), (4, 0, 3), (0, 0, 2, 0)]
+SHARES = [(5, 5), (2, 1, 4), (3, 3, 2, 2), (1, 1, 1), (0, 0, 2, 0)]
 Case = dict[str, Any]
 
 
@@ -245,7 +245,7 @@ def steps(rank: int, group, case: Case) -> tuple[list[str], list[Tensor]]:
     return before, [tensor.detach() for tensor in model.state_dict().values()]
 
 
-@pytest.mark.parametrize("shares", [(5, 5), (3, 3, 2, 2), (1, 1, 1), (3, 0, 2)])
+@pytest.mark.parametrize("shares", [(5, 5), (3, 0, 2)])
 def test_training_a_net_is_training_it_on_one_device(shares: tuple[int, ...], rank_pool) -> None:
     names, expected = steps(0, None, case(shares, size=(9, 11)))
     assert not torch.equal(expected[0], net().state_dict()[names[0]])

@@ -144,20 +144,12 @@ def test_published_grids(full: DeepLab, size: int, grid: int) -> None:
 def test_every_size_rounds_as_caffe_does() -> None:
     with torch.device("meta"):
         model = small_deeplab(2)
-    for n in range(1, 130):
+    for n in (*range(1, 34), 129):
         logits = model(torch.empty(1, 3, n, 2 * n, device="meta"))
         assert logits.shape == (1, 2, caffe_size(n), caffe_size(2 * n)), n
 
 
-def test_pooling_that_rounds_down_would_give_another_grid(full: DeepLab) -> None:
-    images = torch.empty(1, 3, 320, 320, device="meta")
-    assert full(images).shape[-1] == caffe_size(320) == 41
-    floor = nn.MaxPool2d(3, stride=2, padding=1)(torch.empty(1, 64, 160, 160, device="meta"))
-    assert (floor.shape[-1] + 1) // 2 == 40
-
-
-@pytest.mark.parametrize("size", [(65, 65), (64, 50), (33, 90)])
-@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+@pytest.mark.parametrize(("size", "eps"), [((65, 65), 1e-5), ((64, 50), 1e-3), ((33, 90), 1e-5)])
 def test_forward_of_the_table(size: tuple[int, int], eps: float) -> None:
     model = randomised(bn_eps=eps).double()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -300,12 +292,6 @@ def test_upsampling_is_bilinear_with_corners_on_corners(size: tuple[int, int]) -
     for b in range(2):
         for c in range(2):
             torch.testing.assert_close(up[b, c], bilinear(logits[b, c].tolist(), size))
-
-
-def test_upsampling_by_8_keeps_the_logits_at_every_8th_pixel() -> None:
-    logits = torch.randn(1, 2, 5, 6)
-    up = upsample(logits, (33, 41))
-    torch.testing.assert_close(up[..., ::8, ::8], logits)
 
 
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(0, 2))

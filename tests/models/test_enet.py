@@ -29,7 +29,7 @@ def count(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (8, 8), (40, 24)])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 24)])
 def test_shape_after_every_stage(height: int, width: int) -> None:
     model = ENet(20).eval()
     shapes: dict[str, tuple[int, ...]] = {}
@@ -85,7 +85,7 @@ def test_context_blocks_follow_the_paper() -> None:
 def test_gradient_reaches_every_parameter_and_the_input(decoder) -> None:
     torch.manual_seed(0)
     model = ENet(5, decoder=decoder)
-    images = torch.rand(4, 3, 64, 64, requires_grad=True)
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
     model(images).square().mean().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients.values())
@@ -148,7 +148,7 @@ def test_impossible_arguments(arguments) -> None:
 
 def test_bfloat16_autocast_trains() -> None:
     torch.manual_seed(0)
-    model, images = ENet(4), torch.rand(2, 3, 32, 32)
+    model, images = ENet(4), torch.rand(2, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         scores = model(images)
     scores.float().mean().backward()
@@ -160,7 +160,7 @@ def test_bfloat16_autocast_trains() -> None:
 
 def test_evaluation_is_deterministic_and_independent_of_the_batch() -> None:
     torch.manual_seed(0)
-    model, images = ENet(4).eval(), torch.rand(3, 3, 32, 32)
+    model, images = ENet(4).eval(), torch.rand(3, 3, 16, 16)
     with torch.inference_mode():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])

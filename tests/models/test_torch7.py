@@ -176,7 +176,7 @@ def test_every_truncation_is_a_value_error(tmp_path: Path, sample: bytes) -> Non
             read(tmp_path, sample[:length])
 
 
-@settings(max_examples=400)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_damaged_bytes_never_do_worse_than_a_value_error(
     tmp_path_factory, sample: bytes, data
@@ -196,7 +196,7 @@ def test_damaged_bytes_never_do_worse_than_a_value_error(
     assert peak < 50 * len(sample) + 100_000
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(content=st.binary(max_size=200))
 def test_random_bytes(tmp_path_factory, content: bytes) -> None:
     try:

@@ -1,13 +1,10 @@
-"""Weight files: strict reading, atomic snapshots, and classifiers for new classes."""
+"""ENet's weights as its authors have them, and classifiers for new classes."""
 
 import copy
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,9 +13,7 @@ from PIL import Image
 from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES
 from lovasz_repro.errors import UserError
 from lovasz_repro.models.enet import ENet, map_classifier
-from lovasz_repro.models.snapshot import load_weights, save_weights
-
-METADATA = {"dataset": "toy", "class_names": ["a", "b", "c"], "run": "abc123"}
+from lovasz_repro.models.snapshot import load_weights
 
 
 def refusal(path: Path) -> str:
@@ -29,21 +24,6 @@ def refusal(path: Path) -> str:
     assert message.isprintable()
     assert str(path) in message
     return message
-
-
-@pytest.fixture
-def model() -> ENet:
-    torch.manual_seed(0)
-    model = ENet(3)
-    model(torch.rand(2, 3, 16, 16))  # moves the running statistics
-    return model
-
-
-@pytest.fixture
-def snapshot(model: ENet, tmp_path: Path) -> Path:
-    path = tmp_path / "best.safetensors"
-    save_weights(model, path, METADATA)
-    return path
 
 
 # The authors' file
@@ -164,7 +144,7 @@ def test_other_network_is_named(torch7, torch7_module, tmp_path: Path) -> None:
     assert "not an ENet: holds a dict" in refusal(path)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_damaged_network_files(random_enet: Path, tmp_path_factory, data) -> None:
     content = bytearray(random_enet.read_bytes())
@@ -175,7 +155,7 @@ def test_damaged_network_files(random_enet: Path, tmp_path_factory, data) -> Non
     path = tmp_path_factory.getbasetemp() / "damaged.net"
     path.write_bytes(content)
     try:
-        load_weights(path).build()
+        load_weights(path)
     except UserError as error:
         assert str(error).isprintable()  # noqa: PT017
 
@@ -201,154 +181,18 @@ def test_other_files_are_named(tmp_path: Path, content: bytes, problem: str) -> 
     assert ".safetensors" in message
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert "No such file" in refusal(tmp_path / "absent.net")
-    assert "directory" in refusal(tmp_path)
-
-
-# Our snapshots
-
-
-def test_snapshot_round_trip(model: ENet, snapshot: Path) -> None:
-    weights = load_weights(snapshot)
-    assert weights.class_names == ("a", "b", "c")
-    assert (weights.dataset, weights.notes) == ("toy", {"run": "abc123"})
-    loaded = load_weights(snapshot).build()
-    assert loaded.training
-    for (name, ours), (other, theirs) in zip(
-        model.state_dict().items(), loaded.state_dict().items(), strict=True
-    ):
-        assert name == other
-        assert torch.equal(ours, theirs)
-    assert all(p.requires_grad for p in loaded.parameters())
-
-
-@pytest.mark.parametrize("decoder", ["prelu", "relu"])
-@pytest.mark.parametrize("convention", ["torch7", "pytorch"])
-def test_snapshot_keeps_the_variant(tmp_path: Path, decoder, convention) -> None:
-    torch.manual_seed(0)
-    model = ENet(3, decoder, convention).to(memory_format=torch.channels_last)
-    path = tmp_path / "a.safetensors"
-    save_weights(model, path, METADATA)
-    loaded, images = load_weights(path).build(), torch.rand(1, 3, 16, 24)
-    assert (loaded.decoder, loaded.dropout_convention) == (decoder, convention)
-    torch.testing.assert_close(loaded.eval()(images), model.eval()(images))
-
-
-def test_same_model_gives_the_same_bytes(model: ENet, snapshot: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again.safetensors"
-    save_weights(model.to(memory_format=torch.channels_last), again, METADATA)
-    assert again.read_bytes() == snapshot.read_bytes()
-
-
-def test_building_draws_no_random_numbers(snapshot: Path) -> None:
-    before = torch.get_rng_state()
-    load_weights(snapshot).build()
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_built_networks_are_independent(snapshot: Path) -> None:
-    weights = load_weights(snapshot)
-    first, second = weights.build(), weights.build()
-    with torch.no_grad():
-        first.classifier.bias.add_(1)
-    assert not torch.equal(first.classifier.bias, second.classifier.bias)
-
-
-def test_failed_write_keeps_the_old_snapshot(
-    model: ENet, snapshot: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = snapshot.read_bytes()
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_weights(model, snapshot, {**METADATA, "run": "new"})
-    assert snapshot.read_bytes() == before
-    assert list(snapshot.parent.iterdir()) == [snapshot]
-
-
-@pytest.mark.parametrize(
-    ("metadata", "problem"),
-    [
-        ({"dataset": "toy"}, "'class_names'"),
-        ({"class_names": ["a", "b", "c"]}, "'dataset'"),
-        ({"dataset": "toy", "class_names": ["a"]}, "1 class names for 3 outputs"),
-    ],
-)
-def test_metadata_is_required(model: ENet, tmp_path: Path, metadata, problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        save_weights(model, tmp_path / "a.safetensors", metadata)
-    assert list(tmp_path.iterdir()) == []
-
-
-def rewrite(path: Path, tensors=None, **header: str | None) -> None:
-    """The snapshot at `path` with other tensors or header entries (None: without it)."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        old = dict(file.metadata())
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    entries = {k: v for k, v in {**old, **header}.items() if v is not None}
-    safetensors.torch.save_file(kept if tensors is None else tensors(kept), path, entries)
-
-
-@pytest.mark.parametrize(
-    ("header", "problem"),
-    [
-        ({"architecture": None}, "architecture 'missing'"),
-        ({"architecture": "deeplab"}, "not an ENet: architecture 'deeplab'"),
-        ({"class_names": None}, "no entry 'class_names'"),
-        ({"class_names": "a, b"}, "no list of names"),
-        ({"class_names": "[1, 2, 3]"}, "no list of names"),
-        ({"class_names": "[" * 100_000}, "no list of names"),
-        ({"class_names": '["a"]'}, "names 1 classes"),
-        ({"num_classes": "9" * 30}, "names 3 classes"),
-        ({"num_classes": "2", "class_names": '["a", "b"]'}, "'classifier.bias' is"),
-        ({"decoder": "elu"}, "decoder must be"),
-        ({"decoder": "relu"}, "has a surplus tensor"),
-        ({"dropout_convention": "caffe"}, "dropout_convention must be"),
-    ],
-)
-def test_snapshot_with_wrong_header(snapshot: Path, header, problem: str) -> None:
-    rewrite(snapshot, **header)
-    assert problem in refusal(snapshot)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "problem"),
-    [
-        (lambda t: {k: v for k, v in t.items() if "up4" not in k}, "lacks tensor 'up4."),
-        (lambda t: {**t, "extra": torch.ones(1)}, "has a surplus tensor 'extra' (1 such)"),
-        (lambda t: {**t, "classifier.bias": torch.ones(4)}, "(4,), not torch.float32 (3,)"),
-        (lambda t: {**t, "classifier.bias": torch.ones(3).half()}, "torch.float16"),
-        (lambda t: {**t, "classifier.bias": torch.full((3,), torch.nan)}, "not finite"),
-    ],
-)
-def test_snapshot_with_wrong_tensors(snapshot: Path, tensors, problem: str) -> None:
-    rewrite(snapshot, tensors)
-    assert problem in refusal(snapshot)
-
-
-def test_truncated_snapshots(snapshot: Path) -> None:
-    content = snapshot.read_bytes()
-    for length in (0, 4, 8, 9, 100, len(content) // 2, len(content) - 1):
-        snapshot.write_bytes(content[:length])
-        assert "unreadable safetensors file" in refusal(snapshot)
-
-
-def test_snapshot_is_told_by_content(snapshot: Path) -> None:
-    other = snapshot.with_name("weights.bin")
-    snapshot.rename(other)
-    assert load_weights(other).dataset == "toy"
-
-
 # New classes
+
+
+@pytest.fixture(scope="module")
+def model() -> ENet:
+    torch.manual_seed(0)
+    return ENet(3).eval()
 
 
 def test_mapped_classifier_scores_like_the_old_one(model: ENet) -> None:
     before = copy.deepcopy(model.state_dict())
-    mapped = map_classifier(model.eval(), {0: 2, 1: 0, 2: 2, 3: 1})
+    mapped = map_classifier(model, {0: 2, 1: 0, 2: 2, 3: 1})
     images = torch.rand(2, 3, 16, 16)
     old, new = model(images), mapped(images)
     torch.testing.assert_close(new, old[:, [2, 0, 2, 1]])
@@ -405,11 +249,11 @@ def test_released_network_for_camvid_knows_its_classes(
     """Better than the 16.8 % share of sky or 31.7 % of road that a constant answer would get."""
     mapped = map_classifier(load_weights(enet_weights).build(), CAMVID_FROM_CITYSCAPES).eval()
     right = total = 0
-    for path in sorted((camvid_root / "test").iterdir())[60:200:35]:
+    for path in sorted((camvid_root / "test").iterdir())[60:200:70]:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image.convert("RGB").resize((240, 176), Image.Resampling.BILINEAR))
         with Image.open(camvid_root / "testannot" / f"{path.stem}.png") as image:
-            labels = np.asarray(image)
+            labels = np.asarray(image.resize((240, 176), Image.Resampling.NEAREST))
         images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
             answer = mapped(images).argmax(1)[0].numpy()
@@ -417,11 +261,3 @@ def test_released_network_for_camvid_knows_its_classes(
         right += int((answer == labels)[valid].sum())
         total += int(valid.sum())
     assert right / total > 0.5
-
-
-def test_metadata_is_plain_json(snapshot: Path) -> None:
-    with safetensors.safe_open(snapshot, framework="pt") as file:
-        header = file.metadata()
-    assert json.loads(header["class_names"]) == ["a", "b", "c"]
-    assert header["architecture"] == "enet"
-    assert header["num_classes"] == "3"
