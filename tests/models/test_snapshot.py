@@ -54,7 +54,7 @@ def networks() -> dict[str, nn.Module]:
 
 
 def saved(name: str, networks: dict[str, nn.Module], folder: Path) -> Saved:
-    path = folder / "best.safetensors"
+    path = folder / f"{name}.safetensors"
     save_weights(networks[name], path, METADATA)
     load = load_weights if name == "enet" else load_deeplab_weights
     return Saved(copy.deepcopy(networks[name]), path, load)
