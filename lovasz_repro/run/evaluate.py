@@ -459,13 +459,13 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
 
 def _score_batches(
     predictor: Predictor,
-    images: Sequence[voc.VocImage],
+    images: Sequence[ImagePair],
     batches: Sequence[Sequence[int]],
     rankseg: bool,
     progress: Progress,
 ) -> tuple[list[BatchScores], float | None]:
     """The scores of the batches that a run scores, and the temperature of the calibrated rule."""
-    photographs = VocScored(images)
+    photographs = whole_images(images)
     temperature = temperature_beside(predictor, photographs, batches, voc.VOID, progress)
     with progress.task("scoring batches", len(batches)) as bar:
         return [
