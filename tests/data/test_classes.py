@@ -1,8 +1,5 @@
 """Class tables against the published ones."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +13,7 @@ from lovasz_repro.data.classes import (
     colourise,
     voc_colour,
 )
+from tests.conftest import real_data
 
 
 @pytest.mark.parametrize("table", CLASS_TABLES.values(), ids=CLASS_TABLES)
@@ -80,11 +78,8 @@ def test_colourise() -> None:
 
 
 def test_voc_colours_of_a_real_mask() -> None:
-    root = os.environ.get("LOVASZ_REPRO_DATA")
-    folder = Path(root or "", "voc", "VOC2012", "SegmentationClassAug")
-    if not root or not folder.is_dir():
-        pytest.skip("VOC is not under LOVASZ_REPRO_DATA")
-    with Image.open(next(iter(sorted(folder.iterdir())))) as mask:
+    folder = real_data("voc", "VOC2012", "SegmentationClassAug")
+    with Image.open(min(folder.iterdir())) as mask:
         palette = mask.getpalette()
     if palette is None:
         pytest.skip("these masks carry no palette")

@@ -15,10 +15,10 @@ from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.datasets import dataset, kind_of
 from lovasz_repro.data.examples import CroppedImages
 from lovasz_repro.data.images import ImagePair
-from lovasz_repro.data.sampling import Draw, EquibatchBatches, mix
+from lovasz_repro.data.sampling import Draw, mix
 from lovasz_repro.data.voc import VOID
 from lovasz_repro.data.voc_crops import augment
-from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
+from lovasz_repro.data.voc_evidence import EvidenceTraining
 from lovasz_repro.data.voc_training import crops_of
 from lovasz_repro.run.build import draw_batches
 from tests.tiny_voc import CLASSES_USED, write_voc
@@ -135,17 +135,6 @@ def test_evidence_and_photographs_show_the_same_crop(tmp_path: Path) -> None:
         assert shown > 58 if crop_with_class else shown < 57
 
 
-def test_evidence_is_that_of_the_crop(tmp_path: Path) -> None:
-    images = EvidenceTraining(
-        write_voc(tmp_path / "voc"), 17, Evidence(noise=1e-6), seed=1, crop_with_class=True
-    )
-    for position in range(40):
-        image = position % len(images)
-        evidence, labels = images[Draw(image, position, CLASSES_USED[image % 3])]
-        known = labels != VOID
-        assert torch.equal(evidence.argmax(dim=0)[known], labels[known].long())
-
-
 @pytest.mark.parametrize(("experiment", "first"), [("voc-multiclass", 0), ("cityscapes-enet", 1)])
 def test_batches_name_the_class_by_its_label(experiment: str, first: int) -> None:
     cells = load_experiment(experiment).cells("paper", overrides={"data.equibatch": True})
@@ -157,12 +146,3 @@ def test_batches_name_the_class_by_its_label(experiment: str, first: int) -> Non
     draws = [draw for batch in batches for draw in batch]
     assert all(draw.wanted == draw.image for draw in draws)
     assert {draw.wanted for draw in draws} == set(range(first, labels))
-
-
-def test_a_class_s_turn_is_in_the_draw() -> None:
-    presence = np.random.default_rng(0).random((30, 6)) < 0.4
-    draws = [d for batch in EquibatchBatches(presence, 4, 30, seed=0, first_class=2) for d in batch]
-    turns = [draw.wanted for draw in draws]
-    assert turns == (turns[:6] * 20)[:120]
-    assert sorted(turn or 0 for turn in turns[:6]) == [2, 3, 4, 5, 6, 7]
-    assert all(presence[draw.image, (draw.wanted or 0) - 2] for draw in draws)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from torch.nn import functional
 
 from lovasz_repro.data.voc_crops import (
     CROP,
@@ -51,23 +50,6 @@ positions = st.integers(0, 200_000)
 
 
 # ---- all of it -----------------------------------------------------------------------------------
-
-
-@given(sides, sides, seeds, positions, st.integers(1, 90))
-def test_shapes_and_no_new_ids(
-    height: int, width: int, seed: int, position: int, crop: int
-) -> None:
-    labels = random_labels(height, width, seed)
-    labels[labels == VOID] = 7
-    image, shown = augment(
-        coordinates(height, width), labels, seed=seed, position=position, crop=crop
-    )
-    assert image.shape == (crop, crop, 3)
-    assert shown.shape == (crop, crop)
-    assert image.dtype == shown.dtype == np.uint8
-    assert set(np.unique(shown)) <= {*np.unique(labels), VOID}
-    padding = np.all(image == PADDING_RGB, axis=-1)  # never an image pixel, whose blue is 1
-    assert np.array_equal(padding, shown == VOID)
 
 
 @pytest.mark.parametrize(("how", "most"), [("deeplab", 1.51), ("deeplab-centres", 0.76)])
@@ -241,17 +223,6 @@ def test_resizing_is_opencvs(scale: float, height: int, width: int, seed: int) -
     assert resized.shape == (*size, 3)
     assert resized.flags["C_CONTIGUOUS"]  # else PyTorch took it for channels first, which is slow
     assert np.abs(resized.astype(int) - expected.astype(int)).max() <= 1
-
-
-@given(sides, sides, sides, sides, seeds)
-def test_resizing_eight_bits_is_resizing_real_numbers(
-    height: int, width: int, new_height: int, new_width: int, seed: int
-) -> None:
-    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float64))[None]
-    exact = functional.interpolate(pixels, (new_height, new_width), mode="bilinear")[0]
-    resized = resize_image(image, (new_height, new_width)).astype(np.float64)
-    assert np.abs(resized - exact.numpy().transpose(1, 2, 0)).max() < 1.1
 
 
 @pytest.mark.parametrize("scale", CROP_SCALES)

@@ -19,7 +19,7 @@ from lovasz_repro.data.voc_evidence import (
     grid_of,
     seen_by,
 )
-from tests.tiny_voc import write_voc
+from tests.tiny_voc import CLASSES_USED, write_voc
 
 EXACT = Evidence(noise=1e-6)
 
@@ -102,10 +102,12 @@ def test_training_items_repeat_and_differ(root: Path) -> None:
     assert not torch.equal(other[Draw(2, 7)][0], evidence)
 
 
-def test_evidence_and_labels_are_aligned(root: Path) -> None:
-    images = EvidenceTraining(root, 65, EXACT, seed=1)
+@pytest.mark.parametrize(("crop", "with_class"), [(65, False), (17, True)])
+def test_evidence_and_labels_are_aligned(root: Path, crop: int, with_class: bool) -> None:
+    images = EvidenceTraining(root, crop, EXACT, seed=1, crop_with_class=with_class)
     for position in range(40):
-        evidence, labels = images[Draw(position % len(images), position)]
+        image = position % len(images)
+        evidence, labels = images[Draw(image, position, CLASSES_USED[image % 3])]
         known = labels != VOID
         assert torch.equal(evidence.argmax(dim=0)[known], labels[known].long())
 
