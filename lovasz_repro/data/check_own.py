@@ -201,15 +201,10 @@ def paired(
     root: Path, split: str, folder: OwnFolder, names: Sequence[str], problems: list[Fault]
 ) -> list[ImagePair]:
     """Those of some images that have a mask; what others lack becomes a problem."""
-    for found, kind, what in (
-        (folder.images, IMAGES, "photograph"),
-        (folder.masks, MASKS, "mask"),
-    ):
-        lacking = [name for name in names if name not in found]
-        if lacking:
-            where = (folder.place / kind).relative_to(root).as_posix()
-            problems.append(Fault(split, where, f"no {what} of {some(lacking)}"))
-    return folder.pairs(name for name in names if {name} <= folder.masks.keys())
+    for where, what, lacking in folder.lacking(names):
+        place = where.relative_to(root).as_posix()
+        problems.append(Fault(split, place, f"no {what} of {some(lacking)}"))
+    return folder.pairs(names)
 
 
 def unused(folder: OwnFolder, names: Mapping[str, object], before: str = "") -> list[str]:

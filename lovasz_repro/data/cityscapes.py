@@ -28,7 +28,6 @@ from lovasz_repro.data.check import (
     FilesOfImage,
     Size,
     SplitReport,
-    TreeNote,
     check_each,
     read_note,
     unseen,
@@ -170,9 +169,13 @@ def check_cityscapes(root: Path, begin: Begin = unseen, *, processes: int = 1) -
     problems: list[Fault] = []
     jobs: list[FilesOfImage] = []
     for split in SPLITS:
+        found, wanted = len(frames[split]), expected.get(split, 0)
+        if found != wanted:
+            what = f"{found:,} photographs, not {wanted:,}"
+            problems.append(Fault(split, f"{LEFT_IMAGES}/{split}", what))
+        labelled = split != "test" or (note is not None and note.content != "demo")
         problems += [
-            *_wrong_count(split, len(frames[split]), expected.get(split, 0)),
-            *_missing_annotations(root, split, frames[split], _is_labelled(split, note)),
+            *_missing_annotations(root, split, frames[split] if labelled else []),
             *_lonely_annotations(root, split, {frame.name for frame in frames[split]}),
         ]
         jobs += [_files(root, split, frame, size) for frame in frames[split]]
@@ -211,21 +214,8 @@ def list_photographs(root: Path, split: str) -> list[Frame]:
         return []
 
 
-def _is_labelled(split: str, note: TreeNote | None) -> bool:
-    return split != "test" or (note is not None and note.content != "demo")
-
-
-def _wrong_count(split: str, images: int, expected: int) -> Iterator[Fault]:
-    if images != expected:
-        yield Fault(split, f"leftImg8bit/{split}", f"{images:,} photographs, not {expected:,}")
-
-
-def _missing_annotations(
-    root: Path, split: str, frames: Sequence[Frame], labelled: bool
-) -> Iterator[Fault]:
+def _missing_annotations(root: Path, split: str, frames: Sequence[Frame]) -> Iterator[Fault]:
     """Annotations that are not there; a city without any is one problem, not hundreds."""
-    if not labelled:
-        return
     folders = Counter(frame.label_ids.parent for frame in frames)
     missing = {folder for folder in folders if not folder.is_dir()}
     for folder in sorted(missing):

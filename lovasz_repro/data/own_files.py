@@ -1,6 +1,6 @@
 """Which photographs and masks there are in a folder of one's own, and in which split each is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,13 @@ class OwnFolder:
         images = files_of(place / IMAGES, PHOTOGRAPH_ENDINGS)
         return cls(place, images, files_of(place / MASKS, MASK_ENDINGS))
 
+    def lacking(self, names: Sequence[str]) -> Iterator[tuple[Path, str, list[str]]]:
+        """Where, what and of which names something is missing."""
+        kinds = (self.images, IMAGES, "photograph"), (self.masks, MASKS, "mask")
+        for found, kind, what in kinds:
+            if lacking := [name for name in names if name not in found]:
+                yield self.place / kind, what, lacking
+
     def pairs(self, names: Iterable[str]) -> list[ImagePair]:
         """Those of some names that have a photograph and a mask, sorted by file."""
         wanted = {*names} & self.masks.keys()
@@ -108,15 +115,10 @@ def complete_pairs(folder: OwnFolder, names: list[str]) -> list[ImagePair]:
     if not names:
         raise UserError(f"{folder.place / IMAGES}: no photographs "
                         f"({', '.join(PHOTOGRAPH_ENDINGS)}).")  # fmt: skip
-    for found, kind, what in (
-        (folder.images, IMAGES, "photograph"),
-        (folder.masks, MASKS, "mask"),
-    ):
-        lacking = [name for name in names if name not in found]
-        if lacking:
-            more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
-            raise UserError(f"{folder.place / kind}: no {what} {lacking[0]!r}{more}; a mask has "
-                            "the name of its photograph.")  # fmt: skip
+    for where, what, lacking in folder.lacking(names):
+        more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+        raise UserError(f"{where}: no {what} {lacking[0]!r}{more}; a mask has the name of its "
+                        "photograph.")  # fmt: skip
     return folder.pairs(names)
 
 

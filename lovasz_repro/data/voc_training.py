@@ -96,26 +96,17 @@ def list_files(root: Path, data: DataConfig) -> list[Path]:
 
 def training_set(root: Path, data: DataConfig, seed: int) -> TrainingSet:
     """Crops of photographs, or of evidence."""
-    category, crop, shown = category_of(data), data.size[0], data.crop_with_class
+    how: dict[str, Any] = {
+        "crop": data.size[0],
+        "seed": seed,
+        "category": category_of(data),
+        "crop_with_class": data.crop_with_class,
+        "augmentation": data.augmentation,
+    }
     if data.images == "features":
-        return EvidenceTraining(
-            root,
-            crop,
-            Evidence(data.noise),
-            seed=seed,
-            category=category,
-            split=data.train_split,
-            crop_with_class=shown,
-            augmentation=data.augmentation,
-        )
-    return crops_of(
-        voc.list_images(root, data.train_split),
-        crop=crop,
-        seed=seed,
-        category=category,
-        crop_with_class=shown,
-        augmentation=data.augmentation,
-    )
+        evidence = Evidence(data.noise)
+        return EvidenceTraining(root, evidence=evidence, split=data.train_split, **how)
+    return crops_of(voc.list_images(root, data.train_split), **how)
 
 
 def scored_set(root: Path, split: str, data: DataConfig) -> ScoredSet:

@@ -4,7 +4,6 @@ The numbers are those of docs/results.md, of the 30,000 batches of seed 0.
 """
 
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,12 @@ from PIL import Image
 
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.images import ImagePair
-from lovasz_repro.data.sampling import Draw, EquibatchBatches, ShareOfBatches
+from lovasz_repro.data.sampling import Draw
 from lovasz_repro.data.statistics import class_counts
 from lovasz_repro.data.voc import VOC_CLASSES, list_images
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
 from lovasz_repro.data.voc_training import crops_of
 from lovasz_repro.run.build import draw_batches
-from lovasz_repro.training.distributed import Team
 from tests.conftest import real_data
 
 pytestmark = pytest.mark.slow
@@ -89,25 +87,6 @@ def test_no_image_of_a_class_twice_before_all_were_shown(root: Path) -> None:
         rest = own[whole * len(candidates) :]
         assert len(np.unique(rest)) == len(rest)
         assert len(np.unique(rounds, axis=0)) == whole  # in another order each time
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_ranks_draw_together_what_one_draws(root: Path, ranks: int) -> None:
-    whole = drawn(root)[:3000]
-    presence = counted(root)[:, : len(VOC_CLASSES)] > 0
-    shares = [
-        ShareOfBatches(EquibatchBatches(presence, BATCH, 3000, seed=0), Team(rank, ranks).share(10))
-        for rank in range(ranks)
-    ]
-    together = [[d for part in parts for d in part] for parts in zip(*shares, strict=True)]
-    assert together == whole
-
-
-@pytest.mark.parametrize("start", [1, 777, 10_578, 29_999])
-def test_a_run_that_goes_on_draws_what_it_would_have(root: Path, start: int) -> None:
-    presence = counted(root)[:, : len(VOC_CLASSES)] > 0
-    late = EquibatchBatches(presence, BATCH, STEPS, seed=0, start=start)
-    assert list(islice(late, 2000)) == drawn(root)[start : start + 2000]
 
 
 def least_median_most(values: np.ndarray) -> tuple[float, float, float]:

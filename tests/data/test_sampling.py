@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lovasz_repro.data.sampling import (
     BalancedBatches,
+    Batches,
     Draw,
     EquibatchBatches,
     ShareOfBatches,
@@ -35,24 +36,37 @@ def test_every_image_is_drawn_equally_often(
     assert all(count <= epochs + 1 for count in Counter(drawn).values())
 
 
+def sampler(kind: str, size: int, batch_size: int, seed: int, start: int = 0) -> Batches:
+    """Nine batches; image k shows class k mod 3, and the category where k is even."""
+    images, how = np.arange(size), {"seed": seed, "start": start}
+    if kind == "shuffled":
+        return ShuffledBatches(size, batch_size, 9, **how)
+    if kind == "equibatch":
+        return EquibatchBatches(images[:, None] % 3 == np.arange(3), batch_size, 9, **how)
+    return BalancedBatches(images % 2 == 0, batch_size, 9, **how)
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "equibatch", "balanced"])
 @given(
-    dataset_size=sizes,
-    batch_size=st.integers(1, 12),
-    start=st.integers(0, 20),
+    size=st.integers(2, 30),
+    batch_size=st.integers(1, 7),
+    start=st.integers(0, 9),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_starting_late_gives_the_same_batches(
-    dataset_size: int, batch_size: int, start: int, seed: int
+def test_batches_resume_anywhere_and_are_shared_among_ranks(
+    kind: str, size: int, batch_size: int, start: int, seed: int
 ) -> None:
-    whole = batches(dataset_size, batch_size, 20, seed=seed)
-    late = ShuffledBatches(dataset_size, batch_size, 20, seed=seed, start=start)
+    whole = list(sampler(kind, size, batch_size, seed))
+    late = sampler(kind, size, batch_size, seed, start)
     assert list(late) == whole[start:]
-    assert len(late) == len(whole[start:])
-
-
-def test_positions_count_every_draw() -> None:
-    positions = [draw.position for batch in batches(7, 3, 5) for draw in batch]
-    assert positions == list(range(15))
+    assert len(late) == 9 - start
+    assert [d.position for batch in whole for d in batch] == list(range(9 * batch_size))
+    middle = batch_size // 2
+    shares = [
+        list(ShareOfBatches(sampler(kind, size, batch_size, seed), own))
+        for own in (slice(0, middle), slice(middle, None))
+    ]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole
 
 
 def test_seeds_and_epochs_shuffle_differently() -> None:
@@ -109,23 +123,6 @@ def test_equibatch_shows_the_images_of_a_class_equally_often(
         )
 
 
-@given(presence=presences(), batch_size=st.integers(1, 5), start=st.integers(0, 12))
-def test_equibatch_resumes_anywhere_and_is_shared_among_ranks(
-    presence: np.ndarray, batch_size: int, start: int
-) -> None:
-    whole = list(EquibatchBatches(presence, batch_size, 12, seed=4))
-    late = EquibatchBatches(presence, batch_size, 12, seed=4, start=start)
-    assert list(late) == whole[start:]
-    assert len(late) == len(whole) - start
-    middle = batch_size // 2
-    shares = [
-        list(ShareOfBatches(EquibatchBatches(presence, batch_size, 12, seed=4), own))
-        for own in (slice(0, middle), slice(middle, None))
-    ]
-    assert [a + b for a, b in zip(*shares, strict=True)] == whole
-    assert [d.position for batch in whole for d in batch] == list(range(12 * batch_size))
-
-
 def test_equibatch_orders_classes_and_images_by_the_seed() -> None:
     presence = np.eye(20, dtype=bool).repeat(5, axis=0)
     orders = {
@@ -157,25 +154,6 @@ def test_balanced_batches_show_a_category_half_of_the_time() -> None:
     assert max(rates[0]) < 480
     assert min(rates[1]) > 15  # 44 each
     assert max(rates[1]) < 80
-
-
-@given(
-    images=st.integers(2, 30),
-    batch_size=st.integers(1, 7),
-    start=st.integers(0, 9),
-    seed=st.integers(0, 2**31 - 1),
-)
-def test_balanced_batches_resume_anywhere_and_are_shared_among_ranks(
-    images: int, batch_size: int, start: int, seed: int
-) -> None:
-    positive = np.arange(images) % 2 == 0
-    whole = list(BalancedBatches(positive, batch_size, 9, seed=seed))
-    late = BalancedBatches(positive, batch_size, 9, seed=seed, start=start)
-    assert list(late) == whole[start:]
-    assert len(late) == 9 - start
-    assert [d.position for batch in whole for d in batch] == list(range(9 * batch_size))
-    halves = [list(ShareOfBatches(whole, own)) for own in (slice(0, 1), slice(1, None))]
-    assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
 
 @pytest.mark.parametrize("positive", [[True, True], [False, False], []])

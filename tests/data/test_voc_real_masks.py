@@ -20,7 +20,6 @@ from lovasz_repro.data.voc import (
     presence_of,
     read_labels,
 )
-from lovasz_repro.data.voc_crops import resize_labels
 from lovasz_repro.data.voc_training import balanced_validation, crops_of, whole_images
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
@@ -96,18 +95,6 @@ def test_every_mask_is_read_and_the_shares_are_the_published_ones(root: Path) ->
     shares = class_shares(counts, len(VOC_CLASSES)).numpy()  # among all pixels
     np.testing.assert_allclose(shares, labelled / total.sum())
     assert (counts[:, 1 : len(VOC_CLASSES)].sum(axis=1) > 0).all()  # an object in every image
-
-
-def test_resizing_real_masks_invents_no_id_and_keeps_the_shares(root: Path) -> None:
-    for image in masks_of(root, "val")[::100]:
-        labels = read_labels(image.mask)
-        present = np.bincount(labels.ravel(), minlength=256)
-        for scale in (0.5, 0.75, 1.25, 1.5):
-            size = int(labels.shape[0] * scale), int(labels.shape[1] * scale)
-            resized = resize_labels(labels, size, (slice(None), slice(None)))
-            there = np.bincount(resized.ravel(), minlength=256)
-            assert not there[present == 0].any()
-            assert np.abs(there / resized.size - present / labels.size).max() < 0.01
 
 
 def test_labels_of_a_category_partition_a_real_mask(root: Path) -> None:
