@@ -321,7 +321,9 @@ def convert(
     try:
         with open_regular(source) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        tensors, other_outputs, layout = read_foreign(source, images)
+        tensors = read_any(source)
+        layout = recognise(tensors, images)
+        tensors, other_outputs = translate(tensors, layout)
         fitting_network(tensors)
         check_values(tensors)
     except OSError as error:
@@ -350,20 +352,11 @@ def convert(
     return Conversion(layout.name, outcome, outputs, len(tensors), sha256, layout.notes)
 
 
-def read_foreign(
-    source: Path, images: Images | None = None
-) -> tuple[dict[str, Tensor], int, Layout]:
-    """Tensors under our names, outputs of another classifier that is left out (or 0), layout.
+def read_any(source: Path) -> dict[str, Tensor]:
+    """The tensors of a file of any kind, under its own names.
 
     Raises OSError and ValueError as the readers do.
     """
-    tensors = read_any(source)
-    layout = recognise(tensors, images)
-    return *translate(tensors, layout), layout
-
-
-def read_any(source: Path) -> dict[str, Tensor]:
-    """The tensors of a file of any kind, under its own names."""
     kind = kind_of_file(source)
     if kind == "hdf5":
         raise ValueError(

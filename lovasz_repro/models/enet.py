@@ -228,15 +228,12 @@ class RegularBlock(nn.Module):
 
 def context_blocks(channels: int, dropout: Callable[[], SpatialDropout]) -> nn.Sequential:
     """The eight blocks of stages 2 and 3, whose dilation grows to 16."""
+    dilations = (1, 2, None, 4, 1, 8, None, 16)  # None: an asymmetric block
     return nn.Sequential(
-        RegularBlock(channels, dropout=dropout()),
-        RegularBlock(channels, dropout=dropout(), dilation=2),
-        RegularBlock(channels, dropout=dropout(), asymmetric=True),
-        RegularBlock(channels, dropout=dropout(), dilation=4),
-        RegularBlock(channels, dropout=dropout()),
-        RegularBlock(channels, dropout=dropout(), dilation=8),
-        RegularBlock(channels, dropout=dropout(), asymmetric=True),
-        RegularBlock(channels, dropout=dropout(), dilation=16),
+        *(
+            RegularBlock(channels, dropout=dropout(), dilation=d or 1, asymmetric=d is None)
+            for d in dilations
+        )
     )
 
 

@@ -55,6 +55,15 @@ def told(path: Path, advice: str, foreign: str = "") -> Iterator[None]:
         raise UserError(f"weights {path}: {problem}. {what_to_do}") from error
 
 
+@contextmanager
+def is_no(network: str) -> Iterator[None]:
+    """Have a ValueError say which network a file is not of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"not {network}: {error}") from error
+
+
 def kind_of_file(path: Path) -> Literal["safetensors", "pytorch", "hdf5", "other"]:
     """What a file is by its first bytes; raises OSError where it cannot be read."""
     with open_regular(path) as file:
@@ -236,17 +245,17 @@ def load_weights(path: Path) -> ENetWeights:
             raise ValueError("a PyTorch pickle, which is not read")
         ours = kind == "safetensors" or path.suffix == ".safetensors"
         weights = read_enet(path) if ours else read_released(path)
-        try:
+        with is_no("an ENet"):
             check_shapes(weights.tensors, weights.empty_model().state_dict())
-        except ValueError as error:
-            raise ValueError(f"not an ENet: {error}") from error
         check_values(weights.tensors)
     return weights
 
 
 def read_released(path: Path) -> ENetWeights:
     """Weights in a Torch7 file; raises ValueError where it is damaged or not an ENet."""
-    tensors, decoder = enet_tensors(read_torch7(path))
+    content = read_torch7(path)
+    with is_no("an ENet"):
+        tensors, decoder = enet_tensors(content)
     outputs = tensors["classifier.bias"].shape[0]
     dataset = "cityscapes" if outputs == RELEASED_OUTPUTS else "unknown"
     return ENetWeights(
@@ -419,15 +428,13 @@ def fitting_network(tensors: Mapping[str, Tensor]) -> DeepLab:
     if sum(blocks) > MAX_BLOCKS:
         raise ValueError(f"not a DeepLab-v2: {sum(blocks)} blocks, more than {MAX_BLOCKS}")
     outputs = outputs_of(tensors)
-    try:
+    with is_no("a DeepLab-v2"):
         with torch.device("meta"):
             model = DeepLab(1 if outputs is None else outputs, blocks, len(stem))
         expected = stored_tensors(model)
         if len(without_classifier(tensors)) == len(tensors):
             expected = without_classifier(expected)
         check_shapes(tensors, expected)
-    except ValueError as error:
-        raise ValueError(f"not a DeepLab-v2: {error}") from error
     return model
 
 

@@ -25,13 +25,6 @@ def enet_tensors(root: Any) -> tuple[dict[str, Tensor], Activation]:
 
     Raises ValueError naming the first layer that ENet does not have.
     """
-    try:
-        return _enet_tensors(root)
-    except ValueError as error:
-        raise ValueError(f"not an ENet: {error}") from error
-
-
-def _enet_tensors(root: Any) -> tuple[dict[str, Tensor], Activation]:
     layers = list(torch7_layers(root, set()))
     found = [describe_torch7(layer) for layer in layers]
     if not found or not found[-1].startswith("transposed convolution"):
