@@ -70,7 +70,8 @@ def fetch(
 ) -> None:
     """Download released weights; goes on where it was stopped, and checks what came."""
     from lovasz_repro.data.locate import data_folder
-    from lovasz_repro.host.download import UnavailableError, download, sha256_of
+    from lovasz_repro.host.download import UnavailableError, download
+    from lovasz_repro.host.files import sha256_of
     from lovasz_repro.host.progress import Progress
 
     entry = known(name)
@@ -174,7 +175,7 @@ def file_name(entry: "Released", url: str | None) -> str:
 
 def check_present(file: Path, digits: str) -> str:
     """What was checked of a file that is there; raises UserError where it is another."""
-    from lovasz_repro.host.download import sha256_of
+    from lovasz_repro.host.files import sha256_of
 
     if not digits:
         return ""

@@ -5,7 +5,6 @@ version, so that a later call can ask for the rest (RFC 9110: Range with If-Rang
 neither how long a download may take nor how much it may bring.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from lovasz_repro import __version__
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.files import rename_durably, write_durably
+from lovasz_repro.host.files import rename_durably, sha256_of, write_durably
 
 MOST_BYTES = 4 * 2**30  # of a file whose size nobody has told
 ATTEMPTS = 4  # in a row that bring nothing
@@ -100,12 +99,6 @@ def check_address(url: str) -> None:
         usable = False
     if not usable or re.search(r"[^!-~]", url):
         raise UserError(f"{url!r} is no address of a file: expected https://... or http://...")
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def redirected(url: str, location: str) -> str:

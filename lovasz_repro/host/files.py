@@ -1,6 +1,7 @@
 """Files that after a crash are whole or not there, what it left of others, and files to read."""
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -101,6 +102,12 @@ def open_regular(path: Path) -> BufferedReader:
         file.close()
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return file
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a regular file as 64 hex digits."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: Path, most: int) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.files import sha256_of, write_durably
 
 PACKAGES = (
     "filelock", "fonttools", "jinja2", "markupsafe", "matplotlib", "mlflow", "numba", "numpy",
@@ -155,9 +155,7 @@ def _entry(path: Path, known: Mapping[str, list[Any]]) -> tuple[str, int, int, s
     cached = known.get(key)
     if cached and cached[:2] == [status.st_size, status.st_mtime_ns]:
         return key, *cached
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return key, status.st_size, status.st_mtime_ns, digest
+    return key, status.st_size, status.st_mtime_ns, sha256_of(path)
 
 
 def _read_cache(cache: Path | None) -> dict[str, list[Any]]:

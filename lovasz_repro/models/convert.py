@@ -15,7 +15,6 @@ A layout is told by the name of its first convolution. Under torchvision's names
 arrays of Caffe's networks, which see BGR in 0..255: these are told by their numbers.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from torch import Tensor
 from lovasz_repro import __version__
 from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.files import open_regular, write_durably
+from lovasz_repro.host.files import sha256_of, write_durably
 from lovasz_repro.models.caffemodel import CaffeLayer, read_caffemodel
 from lovasz_repro.models.pytorch_file import read_pytorch
 from lovasz_repro.models.snapshot import (
@@ -319,8 +318,7 @@ def convert(
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: the converted file must end in .safetensors.")
     try:
-        with open_regular(source) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(source)
         tensors = read_any(source)
         layout = recognise(tensors, images)
         tensors, other_outputs = translate(tensors, layout)
