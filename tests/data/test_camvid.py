@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -218,6 +218,7 @@ def flood(mask: np.ndarray) -> list[set[tuple[int, int]]]:
     return regions
 
 
+@settings(max_examples=40)
 @given(
     arrays(
         np.uint8,

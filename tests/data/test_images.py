@@ -27,7 +27,15 @@ from lovasz_repro.data.classes import (
     MaskIds,
     voc_colour,
 )
-from lovasz_repro.data.images import by_name, photograph_size, read_mask, read_photograph
+from lovasz_repro.data.images import (
+    by_name,
+    mirror,
+    photograph_size,
+    read_mask,
+    read_photograph,
+    resize_image,
+    resize_mask,
+)
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
 
@@ -397,3 +405,43 @@ def test_images_by_name_are_those_that_people_see() -> None:
     assert found == {"a": Path("f/a.jpg"), "b": Path("f/b.JPG"), "d": Path("f/d.jpeg")}
     with pytest.raises(UserError, match=r"f/a\.png: f/a\.jpg has the same name"):
         by_name([*files, Path("f/a.png")], (".png", ".jpg"))
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+sides = st.integers(1, 40)
+
+
+@given(height=sides, width=sides, new_height=sides, new_width=sides, seed=st.integers(0, 99))
+def test_a_resized_mask_invents_no_id(
+    height: int, width: int, new_height: int, new_width: int, seed: int
+) -> None:
+    ids = np.array([0, 3, 10, 11, 255], dtype=np.uint8)
+    mask = np.random.default_rng(seed).choice(ids, size=(height, width))
+    resized = resize_mask(mask, (new_height, new_width))
+    assert resized.shape == (new_height, new_width)
+    assert set(np.unique(resized)) <= set(np.unique(mask))
+
+
+@given(height=st.integers(4, 30), width=st.integers(4, 30), factor=st.integers(1, 4))
+def test_image_and_mask_stay_aligned(height: int, width: int, factor: int) -> None:
+    """Each pixel's column, written into both, is the same in both after shrinking."""
+    columns = np.broadcast_to(np.arange(width * factor, dtype=np.uint8), (height, width * factor))
+    image = np.repeat(columns[..., None], 3, axis=2).copy()
+    small_image = resize_image(image, (height, width)).astype(int)[..., 0]
+    small_mask = resize_mask(columns.copy(), (height, width)).astype(int)
+    assert np.abs(small_image - small_mask).max() <= factor
+    assert (np.diff(small_mask, axis=1) >= 0).all()
+
+
+def test_a_fitting_size_is_not_resampled() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    assert resize_image(image, (8, 12)) is image
+
+
+def test_mirror_flips_both() -> None:
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    mask = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    flipped_image, flipped_mask = mirror(image, mask)
+    assert flipped_image[0, 0].tolist() == image[0, 3].tolist()
+    assert flipped_mask.tolist() == [[3, 2, 1, 0], [7, 6, 5, 4]]

@@ -52,16 +52,12 @@ def write_kazuto(model: DeepLab, path: Path) -> None:
     torch.save(collections.OrderedDict(foreign.kazuto(model)), path)
 
 
-def write_nested(model: DeepLab, path: Path) -> None:
-    tensors = {k: nn.Parameter(v, v.is_floating_point()) for k, v in foreign.kazuto(model).items()}
-    torch.save({"epoch": 3, "state_dict": tensors, "optimizer": {"state": [1, 2]}}, path)
-
-
-def write_doubles(model: DeepLab, path: Path) -> None:
+def write_nested_doubles(model: DeepLab, path: Path) -> None:
     tensors = {
-        k: v.double() if v.is_floating_point() else v for k, v in foreign.kazuto(model).items()
+        k: nn.Parameter(v.double()) if v.is_floating_point() else v
+        for k, v in foreign.kazuto(model).items()
     }
-    torch.save({"model": tensors}, path)
+    torch.save({"epoch": 3, "state_dict": tensors, "optimizer": {"state": [1, 2]}}, path)
 
 
 def write_safetensors(model: DeepLab, path: Path) -> None:
@@ -72,8 +68,7 @@ WITH_CLASSIFIER = [
     (write_caffe, "Caffe, as its authors released it"),
     (write_caffe_multi_scale, "Caffe, as its authors released it"),
     (write_kazuto, "kazuto1011/deeplab-pytorch, DeepLab-v2"),
-    (write_nested, "kazuto1011/deeplab-pytorch, DeepLab-v2"),
-    (write_doubles, "kazuto1011/deeplab-pytorch, DeepLab-v2"),
+    (write_nested_doubles, "kazuto1011/deeplab-pytorch, DeepLab-v2"),
     (write_safetensors, "kazuto1011/deeplab-pytorch, DeepLab-v2"),
 ]
 

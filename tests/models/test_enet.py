@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lovasz_repro.models.enet import ENet, RegularBlock
+from lovasz_repro.models.enet import ENet, RegularBlock, to_unit_range
 
 # Output channels and resolution divisor after each stage (Paszke et al., Table 1, in the
 # released variant).
@@ -166,3 +166,10 @@ def test_evaluation_is_deterministic_and_independent_of_the_batch() -> None:
         alone = torch.cat([model(image[None]) for image in images])
         torch.testing.assert_close(together, alone)
         assert torch.equal(together, model(images))
+
+
+def test_unit_range_divides_by_255_and_keeps_the_memory_format_asked_for() -> None:
+    images = torch.tensor([[[[0]], [[51]], [[255]]]], dtype=torch.uint8)
+    torch.testing.assert_close(to_unit_range(images).flatten(), torch.tensor([0.0, 0.2, 1.0]))
+    large = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
+    assert to_unit_range(large, True).is_contiguous(memory_format=torch.channels_last)
