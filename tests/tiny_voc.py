@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from scipy.io import savemat  # type: ignore[import-untyped]
 
 from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.data.voc import JPEGS, MERGED_MASKS, VOC_LISTS
@@ -106,3 +107,14 @@ def write_multiclass_experiment(
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+def put(file: Path, content: Any) -> None:
+    """Write a list of names (.txt), labels as SBD has them (.mat), or pixels."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".txt":
+        file.write_text("".join(f"{name}\n" for name in content))
+    elif file.suffix == ".mat":
+        savemat(file, {"GTcls": {"Segmentation": content}}, do_compression=True)
+    else:
+        Image.fromarray(content).save(file)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import savemat  # type: ignore[import-untyped]
 
 from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.check_voc import check_voc
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
+from tests.tiny_voc import put
 
 SIZE = (8, 12)
 N = [f"2008_{number:06d}" for number in range(14)]
@@ -46,38 +45,18 @@ def labels_of(number: int) -> np.ndarray:
     return labels
 
 
-def write_list(file: Path, names: list[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{name}\n" for name in names))
-
-
-def write_png(file: Path, labels: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels).save(file)
-
-
-def write_mat(file: Path, labels: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    savemat(file, {"GTcls": {"Segmentation": labels}}, do_compression=True)
-
-
-def write_jpg(file: Path, size: tuple[int, int] = SIZE) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(file)
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A whole tree in the official layout that says what it is."""
     root = tmp_path / "tree"
     for file, numbers in LISTED.items():
-        write_list(root / file, [N[number] for number in numbers])
+        put(root / file, [N[number] for number in numbers])
     for number in (0, 1, 2, 8, 9, 10):
-        write_png(png(root, number), labels_of(number))
+        put(png(root, number), labels_of(number))
     for number in (0, 3, 4, 5, 6, 9):
-        write_mat(mat(root, number), labels_of(number))
+        put(mat(root, number), labels_of(number))
     for number in (*range(7), 8, 9, 10, 11, 12, 13):  # 11 is a photograph without a mask
-        write_jpg(photograph(root, number))
+        put(photograph(root, number), np.full((*SIZE, 3), 90, np.uint8))
     write_note(root, TreeNote("demo", "a test", SIZE, COUNTS))
     return root
 
@@ -88,11 +67,11 @@ def merged(tree: Path) -> Path:
     root = tree.parent / "merged"
     shutil.copytree(tree / "VOCdevkit/VOC2012/JPEGImages", root / "VOC2012/JPEGImages")
     lists = root / "VOC2012/ImageSets/Segmentation"
-    write_list(lists / "train_aug.txt", N[:7])
-    write_list(lists / "val.txt", N[8:11])
+    put(lists / "train_aug.txt", N[:7])
+    put(lists / "val.txt", N[8:11])
     for number in (*range(7), 8, 9, 10):
         file = root / "VOC2012/SegmentationClassAug" / f"{N[number]}.png"
-        write_png(file, labels_of(number))
+        put(file, labels_of(number))
     write_note(root, TreeNote("demo", "a test", SIZE, {"train_aug": 7, "val": 3}))
     return root
 
@@ -150,7 +129,7 @@ def rewrite(file: Path, change: Callable[[bytes], bytes]) -> None:
 
 
 def edit(root: Path, name: str, change: Callable[[list[str]], list[str]]) -> None:
-    write_list(root / name, change((root / name).read_text().split()))
+    put(root / name, change((root / name).read_text().split()))
 
 
 def break_everything(root: Path) -> list[str]:
@@ -159,13 +138,13 @@ def break_everything(root: Path) -> list[str]:
     edit(root, f"{LISTS}/val.txt", lambda names: [names[0], names[0], names[2], N[2]])
     mat(root, 3).unlink()
     photograph(root, 0).unlink()
-    write_mat(mat(root, 11), labels_of(11))
+    put(mat(root, 11), labels_of(11))
     rewrite(photograph(root, 1), lambda content: content[:-100])
-    write_png(png(root, 2), np.full(SIZE, 21, np.uint8))
-    write_jpg(photograph(root, 4), (8, 11))
+    put(png(root, 2), np.full(SIZE, 21, np.uint8))
+    put(photograph(root, 4), np.zeros((8, 11, 3), np.uint8))
     rewrite(mat(root, 5), lambda content: content[:-9])
     rewrite(mat(root, 6), lambda content: content[:200] + b"~" + content[201:])
-    write_png(png(root, 8), labels_of(8).astype(np.uint16))
+    put(png(root, 8), labels_of(8).astype(np.uint16))
     rewrite(png(root, 10), lambda content: content[:-12])
     photograph(root, 12).write_bytes(b"")
     photograph(root, 13).unlink()
@@ -298,7 +277,7 @@ def test_a_tree_without_a_note_is_held_against_the_published_numbers(tree: Path)
 def test_other_names_than_the_published_ones_are_found(merged: Path) -> None:
     (merged / "lovasz-repro.json").unlink()
     names = [f"2009_{number:06d}" for number in range(10_582)]
-    write_list(merged / "VOC2012/ImageSets/Segmentation/train_aug.txt", names)
+    put(merged / "VOC2012/ImageSets/Segmentation/train_aug.txt", names)
     report = check_voc(merged, masks_only=True)
     assert report.content == "merged, masks only"
     start = "VOC2012/ImageSets/Segmentation: train_aug has 10,582 images but not the published ones"

@@ -22,6 +22,7 @@ from lovasz_repro.data.voc import (
 )
 from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
+from tests.tiny_voc import put
 
 A, B, C, D, E, F, G = (f"2008_00000{number}" for number in range(7))
 VOC_TRAIN, VOC_VAL, TEST = (B, A), (D, C), (G,)
@@ -49,11 +50,6 @@ def put_mat(file: Path, labels: np.ndarray, compressed: bool = True) -> None:
     savemat(file, {"GTother": labels, "GTcls": fields}, do_compression=compressed)
 
 
-def put_list(file: Path, names: tuple[str, ...] | list[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{name}\n" for name in names))
-
-
 def put_photographs(voc: Path) -> None:
     (voc / "JPEGImages").mkdir(parents=True)
     for name in (A, B, C, D, E, F, G):
@@ -68,13 +64,13 @@ def official(tmp_path: Path) -> Path:
     put_photographs(voc)
     lists = {"train": VOC_TRAIN, "val": VOC_VAL, "trainval": VOC_TRAIN + VOC_VAL, "test": TEST}
     for split, names in lists.items():
-        put_list(voc / "ImageSets" / "Segmentation" / f"{split}.txt", names)
+        put(voc / "ImageSets" / "Segmentation" / f"{split}.txt", names)
     for name in VOC_TRAIN + VOC_VAL:
         labels = np.full(SIZE, VOC_ID, np.uint8)
         labels[0] = VOID
         put_png(voc / "SegmentationClass" / f"{name}.png", labels)
-    put_list(sbd / "train.txt", SBD_TRAIN)
-    put_list(sbd / "val.txt", SBD_VAL)
+    put(sbd / "train.txt", SBD_TRAIN)
+    put(sbd / "val.txt", SBD_VAL)
     for name in SBD_TRAIN + SBD_VAL:
         put_mat(sbd / "cls" / f"{name}.mat", np.full(SIZE, SBD_ID, np.uint8))
     return tmp_path
@@ -85,8 +81,8 @@ def popular(tmp_path: Path) -> Path:
     """The merged tree, with masks that are grey."""
     voc = tmp_path / "VOC2012"
     put_photographs(voc)
-    put_list(voc / "ImageSets" / "Segmentation" / "train_aug.txt", TRAIN_AUG)
-    put_list(voc / "ImageSets" / "Segmentation" / "val.txt", VOC_VAL)
+    put(voc / "ImageSets" / "Segmentation" / "train_aug.txt", TRAIN_AUG)
+    put(voc / "ImageSets" / "Segmentation" / "val.txt", VOC_VAL)
     (voc / "SegmentationClassAug").mkdir()
     for number, name in enumerate((A, B, C, D, E, F)):
         mask = Image.fromarray(np.full(SIZE, number, np.uint8))
@@ -291,8 +287,8 @@ LISTS_AT = f"{VOC_AT}/ImageSets/Segmentation"
         (lambda root: (root / LISTS_AT / "val.txt").unlink(), r"val\.txt: no such list.*robots"),
         (lambda root: (root / LISTS_AT / "train.txt").unlink(), r"n\.txt: no such list.*robots"),
         (lambda root: (root / SBD_AT / "val.txt").unlink(), r"t/val\.txt: no such list.*SBD/"),
-        (lambda root: put_list(root / SBD_AT / "train.txt", []), r"train\.txt: an empty list"),
-        (lambda root: put_list(root / SBD_AT / "train.txt", [A, "../x"]), r"'\.\./x' is no image"),
+        (lambda root: put(root / SBD_AT / "train.txt", []), r"train\.txt: an empty list"),
+        (lambda root: put(root / SBD_AT / "train.txt", [A, "../x"]), r"'\.\./x' is no image"),
         (lambda root: (root / SBD_AT / "train.txt").write_bytes(b"\xff\xfe"), "unreadable list"),
         (lambda root: (root / SBD_AT / "cls" / f"{F}.mat").unlink(),
          r"000005\.mat: missing \(1 of 4 masks are\).*SBD/download"),

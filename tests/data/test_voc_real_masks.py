@@ -23,6 +23,7 @@ from lovasz_repro.data.voc import (
 from lovasz_repro.data.voc_training import balanced_validation, crops_of, whole_images
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
+from tests.tiny_voc import put
 
 PUBLISHED_SHARES = (
     69.845, 0.905, 0.774, 0.889, 0.658, 0.552, 1.289, 1.935, 3.158, 1.264, 0.632,
@@ -36,11 +37,6 @@ PUBLISHED_VOID = 1.326
 @pytest.fixture
 def root() -> Path:
     return real_data("voc")
-
-
-def put_list(file: Path, names: list[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{name}\n" for name in names))
 
 
 def masks_of(root: Path, split: str) -> list[ImagePair]:
@@ -66,10 +62,10 @@ def test_the_real_list_follows_from_the_official_ones(root: Path, tmp_path: Path
     train_aug = (lists / "train_aug.txt").read_text().split()
     val = (lists / "val.txt").read_text().split()
     voc, sbd = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE" / "dataset"
-    put_list(voc / VOC_LISTS / "train.txt", train_aug[:1464])
-    put_list(voc / VOC_LISTS / "val.txt", val)
-    put_list(sbd / "train.txt", [*train_aug[:900:-2], *val[:700]])
-    put_list(sbd / "val.txt", [*train_aug[:900:-1][1::2], *val[700:1100]])
+    put(voc / VOC_LISTS / "train.txt", train_aug[:1464])
+    put(voc / VOC_LISTS / "val.txt", val)
+    put(sbd / "train.txt", [*train_aug[:900:-2], *val[:700]])
+    put(sbd / "val.txt", [*train_aug[:900:-1][1::2], *val[700:1100]])
     for folder, ending, names in (
         (voc / "SegmentationClass", "png", [*train_aug[:1464], *val]),
         (sbd / "cls", "mat", train_aug[1464:]),
