@@ -7,7 +7,7 @@ class frequencies of the whole data set without one photograph.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -46,39 +46,34 @@ class Evidence:
         return torch.from_numpy(scores)
 
 
+@dataclass(eq=False)
 class EvidenceTraining:
     """Training images as (evidence (classes, n, n) float32, labels (n, n) uint8) on the grid.
 
-    Scaled, padded with void, cropped and mirrored as photographs are; the noise is new in each
-    draw. All masks are held in memory (2 GB for the 10,582 of train_aug).
-
-    Args:
-        root: see ``data/voc.py``; photographs may be missing.
-        crop: side of the crop in pixels, 8 n - 7.
-        evidence: how it is drawn.
-        seed: of the whole training.
-        category: class id that is told from the rest; None: all classes.
-        split: "train_aug" or "trainval_aug".
-        crop_with_class: draw the place of a crop again, up to ``REDRAWS`` times, until it shows
-            ``Draw.wanted``.
-        augmentation: how masks are scaled; they are padded at the right and the bottom.
+    Scaled, padded with void at the right and the bottom, cropped and mirrored as photographs are;
+    the noise is new in each draw. All masks are held in memory (2 GB for the 10,582 of train_aug).
     """
 
-    def __init__(
-        self,
-        root: Path,
-        crop: int,
-        evidence: Evidence,
-        *,
-        seed: int,
-        category: int | None = None,
-        split: str = "train_aug",
-        crop_with_class: bool = False,
-        augmentation: AugmentationName = "deeplab",
-    ) -> None:
-        self.masks = masks_of(root, split)
-        self.crop, self.evidence, self.seed, self.category = crop, evidence, seed, category
-        self.crop_with_class, self.augmentation = crop_with_class, augmentation
+    root: Path
+    """See ``data/voc.py``; photographs may be missing."""
+    crop: int
+    """Side of the crop in pixels, 8 n - 7."""
+    evidence: Evidence
+    """How it is drawn."""
+    _: KW_ONLY
+    seed: int
+    """Of the whole training."""
+    category: int | None = None
+    """Class id that is told from the rest; None: all classes."""
+    split: str = "train_aug"
+    """Or "trainval_aug"."""
+    crop_with_class: bool = False
+    """Draw the place of a crop again, up to ``REDRAWS`` times, until it shows ``Draw.wanted``."""
+    augmentation: AugmentationName = "deeplab"
+    """How masks are scaled."""
+
+    def __post_init__(self) -> None:
+        self.masks = masks_of(self.root, self.split)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -101,36 +96,31 @@ class EvidenceTraining:
         return self.masks[index]
 
 
+@dataclass(eq=False)
 class EvidenceScored:
     """Images as (evidence (classes, h, w) on their grid, labels (H, W) uint8 at full size).
 
-    The noise of an image is the same whenever it is drawn.
-
-    Args:
-        root, evidence, category: as of ``EvidenceTraining``.
-        split: "val".
-        chosen: indices in the split; None: all.
+    The noise of an image is the same whenever it is drawn. For the fields see ``EvidenceTraining``.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        split: str,
-        evidence: Evidence,
-        *,
-        category: int | None = None,
-        chosen: Sequence[int] | None = None,
-    ) -> None:
-        self.masks = masks_of(root, split)
-        self.names = [image.name for image in list_images(root, split, photographs=False)]
-        self.chosen = range(len(self.masks)) if chosen is None else chosen
-        self.evidence, self.category = evidence, category
+    root: Path
+    split: str
+    evidence: Evidence
+    _: KW_ONLY
+    category: int | None = None
+    chosen: Sequence[int] | None = None
+    """Indices in the split; None: all."""
+
+    def __post_init__(self) -> None:
+        self.masks = masks_of(self.root, self.split)
+        self.names = [i.name for i in list_images(self.root, self.split, photographs=False)]
+        self.indices = range(len(self.masks)) if self.chosen is None else self.chosen
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
-        index = self.chosen[item]
+        index = self.indices[item]
         labels = self.masks[index]
         evidence = self.evidence.draw(grid_of(labels), mix(0xE7A1, index))
         if self.category is not None:
@@ -139,7 +129,7 @@ class EvidenceScored:
 
     def name(self, item: int) -> str:
         """Like ``2007_000033``."""
-        return self.names[self.chosen[item]]
+        return self.names[self.indices[item]]
 
 
 @lru_cache(maxsize=2)
