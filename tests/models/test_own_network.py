@@ -192,7 +192,7 @@ def segformer(classes: int) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [monai_unet, segformer])
+@pytest.mark.parametrize("make", [pytest.param(monai_unet, marks=pytest.mark.slow), segformer])
 def test_networks_of_monai_and_transformers_train(make: Callable[[int], nn.Module]) -> None:
     torch.manual_seed(0)
     model = OwnNetwork(make(4), 4, "x:y")
