@@ -4,7 +4,7 @@ Labels come in regions, with void between them; a tenth of the predictions is wr
 same tensors, and must give the same numbers before anything is timed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,6 @@ import torch
 from torch import Tensor
 
 from lovasz_repro.bench import harness
-from lovasz_repro.bench.harness import (
-    QUIET,
-    Advance,
-    Column,
-    Machine,
-    Page,
-    Report,
-    Row,
-    quartiles,
-    ratio,
-)
 from lovasz_repro.bench.samples import VOID_LABEL, Size, parse_size, regions
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.metrics import ConfusionMatrix
@@ -31,20 +20,14 @@ from lovasz_repro.metrics import ConfusionMatrix
 COUNTING_SIZES = ("1x21x375x500", "10x21x321x321", "1x19x1024x2048")
 COUNTING_ROUNDS = {"cpu": 5, "cuda": 30}
 VOID_SHARE, WRONG_SHARE = 0.05, 0.1
-OUR_MATRIX, THEIR_MATRIX, UNCHECKED = (
-    "ConfusionMatrix.update",
-    "torchmetrics",
-    "torchmetrics, unchecked",
-)
+OUR_MATRIX, THEIR_MATRIX = "ConfusionMatrix.update", "torchmetrics"
+UNCHECKED = f"{THEIR_MATRIX}, unchecked"
 CAPTION = (
     "Predictions int64, labels uint8 with {void:.0%} void, to counts on the CPU. Times as fast: "
     "the time of torchmetrics {version} (multiclass_confusion_matrix; unchecked: "
     "validate_args=False; ours always checks) divided by that of the row in the same round; median "
     "(quartiles) over the rounds ({rounds})."
 )
-
-Count = Callable[[Tensor, Tensor], Tensor]
-"""Predictions and labels (B, H, W) -> counts (C, C) on the CPU."""
 
 
 def run_bench(
@@ -53,8 +36,8 @@ def run_bench(
     threads: int | None,
     rounds: int | None,
     seed: int,
-    advance: Advance = QUIET,
-) -> Report:
+    advance: harness.Advance = harness.QUIET,
+) -> harness.Report:
     """Measure; defaults are for what is None.
 
     Raises:
@@ -77,12 +60,11 @@ def run_bench(
     cases = []
     for chosen in sizes:
         sample = make_sample(chosen, seed, device)
-        rows = _compare(chosen, sample, ways(chosen, torchmetrics), rounds, advance)
+        rows = _compare(ways(chosen, torchmetrics, *sample), chosen, device, rounds, advance)
         cases.append({"size": chosen, "rows": rows})
-    machine = harness.this_machine(device)
-    found: dict[str, Any] = {"torchmetrics_version": torchmetrics.__version__, "cases": cases}
-    found |= {"rounds": rounds, "seed": seed}
-    return Report(machine, found, [page(machine, found)])
+    machine, version = harness.this_machine(device), torchmetrics.__version__
+    found = {"torchmetrics_version": version, "cases": cases, "rounds": rounds, "seed": seed}
+    return harness.Report(machine, found, [page(machine, found)])
 
 
 def sizes_of(given: Sequence[str] | None) -> list[Size]:
@@ -100,15 +82,15 @@ def sizes_of(given: Sequence[str] | None) -> list[Size]:
     return sizes
 
 
-def page(machine: Machine, found: Row) -> Page:
+def page(machine: harness.Machine, found: harness.Row) -> harness.Page:
     """One table of all sizes."""
-    columns: list[Column] = [
+    columns: list[harness.Column] = [
         ("counting", lambda row: f"{row['size']}: {row['name']}"),
         ("ms", harness.median("times_ms")),
-        ("times as fast as\ntorchmetrics", quartiles("speedup")),
-        ("times as fast as\nit unchecked", quartiles("speedup_unchecked")),
+        ("times as fast as\ntorchmetrics", harness.quartiles("speedup")),
+        ("times as fast as\nit unchecked", harness.quartiles("speedup_unchecked")),
     ]
-    return Page(
+    return harness.Page(
         f"Counting predictions, {machine.device}, torch {machine.torch_version}",
         columns,
         {"": [{"size": case["size"], **row} for case in found["cases"] for row in case["rows"]]},
@@ -131,47 +113,45 @@ def make_sample(size: Size, seed: int, device: torch.device) -> tuple[Tensor, Te
     return predictions.to(device), labels.to(device, torch.uint8)
 
 
-def ways(size: Size, torchmetrics: Any) -> dict[str, Count]:
-    """What is compared, by name."""
+def ways(
+    size: Size, torchmetrics: Any, predictions: Tensor, labels: Tensor
+) -> dict[str, Callable[[], Tensor]]:
+    """What is compared, by name: each gives the counts (C, C) on the CPU."""
 
-    def ours(predictions: Tensor, labels: Tensor) -> Tensor:
+    def ours() -> Tensor:
         matrix = ConfusionMatrix(size.classes, VOID_LABEL)
         matrix.update(predictions, labels)
         return matrix.counts
 
-    def theirs(predictions: Tensor, labels: Tensor, checked: bool) -> Tensor:
+    def theirs(checked: bool) -> Tensor:
         counts: Tensor = torchmetrics.functional.classification.multiclass_confusion_matrix(
             predictions, labels, size.classes, ignore_index=VOID_LABEL, validate_args=checked
         )
         return counts.cpu()
 
-    return {OUR_MATRIX: ours, THEIR_MATRIX: partial(theirs, checked=True),
-            UNCHECKED: partial(theirs, checked=False)}  # fmt: skip
+    return {OUR_MATRIX: ours, THEIR_MATRIX: partial(theirs, True),
+            UNCHECKED: partial(theirs, False)}  # fmt: skip
 
 
 def check_same_counts(name: str, counts: Tensor, ours: Tensor) -> None:
-    """Make sure that two ways count alike.
-
-    Raises:
-        RunFailed: a count differs.
-    """
+    """Raise RunFailed where a count differs from ours."""
     if not torch.equal(counts.long(), ours):
         off = int((counts.long() - ours).abs().sum())
         raise RunFailed(f"{name}: {off} pixels are counted otherwise. Nothing is reported.")
 
 
 def _compare(
+    compared: dict[str, Callable[[], Tensor]],
     size: Size,
-    sample: tuple[Tensor, Tensor],
-    compared: Mapping[str, Count],
+    device: torch.device,
     rounds: int,
-    advance: Advance,
-) -> list[Row]:
-    counts = {name: count(*sample) for name, count in compared.items()}  # the first is slower
-    for name in (THEIR_MATRIX, UNCHECKED):
-        check_same_counts(name, counts[name], counts[OUR_MATRIX])
+    advance: harness.Advance,
+) -> list[harness.Row]:
+    counts = {name: count() for name, count in compared.items()}  # the first is slower
+    for name, of_one in counts.items():
+        check_same_counts(name, of_one, counts[OUR_MATRIX])
     timed = {
-        name: lambda _, count=count: harness.milliseconds(lambda: count(*sample), sample[0].device)
+        name: lambda _, count=count: harness.milliseconds(count, device)
         for name, count in compared.items()
     }
     times = harness.in_turn(timed, rounds, lambda name: advance(f"{name}, {size}"))
@@ -179,8 +159,8 @@ def _compare(
         {
             "name": name,
             "times_ms": own,
-            "speedup": ratio(times[THEIR_MATRIX], own),
-            "speedup_unchecked": ratio(times[UNCHECKED], own),
+            "speedup": harness.ratio(times[THEIR_MATRIX], own),
+            "speedup_unchecked": harness.ratio(times[UNCHECKED], own),
         }
         for name, own in times.items()
     ]

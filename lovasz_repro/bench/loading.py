@@ -15,17 +15,6 @@ from typing import Any
 import torch
 
 from lovasz_repro.bench import harness
-from lovasz_repro.bench.harness import (
-    QUIET,
-    Advance,
-    Column,
-    Machine,
-    Page,
-    Report,
-    Row,
-    quartiles,
-    ratio,
-)
 from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.config.schema import CellConfig, LossConfig
 from lovasz_repro.data.examples import CroppedImages
@@ -57,8 +46,8 @@ def run_bench(
     workers: Sequence[int] | None,
     batches: int,
     rounds: int,
-    advance: Advance = QUIET,
-) -> Report:
+    advance: harness.Advance = harness.QUIET,
+) -> harness.Report:
     """Measure.
 
     Args:
@@ -81,57 +70,60 @@ def run_bench(
     if cell.data.name == "voc" and cell.data.images == "photographs":
         assert isinstance(train_set, CroppedImages)
         sets[PLAIN] = PlainVoc(train_set.pairs, train_set.crop)
+    batch_size = cell.training.batch_size
 
     def load(name: str, workers: int, round_: int) -> float:
         given = _batches(cell, sets[name], replace(place, workers=workers))
-        return _loaded_per_second(given, batches, cell)
+        next(given)  # workers start
+        began = time.perf_counter()
+        for _ in range(batches):
+            next(given)
+        return batches * batch_size / (time.perf_counter() - began)
 
     step = _stepper(cell, inputs, place, train_set)
     ways: dict[tuple[str, int], Callable[[int], float]] = {
-        (TRAINING_STEP, 0): lambda _: cell.training.batch_size * STEPS_A_ROUND / step()
+        (TRAINING_STEP, 0): lambda _: batch_size * STEPS_A_ROUND / step()
     }
     ways |= {(name, n): partial(load, name, n) for n in workers or (0, 1, 2) for name in sets}
     advance.expect(rounds * len(ways))
     rates = harness.in_turn(ways, rounds, advance)
+    steps = rates.pop((TRAINING_STEP, 0))
     machine, (height, width) = harness.this_machine(place.device), cell.data.size
-    title = f"{cell.experiment}, {cell.training.batch_size}×{height}×{width}, {machine.device}"
-    found: dict[str, Any] = {
-        "title": title,
-        "step_images_per_second": rates.pop((TRAINING_STEP, 0)),
+    found = {
+        "title": f"{cell.experiment}, {batch_size}×{height}×{width}, {machine.device}",
+        "step_images_per_second": steps,
+        "loaders": [
+            {
+                "name": name,
+                "workers": n,
+                "images_per_second": own,
+                "in_steps": harness.ratio(own, steps),
+                "in_plain": harness.ratio(own, rates[PLAIN, n]) if PLAIN in sets else None,
+            }
+            for (name, n), own in rates.items()
+        ],
+        "batches": batches,
+        "rounds": rounds,
     }
-    found["loaders"] = [
-        {
-            "name": name,
-            "workers": workers,
-            "images_per_second": own,
-            "in_steps": ratio(own, found["step_images_per_second"]),
-            "in_plain": ratio(own, rates[PLAIN, workers]) if PLAIN in sets else None,
-        }
-        for (name, workers), own in rates.items()
-    ]
-    found |= {"batches": batches, "rounds": rounds}
-    return Report(machine, found, [_page(machine, found)])
+    return harness.Report(machine, found, [_page(machine, found)])
 
 
-def _page(machine: Machine, found: Row) -> Page:
+def _page(machine: harness.Machine, found: harness.Row) -> harness.Page:
     """One table: the step, then every loader."""
     steps, loaders = found["step_images_per_second"], found["loaders"]
-    unit = {
-        "name": f"{TRAINING_STEP} alone",
-        "images_per_second": steps,
-        "in_steps": ratio(steps, steps),
-        "in_plain": None,
-    }
-    columns: list[Column] = [
+    unit = {"name": f"{TRAINING_STEP} alone", "images_per_second": steps,
+            "in_steps": harness.ratio(steps, steps), "in_plain": None}  # fmt: skip
+    columns: list[harness.Column] = [
         ("", lambda row: row["name"] if row is unit else loaded_by(row["name"], row["workers"])),
         ("images / s", harness.median("images_per_second")),
-        ("loader / step", quartiles("in_steps")),
+        ("loader / step", harness.quartiles("in_steps")),
     ]
     caption = CAPTION.format(**found)
     if any(loader["in_plain"] for loader in loaders):
-        columns.append(("loader / plain PIL", quartiles("in_plain")))
+        columns.append(("loader / plain PIL", harness.quartiles("in_plain")))
         caption = f"{caption} {PLAIN_CAPTION}"
-    return Page(found["title"], columns, {"": [unit, *loaders]}, machine.load, caption=caption)
+    sections = {"": [unit, *loaders]}
+    return harness.Page(found["title"], columns, sections, machine.load, caption=caption)
 
 
 def loaded_by(what: str, workers: int) -> str:
@@ -149,9 +141,9 @@ def _batches(cell: CellConfig, images: Any, place: Place) -> Iterator[Any]:
 def _stepper(cell: CellConfig, inputs: Any, place: Place, train_set: Any) -> Callable[[], float]:
     """A function that takes STEPS_A_ROUND training steps and returns the seconds they took."""
     torch.manual_seed(cell.seed)
-    network = NETWORKS[cell.model.name]
+    network, config = NETWORKS[cell.model.name], cell.training
     model = build_model(cell, inputs, place.device)
-    state = TrainingState(model, build_optimizer(model, cell.training, cell.model.name))
+    state = TrainingState(model, build_optimizer(model, config, cell.model.name))
     objective = build_objective(
         LossConfig.model_validate(cell.loss.model_dump() | {"class_weights": "none"}),
         kind_of(cell.data).ignore_index,
@@ -163,20 +155,10 @@ def _stepper(cell: CellConfig, inputs: Any, place: Place, train_set: Any) -> Cal
     def steps() -> float:
         began = time.perf_counter()
         for _ in range(STEPS_A_ROUND):
-            config, device = cell.training, place.device
-            training_step(
-                state, model, images, labels, objective, config, config.lr, device, network.prepare
-            )
+            training_step(state, model, images, labels, objective, config, config.lr,
+                          place.device, network.prepare)  # fmt: skip
         harness.synchronise(place.device)
         return time.perf_counter() - began
 
     steps()  # the first is slower
     return steps
-
-
-def _loaded_per_second(batches: Iterator[Any], count: int, cell: CellConfig) -> float:
-    next(batches)  # workers start
-    began = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    return count * cell.training.batch_size / (time.perf_counter() - began)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -108,14 +108,6 @@ class TrainingSettings:
     def trained(self) -> TrainedNetwork:
         """What is known of the network."""
         return TRAINEES[self.network]
-
-
-class BatchSize(NamedTuple):
-    """Of the images."""
-
-    batch: int
-    height: int
-    width: int
 
 
 def choose_settings(
@@ -218,21 +210,37 @@ class Entry:
 
 
 def run_bench(advance: Advance = QUIET, **given: Any) -> Report:
-    """Measure every variant and the checkpoints; takes what `choose_settings` does.
+    """Measure every variant and the checkpoints; takes what `choose_settings` does."""
+    return measure(choose_settings(**given), advance)
+
+
+def measure(settings: TrainingSettings, advance: Advance = QUIET) -> Report:
+    """The same for settings.
 
     Raises:
         UserError: the memory does not suffice.
         RunFailed: a rank failed, or a variant computed something else than the first.
     """
-    return measure(choose_settings(**given), advance)
-
-
-def measure(settings: TrainingSettings, advance: Advance = QUIET) -> Report:
-    """The same for settings."""
-    advance.expect(len(variants(settings)) + (len(variants(settings)) + 1) * (settings.rounds + 1))
+    compared = len(variants(settings))
+    advance.expect(compared + (compared + 1) * (settings.rounds + 1))
     torch.set_num_threads(settings.threads)
     with harness.enough_memory(_shape(settings.size), settings.device), ExitStack() as stack:
-        return _run(settings, advance, stack)
+        unit = Trainee(variants(settings)[0], settings.size, settings.device)
+        entries, notes = _prepare(settings, unit, advance, stack)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        keep_best(unit.state, 0.0)  # a checkpoint has the best weights so far
+        ways: dict[str, Callable[[int], Any]] = {
+            entry.variant.name: partial(entry.run, settings.steps) for entry in entries
+        }
+        ways[CHECKPOINT] = lambda _: _save(unit.state, folder)
+        found = harness.in_turn(ways, settings.rounds, advance, warm_up=1)
+    took, sizes = zip(*found.pop(CHECKPOINT), strict=True)
+    rows = [_measured(entry, found, entries[0], settings) for entry in entries]
+    alone = settings.device.type == "cpu" and settings.threads == 1
+    if alone and settings.trained.compares_processes:
+        notes.append(ONE_THREAD)
+    checkpoint = checkpoint_cost(took, rows[0]["times_ms"], sizes[-1])
+    return report(harness.this_machine(settings.device), settings, rows, checkpoint, notes)
 
 
 def check_same(name: str, loss: float, unit: float, tolerance: float) -> None:
@@ -266,25 +274,6 @@ def check_same_gradient(name: str, step: First, unit: First) -> float:
             "norm, in float64. That is another computation; nothing is reported."
         )
     return difference
-
-
-def _run(settings: TrainingSettings, advance: Advance, stack: ExitStack) -> Report:
-    unit = Trainee(variants(settings)[0], settings.size, settings.device)
-    entries, notes = _prepare(settings, unit, advance, stack)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    keep_best(unit.state, 0.0)  # a checkpoint has the best weights so far
-    ways: dict[str, Callable[[int], Any]] = {
-        entry.variant.name: partial(entry.run, settings.steps) for entry in entries
-    }
-    ways[CHECKPOINT] = lambda _: _save(unit.state, folder)
-    found = harness.in_turn(ways, settings.rounds, advance, warm_up=1)
-    took, sizes = zip(*found.pop(CHECKPOINT), strict=True)
-    rows = [_measured(entry, found, entries[0], settings) for entry in entries]
-    alone = settings.device.type == "cpu" and settings.threads == 1
-    if alone and settings.trained.compares_processes:
-        notes.append(ONE_THREAD)
-    checkpoint = checkpoint_cost(took, rows[0]["times_ms"], sizes[-1])
-    return report(harness.this_machine(settings.device), settings, rows, checkpoint, notes)
 
 
 def report(
@@ -323,7 +312,7 @@ def report(
     )
     found = {
         "network": settings.network,
-        "size": BatchSize(batch, height, width),
+        "size": {"batch": batch, "height": height, "width": width},
         "classes": classes,
         "rounds": settings.rounds,
         "steps": settings.steps,

@@ -12,7 +12,6 @@ what they will stay.
 """
 
 import statistics
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,25 +20,13 @@ from itertools import starmap
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import Subset
 
 from lovasz_repro.bench import harness
-from lovasz_repro.bench.harness import (
-    QUIET,
-    Advance,
-    Column,
-    ImageClock,
-    Machine,
-    Page,
-    Report,
-    Row,
-    ratio,
-    with_quartiles,
-)
 from lovasz_repro.bench.loading import loaded_by
 from lovasz_repro.config.read import validate
 from lovasz_repro.config.schema import CellConfig, MultiScaleConfig
@@ -47,9 +34,8 @@ from lovasz_repro.data.demo import write_voc
 from lovasz_repro.data.locate import dataset_folder, find_dataset
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.measures import Measures
 from lovasz_repro.evaluation.predictor import Predictor
-from lovasz_repro.evaluation.scoring import Scoring, evaluate
+from lovasz_repro.evaluation.scoring import evaluate
 from lovasz_repro.run.build import (
     EVALUATION_BATCH,
     build_model,
@@ -89,8 +75,8 @@ def run_bench(
     scales: list[float] | None,
     images: int | None,
     rounds: int | None,
-    advance: Advance = QUIET,
-) -> Report:
+    advance: harness.Advance = harness.QUIET,
+) -> harness.Report:
     """Measure.
 
     Args:
@@ -117,10 +103,9 @@ def run_bench(
         times = harness.in_turn(ways, rounds, advance)
     machine = harness.this_machine(place.device)
     title = f"{cell.experiment} ({cell.profile}), {cell.model.name}, {cell.training.precision}"
-    found: dict[str, Any] = {"title": title, "workers": place.workers, "drawn": drawn}
-    found |= {"images": images, "rounds": rounds}
-    found |= compare(times, list(bench.predictors), place.workers)
-    return Report(machine, found, [page(machine, found)])
+    found = {"title": title, "workers": place.workers, "drawn": drawn, "images": images,
+             "rounds": rounds} | compare(times, list(bench.predictors), place.workers)  # fmt: skip
+    return harness.Report(machine, found, [page(machine, found)])
 
 
 def fused_scales(cell: CellConfig, scales: list[float] | None) -> MultiScaleConfig | None:
@@ -157,7 +142,7 @@ def compare(
         {
             "name": name,
             "times_ms": own,
-            "shares": {regime: ratio(own, whole) for regime, whole in wholes.items()},
+            "shares": {regime: harness.ratio(own, whole) for regime, whole in wholes.items()},
         }
         for name, own in times.items()
     ]
@@ -170,29 +155,29 @@ def compare(
         sums = [sum(of_round) for of_round in zip(network, loading, metric, strict=True)]
         limits[regime] = {
             "part": NETWORK if by_network else LOADING,  # the slower one, in the median
-            "whole_in_slowest": ratio(whole, slowest),  # whichever it is in the same round
+            "whole_in_slowest": harness.ratio(whole, slowest),  # whichever it is in the same round
             # 1 where they take turns, more where they are at work at once
-            "parts_in_whole": ratio(sums, whole),
+            "parts_in_whole": harness.ratio(sums, whole),
         }
     return {"regimes": list(regimes), "parts": parts, "limits": limits}
 
 
-def page(machine: Machine, found: Row) -> Page:
+def page(machine: harness.Machine, found: harness.Row) -> harness.Page:
     """One table and, below it, what limits each regime."""
 
-    def share(row: Row, regime: str) -> str:
+    def share(row: harness.Row, regime: str) -> str:
         passes = row["name"].startswith((WHOLE, NETWORK))
         other = passes and not row["name"].endswith(f", {regime}")
-        return "" if other else with_quartiles(row["shares"][regime])
+        return "" if other else harness.with_quartiles(row["shares"][regime])
 
-    columns: list[Column] = [
+    columns: list[harness.Column] = [
         ("", itemgetter("name")),
         ("images / s", lambda row: harness.number(1000 / statistics.median(row["times_ms"]))),
         ("ms / image", harness.median("times_ms")),
         *((f"part of the\npass, {r}", partial(share, regime=r)) for r in found["regimes"]),
     ]
     workers = loaded_by(LOADING, found["workers"]).removeprefix(f"{LOADING}, ")
-    return Page(
+    return harness.Page(
         f"Validation of {found['title']}, {machine.device}, torch {machine.torch_version}",
         columns,
         {"": found["parts"]},
@@ -202,39 +187,16 @@ def page(machine: Machine, found: Row) -> Page:
     )
 
 
-def _remark(regime: str, limit: Row) -> str:
+def _remark(regime: str, limit: harness.Row) -> str:
     limited = limit["whole_in_slowest"].median <= NEAR
+    times, share = (
+        harness.with_quartiles(limit[name]) for name in ("whole_in_slowest", "parts_in_whole")
+    )
     return (
         f"{regime}: {'limited by' if limited else 'the slowest part is'} "
-        f"the {limit['part'].removesuffix(' alone')}. The pass takes "
-        f"{with_quartiles(limit['whole_in_slowest'])} times as long as its slowest part; loading, "
-        f"network and metric add up to {with_quartiles(limit['parts_in_whole'])} of it."
+        f"the {limit['part'].removesuffix(' alone')}. The pass takes {times} times as long as its "
+        f"slowest part; loading, network and metric add up to {share} of it."
     )
-
-
-class Seen:
-    """A scoring that counts nothing: it keeps what it is given, at most so many batches."""
-
-    def __init__(self, most: int | None = None) -> None:
-        self.batches: deque[tuple[Tensor, Any]] = deque(maxlen=most)
-
-    measures: Measures | None = None
-
-    def update(self, predictions: Tensor, targets: Any, scores: Tensor | None = None) -> None:
-        """Keep the batch."""
-        self.batches.append((predictions, targets))
-
-    def over_ranks(self, group: distributed.ProcessGroup) -> Self:
-        """Nothing is added up."""
-        return self
-
-    def as_metrics(self, split: str) -> dict[str, float]:
-        """No numbers."""
-        return {}
-
-    def summary(self) -> str:
-        """No scores."""
-        return ""
 
 
 class _Bench:
@@ -250,7 +212,6 @@ class _Bench:
         images: int,
     ) -> None:
         self.cell, self.place = cell, place
-        self.kind = kind_of(cell.data)
         torch.manual_seed(cell.seed)
         network = build_model(cell, Inputs(root, None, {}, ""), place.device)
         single = predictor_of(network, cell, place.device)
@@ -260,15 +221,16 @@ class _Bench:
             scales = cell.evaluation.model_copy(update={"multi_scale": several})
             fused = cell.model_copy(update={"evaluation": scales})
             self.predictors[name] = multi_scale_of(network, fused, place.device)
-        batch = 1 if self.kind.sizes_differ else EVALUATION_BATCH
-        workers = 0 if self.kind.in_memory else place.workers
-        self.untimed = batch * max(1, QUEUED_BATCHES * workers)
+        kind = kind_of(cell.data)
+        batch = 1 if kind.sizes_differ else EVALUATION_BATCH
+        self.untimed = batch * max(1, QUEUED_BATCHES * (0 if kind.in_memory else place.workers))
         again = [index % len(scored) for index in range(self.untimed + images)]
         self.images: Any = Subset(scored, again)  # type: ignore[arg-type]
-        self.on_device = self._on_device()
-        seen = Seen()
-        evaluate(single, self.on_device, seen)
-        self.seen = seen.batches
+        self.on_device = [
+            (_moved(images, place.device), _moved(targets, place.device))
+            for images, targets in self._batches(0)
+        ]
+        self.predictions = list(self._predictions(single))
 
     def ways(self) -> dict[str, Callable[[int], float]]:
         """What is timed, by name: round -> milliseconds an image."""
@@ -282,43 +244,44 @@ class _Bench:
         return found
 
     def _whole(self, predictor: Predictor, round_: int) -> float:
-        clock = ImageClock(self.untimed)
-        evaluate(predictor, self._batches(self.place), self._scoring(), advance=clock.tick)
+        clock, scoring = harness.ImageClock(self.untimed), scoring_of(self.cell)
+        evaluate(predictor, self._batches(self.place.workers), scoring, advance=clock.tick)
         return clock.milliseconds()
 
     def _network(self, predictor: Predictor, round_: int) -> float:
-        clock = ImageClock(self.untimed)
-        evaluate(predictor, self.on_device, Seen(most=0), advance=clock.tick)
+        clock = harness.ImageClock(self.untimed)
+        for predictions in self._predictions(predictor):
+            harness.synchronise(self.place.device)
+            clock.tick(len(predictions))
         return clock.milliseconds()
 
     def _loading(self, workers: int, round_: int) -> float:
-        clock = ImageClock(self.untimed)
-        for images, _ in self._batches(replace(self.place, workers=workers)):
+        clock = harness.ImageClock(self.untimed)
+        for images, _ in self._batches(workers):
             clock.tick(len(images))
         return clock.milliseconds()
 
     def _metric(self, round_: int) -> float:
-        clock, scoring = ImageClock(self.untimed), self._scoring()
-        for predictions, targets in self.seen:
+        clock, scoring = harness.ImageClock(self.untimed), scoring_of(self.cell)
+        for predictions, (_, targets) in zip(self.predictions, self.on_device, strict=True):
             scoring.update(predictions, targets)
             harness.synchronise(self.place.device)
             clock.tick(len(predictions))
         return clock.milliseconds()
 
-    def _scoring(self) -> Scoring:
-        return scoring_of(self.cell)
+    def _batches(self, workers: int) -> Iterator[Any]:
+        return scored_batches(self.cell, self.images, replace(self.place, workers=workers), ALONE)
 
-    def _batches(self, place: Place) -> Iterator[Any]:
-        return scored_batches(self.cell, self.images, place, ALONE)
+    def _predictions(self, predictor: Predictor) -> Iterator[Tensor]:
+        for images, targets in self.on_device:
+            labels = targets if isinstance(targets, Tensor) else targets[0]
+            yield predictor.classes(images, labels.shape[-2:])
 
-    def _on_device(self) -> list[Any]:
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(self.place.device)
-            return tuple(moved(part) for part in value)
 
-        alone = replace(self.place, workers=0)
-        return [(moved(images), moved(targets)) for images, targets in self._batches(alone)]
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return tuple(_moved(part, device) for part in value)
 
 
 def _find_or_draw(

@@ -11,13 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lovasz_repro import cli
 from lovasz_repro.bench import refining
 from lovasz_repro.bench.harness import ImageClock, Report, Spread, to_markdown
 from lovasz_repro.bench.refining import images_of, make_inputs, numbers_of, page, run_bench, smooth
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.probabilities import read_probabilities
-from tests.bench.toy_machine import TOY, Turns
+from tests.bench.conftest import TOY, Command, Turns
 
 TINY = (40, 56)
 
@@ -103,17 +102,12 @@ def test_the_table_says_how_much_of_the_cores_is_used() -> None:
     assert "375×500, 21 classes, 10 iterations" in text
 
 
-def test_the_command_refines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_refines(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pydensecrf.densecrf")
     monkeypatch.setattr(refining, "run_bench", partial(run_bench, size=TINY))
-    given = "--json --processes 1 --images 2 --rounds 2"
-    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "crf", *given.split()])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
-    content = json.loads(capsys.readouterr().out)
+    code, out, err = bench("crf --json --processes 1 --images 2 --rounds 2")
+    assert code == 0, err
+    content = json.loads(out)
     assert [row["processes"] for row in content["rows"]] == [1]
     assert len(content["rows"][0]["images_per_second"]) == 2
     assert content["crf"]["iterations"] == 10
@@ -129,12 +123,10 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_without_the_extra_there_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     monkeypatch.setattr(refining, "run_bench", partial(run_bench, size=TINY))
-    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "crf"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 2
-    assert "pydensecrf2, which is not installed" in capsys.readouterr().err
+    code, _, err = bench("crf")
+    assert code == 2
+    assert "pydensecrf2, which is not installed" in err

@@ -1,25 +1,17 @@
 """`lovasz-repro bench scoring`: what is scored, that the scores agree, and what is reported."""
 
 import inspect
-import io
 import json
 import statistics
-import sys
-from collections.abc import Iterator
-from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from rich.console import Console
 
-from lovasz_repro import cli
 from lovasz_repro.bench import scoring
-from lovasz_repro.bench.harness import Advance, Report, print_report, to_json, to_markdown
+from lovasz_repro.bench.harness import Advance, Report, to_json, to_markdown
 from lovasz_repro.bench.scoring import (
     check_same_scores,
     draw_instances,
@@ -33,7 +25,7 @@ from lovasz_repro.data.cityscapes import FULL_SIZE
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.evaluation.cityscapes import CityscapesScores
 from lovasz_repro.evaluation.cityscapes_files import score_files
-from tests.bench.toy_machine import TOY, Turns
+from tests.bench.conftest import TOY, Command, Turns
 
 pytest.importorskip("cityscapesscripts")
 pytestmark = pytest.mark.skipif(not hasattr(np, "in1d"), reason="NumPy is too new for the script")
@@ -46,35 +38,26 @@ TIMES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 # -- the command -----------------------------------------------------------------------------------
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, dict[str, Any], Turns]:
-    """What the command prints, on small scenes, and what it was told on the way."""
-    called: list[dict[str, Any]] = []
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Turns]:
+    """The command is on small scenes; what it asks for, and what it is told on the way."""
+    called: dict[str, Any] = {}
     turns = Turns()
 
-    def small(advance: Advance, **given: Any) -> Report:
-        called.append(given)
+    def run(advance: Advance, **given: Any) -> Report:
+        called.update(given)
         return run_bench(**given, size=SMALL, advance=turns)
 
-    monkeypatch.setattr(scoring, "run_bench", small)
-    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "scoring", *options])
-    printed = io.StringIO()
-    with redirect_stdout(printed), pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert not caught.value.code
-    return printed.getvalue(), called[0], turns
+    monkeypatch.setattr(scoring, "run_bench", run)
+    return called, turns
 
 
-def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_has_everything(
+    bench: Command, small: tuple[dict[str, Any], Turns], monkeypatch: pytest.MonkeyPatch
+) -> None:
     processes: list[int] = []
 
     def alone(*files: Any, **given: int) -> CityscapesScores:
@@ -82,8 +65,9 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
         return score_files(*files)
 
     monkeypatch.setattr(scoring, "score_files", alone)
-    options = ["--json", "--images=2", "--rounds=2", "--processes=2", "--seed=3"]
-    printed, given, turns = run(monkeypatch, *options)
+    code, printed, err = bench("scoring --json --images 2 --rounds 2 --processes 2 --seed 3")
+    given, turns = small
+    assert code == 0, err
     assert processes == [1, 2] * 3
     assert given == {"images": 2, "processes": 2, "rounds": 2, "seed": 3}
     assert len(turns.taken) == turns.expected
@@ -104,9 +88,10 @@ def test_json_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["speedup"]["median"] == pytest.approx(statistics.median(quotients))
 
 
-def test_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    printed, given, _ = run(monkeypatch, "--images", "1", "--rounds", "1")
-    assert given == {"images": 1, "processes": 1, "rounds": 1, "seed": 0}
+def test_a_table_for_people(bench: Command, small: tuple[dict[str, Any], Turns]) -> None:
+    code, printed, err = bench("scoring --images 1 --rounds 1")
+    assert code == 0, err
+    assert small[0] == {"images": 1, "processes": 1, "rounds": 1, "seed": 0}
     assert "Cityscapes scores of 1 image, 96 x 160" in printed
     assert "score_files" in printed
     assert "processes," not in printed
@@ -172,13 +157,7 @@ def test_reports() -> None:
     assert "| official script | 350 | 1 |" in markdown
     assert "official one: 2.0e-16" in markdown
     assert "takes 50% of the time of score_files, 7% of that of the official script" in markdown
-    assert "busy" not in markdown
     content = json.loads(to_json(Report(TOY, found, [])))
     official, own = content["reading_shares"]
     assert official["median"] == pytest.approx((20 / 400 + 25 / 300) / 2)
     assert own == {"median": 0.5, "low": 0.5, "high": 0.5}
-    assert content["contended"] is False
-    console = Console(file=io.StringIO(), width=120)
-    busy = replace(TOY, load=1e6)
-    print_report(Report(busy, found, [page(busy, found)]), console)
-    assert "busy" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -2,29 +2,26 @@
 
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from lovasz_repro import cli
 from lovasz_repro.bench import validation
-from lovasz_repro.bench.harness import ImageClock, Report, to_json, to_markdown
+from lovasz_repro.bench.harness import Report, to_json, to_markdown
 from lovasz_repro.bench.validation import compare, fused_scales, page, run_bench
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.predictor import Predictor
+from lovasz_repro.evaluation.scoring import evaluate
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.run.networks import NETWORKS
-from tests.bench.toy_machine import TOY, Turns
+from tests.bench.conftest import CPU, TOY, Command, Turns
 from tests.tiny_camvid import write_camvid, write_experiment
 from tests.tiny_voc import write_voc
 
-CPU = torch.device("cpu")
 PARTS = [
     "whole pass, single scale", "network alone, single scale", "whole pass, 2 scales fused",
     "network alone, 2 scales fused", "loading alone, the same process", "metric alone",
@@ -34,15 +31,6 @@ PARTS = [
 def demo_cell() -> CellConfig:
     overrides = {"data.folder": "tiny", "evaluation.multi_scale.least_side": 65}
     return load_experiment("voc-multiclass").cells("demo", overrides=overrides)[-1]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "bench", "validation", *arguments])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def fixed(whole: float, network: float, loading: float, metric: float) -> dict[str, Any]:
@@ -63,15 +51,15 @@ def as_report(found: dict[str, Any]) -> Report:
     return Report(TOY, found, [page(TOY, found)])
 
 
-def test_json_has_every_part_and_its_share_of_the_pass(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_json_has_every_part_and_its_share_of_the_pass(bench: Command, tmp_path: Path) -> None:
     write_voc(tmp_path / "tiny", val=3)
-    given = ["--profile", "demo", "--data", str(tmp_path), "--device", "cpu", "--json"]
-    given += ["--set", "data.folder=tiny", "--set", "evaluation.multi_scale.least_side=65"]
-    given += ["--images", "2", "--rounds", "2", "--scales", "1,0.5"]
-    assert call(monkeypatch, *given) == 0
-    content = json.loads(capsys.readouterr().out)
+    given = (
+        f"validation --profile demo --data {tmp_path} --device cpu --json --set data.folder=tiny"
+    )
+    given += " --set evaluation.multi_scale.least_side=65 --images 2 --rounds 2 --scales 1,0.5"
+    code, out, err = bench(given)
+    assert code == 0, err
+    content = json.loads(out)
     assert [part["name"] for part in content["parts"]] == PARTS
     assert content["regimes"] == ["single scale", "2 scales fused"]
     assert not content["drawn"]
@@ -98,19 +86,17 @@ def test_photographs_are_drawn_where_there_are_none(
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny"]
 
 
-def test_a_network_of_one_scale_is_measured_at_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_network_of_one_scale_is_measured_at_one(bench: Command, tmp_path: Path) -> None:
     """Through another data set, whose images come in batches of one size."""
-    data = str(write_camvid(tmp_path / "data"))
-    given = [str(write_experiment(tmp_path)), "--profile", "demo", "--data", data]
-    given += ["--device", "cpu", "--images", "3", "--rounds", "1"]
-    assert call(monkeypatch, *given, "--markdown") == 0
-    printed = capsys.readouterr().out
+    experiment, data = write_experiment(tmp_path), write_camvid(tmp_path / "data")
+    given = f"validation {experiment} --profile demo --data {data} --device cpu"
+    code, printed, err = bench(f"{given} --images 3 --rounds 1 --markdown")
+    assert code == 0, err
     assert "| whole pass, single scale |" in printed
     assert "fused" not in printed
-    assert call(monkeypatch, *given, "--scales", "1,0.5") == 2
-    assert "Error: --scales: enet is no DeepLab" in capsys.readouterr().err
+    code, _, err = bench(f"{given} --scales 1,0.5")
+    assert code == 2
+    assert "Error: --scales: enet is no DeepLab" in err
 
 
 def test_the_slower_part_limits_the_pass() -> None:
@@ -132,66 +118,24 @@ def test_tables_say_what_limits_the_pass() -> None:
     json.loads(to_json(as_report(fixed(16, 10, 5, 1))))
 
 
-def test_the_clock_leaves_the_first_images_out() -> None:
-    times = iter([100.0, 200.0, 201.0, 204.0])
-    clock = ImageClock(untimed=3, now=lambda: next(times))
-    for images in (2, 2, 1, 2):  # 3 images of the last two batches, in 4 seconds
-        clock.tick(images)
-    assert clock.milliseconds() == pytest.approx(4000 / 3)
-
-
 def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every pass goes through ``evaluate``, with the network's options, over every image.
+    """Every whole pass goes through ``evaluate``, with the network's options, over every image.
 
     There are two: one comes again.
     """
     write_voc(tmp_path / "tiny", val=2)
-    seen: list[tuple[int, type]] = []
-    real = validation.evaluate
+    seen: list[tuple[type, int]] = []
 
-    def spy(
-        predictor: Predictor,
-        *given: Any,
-        advance: Callable[[int], None] = lambda images: None,
-        **options: Any,
-    ) -> Any:
+    def spy(predictor: Predictor, *given: Any, advance: Callable[[int], None]) -> Any:
         images: list[int] = []
-        found = real(
-            predictor, *given, advance=lambda n: (images.append(n), advance(n))[0], **options
-        )
-        seen.append((sum(images), type(predictor)))
+        found = evaluate(predictor, *given, advance=lambda n: (images.append(n), advance(n))[0])
+        seen.append((type(predictor), sum(images)))
         assert predictor.kind is NETWORKS["deeplab-v2-small"]
         return found
 
-    monkeypatch.setattr("lovasz_repro.bench.validation.evaluate", spy)
+    monkeypatch.setattr(validation, "evaluate", spy)
     run_bench(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 2, 1)
-    fused, plain = MultiScale, Predictor
-    first, *timed = seen
-    assert first == (3, plain)
-    assert timed == [(3, plain), (3, plain), (3, fused), (3, fused)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--scales", "1,half"], ["--scales 1,half", "1,0.75,0.5"]),
-        (["--scales", "0.3"], ["--scales", "0.125"]),
-        (["nothing"], ["nothing", "experiment"]),
-        (["--json", "--markdown"], ["--json", "--markdown"]),
-    ],
-)
-def test_a_mistake_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: list[str],
-) -> None:
-    assert call(monkeypatch, *arguments, "--device", "cpu") == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("Error: ")
-    assert captured.err.count("\n") == 1
-    for word in words:
-        assert word in captured.err
+    assert seen == [(Predictor, 3), (MultiScale, 3)]
 
 
 def test_scales_are_of_a_deeplab() -> None:
