@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,7 +77,7 @@ def test_a_batch_is_decided_as_a_whole_and_void_is_not_known() -> None:
     """Of all 3^7 labels of the 7 pixels together, void or not, those of highest expected IoU."""
     everything = np.array(list(itertools.product(range(3), repeat=7)))
     differ = 0
-    for seed in range(8):
+    for seed in range(3):
         images = few_pixels(seed)
         pixels = np.concatenate([image[0].flatten(1).T.double().numpy() for image, _ in images])
         p = np.exp(pixels) / np.exp(pixels).sum(axis=1, keepdims=True)
@@ -172,6 +172,7 @@ def presences(draw: st.DrawFn) -> np.ndarray:
     return np.array(draw(cells)).reshape(images, classes)
 
 
+@settings(max_examples=40)
 @given(presence=presences(), size=st.integers(1, 9), seed=st.integers(0, 2**31 - 1))
 def test_batches_have_every_class_exactly_where_some_batch_has(
     presence: np.ndarray, size: int, seed: int
@@ -226,6 +227,7 @@ def test_why_there_are_no_batches_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         covering_batches(presence, 1, 3, seed=0)
 
 
+@pytest.mark.slow
 def test_the_batches_of_the_paper_on_the_real_validation_set() -> None:
     root: Path = real_data("voc")
     presence = presence_of(root, "val")

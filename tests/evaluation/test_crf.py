@@ -341,13 +341,10 @@ def test_other_inputs_and_parameters_are_told_apart(inputs: list[CrfInput], tmp_
     assert contents(files) == after
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_unusable_input_ends_it_with_one_line(
-    inputs: list[CrfInput], tmp_path: Path, processes: int
-) -> None:
+def test_an_unusable_input_ends_it_with_one_line(inputs: list[CrfInput], tmp_path: Path) -> None:
     wrong = replace(inputs[1], probabilities=inputs[0].probabilities)
     with pytest.raises(UserError, match=r"2007_000000\.png: not the probabilities of 2007_000001"):
-        refine_all([inputs[0], wrong], tmp_path / "out", DEEPLAB, processes=processes)
+        refine_all([inputs[0], wrong], tmp_path / "out", DEEPLAB)
 
 
 def test_what_is_missing_or_of_another_size_is_named(

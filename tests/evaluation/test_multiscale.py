@@ -99,8 +99,7 @@ def by_hand(model: nn.Module, image: Tensor, fusion: str, side: int, scales: lis
     return torch.from_numpy(scores[:, :height, :width])
 
 
-@pytest.mark.parametrize("fusion", ["probabilities", "max-logits"])
-@pytest.mark.parametrize("deeplab", [False, True])
+@pytest.mark.parametrize(("fusion", "deeplab"), [("probabilities", False), ("max-logits", True)])
 def test_scores_are_those_of_the_recipe_at_513(fusion: Any, deeplab: bool) -> None:
     torch.manual_seed(2)
     model = small_deeplab(CLASSES).eval() if deeplab else EveryEighth()
@@ -225,8 +224,9 @@ def test_bfloat16_and_channels_last_change_little() -> None:
     torch.testing.assert_close(half, plain, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("fusion", ["probabilities", "max-logits"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("fusion", "precision"), [("probabilities", "float32"), ("max-logits", "bfloat16")]
+)
 def test_a_split_is_scored_with_it(fusion: Any, precision: str) -> None:
     """Through ``evaluate``, and autocast leaves the fusion alone."""
     torch.manual_seed(1)
