@@ -86,6 +86,17 @@ def write_figures(
     return files
 
 
+def figure_texts(drawing: Drawing, name: str) -> dict[str, str]:
+    """What is written beside the pictures: file and text, the caption and the data."""
+    lines = textwrap.wrap(visible(drawing.caption), 100, break_on_hyphens=False)
+    curves = precise([asdict(curve) for curve in drawing.curves], 7)
+    content = {"name": name, "caption": drawing.caption, "curves": curves}
+    return {
+        f"{name}.txt": "\n".join([*lines, ""]),
+        f"{name}.json": json.dumps(content, ensure_ascii=False) + "\n",
+    }
+
+
 def _save(drawing: Drawing, out: Path, name: str) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -93,17 +104,5 @@ def _save(drawing: Drawing, out: Path, name: str) -> list[Path]:
     pdf, png = io.BytesIO(), io.BytesIO()
     drawing.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     drawing.figure.savefig(png, format="png", metadata={"Software": None})
-    lines = textwrap.wrap(visible(drawing.caption), 100, break_on_hyphens=False)
-    files: dict[str, str | bytes] = {
-        f"{name}.pdf": pdf.getvalue(),
-        f"{name}.png": png.getvalue(),
-        f"{name}.txt": "\n".join([*lines, ""]),
-        f"{name}.json": _sidecar(drawing, name),
-    }
-    return write_files(out, files)
-
-
-def _sidecar(drawing: Drawing, name: str) -> str:
-    curves = [asdict(curve) for curve in drawing.curves]
-    content = {"name": name, "caption": drawing.caption, "curves": precise(curves, 7)}
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    pictures = {f"{name}.pdf": pdf.getvalue(), f"{name}.png": png.getvalue()}
+    return write_files(out, pictures | figure_texts(drawing, name))

@@ -104,6 +104,10 @@ def store(tmp_path: Path) -> FakeStore:
 @pytest.fixture
 def camvid(store: FakeStore) -> FakeStore:
     """Two seeds of each CamVid variant at reduced scale, one seed at demo scale."""
+    return fill_camvid(store)
+
+
+def fill_camvid(store: FakeStore) -> FakeStore:
     scores = {"weighted-cross-entropy": 0.480, "lovasz-softmax": 0.527, "sum": 0.520}
     for seed in (0, 1):
         for variant, score in scores.items():

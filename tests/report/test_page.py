@@ -5,21 +5,22 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.figures import FIGURES
-from lovasz_repro.report.model import Missing
+from lovasz_repro.report.model import Drawing, Missing
 from lovasz_repro.report.page.bias import BiasSlider, bias_slider
-from lovasz_repro.report.page.content import PageContent, page_content, verdict_at
+from lovasz_repro.report.page.content import VERDICTS_AT, PageContent, page_content, verdict_at
 from lovasz_repro.report.page.svg import inline_svg
 from lovasz_repro.report.page.write import render_page, write_page
 from lovasz_repro.report.tables import TABLES
 from lovasz_repro.report.words import captions
+from tests.report.conftest import FakeStore, fill_camvid
 from tests.report_files import drawn
 
 HOSTILE = "<script>document.title='taken'</script>\"'><img src=x onerror=alert(1)>&amp;"
@@ -37,21 +38,38 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-@pytest.fixture(autouse=True)
-def without_surfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def without_surfaces() -> Iterator[None]:
     """Figures 1 and 2 take seconds to draw, and depend on no run."""
-    for name in ("figure-1", "figure-2"):
-        monkeypatch.setitem(FIGURES, name, lambda store: Missing("left out", "a test"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("figure-1", "figure-2"):
+            patch.setitem(FIGURES, name, lambda store: Missing("left out", "a test"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
+    """Runs of CamVid and a search; for tests that only read."""
+    return add_circles(fill_camvid(FakeStore(tmp_path_factory.mktemp("artifacts"))))
+
+
+@pytest.fixture(scope="module")
+def content(kept: FakeStore) -> PageContent:
+    return page_content(kept)
+
+
+@pytest.fixture(scope="module")
+def page(content: PageContent) -> str:
+    return render_page(content)
 
 
 @pytest.fixture
-def content(camvid: Any, circles: Any) -> PageContent:
-    return page_content(camvid)
+def circles(store: FakeStore) -> FakeStore:
+    return add_circles(store)
 
 
-@pytest.fixture
-def circles(store: Any) -> Any:
-    """A stored synthetic search of few biases."""
+def add_circles(store: FakeStore) -> FakeStore:
+    """Store a synthetic search of few biases."""
     run = store.add("synthetic", "bias-search", "0-1", batch=None, scale="paper",
                     params={"seeds": "2"})  # fmt: skip
     b = np.linspace(-1, 1, 21)
@@ -74,7 +92,7 @@ def test_every_statement_table_and_figure_stands_on_the_page_once(content: PageC
     for claim in content.claims:  # and in the section that the paper makes it in
         (section,) = [s for s in content.sections if claim in s.claims]
         assert claim.item.claim.place.startswith(f"Sec. {section.words.number[:1]}")
-    tables = [shown.table.name for section in content.sections for shown in section.tables]
+    tables = [table.name for section in content.sections for table in section.tables]
     figures = [figure.name for section in content.sections for figure in section.figures]
     assert sorted(tables) == sorted(TABLES)
     assert sorted(figures) == sorted(FIGURES)
@@ -92,17 +110,19 @@ def test_what_no_section_names_stands_beyond_the_paper(
     last = page_content(camvid).sections[-1]
     assert last.words.number == ""
     assert "camvid-enet" in last.words.tables
-    assert [shown.table.name for shown in last.tables].count("camvid-enet") == 2
+    assert [table.name for table in last.tables].count("camvid-enet") == 2
 
 
-def test_numbers_refer_to_their_runs(content: PageContent, camvid: Any) -> None:
-    (shown,) = [t for s in content.sections for t in s.tables if t.table.name == "camvid-enet"]
-    cells = [c for block in shown.blocks for row in block.rows for c in row.cells if c and c.runs]
-    assert cells
-    for cell in cells:
-        found = [content.runs[int(number)].run_id for number in cell.runs.split()]
-        assert found == [source.run_id for source in cell.cell.sources]
-    assert [block.scale for block in shown.blocks] == ["reduced", "demo"]
+def test_numbers_refer_to_their_runs(page: str, kept: FakeStore) -> None:
+    runs = re.findall(r"<code>(id\d+)</code>", page[page.index('class="runs"') :])
+    shown = page[page.index('id="camvid-enet-numbers"') :].partition("</table>")[0]
+    found = [
+        [runs[int(number)] for number in numbers.split()]
+        for numbers in re.findall('data-runs="([^"]+)"', shown)
+    ]
+    cells = TABLES["camvid-enet"](kept).cells
+    assert found == [[s.run_id for s in cell.sources] for cell in cells if cell.sources]
+    assert re.findall('<tbody data-scale="([^"]*)"', shown) == ["reduced", "demo"]
 
 
 def test_missing_numbers_name_the_command(content: PageContent) -> None:
@@ -123,43 +143,32 @@ def test_missing_numbers_name_the_command(content: PageContent) -> None:
     ],
 )
 def test_sets_of_a_scale_speak_together(verdicts: list[str], told: str) -> None:
-    from dataclasses import dataclass
-    from types import SimpleNamespace
-
-    @dataclass
-    class Item:
-        claim: Any
-        verdict: str
-        evidence: list[Any]
-
     evidence = [
         SimpleNamespace(scale="reduced", outcome=SimpleNamespace(verdict=v)) for v in verdicts
     ]
-    item: Any = Item(SimpleNamespace(rule=object()), "not yet run", evidence)
+    claim = SimpleNamespace(rule=object())
+    item: Any = SimpleNamespace(claim=claim, verdict="not yet run", evidence=evidence)
     assert verdict_at(item, "reduced") == told
     assert verdict_at(item, "demo") == "not yet run"
 
 
-def test_counts_add_up(content: PageContent, camvid: Any) -> None:
-    from lovasz_repro.report.page.content import VERDICTS_AT
-
-    claims = evaluate_claims(camvid)
+def test_counts_add_up(content: PageContent) -> None:
     for scale in ("paper", "reduced", "demo"):
-        assert sum(content.count(scale, verdict) for verdict in VERDICTS_AT) == len(claims)
-    holding = sum(item.verdict == "holds" for item in claims)
+        counts = [content.count(scale, verdict) for verdict in VERDICTS_AT]
+        assert sum(counts) == len(content.claims)
+    holding = sum(shown.item.verdict == "holds" for shown in content.claims)
     assert content.count("paper", "holds") == holding
 
 
 # -- the page as text --------------------------------------------------------------------------
 
 
-def test_the_same_runs_give_the_same_bytes(camvid: Any, tmp_path: Path) -> None:
-    one, other = (write_page(camvid, tmp_path / name) for name in "ab")
-    assert one.read_bytes() == other.read_bytes()
+def test_the_same_runs_give_the_same_bytes(kept: FakeStore, page: str, tmp_path: Path) -> None:
+    assert write_page(kept, tmp_path).read_text() == page
 
 
-def test_nothing_is_loaded_and_ids_are_unique(content: PageContent) -> None:
-    elements = Elements(render_page(content)).found
+def test_nothing_is_loaded_and_ids_are_unique(page: str) -> None:
+    elements = Elements(page).found
     for tag, attributes in elements:
         for name in ("src", "srcset", "action", "data", "poster"):
             assert name not in attributes, (tag, attributes)
@@ -217,8 +226,6 @@ def test_a_figure_with_a_heading_of_anything(camvid: Any) -> None:
     for run in camvid.stored:
         run.tags["profile"] = 'a--b <c> & id="x" ]]>'
     figure = drawn(FIGURES["camvid-enet"], camvid)
-    from lovasz_repro.report.model import Drawing
-
     svg = inline_svg(Drawing(figure, ""), "f", "")
     assert any('a--b <c> & id="x"' in text for text in texts(svg))
 

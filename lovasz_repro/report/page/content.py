@@ -3,21 +3,18 @@ runs behind each number, and what is missing."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from lovasz_repro.report.claims import ClaimVerdict, SetEvidence, evaluate_claims
+from lovasz_repro.report.claims import ClaimVerdict, SetEvidence, Verdict, evaluate_claims
 from lovasz_repro.report.claims_render import grounds
-from lovasz_repro.report.claims_rules import Verdict
 from lovasz_repro.report.claims_schema import load_claims
 from lovasz_repro.report.figures import FIGURES
-from lovasz_repro.report.layout import Grid, Text, layout
-from lovasz_repro.report.model import Block, Cell, Curve, Drawing, Missing, Table
+from lovasz_repro.report.model import Block, Curve, Drawing, Missing, Table
 from lovasz_repro.report.page.bias import BiasSlider, bias_slider
 from lovasz_repro.report.page.svg import inline_svg
-from lovasz_repro.report.runs import SCALES, Provenance, Remembered, RunStore
+from lovasz_repro.report.runs import SCALES, Remembered, RunStore
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.tables import TABLES
 from lovasz_repro.report.words import SectionWords, captions
@@ -29,65 +26,6 @@ VERDICTS_AT: tuple[str, ...] = (
     "tested", "as written", "differs", "no rule",
 )  # fmt: skip
 """What may be said of a statement at one scale, in the order of the summary."""
-MOST_ROWS = 26
-"""Of a table that is shown at once; a longer one opens."""
-
-Side = Literal["", "paper", "here", "difference"]
-
-
-@dataclass
-class RunList:
-    """Every run behind anything on the page, once; numbered as they are met."""
-
-    numbers: dict[Provenance, int] = field(default_factory=dict)
-
-    def refer(self, sources: Sequence[Provenance]) -> str:
-        """Numbers of runs, as the page's script reads them."""
-        return " ".join(str(self.numbers.setdefault(s, len(self.numbers))) for s in sources)
-
-
-@dataclass(frozen=True)
-class ShownCell:
-    """A cell of a table on the page."""
-
-    text: Text
-    side: Side
-    value: float | None
-    """What it is sorted by."""
-    cell: Cell
-    runs: str
-    """See `RunList.refer`."""
-
-
-@dataclass(frozen=True)
-class ShownRow:
-    """A row; a cell that is None does not apply."""
-
-    label: str
-    cells: tuple[ShownCell | None, ...]
-
-
-@dataclass(frozen=True)
-class ShownBlock:
-    """A block of a table, and whose runs it has."""
-
-    heading: str
-    scale: str
-    rows: tuple[ShownRow, ...]
-
-
-@dataclass(frozen=True)
-class ShownTable:
-    """A table: its words and heads, and its blocks."""
-
-    table: Table
-    grid: Grid
-    blocks: tuple[ShownBlock, ...]
-
-    @property
-    def is_long(self) -> bool:
-        """Whether it is folded at first."""
-        return sum(len(block.rows) for block in self.blocks) > MOST_ROWS
 
 
 @dataclass(frozen=True)
@@ -97,8 +35,7 @@ class ShownFigure:
     name: str
     caption: str
     svg: Markup | None
-    curves: tuple[tuple[Curve, str], ...]
-    """Each with its runs."""
+    curves: tuple[Curve, ...]
     scales: str
     missing: Missing | None
 
@@ -110,23 +47,13 @@ class ShownFigure:
 
 
 @dataclass(frozen=True)
-class ShownSet:
-    """What one set of runs says of a statement."""
-
-    evidence: SetEvidence
-    runs: str
-    effects: tuple[str, ...]
-    """Runs of each effect."""
-
-
-@dataclass(frozen=True)
 class ShownClaim:
     """A statement, with its verdict at every scale and the sets of runs at each."""
 
     item: ClaimVerdict
     number: int
     verdicts: Mapping[str, str]
-    sets: Mapping[str, tuple[ShownSet, ...]]
+    sets: Mapping[str, tuple[SetEvidence, ...]]
 
     @property
     def grounds(self) -> list[str]:
@@ -138,9 +65,7 @@ class ShownClaim:
         """What the filters ask for: "paper:holds reduced:undecided"."""
         found = {("paper", self.item.verdict): None}
         found |= {
-            (scale, one.evidence.outcome.verdict): None
-            for scale, sets in self.sets.items()
-            for one in sets
+            (scale, one.outcome.verdict): None for scale, sets in self.sets.items() for one in sets
         }
         return " ".join(f"{scale}:{slug(verdict)}" for scale, verdict in found)
 
@@ -151,10 +76,9 @@ class PageSection:
 
     words: SectionWords
     claims: tuple[ShownClaim, ...]
-    tables: tuple[ShownTable, ...]
+    tables: tuple[Table, ...]
     figures: tuple[ShownFigure, ...]
     slider: BiasSlider | Missing | None
-    slider_runs: str
     names: Mapping[str, str]
     """Variants and metrics that the evidence names -> what they are."""
 
@@ -170,12 +94,12 @@ class PageSection:
         for claim in self.claims:
             if claim.item.command:
                 found.setdefault(claim.item.command, []).append(f"statement {claim.number}")
-        for shown in self.tables:
-            cells = [cell for cell in shown.table.cells if cell.value is None]
+        for table in self.tables:
+            cells = [cell for cell in table.cells if cell.value is None]
             for fill in dict.fromkeys(cell.command for cell in cells):
                 count = sum(cell.command == fill for cell in cells)
                 numbers = "1 number" if count == 1 else f"{count} numbers"
-                found.setdefault(fill, []).append(f"{numbers} of {shown.table.name}")
+                found.setdefault(fill, []).append(f"{numbers} of {table.name}")
         for figure in self.figures:
             if figure.missing:
                 found.setdefault(figure.missing.command, []).append(figure.name)
@@ -187,7 +111,6 @@ class PageContent:
     """Everything on the page."""
 
     sections: tuple[PageSection, ...]
-    runs: tuple[Provenance, ...]
     claims: tuple[ShownClaim, ...]
 
     def count(self, scale: str, verdict: str) -> int:
@@ -209,19 +132,19 @@ def page_content(store: RunStore, told: Callable[[str], None] = lambda name: Non
     Raises:
         UserError: a file of ``experiments/`` is not as it should be.
     """
-    remembered, runs = Remembered(store), RunList()
+    remembered = Remembered(store)
     verdicts = evaluate_claims(remembered)
     told("claims")
-    claims = [_claim(item, number, runs) for number, item in enumerate(verdicts, start=1)]
-    tables, figures = dict[str, ShownTable](), dict[str, ShownFigure]()
+    claims = [_claim(item, number) for number, item in enumerate(verdicts, start=1)]
+    tables, figures = dict[str, Table](), dict[str, ShownFigure]()
     for name, build in TABLES.items():
-        tables[name] = _table(build(remembered), runs)
+        tables[name] = build(remembered)
         told(name)
     for name, draw in FIGURES.items():
-        figures[name] = _figure(name, draw, remembered, runs)
+        figures[name] = _figure(name, draw, remembered)
         told(name)
-    sections = tuple(_sections(claims, tables, figures, remembered, runs))
-    return PageContent(sections, tuple(runs.numbers), tuple(claims))
+    sections = tuple(_sections(claims, tables, figures, remembered))
+    return PageContent(sections, tuple(claims))
 
 
 def slug(text: str) -> str:
@@ -231,10 +154,9 @@ def slug(text: str) -> str:
 
 def _sections(
     claims: Sequence[ShownClaim],
-    tables: Mapping[str, ShownTable],
+    tables: Mapping[str, Table],
     figures: Mapping[str, ShownFigure],
     store: RunStore,
-    runs: RunList,
 ) -> Iterator[PageSection]:
     """The sections of the paper; the last one, without a number, takes what no other names."""
     known = captions().sections
@@ -246,15 +168,12 @@ def _sections(
             of_tables += [name for name in tables if name not in named_tables]
             of_figures += [name for name in figures if name not in named_figures]
         here = tuple(claim for claim in claims if _section_of(claim) == words.number)
-        slider = bias_slider(store) if words.number == SEARCH_SECTION else None
-        behind = slider.sources if isinstance(slider, BiasSlider) else ()
         yield PageSection(
             words=words,
             claims=here,
             tables=tuple(tables[name] for name in of_tables),
             figures=tuple(figures[name] for name in of_figures),
-            slider=slider,
-            slider_runs=runs.refer(behind),
+            slider=bias_slider(store) if words.number == SEARCH_SECTION else None,
             names=_names(here),
         )
 
@@ -271,20 +190,12 @@ def _section_of(claim: ShownClaim) -> str:
 # -- claims ------------------------------------------------------------------------------------
 
 
-def _claim(item: ClaimVerdict, number: int, runs: RunList) -> ShownClaim:
+def _claim(item: ClaimVerdict, number: int) -> ShownClaim:
     by_scale = {
-        scale: tuple(_set(one, runs) for one in item.evidence if one.scale == scale)
+        scale: tuple(one for one in item.evidence if one.scale == scale)
         for scale in dict.fromkeys((*SCALES, *(one.scale for one in item.evidence)))
     }
     return ShownClaim(item, number, {scale: verdict_at(item, scale) for scale in SCALES}, by_scale)
-
-
-def _set(evidence: SetEvidence, runs: RunList) -> ShownSet:
-    effects = evidence.outcome.effects
-    every = dict.fromkeys(source for effect in effects for source in effect.sources)
-    return ShownSet(
-        evidence, runs.refer(list(every)), tuple(runs.refer(e.sources) for e in effects)
-    )
 
 
 def verdict_at(item: ClaimVerdict, scale: str) -> str:
@@ -312,49 +223,17 @@ def _names(claims: Sequence[ShownClaim]) -> dict[str, str]:
     return found
 
 
-# -- tables ------------------------------------------------------------------------------------
+# -- tables and figures ------------------------------------------------------------------------
 
 
-def _table(table: Table, runs: RunList) -> ShownTable:
-    grid = layout(table)
-    blocks = tuple(
-        ShownBlock(
-            block.heading,
-            _scale(block),
-            tuple(
-                ShownRow(line.label, tuple(_cells(row.cells, line.cells, grid.sides, runs)))
-                for row, line in zip(block.rows, section.lines, strict=True)
-            ),
-        )
-        for block, section in zip(table.blocks, grid.sections, strict=True)
-    )
-    return ShownTable(table, grid, blocks)
-
-
-def _scale(block: Block) -> str:
+def scale_of(block: Block) -> str:
     """Of the runs in a block; one without runs waits for those of the paper."""
     found = {s.scale for row in block.rows for cell in row.cells if cell for s in cell.sources}
     return " ".join(sorted(found)) or "paper"
 
 
-def _cells(
-    cells: Sequence[Cell | None], texts: Sequence[Text], sides: Sequence[str], runs: RunList
-) -> Iterator[ShownCell | None]:
-    shown: Sequence[Side] = ("paper", "here", "difference") if sides else ("",)
-    for i, cell in enumerate(cells):
-        for side, text in zip(shown, texts[i * len(shown) :], strict=False):
-            if cell is None or not text.text:
-                yield None
-                continue
-            value = {"paper": cell.published, "difference": cell.difference}.get(side, cell.value)
-            yield ShownCell(text, side, value, cell, runs.refer(cell.sources))
-
-
-# -- figures -----------------------------------------------------------------------------------
-
-
 def _figure(
-    name: str, draw: Callable[[RunStore], Drawing | Missing], store: RunStore, runs: RunList
+    name: str, draw: Callable[[RunStore], Drawing | Missing], store: RunStore
 ) -> ShownFigure:
     import matplotlib
 
@@ -363,7 +242,6 @@ def _figure(
     if isinstance(drawing, Missing):
         return ShownFigure(name, "", None, (), "paper", drawing)
     alternative = captions().alternatives.get(name, drawing.caption)
-    curves = tuple((curve, runs.refer(curve.sources)) for curve in drawing.curves)
-    scales = sorted({source.scale for curve in drawing.curves for source in curve.sources})
-    svg = inline_svg(drawing, name, alternative)
+    curves, svg = drawing.curves, inline_svg(drawing, name, alternative)
+    scales = sorted({source.scale for curve in curves for source in curve.sources})
     return ShownFigure(name, drawing.caption, svg, curves, " ".join(scales) or "paper", None)

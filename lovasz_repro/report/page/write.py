@@ -12,16 +12,26 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from lovasz_repro.host.output import visible, write_files
+from lovasz_repro.report.claims import SetEvidence
 from lovasz_repro.report.claims_render import VERDICTS, asked_text, effect_size
-from lovasz_repro.report.page.content import VERDICTS_AT, PageContent, ShownSet, page_content, slug
+from lovasz_repro.report.layout import layout
+from lovasz_repro.report.page.content import (
+    VERDICTS_AT,
+    PageContent,
+    page_content,
+    scale_of,
+    slug,
+)
 from lovasz_repro.report.page.fonts import faces
-from lovasz_repro.report.runs import SCALES, RunStore
+from lovasz_repro.report.runs import SCALES, Provenance, RunStore
 from lovasz_repro.report.words import sentence
 
 SEVERAL = {"holds": "hold", "does not hold": "do not hold"}
 """Verdicts of more than one set."""
 INDEX = re.compile(r"\b([A-Za-z])_([a-z])\b")
 PAGE_NAME = "index.html"
+MOST_ROWS = 26
+"""Of a table that is shown at once; a longer one opens."""
 
 
 def write_page(store: RunStore, out: Path, told: Callable[[str], None] = lambda name: None) -> Path:
@@ -51,13 +61,21 @@ def render_page(content: PageContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    runs: dict[Provenance, int] = {}  # numbered as the templates meet them
+
+    def refer(sources: Sequence[Provenance]) -> str:
+        """Numbers of runs, as the page's script reads them."""
+        return " ".join(str(runs.setdefault(source, len(runs))) for source in sources)
+
+    environment.globals["zip"] = zip
     environment.filters |= {
-        "slug": slug, "words": _words, "tally": _tally, "asked": asked_text,
-        "size": effect_size,
+        "slug": slug, "words": _words, "tally": _tally, "asked": asked_text, "size": effect_size,
+        "refer": refer, "layout": layout, "scale": scale_of,
     }  # fmt: skip
     script = _template("page.js")
     fields = {
-        "content": content, "scales": SCALES, "verdicts": VERDICTS_AT,
+        "content": content, "runs": runs, "scales": SCALES, "verdicts": VERDICTS_AT,
+        "most_rows": MOST_ROWS,
         "how_to_read": sentence("how-to-read-claims"),
         "style": Markup(_template("page.css")), "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -76,9 +94,9 @@ def _shown(value: object) -> object:
     return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
-def _tally(sets: Sequence[ShownSet]) -> str:
+def _tally(sets: Sequence[SetEvidence]) -> str:
     """ "18 sets of runs: 15 hold, 2 do not hold, 1 undecided"; of a single one, its verdict."""
-    found = Counter(one.evidence.outcome.verdict for one in sets)
+    found = Counter(one.outcome.verdict for one in sets)
     if len(sets) == 1:
         return next(iter(found))
     counts = [(count, v) for v in VERDICTS if (count := found[v])]
