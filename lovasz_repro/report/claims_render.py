@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lovasz_repro.host.terminal import print_note, print_table
-from lovasz_repro.report.claims import ClaimVerdict, SetEvidence
-from lovasz_repro.report.claims_rules import Effect, Interval, Verdict
+from lovasz_repro.report.claims import ClaimVerdict, Effect, Interval, SetEvidence, Verdict
 from lovasz_repro.report.claims_schema import Claim
 from lovasz_repro.report.layout import MINUS, number, precise
 from lovasz_repro.report.render import md_escape, md_line, md_text

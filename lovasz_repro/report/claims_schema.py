@@ -8,13 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from lovasz_repro.config.read import SPELT_OUT, Strict, dotted, read_yaml, validate
-from lovasz_repro.config.schema import (
-    BASIS,
-    ExperimentConfig,
-    experiments_folder,
-    load_experiment,
-)
-from lovasz_repro.report.runs import Moment
+from lovasz_repro.config.schema import BASIS, experiments_folder
+from lovasz_repro.report.runs import Moment, shipped
 
 Tolerance = Annotated[float, Field(ge=0)]
 
@@ -177,7 +172,7 @@ class Recipe(Strict):
         Raises:
             UserError: there is no such experiment, profile or variant.
         """
-        cells = _loaded(experiments_folder() / f"{self.experiment}.yaml").cells(
+        cells = shipped(self.experiment).cells(
             self.profile, variants=self.variants or None, with_basis=BASIS in self.variants
         )
         asked = {key: str(value) for key, value in self.settings.items()}
@@ -185,11 +180,6 @@ class Recipe(Strict):
             asked.items() <= dotted(cell.model_dump(mode="json", context=SPELT_OUT)).items()
             for cell in cells
         )
-
-
-@cache
-def _loaded(file: Path) -> ExperimentConfig:
-    return load_experiment(str(file))
 
 
 class Claim(Strict):
@@ -264,10 +254,14 @@ class ClaimsFile(Strict):
 
 
 def load_claims() -> ClaimsFile:
-    """Read and check the claims.
+    """The claims, read and checked once.
 
     Raises:
         UserError: unknown key, wrong type, a name that is not described; one line.
     """
-    path = experiments_folder() / "claims.yaml"
+    return _read_claims(experiments_folder() / "claims.yaml")
+
+
+@cache
+def _read_claims(path: Path) -> ClaimsFile:
     return validate(ClaimsFile, read_yaml(path), path.name)

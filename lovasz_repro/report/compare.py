@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lovasz_repro.config.schema import experiment_names, load_experiment
+from lovasz_repro.config.schema import experiment_names
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import (
     Moment,
@@ -17,6 +17,7 @@ from lovasz_repro.report.runs import (
     score_at,
     seed,
     setting,
+    shipped,
     typed,
 )
 
@@ -56,7 +57,7 @@ def again(run: Run, experiment: str) -> str:
         f"{option} {shlex.quote(str(value))}" for option, value in cell.items() if value is not None
     ]
     try:
-        cells = load_experiment(experiment).cells(
+        cells = shipped(experiment).cells(
             profile,
             variants=[variant or ""],
             categories=[category] if category else None,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lovasz_repro.config.schema import BASIS, load_experiment
+from lovasz_repro.config.schema import BASIS
 from lovasz_repro.report.layout import number
 from lovasz_repro.report.model import Better, Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.runs import (
@@ -24,6 +24,7 @@ from lovasz_repro.report.runs import (
     natural,
     seed,
     setting,
+    shipped,
     sources,
     variant,
 )
@@ -198,7 +199,7 @@ def _compared(heading: str, cohort: Cohort, runs: Sequence[Run]) -> ComparedSet:
     tuned = any(len(of_rates) > 1 for of_rates in rates.values())
     fine_tuned = {run.tags.get("weights_fingerprint") for run in chosen.get(THEN, {}).values()}
     starts = [run for run in starts if f"run-{run.tags.get('identity')}" in fine_tuned]
-    planned = [name for name in load_experiment(OWN).variants if name in chosen]
+    planned = [name for name in shipped(OWN).variants if name in chosen]
     order = [*planned, *sorted(set(chosen) - set(planned))]
     return ComparedSet(heading, cohort, {n: _by_seed(chosen[n]) for n in order}, starts, tuned)
 
@@ -227,7 +228,7 @@ def own_table(store: RunStore) -> Table:
     """Scores of each loss, differences to cross-entropy, the IoU of each class, and sentences."""
     found, told, fill = compared_sets(store), captions().tables[OWN], command(OWN)
     names = list(dict.fromkeys(name for one in found for name in one.runs))
-    names = names or [n for n in load_experiment(OWN).fitting if n != BASIS]
+    names = names or [n for n in shipped(OWN).fitting if n != BASIS]
     blocks = [block for one in found for block in _blocks(one, names, fill)]
     empty = TableRow(
         DATASET_MIOU, MEASURED_OWN[DATASET_MIOU][0], (Cell(command=fill),) * len(names)

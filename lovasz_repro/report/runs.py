@@ -21,6 +21,7 @@ from lovasz_repro.config.read import dotted
 from lovasz_repro.config.schema import (
     DataConfig,
     EvaluationConfig,
+    ExperimentConfig,
     LossConfig,
     ModelConfig,
     TrainingConfig,
@@ -328,6 +329,20 @@ def command(experiment: str, profile: str = "paper") -> str:
     return f"lovasz-repro run {experiment}{suffix}"
 
 
+def shipped(experiment: str) -> ExperimentConfig:
+    """An experiment that comes with the tool, read once.
+
+    Raises:
+        UserError: there is none of this name, or its file is not as it should be.
+    """
+    return _read_once(experiments_folder() / f"{experiment}.yaml")
+
+
+@cache
+def _read_once(file: Path) -> ExperimentConfig:
+    return load_experiment(str(file))
+
+
 def score_at(store: RunStore, run: Run, metric: str, at: Moment) -> float | None:
     """A metric of a run at a moment of its training; None where it was not stored there.
 
@@ -425,15 +440,14 @@ def _kinds_apart(runs: Sequence[Run], experiment: str, profile: str) -> list[Run
         kinds.setdefault(variant(run), []).append(kind(run.params))
     usual = {name: of_runs[0] for name, of_runs in kinds.items()}
     if any(other != usual[name] for name, of_runs in kinds.items() for other in of_runs):
-        planned = _planned_kinds(experiments_folder() / f"{experiment}.yaml", profile)
+        planned = _planned_kinds(experiment, profile)
         usual |= {name: plan for name, plan in planned.items() if plan in kinds.get(name, ())}
     return [_renamed(run, kind(run.params), usual[variant(run)]) for run in runs]
 
 
-@cache
-def _planned_kinds(file: Path, profile: str) -> dict[str, dict[str, str]]:
+def _planned_kinds(experiment: str, profile: str) -> dict[str, dict[str, str]]:
     """The kind of each variant of a profile; of none for the synthetic search."""
-    known = None if file.stem == "synthetic" else load_experiment(str(file))
+    known = None if experiment == "synthetic" else shipped(experiment)
     cells = known.cells(profile) if known and profile in known.profiles else []
     return {cell.variant: kind(cell.params) for cell in cells}
 

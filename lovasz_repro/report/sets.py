@@ -5,11 +5,9 @@ that start from it.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 from lovasz_repro.config.losses import SCORE_TITLES
-from lovasz_repro.config.schema import BASIS, experiments_folder, load_experiment
+from lovasz_repro.config.schema import BASIS, ExperimentConfig
 from lovasz_repro.data.classes import VOC
 from lovasz_repro.report.runs import (
     SCALES,
@@ -20,6 +18,7 @@ from lovasz_repro.report.runs import (
     cohorts,
     headings,
     setting,
+    shipped,
     variant,
     with_batch_size,
 )
@@ -119,7 +118,7 @@ def settings_of(experiment: str, cohort: Cohort | None) -> list[Setting]:
     those of the paper."""
     profile, scale = (cohort.profile, cohort.scale) if cohort else ("paper", "paper")
     stored = {(variant(run), batch_size(run)) for run in cohort.runs} if cohort else set()
-    return in_order(stored | _planned(experiments_folder() / f"{experiment}.yaml", profile, scale))
+    return in_order(stored | _planned(shipped(experiment), profile, scale))
 
 
 def planned_variants(experiment: str, cohort: Cohort | None) -> list[str]:
@@ -135,13 +134,11 @@ def in_order(found: set[Setting]) -> list[Setting]:
     return sorted(found, key=lambda setting: (names.index(setting[0]), setting[1]))
 
 
-@cache
-def _planned(file: Path, profile: str, scale: str) -> frozenset[Setting]:
+def _planned(known: ExperimentConfig, profile: str, scale: str) -> set[Setting]:
     """Variants and batch sizes of a profile; none for one that was altered when it was run."""
-    known = load_experiment(str(file))
     if profile not in known.profiles or known.profiles[profile].scale != scale:
-        return frozenset()
-    return frozenset((cell.variant, cell.training.batch_size) for cell in known.cells(profile))
+        return set()
+    return {(cell.variant, cell.training.batch_size) for cell in known.cells(profile)}
 
 
 # -- one category against the rest -------------------------------------------------------------
