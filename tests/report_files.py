@@ -5,6 +5,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lovasz_repro.host.output import write_files
 from lovasz_repro.report.model import Cell, Drawing, Table
 from lovasz_repro.report.render import build_tables, rendered
@@ -39,6 +41,32 @@ def drawn(draw: Callable[[RunStore], Any], store: RunStore) -> Any:
         assert isinstance(drawing, Drawing)
         FigureCanvasAgg(drawing.figure).draw()
     return drawing.figure
+
+
+def under(drawing: Any) -> list[list[str]]:
+    """What stands under the pictures of a grid, row by row."""
+    texts, columns = [ax.get_xlabel() for ax in drawing.figure.axes], len(column_heads(drawing))
+    return [texts[start : start + columns] for start in range(0, len(texts), columns)]
+
+
+def column_heads(drawing: Any) -> list[str]:
+    """What stands over the pictures of a grid."""
+    return [ax.get_title() for ax in drawing.figure.axes if ax.get_title()]
+
+
+def grid_title(drawing: Any) -> str:
+    """What stands over all pictures of a grid, in one line."""
+    return " ".join(drawing.figure.texts[0].get_text().split())
+
+
+def shown_pictures(drawing: Any) -> list[Any]:
+    """The pixels of a grid of pictures, row by row."""
+    return [np.asarray(ax.images[0].get_array()) for ax in drawing.figure.axes]
+
+
+def shown_runs(drawing: Any) -> set[str]:
+    """Ids of the runs behind a figure."""
+    return {source.run_id for curve in drawing.curves for source in curve.sources}
 
 
 def assert_on_page(figure: Any, things: Iterable[Any]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lovasz_repro.config.read import parse_overrides
-from lovasz_repro.config.schema import CellConfig, load_experiment
+from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.report.compare import again, of_moments, side_by_side
+from lovasz_repro.report.runs import shipped
 from tests.report.conftest import FakeStore
 
 
@@ -37,7 +38,7 @@ def cells_of(text: str) -> list[CellConfig]:
     given: dict[str, list[str]] = {}
     for option, value in zip(options[::2], options[1::2], strict=True):
         given.setdefault(option, []).append(value)
-    return load_experiment(name).cells(
+    return shipped(name).cells(
         given.get("--profile", ["paper"])[0],
         variants=given["--variant"],
         categories=given.get("--classes"),
@@ -63,13 +64,13 @@ def cells_of(text: str) -> list[CellConfig]:
 def test_the_command_that_repeats_a_run_trains_what_it_trained(
     experiment: str, profile: str, chosen: dict[str, Any], overrides: dict[str, Any]
 ) -> None:
-    cell = load_experiment(experiment).cells(profile, overrides=overrides, **chosen)[-1]
+    cell = shipped(experiment).cells(profile, overrides=overrides, **chosen)[-1]
     repeated = cells_of(again(stored(cell), experiment))[-1]
     assert repeated.params == cell.params
 
 
 def test_of_an_older_run_what_it_lacks_is_not_set() -> None:
-    cell = load_experiment("camvid-enet").cells("reduced", variants=["sum"], seeds=[0])[0]
+    cell = shipped("camvid-enet").cells("reduced", variants=["sum"], seeds=[0])[0]
     older = stored(cell)
     del older.params["training.power"]
     older.params["training.gone"] = "1"

@@ -235,34 +235,32 @@ def test_missing_figures_name_their_command(store, tmp_path):
     assert set(told) | {"figure-1", "figure-2"} == set(FIGURES)
 
 
-def test_same_runs_same_bytes(camvid, circles, tmp_path):
-    """Figure 1 once more as a file: page size, and matplotlib as it was."""
+def test_same_runs_same_bytes_that_lead_to_the_runs(camvid, circles, tmp_path):
+    assert camvid is circles
+    names = ["figure-3", "camvid-enet"]
+    first, again = (write_figures(camvid, tmp_path / folder, names) for folder in "ab")
+    assert len(first) == 4 * len(names)
+    assert_same_bytes(first, again)
+    content = json.loads(first[-1].read_text())
+    assert content["name"] == "camvid-enet"
+    for curve in content["curves"]:
+        assert {"run_id", "git_commit", "config_hash", "data_fingerprint", "seed", "device"} <= set(
+            curve["sources"][0]
+        )
+
+
+def test_a_figure_is_as_wide_as_the_page_and_leaves_matplotlib_as_it_was(circles, tmp_path):
     import matplotlib
     from PIL import Image
 
-    assert camvid is circles
     before = dict(matplotlib.rcParams)
-    names = ["figure-1", "figure-3", "camvid-enet", "camvid-enet-classes"]
-    first = write_figures(camvid, tmp_path / "a", names)
-    assert len(first) == 4 * len(names)
-    assert_same_bytes(first, write_figures(camvid, tmp_path / "b", names))
-    with Image.open(first[1]) as image:
+    _, png, *_ = write_figures(circles, tmp_path, ["figure-3"])
+    with Image.open(png) as image:
         assert image.width == 1390  # 6.95 inches at 200 dpi
         assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     assert dict(matplotlib.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")  # another test may have imported it
     assert pyplot is None or pyplot.get_fignums() == []
-
-
-def test_sidecar_leads_to_the_runs(camvid, tmp_path):
-    *_, sidecar = write_figures(camvid, tmp_path, ["camvid-enet"])
-    content = json.loads(sidecar.read_text())
-    assert content["name"] == "camvid-enet"
-    for curve in content["curves"]:
-        assert curve["sources"]
-        assert {"run_id", "git_commit", "config_hash", "data_fingerprint", "seed", "device"} <= set(
-            curve["sources"][0]
-        )
 
 
 def test_caption_stands_beside_the_figure_where_nothing_obeys_it(store, tmp_path, monkeypatch):

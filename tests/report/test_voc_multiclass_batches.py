@@ -5,7 +5,6 @@ import statistics
 
 import pytest
 
-from lovasz_repro.report.layout import layout
 from lovasz_repro.report.render import to_markdown
 from lovasz_repro.report.tables import TABLES
 from tests.fake_multiclass import add, add_features, add_papers
@@ -123,8 +122,3 @@ def test_every_variant_of_every_set_that_scored_batches(store):
     assert rows["lovasz-equibatch"]["gain"].value == pytest.approx(2.5)
     assert cells(table, 1)["lovasz"]["gain"].value is None  # no reference in batches of 20
     assert not table.compares
-
-
-def test_an_empty_store_shows_the_commands(store):
-    for name in ("decision-rule", "decision-rule-by-scale"):
-        assert any(RUN in note for note in layout(TABLES[name](store)).notes)

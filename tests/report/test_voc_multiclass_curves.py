@@ -233,10 +233,12 @@ def test_nothing_leaves_the_page_or_overlaps(store, kind):
 
 
 @pytest.mark.slow
-def test_files_lead_to_the_runs_and_are_the_same_every_time(store, tmp_path):
+@pytest.mark.parametrize(("name", "curves"), [("figure-6", 12), ("voc-measures", 2 * 8 + 3)])
+def test_files_lead_to_the_runs_and_are_the_same_every_time(store, tmp_path, name, curves):
     add_papers(store)
-    first, second = (write_figures(store, tmp_path / folder, ["figure-6"]) for folder in "ab")
+    add_features(store)
+    first, second = (write_figures(store, tmp_path / folder, [name]) for folder in "ab")
     assert_same_bytes(first, second)
-    curves = json.loads(first[-1].read_text())["curves"]
-    assert len(curves) == 12
-    assert all(curve["sources"] for curve in curves)
+    found = json.loads(first[-1].read_text())["curves"]
+    assert len(found) == curves
+    assert all(curve["sources"] for curve in found)

@@ -1,17 +1,15 @@
 """The study of measures: its two by two table, and its figure."""
 
-import json
 import math
 
 import pytest
 
 from lovasz_repro.report.curves_voc import voc_measures_figure
-from lovasz_repro.report.figures import write_figures
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.model import Missing
 from lovasz_repro.report.tables import TABLES
 from tests.fake_multiclass import VARIANTS, add, add_features, add_papers
-from tests.report_files import assert_apart, assert_on_page, assert_same_bytes, cells, drawn
+from tests.report_files import assert_apart, assert_on_page, cells, drawn
 
 voc_measures = TABLES["voc-measures"]
 RUN = "lovasz-repro run voc-multiclass --profile features"
@@ -147,16 +145,6 @@ def test_nothing_leaves_the_page(store):
     figure = drawn(voc_measures_figure, store)
     assert_on_page(figure, figure.axes)
     assert_apart(figure.axes[0].get_yticklabels())
-
-
-@pytest.mark.slow
-def test_files_lead_to_the_runs_and_are_the_same_every_time(store, tmp_path):
-    add_features(store)
-    first, second = (write_figures(store, tmp_path / folder, ["voc-measures"]) for folder in "ab")
-    assert_same_bytes(first, second)
-    content = json.loads(first[-1].read_text())["curves"]
-    assert len(content) == 2 * 8 + 3
-    assert all(curve["sources"] for curve in content)
 
 
 def test_curves_that_a_third_makes_flat_are_drawn_again(store):
