@@ -105,4 +105,4 @@ def _save(drawing: Drawing, out: Path, name: str) -> list[Path]:
     drawing.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     drawing.figure.savefig(png, format="png", metadata={"Software": None})
     pictures = {f"{name}.pdf": pdf.getvalue(), f"{name}.png": png.getvalue()}
-    return write_files(out, pictures | figure_texts(drawing, name))
+    return write_files(out, {**pictures, **figure_texts(drawing, name)})
