@@ -286,7 +286,8 @@ def decision_rule(store: RunStore) -> Table:
 
     found, every = _of_ten(named_sets(store, MULTICLASS)), "decision-rule-by-scale"
     ours, note = _as_read("decision-rule", found, cell, every)
-    return paper_table("decision-rule", ours, note and f"{note} {sentence('over-batches')}")
+    told = sentence("over-batches")
+    return paper_table("decision-rule", ours, note and f"{note} {told}")
 
 
 def _as_read(
