@@ -53,7 +53,7 @@ def searched(store: RunStore) -> SearchShown | Missing:
         return Missing(str(error), command("synthetic"))
     except (OSError, ValueError, TypeError, LookupError, BadZipFile):
         broken = f"{run.name}: curves.csv or sample.npz is not what a search stores"
-        return Missing(broken, f"{command('synthetic')} --force")
+        return Missing(broken, command("synthetic"))
 
 
 def figure_3(store: RunStore) -> Drawing | Missing:

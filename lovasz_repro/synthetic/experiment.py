@@ -12,16 +12,18 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from lovasz_repro.config.synthetic import CirclesConfig, SearchConfig, SyntheticConfig
 from lovasz_repro.data.circles import Circles, draw_circles
+from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import (
     config_hash,
     device_name,
@@ -198,14 +200,13 @@ def run_synthetic(
     store: Store,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-    *,
-    force: bool = False,
 ) -> SyntheticRun:
     """Search and store; a finished run of the same config and images is reported from the store.
 
+    Where its files are missing or damaged, the search is done again and its values are replaced.
+
     Arguments:
         progress: as in `search`.
-        force: search also where a finished run exists; its values are replaced.
 
     Raises:
         StoreError: the store cannot be read or written.
@@ -213,8 +214,9 @@ def run_synthetic(
     data = fingerprint(config)
     identity = identity_of(config, data)
     stored = store.finished(config.experiment, identity)
-    if stored and not force:
-        return SyntheticRun(stored, stored_result(store, stored), reused=True)
+    if stored:
+        with suppress(UserError, OSError, ValueError, LookupError, BadZipFile):
+            return SyntheticRun(stored, stored_result(store, stored), reused=True)
     run_id = _open(config, store, identity, data, device)
     try:
         result = search(config, range(config.seeds), device, progress)

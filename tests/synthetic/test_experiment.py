@@ -195,10 +195,10 @@ def test_finished_run_is_reported_and_not_repeated(store, monkeypatch):
         asdict(row) for row in summary(first.result)
     ]
 
-    forced = run_synthetic(config, store, force=True)
-    assert not forced.reused
-    assert forced.run.run_id == first.run.run_id
-    same(stored_result(store, forced.run), first.result)
+    store.artifact(first.run.run_id, "sample.npz").write_bytes(b"damaged")
+    mended = run_synthetic(config, store)
+    assert (mended.reused, mended.run.run_id) == (False, first.run.run_id)
+    same(stored_result(store, mended.run), first.result)
 
     other = run_synthetic(load_synthetic(overrides=TINY | {"seeds": 1}), store)
     assert not other.reused

@@ -62,7 +62,7 @@ def bias_slider(store: RunStore) -> BiasSlider | Missing:
     losses = {name: found.curves[name] for name in SEARCHED if name in found.curves}
     biases = found.curves.get("b", [])
     if fault := _fault(biases, losses, found.label, found.features):
-        return Missing(f"{found.run.name}: {fault}", f"{command('synthetic')} --force")
+        return Missing(f"{found.run.name}: {fault}", command("synthetic"))
     curves = tuple(_curve(name, biases, values) for name, values in losses.items())
     by_name = {curve.name: curve for curve in curves}
     first = by_name.get("lovasz_hinge", curves[0])
