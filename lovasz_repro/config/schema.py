@@ -8,6 +8,7 @@ an impossible value ends in one line that names the file and the key.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -133,15 +134,11 @@ class ModelConfig(Strict):
     """Epsilon of DeepLab's batch normalisations: Caffe's; ports from TensorFlow have 1e-3."""
 
     @model_validator(mode="after")
-    def _a_callable_makes_your_own(self) -> "ModelConfig":
+    def _weights_are_of_the_network(self) -> "ModelConfig":
         if (self.name == "callable") != (self.callable is not None):
             raise ValueError("name=callable and callable=package.module:function go together")
         if self.weights == "file" and self.name != "callable":
             raise ValueError("weights=file is of name=callable alone")
-        return self
-
-    @model_validator(mode="after")
-    def _released_network_has_prelu(self) -> "ModelConfig":
         if self.weights and self.decoder == "relu":
             raise ValueError("the released weights have a PReLU decoder: set decoder to prelu, "
                              "or weights to null")  # fmt: skip
@@ -210,14 +207,10 @@ class TrainingConfig(Strict):
     """Iterations between checkpoints."""
 
     @model_validator(mode="after")
-    def _batch_statistics_need_two_images(self) -> "TrainingConfig":
+    def _batch_statistics_see_the_batch(self) -> "TrainingConfig":
         if self.batch_norm != "frozen" and self.batch_size < 2:
             raise ValueError("batch_size 1 leaves batch normalisation no batch: set batch_norm "
                              "to frozen, or batch_size to 2 or more")  # fmt: skip
-        return self
-
-    @model_validator(mode="after")
-    def _parts_see_what_the_batch_would(self) -> "TrainingConfig":
         if self.iter_size > self.batch_size:
             raise ValueError(f"iter_size {self.iter_size} leaves parts of a batch of "
                              f"{self.batch_size} empty")  # fmt: skip
@@ -485,14 +478,13 @@ class ExperimentConfig(About):
             )
         cells: dict[str, CellConfig] = {}
         for batch_size, seed, category, variant in grid:
-            place = profile, batch_size, seed, category
-            cell = self._cell(variant, *place, overrides or {})
-            if cell.model.weights == "basis" and with_basis:
+            cell = self._cell(variant, profile, batch_size, seed, category, overrides or {})
+            if cell.model.weights == BASIS and with_basis:
                 own = self.variants[BASIS].batch_sizes or [batch_size]
                 one_size = batch_size if batch_size in own else own[0]
                 basis = self._cell(BASIS, profile, one_size, seed, category, overrides or {})
                 cell = cell.model_copy(update={"start": basis})
-                cells |= {cell.start.model_dump_json(): cell.start} if cell.start else {}
+                cells[basis.model_dump_json()] = basis
             cells[cell.model_dump_json()] = cell
         return list(cells.values())
 
@@ -514,19 +506,16 @@ class ExperimentConfig(About):
         """One cell of the grid, without the run that it starts from."""
         own, size = self.variants[variant], self.profiles[profile]
         changes = [own.changes, size.recipe, size.variants.get(variant, {})]
-        resolved: dict[str, Any] = dict(self.recipe)
-        for change in changes:
-            resolved = merge(resolved, change)
-        resolved = merge(resolved, {"training": {"batch_size": batch_size}})
+        changes.append({"training": {"batch_size": batch_size}})
         if category and own.categories != []:
-            resolved = merge(resolved, {"data": {"category": category}})
-        resolved = override(resolved, overrides)
+            changes.append({"data": {"category": category}})
+        resolved = override(reduce(merge, changes, self.recipe), overrides)
         if own.share < 1:
             steps = math.ceil(own.share * resolved.get("training", {}).get("iterations", 1))
             resolved = merge(resolved, {"training": {"iterations": steps}})
         scale = "reduced" if overrides and size.scale == "paper" else size.scale
-        resolved |= {"experiment": self.experiment, "profile": profile, "scale": scale}
-        resolved |= {"variant": variant, "seed": seed}
+        place = {"experiment": self.experiment, "profile": profile, "scale": scale}
+        resolved |= place | {"variant": variant, "seed": seed}
         return validate(CellConfig, resolved, f"{self.experiment} ({variant})")
 
     @model_validator(mode="after")
@@ -549,7 +538,7 @@ def experiments_folder() -> Path:
 def experiment_names() -> list[str]:
     """Names of the experiments that come with the tool."""
     files = sorted(experiments_folder().glob("*.yaml"))
-    return [file.stem for file in files if "experiment" in read_yaml(file)]
+    return [file.stem for file in files if "\nexperiment: " in f"\n{file.read_text('utf-8')}"]
 
 
 def experiment_file(name_or_path: str) -> Path:
@@ -560,8 +549,7 @@ def experiment_file(name_or_path: str) -> Path:
     """
     if name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path)
-    names = experiment_names()
-    known_name(name_or_path, names, "experiment", "lovasz-repro")
+    known_name(name_or_path, experiment_names(), "experiment", "lovasz-repro")
     return experiments_folder() / f"{name_or_path}.yaml"
 
 
