@@ -17,10 +17,10 @@ import torch
 from lovasz_repro.bench import harness
 from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.config.schema import CellConfig, LossConfig
+from lovasz_repro.data.datasets import category_of, kind_of
 from lovasz_repro.data.examples import CroppedImages
 from lovasz_repro.errors import UserError
 from lovasz_repro.run.build import build_model, build_optimizer, open_data, training_batches
-from lovasz_repro.run.datasets import category_of, kind_of
 from lovasz_repro.run.inputs import Place, find_inputs
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import ALONE

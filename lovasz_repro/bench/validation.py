@@ -30,6 +30,7 @@ from lovasz_repro.bench import harness
 from lovasz_repro.bench.loading import loaded_by
 from lovasz_repro.config.read import validate
 from lovasz_repro.config.schema import CellConfig, MultiScaleConfig
+from lovasz_repro.data.datasets import ScoredSet, kind_of
 from lovasz_repro.data.demo import write_voc
 from lovasz_repro.data.locate import dataset_folder, find_dataset
 from lovasz_repro.data.voc import list_images
@@ -42,8 +43,8 @@ from lovasz_repro.run.build import (
     multi_scale_of,
     predictor_of,
     scored_batches,
+    scoring_of,
 )
-from lovasz_repro.run.datasets import ScoredSet, kind_of, scoring_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.training.distributed import ALONE
 

@@ -1,4 +1,4 @@
-"""What a cell's config names, as objects: data sets, network, optimiser, batches."""
+"""What a cell's config names, as objects: data sets, network, optimiser, batches, scoring."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,6 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from lovasz_repro.config.schema import CellConfig, TrainingConfig
+from lovasz_repro.data.cityscapes import TO_LABEL_ID
+from lovasz_repro.data.datasets import ScoredSet, TrainingSet, category_of, kind_of
 from lovasz_repro.data.sampling import (
     BalancedBatches,
     Draw,
@@ -17,12 +19,18 @@ from lovasz_repro.data.sampling import (
     ShuffledBatches,
 )
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.evaluation.measures import Measures
 from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.photographs import OF_ANY_SIZE
 from lovasz_repro.evaluation.predictor import Feeding, Predictor
+from lovasz_repro.evaluation.scoring import (
+    BinaryScoring,
+    CityscapesScoring,
+    Scoring,
+    SegmentationScoring,
+)
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
 from lovasz_repro.models.layers import BatchShare, share_dropout
-from lovasz_repro.run.datasets import ScoredSet, TrainingSet, category_of, first_answer, kind_of
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import Team
@@ -108,14 +116,9 @@ def training_batches(
         UserError: when a batch is asked for whose files are missing, unreadable or wrong.
     """
     batches = draw_batches(cell, len(train_set), counts, start)
-    loader: DataLoader[Any] = DataLoader(
-        train_set,  # type: ignore[arg-type]
-        batch_sampler=ShareOfBatches(batches, team.share(cell.training.batch_size)),
-        num_workers=place.workers,
-        pin_memory=place.device.type == "cuda",
-        generator=torch.Generator().manual_seed(cell.seed),  # leaves the global one alone
-    )
-    return in_one_line(loader)
+    share = ShareOfBatches(batches, team.share(cell.training.batch_size))
+    pinned = place.device.type == "cuda"
+    return loaded(train_set, place.workers, pinned, cell.seed, batch_sampler=share)
 
 
 def draw_batches(
@@ -175,16 +178,22 @@ def evaluation_batches(
         pinned: in memory from which a GPU copies while it computes.
     """
     own = range(len(images))[team.share(len(images))]
-    share: Subset[Any] = Subset(images, own)  # type: ignore[arg-type]
     fitting = EVALUATION_PIXELS // (size[0] * size[1])
-    loader = DataLoader(
-        share,
-        batch_size=max(1, min(most, fitting)),
-        num_workers=workers,
-        pin_memory=pinned,
-        generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
+    share = Subset[Any](images, own)  # type: ignore[arg-type]
+    return loaded(share, workers, pinned, batch_size=max(1, min(most, fitting)))
+
+
+def loaded(images: Any, workers: int, pinned: bool, seed: int = 0, **how: Any) -> Iterator[Any]:
+    """What a loader gives, of images or of batches; a UserError of its workers in one line."""
+    generator = torch.Generator().manual_seed(seed)  # else a loader draws from the global one
+    loader: DataLoader[Any] = DataLoader(
+        images, num_workers=workers, pin_memory=pinned, generator=generator, **how
     )
-    return in_one_line(loader)
+    try:
+        yield from loader
+    except UserError as error:  # comes with the traceback that PyTorch adds
+        text = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+        raise UserError(text.strip()) from None
 
 
 def scored_batches(cell: CellConfig, images: ScoredSet, place: Place, team: Team) -> Iterator[Any]:
@@ -227,10 +236,33 @@ def _asked(cell: CellConfig) -> dict[str, Any]:
     }
 
 
-def in_one_line(batches: Iterable[Any]) -> Iterator[Any]:
-    """``batches``, whose workers' UserErrors come without the traceback that PyTorch adds."""
-    try:
-        yield from batches
-    except UserError as error:
-        text = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
-        raise UserError(text.strip()) from None
+def first_answer(cell: CellConfig) -> int:
+    """The first output that is an answer: those before it are "unlabelled"."""
+    kept = cell.evaluation.unlabelled == "kept"
+    return 0 if kept else kind_of(cell.data).first_class
+
+
+def scoring_of(cell: CellConfig, shapes: bool = False) -> Scoring:
+    """An empty scoring of what a cell trains for, and of the measures beside.
+
+    Args:
+        cell: the run.
+        shapes: see ``Measures``.
+    """
+    kind, category = kind_of(cell.data), category_of(cell.data)
+    void = kind.ignore_index
+    if category is not None:
+        beside = Measures(2, void, objects=(1,), uncounted=0, shapes=shapes)
+        return BinaryScoring(category, void, beside)
+    table = kind.table
+    beside = Measures(
+        len(table),
+        void,
+        table.objects,
+        first_class=first_answer(cell),
+        uncounted=0 if table.first_class else None,
+        shapes=shapes,
+    )
+    if kind.official_scores:
+        return CityscapesScoring(TO_LABEL_ID, beside)
+    return SegmentationScoring(table.names, void, cell.training.batch_size, beside)

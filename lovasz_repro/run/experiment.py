@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lovasz_repro.config.schema import CellConfig, ExperimentConfig
+from lovasz_repro.data.datasets import category_of, kind_of
 from lovasz_repro.data.statistics import class_presence, class_shares
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.files import write_durably
@@ -31,7 +32,6 @@ from lovasz_repro.run.build import (
     spread_model,
     training_batches,
 )
-from lovasz_repro.run.datasets import category_of, kind_of
 from lovasz_repro.run.inputs import START, Inputs, Place, inputs_of_all, run_folder
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.run.overview import Overview

@@ -6,18 +6,14 @@ from pathlib import Path
 import torch
 
 from lovasz_repro.config.schema import CellConfig, DataConfig, experiment_names
-from lovasz_repro.data.locate import (
-    dataset_folder,
-    made_by,
-    weights_file,
-)
+from lovasz_repro.data.datasets import kind_of
+from lovasz_repro.data.locate import dataset_folder, made_by, weights_file
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.evaluation.expected_iou import check_rankseg
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import config_hash, fingerprint_files, run_identity
 from lovasz_repro.models.own_network import find_own
-from lovasz_repro.run.datasets import kind_of
 from lovasz_repro.training.distributed import Team
 
 WEIGHTS = "best.safetensors"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lovasz_repro.config.schema import BASIS, CellConfig, ModelConfig, TrainingConfig
+from lovasz_repro.data.datasets import kind_of
 from lovasz_repro.data.voc_crops import GRID_STRIDE, to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.multiscale import continue_to_step
@@ -22,7 +23,6 @@ from lovasz_repro.models.enet import ENet, map_classifier
 from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.own_network import OwnNetwork, build_own, load_own, save_own
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, load_weights
-from lovasz_repro.run.datasets import kind_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.datasets import kind_of
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.models.own_network import OwnNetwork, try_own
@@ -68,7 +69,8 @@ def check_masks(cell: CellConfig, inputs: Inputs, place: Place, progress: Progre
     counts = count_labels(train_set, cell.data.train_split, cell, inputs, place, progress)
     if cell.data.images == "photographs":
         for split, images in scored.items():
-            count_labels(Masks(images), split, cell, inputs, place, progress)
+            masks = Masks(images, kind_of(cell.data).official_scores)
+            count_labels(masks, split, cell, inputs, place, progress)
     draw_batches(cell, len(train_set), counts, start=0)
     batches_of_run(cell, inputs.data)
     if cell.data.category:

@@ -16,11 +16,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from lovasz_repro.config.schema import BatchesConfig, CellConfig
 from lovasz_repro.data.cityscapes import read_instances
-from lovasz_repro.data.cityscapes_training import ScoredCityscapes
+from lovasz_repro.data.datasets import ScoredSet, category_of, kind_of
 from lovasz_repro.data.statistics import Labelled, class_counts
 from lovasz_repro.data.voc import list_images, presence_of
 from lovasz_repro.errors import UserError
@@ -39,16 +39,11 @@ from lovasz_repro.metrics import sum_over_ranks
 from lovasz_repro.run.build import (
     build_model,
     feeding_of,
-    in_one_line,
+    first_answer,
+    loaded,
     multi_scale_of,
     predictor_of,
     scored_batches,
-)
-from lovasz_repro.run.datasets import (
-    ScoredSet,
-    category_of,
-    first_answer,
-    kind_of,
     scoring_of,
 )
 from lovasz_repro.run.inputs import Inputs, Place
@@ -89,17 +84,22 @@ def count_labels(
 
 
 class Masks:
-    """The masks of a scored set, at their own size."""
+    """The masks of a scored set, at their own size.
 
-    def __init__(self, images: Any) -> None:
-        self.images = images
+    Args:
+        images: the set.
+        instances: also of instances, for the official scores.
+    """
+
+    def __init__(self, images: Any, instances: bool = False) -> None:
+        self.images, self.instances = images, instances
 
     def __len__(self) -> int:
         return len(self.images)
 
     def labels(self, index: int) -> np.ndarray:
-        """Labels (H, W) uint8; the official scores of Cityscapes need its instances too."""
-        if isinstance(self.images, ScoredCityscapes):
+        """Labels (H, W) uint8; raises UserError where a file cannot be read."""
+        if self.instances:
             read_instances(self.images.frames[index])
         labels: np.ndarray = self.images.label_ids(index)
         return labels
@@ -283,7 +283,7 @@ def score_batches_of_run(
     team, found, config = session.team, list[BatchScores](), cell.evaluation.batches
     rankseg = bool(config and config.rankseg)
     mine = batches[team.rank :: team.size]
-    loaded, sizes = in_order(images, mine, place.workers), iter([len(batch) for batch in mine])
+    each, sizes = in_order(images, mine, place.workers), iter([len(batch) for batch in mine])
     predictor = predictor_of(model, cell, place.device)
     void = kind_of(cell.data).ignore_index
     temperature = team.on_leader(
@@ -296,7 +296,7 @@ def score_batches_of_run(
         size = next(sizes, None)
         if size is None:
             return None
-        return score_batch(predictor, islice(loaded, size), void, temperature, rankseg=rankseg)
+        return score_batch(predictor, islice(each, size), void, temperature, rankseg=rankseg)
 
     with session.progress.task("  scoring batches", len(batches)) as bar:
         while len(found) < len(batches):
@@ -347,21 +347,16 @@ def temperature_beside(
             bar.advance()
             after_each()
 
-        loaded = in_order(images, [chosen], workers)
-        return fit_temperature(*sampled_pixels(predictor, loaded, void, advance))
+        each = in_order(images, [chosen], workers)
+        return fit_temperature(*sampled_pixels(predictor, each, void, advance))
 
 
 def in_order(
     images: Any, batches: Sequence[Sequence[int]], workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images of all batches, one after the other, as (image (1, C, h, w), labels (1, H, W))."""
-    chosen: Subset[Any] = Subset(images, list(chain(*batches)))
-    loader: DataLoader[Any] = DataLoader(
-        chosen,
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(0),  # a loader draws a seed for its workers
-    )
-    return in_one_line(loader)
+    chosen = Subset[Any](images, list(chain(*batches)))
+    return loaded(chosen, workers, pinned=False)
 
 
 def _of_all_ranks(own: BatchScores | None, team: Team) -> list[BatchScores]:

@@ -12,7 +12,9 @@ Every rank of a team has the session, and its leader alone the files. What the l
 step, so a run that fails leaves the team in order for the next run.
 """
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +24,12 @@ import yaml
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.files import write_durably
 from lovasz_repro.host.processes import Interrupted, StopRequest
 from lovasz_repro.host.progress import Progress, ProgressTask
 from lovasz_repro.run.inputs import WEIGHTS
-from lovasz_repro.run.summary import SUMMARY, write_summary
 from lovasz_repro.store import Store
-from lovasz_repro.store.journal import Journal
+from lovasz_repro.store.journal import Journal, read_records
 from lovasz_repro.store.shipping import Shipper
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.distributed import Team
@@ -198,35 +200,19 @@ class Session:
                 self._stop.number, "Stopped while scoring. Run the same command to go on."
             )
 
-    @by_leader
     def keep_weights(self, write: Callable[[Path], None]) -> None:
-        """Have ``write`` write the weights file; the stored run gets it and the config.
+        """Have ``write`` write the weights file; the stored run gets it and the config."""
 
-        Raises:
-            RunFailed: the disk refuses.
-        """
-        weights = self.folder / WEIGHTS
-        try:
-            write(weights)
-        except OSError as error:
-            raise RunFailed(f"{weights}: not written ({error.strerror}). Run again.") from error
-        for file in (self.folder / "config.yaml", weights):
-            self._journal.artifact(file)
+        def write_all(folder: Path) -> list[Path]:
+            write(folder / WEIGHTS)
+            return [folder / "config.yaml", folder / WEIGHTS]
 
-    @by_leader
+        self.keep_files("", write_all)
+
     def keep_summary(self) -> None:
-        """Draw the curves and write the scores of the run; the stored run gets them.
-
-        Raises:
-            RunFailed: the disk refuses.
-        """
-        folder = self.folder / SUMMARY
-        try:
-            files = write_summary(self._journal.path, folder)
-        except OSError as error:
-            raise RunFailed(f"{folder}: not written ({error.strerror}). Run again.") from error
-        for file in files:
-            self._journal.artifact(file, SUMMARY)
+        """Draw the curves and write the scores of the run; the stored run gets them."""
+        journal = self.folder / "journal.jsonl"
+        self.keep_files("summary", lambda folder: write_summary(journal, folder))
 
     @by_leader
     def keep_files(self, folder: str, write: Callable[[Path], list[Path]]) -> None:
@@ -235,14 +221,73 @@ class Session:
         Raises:
             RunFailed: the disk refuses.
         """
+        where = self.folder / folder
         try:
-            files = write(self.folder / folder)
+            files = write(where)
         except OSError as error:
-            where = self.folder / folder
             raise RunFailed(f"{where}: not written ({error.strerror}). Run again.") from error
         for file in files:
-            self._journal.artifact(file, folder)
+            self._journal.artifact(file, folder or None)
 
     def line(self, text: str) -> None:
         """A line about this run that stays on the screen."""
         self.progress.line(f"{self.label}  {text}")
+
+
+# -- what a run came to, for who opens it in MLflow ---------------------------------------------
+
+History = Mapping[int, float]
+"""Step -> value."""
+
+
+def write_summary(journal: Path, folder: Path) -> list[Path]:
+    """Write ``scores.csv`` and ``curves.png`` of what a journal holds; returns the files.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for record, _ in read_records(journal):
+        for point in record.points:
+            found.setdefault(point.key, {})[point.step] = point.value
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "scores.csv", folder / "curves.png"]
+    for file, content in zip(files, (scores_table(found), curves_drawn(found)), strict=True):
+        write_durably(file, content)
+    return files
+
+
+def scores_table(found: Mapping[str, History]) -> bytes:
+    """Each score before training, at the best snapshot and at the end, where it was measured."""
+    best = [*found.get("best/iteration", {0: 0}).values()][-1]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["score", "before training", "best snapshot", "end"])
+    for key, history in sorted(found.items()):
+        if not key.startswith(("train/", "initial/", "batches/", "best/")):
+            start = found.get(f"initial/{key}", history).get(0)
+            values = (start, history.get(int(best)), history[max(history)])
+            rows.writerow([key, *("" if v is None else f"{v:.6g}" for v in values)])
+    return text.getvalue().encode()
+
+
+def curves_drawn(found: Mapping[str, History]) -> bytes:
+    """The loss of each step, and the scores of each validation, as a PNG."""
+    from matplotlib.figure import Figure
+
+    shown = {key: history for key, history in sorted(found.items())
+             if key.rpartition("/")[2] in ("dataset_miou", "image_miou", "image_iou")
+             and len(history) > 1}  # fmt: skip
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    training, validation = figure.subplots(1, 2)
+    loss = found.get("train/loss", {})
+    training.plot(list(loss), list(loss.values()), linewidth=0.7)
+    training.set(xlabel="iteration", ylabel="training loss")
+    for key, history in shown.items():
+        validation.plot(list(history), [100 * v for v in history.values()], ".-", label=key)
+    validation.set(xlabel="iteration", ylabel="%")
+    if shown:
+        validation.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

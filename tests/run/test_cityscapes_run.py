@@ -19,7 +19,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.cityscapes_files import official_scores
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.models.snapshot import load_weights
-from lovasz_repro.run.datasets import scoring_of
+from lovasz_repro.run.build import scoring_of
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.store import Store

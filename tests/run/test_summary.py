@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lovasz_repro.run.summary import write_summary
+from lovasz_repro.run.session import write_summary
 from lovasz_repro.store.journal import Journal
 
 
