@@ -22,7 +22,7 @@ from lovasz_repro.config.synthetic import load_synthetic
 from lovasz_repro.data.classes import CITYSCAPES, VOC
 from lovasz_repro.store.server_scores import read_server_scores, read_voc_server_scores
 
-EACH = int(os.environ.get("LOVASZ_REPRO_HOSTILE", 60))
+EACH = int(os.environ.get("LOVASZ_REPRO_HOSTILE", 30))
 SECONDS, MEMORY = 60, 2**30
 VALUES = [
     "2001-01-01", "2001-99-99", "!!binary aGVsbG8=", "!!set {a, b}", "!!python/name:os.system x",

@@ -77,11 +77,6 @@ def put(name: str, content: bytes = CONTENT) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["", "list", "fetch", "convert"])
-def test_help(command: str) -> None:
-    assert "Usage" in output(f"{command} --help")
-
-
 # -- list ----------------------------------------------------------------------------------------
 
 

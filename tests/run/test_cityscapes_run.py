@@ -23,6 +23,7 @@ from lovasz_repro.run.build import scoring_of
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.store import Store
+from tests.tiny_camvid import write_experiment
 from tests.tiny_cityscapes import EXPERIMENT, IDS, write_cityscapes
 
 CPU = torch.device("cpu")
@@ -63,9 +64,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ran:
 
 
 def test_variants_may_name_their_batch_sizes(tmp_path: Path) -> None:
-    file = tmp_path / "tiny-streets.yaml"
-    file.write_text(EXPERIMENT)
-    experiment = load_experiment(str(file))
+    experiment = load_experiment(str(write_experiment(tmp_path, EXPERIMENT)))
     assert [cell.name for cell in experiment.cells("demo")] == [
         "lovasz-softmax-b2-s0",
         "weighted-cross-entropy-b3-s0",
@@ -221,9 +220,8 @@ def test_equibatch_batches_come_from_the_counts(tmp_path: Path) -> None:
     from lovasz_repro.data.statistics import class_counts
     from lovasz_repro.run.build import draw_batches
 
-    file = tmp_path / "tiny-streets.yaml"
-    file.write_text(EXPERIMENT)
-    (cell,) = load_experiment(str(file)).cells("demo", variants=["lovasz-softmax-equibatch"])
+    experiment = load_experiment(str(write_experiment(tmp_path, EXPERIMENT)))
+    (cell,) = experiment.cells("demo", variants=["lovasz-softmax-equibatch"])
     assert isinstance(cell, CellConfig)
     root = write_cityscapes(tmp_path / "data") / "cityscapes"
     train_set = training_images(root, "train", (24, 32))

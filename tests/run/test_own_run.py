@@ -1,7 +1,6 @@
 """Losses on data of one's own: the same runs as of a known data set, and from a command."""
 
 import math
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,8 @@ def small(classes):
 
 
 @pytest.fixture
-def results(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "results").mkdir()
-    shutil.copy(empty_database, tmp_path / "results" / "mlflow.db")
-    return tmp_path / "results"
+def results(store: Store) -> Path:
+    return store.results
 
 
 def write_shapes(root: Path, *classes: str) -> Path:
