@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,15 +59,19 @@ def check(
         raise UserError(f"--masks-only is for voc: {name} has no use for masks alone.")
     if sheet and name not in OWN_SETTINGS["data.resize"]:
         raise UserError(f"--sheet is of own, not of {name}.")
+    from lovasz_repro.data.datasets import dataset
     from lovasz_repro.host.processes import cores
+    from lovasz_repro.host.progress import Progress
 
-    report = check_layout(
-        name,
-        root or usual_folder(name, data),
-        processes or cores(),
-        **({"masks_only": True} if masks_only else {}),
-        **({"sheet": sheet} if sheet else {}),
-    )
+    how: dict[str, Any] = {"masks_only": True} if masks_only else {}
+    how |= {"sheet": sheet} if sheet else {}
+    with Progress() as progress:
+        report = dataset(name).check(
+            root or usual_folder(name, data),
+            lambda images: progress.task(f"check {name}", images).advance,
+            processes=processes or cores(),
+            **how,
+        )
     print_report(report, as_json)
     if not report.ok:
         raise typer.Exit(1)
@@ -193,19 +196,6 @@ def convert(
     if out and weights:
         experiment += f" --weights {shlex.quote(str(weights))}"
     say_what_next(new, out or usual, what, experiment)
-
-
-def check_layout(name: str, folder: Path, processes: int, **how: Any) -> "CheckReport":
-    """Check a tree, with a progress bar."""
-    from lovasz_repro.data.datasets import dataset
-    from lovasz_repro.host.progress import Progress
-
-    with Progress() as progress:
-
-        def begin(images: int) -> Callable[[int], None]:
-            return progress.task(f"check {name}", images).advance
-
-        return dataset(name).check(folder, begin, processes=processes, **how)
 
 
 def parse_counts(text: str) -> tuple[int, int, int]:

@@ -163,7 +163,6 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment: skips what is done, goes on with what was stopped, starts the rest."""
-    from lovasz_repro.config.grid import experiment_of
     from lovasz_repro.config.read import parse_overrides
     from lovasz_repro.config.schema import load_experiment
     from lovasz_repro.data.locate import data_folder
@@ -203,6 +202,8 @@ def run(
         with_basis=basis is None or print_config,
     )
     if print_config:
+        from lovasz_repro.config.grid import experiment_of
+
         say_yaml(experiment_of(loaded, cells))
         return
     request = GridRequest(

@@ -81,7 +81,8 @@ def run_experiment(
         Interrupted: a signal asked to stop; the running cell is saved.
     """
     team.on_leader(lambda: check_grid(cells, place, store, progress))
-    team.on_leader(lambda: send_pending(place, store, progress))
+    journals = "work/*/*/*/journal.jsonl"  # what earlier processes could not send to the store
+    team.on_leader(lambda: ship_pending(store, sorted(place.results.glob(journals)), progress.line))
     outcome, overview, several = Outcome(), Overview(cells, progress), len(cells) > 1
     with ExitStack() as stack:
         stack.callback(overview.close)
@@ -201,11 +202,6 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     metadata = weights_metadata(cell, state)
     session.keep_weights(lambda path: network.save(model, path, metadata))
     return last
-
-
-def send_pending(place: Place, store: Store, progress: Progress) -> None:
-    """Send to the store what earlier processes could not."""
-    ship_pending(store, sorted(place.results.glob("work/*/*/*/journal.jsonl")), progress.line)
 
 
 def done_before(
