@@ -146,7 +146,7 @@ def evaluate(
         typer.Option(
             metavar="COUNTxIMAGES",
             help="Also by the decision rules of Sec. 4.3, on random batches of val with every "
-            "class; the paper: 20x21.",
+            "class, in the paper 20x21. Default: no batches.",
             rich_help_panel=VOC_PANEL,
         ),
     ] = None,
