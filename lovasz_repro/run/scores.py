@@ -248,7 +248,7 @@ def drawn_batches(root: Path, wanted: BatchesConfig, otherwise: str) -> list[lis
     try:
         return covering_batches(present, wanted.count, wanted.size, seed=BATCHES_SEED)
     except ValueError as error:
-        raise UserError(f"{root}: evaluation.batches: {error}. {otherwise}") from None
+        raise UserError(f"{root}: {error}. {otherwise}") from None
 
 
 def score_batches_of_run(

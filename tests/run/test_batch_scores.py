@@ -154,7 +154,7 @@ def test_batches_that_there_are_not_are_said_before_training(
 ) -> None:
     wrong = {"evaluation.batches": {"count": 5, "size": 7}}
     expected = (
-        r"tiny: evaluation\.batches: no batch of 7 different images can be drawn from 6\. "
+        r"tiny: no batch of 7 different images can be drawn from 6\. "
         r"Set evaluation\.batches\.size, or do without: evaluation\.batches=null\."
     )
     store = make_store()
