@@ -382,7 +382,7 @@ def show_voc(request: "Request", found: "OnVoc", as_json: bool) -> None:
 
 def show_json(request: "Request", found: "OnVoc") -> None:
     """All of it, for programs."""
-    from lovasz_repro.evaluation.batches import BatchScores
+    from lovasz_repro.run.scores import scored
 
     settings, crfs = found.settings, found.settings.crfs
     scores = {
@@ -395,11 +395,6 @@ def show_json(request: "Request", found: "OnVoc") -> None:
          "image_miou": one.scoring.per_image.mean_iou()}
         for one in found.compared
     ]  # fmt: skip
-    names = BatchScores._fields
-    batches = [
-        {k: v for k, v in zip(names, one, strict=True) if not math.isnan(v)}
-        for one in found.batches
-    ]
     told = told_of(
         request,
         images=found.images,
@@ -411,7 +406,8 @@ def show_json(request: "Request", found: "OnVoc") -> None:
     )
     if search:
         told["search"] = search
-    if batches:
+    if found.batches:
+        batches = [scored("", one) for one in found.batches]
         told |= {"batches": batches, "temperature": found.temperature}
     if request.split == "test":
         told["out"] = str(request.predictions)

@@ -46,7 +46,7 @@ from lovasz_repro.data.own_masks import (
 )
 from lovasz_repro.data.statistics import class_shares
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.files import unfinished, write_durably
+from lovasz_repro.host.files import try_writing, write_durably
 from lovasz_repro.host.output import visible
 
 UNSPLIT = "all"
@@ -303,9 +303,7 @@ def check_place(file: Path) -> None:
     if file.suffix.lower() != ".png" or file.is_dir():
         raise UserError(f"--sheet {file}: the name of a .png file is expected.")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(file) as place:
-            place.touch()
+        try_writing(file)
     except OSError as error:
         raise UserError(f"--sheet {file}: cannot be written ({error.strerror}).") from None
 

@@ -56,6 +56,13 @@ def unfinished(path: Path) -> Iterator[Path]:
         _remove(place)
 
 
+def try_writing(file: Path) -> None:
+    """Make the folder of a file and, for a moment, a file in it; raises OSError if refused."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(file) as place:
+        place.touch()
+
+
 def remove_left_over(folder: Path) -> None:
     """Remove what processes left unfinished in a folder that are no longer there."""
     for name in os.listdir(folder) if folder.is_dir() else ():

@@ -31,7 +31,7 @@ from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc_crops import GRID_STRIDE, MEAN_BGR
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.photographs import as_seen
-from lovasz_repro.host.files import unfinished, write_durably
+from lovasz_repro.host.files import try_writing, write_durably
 from lovasz_repro.models.enet import ENET_STRIDE
 from lovasz_repro.run.trained import Trained
 
@@ -158,9 +158,7 @@ def check_place(target: Path) -> None:
     if target.is_dir():
         raise UserError(f"{target} is a folder; name a file")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(target) as place:
-            place.touch()
+        try_writing(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 

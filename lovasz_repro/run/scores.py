@@ -302,7 +302,7 @@ def score_batches_of_run(
         while len(found) < len(batches):
             own = team.on_all(score_next)
             for scores in _of_all_ranks(own, team)[: len(batches) - len(found)]:
-                session.log(len(found), _scored(f"{prefix}batches/", scores))
+                session.log(len(found), scored(f"{prefix}batches/", scores))
                 found.append(scores)
                 bar.advance()
             stop = session.stop_asked()
@@ -310,7 +310,7 @@ def score_batches_of_run(
                 where = f"Stopped after {len(found)} of {len(batches)} batches, training is saved."
                 raise Interrupted(stop, f"{where} Run the same command to go on.")
     means = BatchScores(*(statistics.fmean(column) for column in zip(*found, strict=True)))
-    session.log(cell.training.iterations, _scored(f"{prefix}batches/mean_", means))
+    session.log(cell.training.iterations, scored(f"{prefix}batches/mean_", means))
     if temperature:
         session.log(cell.training.iterations, {f"{prefix}batches/temperature": temperature})
     session.line(told_of_batches(found, len(batches[0]), temperature))
@@ -322,7 +322,7 @@ def told_of_batches(found: Sequence[BatchScores], size: int, temperature: float 
     told = ", ".join(
         f"{words}{_mean_and_spread(columns[name])}"
         for name, words in SAID.items()
-        if not math.isnan(columns[name][0])
+        if name in scored("", found[0])
     )
     fitted = f" (temperature {temperature:.2f})" if temperature else ""
     return f"{len(found)} batches of {size} images: batch-mIoU {told}{fitted}"
@@ -369,7 +369,7 @@ def _of_all_ranks(own: BatchScores | None, team: Team) -> list[BatchScores]:
     return [BatchScores(*row) for row in scores.tolist()]
 
 
-def _scored(prefix: str, scores: BatchScores) -> dict[str, float]:
+def scored(prefix: str, scores: BatchScores) -> dict[str, float]:
     """Scores by name, without those that were not asked for."""
     unasked = {name for name in BatchScores._field_defaults if math.isnan(getattr(scores, name))}
     return {prefix + k: value for k, value in scores._asdict().items() if k not in unasked}
