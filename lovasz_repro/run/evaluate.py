@@ -470,7 +470,7 @@ def _score_batches(
     with progress.task("scoring batches", len(batches)) as bar:
         return [
             score_batch(
-                predictor, in_order(photographs, [batch]), voc.VOID, temperature,
+                predictor, in_order(predictor, photographs, [batch]), voc.VOID, temperature,
                 rankseg=rankseg,
             )
             for batch in bar.over(batches)

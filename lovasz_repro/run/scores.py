@@ -283,8 +283,9 @@ def score_batches_of_run(
     team, found, config = session.team, list[BatchScores](), cell.evaluation.batches
     rankseg = bool(config and config.rankseg)
     mine = batches[team.rank :: team.size]
-    each, sizes = in_order(images, mine, place.workers), iter([len(batch) for batch in mine])
     predictor = predictor_of(model, cell, place.device)
+    each = in_order(predictor, images, mine, place.workers)
+    sizes = iter([len(batch) for batch in mine])
     void = kind_of(cell.data).ignore_index
     temperature = team.on_leader(
         lambda: temperature_beside(
@@ -347,16 +348,16 @@ def temperature_beside(
             bar.advance()
             after_each()
 
-        each = in_order(images, [chosen], workers)
+        each = in_order(predictor, images, [chosen], workers)
         return fit_temperature(*sampled_pixels(predictor, each, void, advance))
 
 
 def in_order(
-    images: Any, batches: Sequence[Sequence[int]], workers: int = 0
+    predictor: Predictor, images: Any, batches: Sequence[Sequence[int]], workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images of all batches, one after the other, as (image (1, C, h, w), labels (1, H, W))."""
     chosen = Subset[Any](images, list(chain(*batches)))
-    return loaded(chosen, workers, pinned=False)
+    return loaded(chosen, workers, pinned=predictor.device.type == "cuda")
 
 
 def _of_all_ranks(own: BatchScores | None, team: Team) -> list[BatchScores]:
