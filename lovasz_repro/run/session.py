@@ -211,8 +211,7 @@ class Session:
 
     def keep_summary(self) -> None:
         """Draw the curves and write the scores of the run; the stored run gets them."""
-        journal = self.folder / "journal.jsonl"
-        self.keep_files("summary", lambda folder: write_summary(journal, folder))
+        self.keep_files("summary", lambda folder: write_summary(self._journal.path, folder))
 
     @by_leader
     def keep_files(self, folder: str, write: Callable[[Path], list[Path]]) -> None:
