@@ -22,6 +22,7 @@ from lovasz_repro.bench.harness import synchronise
 from lovasz_repro.bench.samples import VOID_LABEL, Size, regions
 from lovasz_repro.config.schema import LossConfig, LossName, ModelConfig, TrainingConfig
 from lovasz_repro.errors import RunFailed
+from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.processes import end_with_parent
 from lovasz_repro.models.deeplab import Bottleneck, DeepLab
 from lovasz_repro.run.build import build_optimizer, spread_model
@@ -459,21 +460,22 @@ def _serve(rank: int, ranks: int, meeting: str, threads: int, size: Size, pipe: 
     """The life of a rank: requests in, answers out, until there are no more."""
     end_with_parent()  # also while it waits for ranks that were never started
     torch.set_num_threads(threads)
+    device = choose_device("cpu")
     keep_to_this_machine()
     variant = StepVariant(f"{ranks} processes", ranks)
     try:
         # Held open here: FileStore would wait, with the GIL, for the file of a parent that is gone.
         place = os.open(meeting, os.O_RDWR)
         store = FileStore(f"/proc/self/fd/{place}", ranks)
-        with join_team(rank, ranks, CPU, store) as team:
-            together = Trainee(variant, size, CPU, team)
-            apart = Trainee(variant, size, CPU, team, apart=True)
+        with join_team(rank, ranks, device, store) as team:
+            together = Trainee(variant, size, device, team)
+            apart = Trainee(variant, size, device, team, apart=True)
             exact = replace(variant, precision="float64")
             while (request := pipe.recv()) is not None:
                 name, *arguments = request
                 if name == "first":
                     loss = together.first().loss
-                    pipe.send((True, (loss, Trainee(exact, size, CPU, team).first())))
+                    pipe.send((True, (loss, Trainee(exact, size, device, team).first())))
                 else:
                     pipe.send((True, (together.run(*arguments), apart.run(*arguments))))
     except (EOFError, ConnectionError):  # whoever asks is gone

@@ -410,6 +410,7 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
         UserError: what was asked for cannot be, or data or network are missing or wrong.
         RunFailed: the disk refuses, or a process died.
     """
+    device = choose_device(request.device)
     network, split = request.network, request.split
     settings = settings_of(options, network.evaluation)
     check_voc(request, options, settings)
@@ -426,7 +427,6 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
         progress.line(f"the network was trained on {network.train_split}; those that the paper "
                       "sends to the test server also on the validation images (profile "
                       "trainval).")  # fmt: skip
-    device = choose_device(request.device)
     # At one scale, too, what is predicted of photographs without masks is probabilities in files
     one_scale = MultiScaleConfig(scales=[1.0], least_side=settings.least_side or 1)
     kind, scales = NETWORKS["deeplab-v2"], settings.multi_scale or one_scale

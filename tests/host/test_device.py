@@ -1,5 +1,8 @@
 """Choosing a device."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -17,3 +20,16 @@ def test_known_names() -> None:
 def test_what_this_machine_has_not_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="device"):
         choose_device(name)
+
+
+def test_tiny_numbers_cost_no_time_in_any_thread() -> None:
+    """Products below float32's normal range, which a CPU computes slowly, are 0 everywhere."""
+    program = """
+import torch
+torch.set_num_threads(2)
+from lovasz_repro.host.device import choose_device
+choose_device("cpu")
+print(torch.count_nonzero(torch.full((2**20,), 1e-30) * 1e-10).item())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
