@@ -248,8 +248,10 @@ def exact_gains(
         at, item = slice(task[0] * row, (task[0] + 1) * row), items[task[1]]
         images = slice(None) if len(weight) == 1 else slice(task[0], task[0] + 1)
         scores = source.tensor[images, item].float().reshape(-1).numpy()
-        numbers = (scores, label[at], logarithms[:, at], item, weight[task[0], item])
-        loss: float = kernels.class_gains(*numbers, words[thread], into[task[1], at])
+        own, found = words[thread], (weight[task[0], item], into[task[1], at])
+        n, size = kernels.class_words(scores, label[at], logarithms[:, at], item, own)
+        own[0, :n].sort()
+        loss: float = kernels.class_gains(own, n, size, *found)
         return loss
 
     part = sum(shared_out(sort, tasks, threads)) if not nans else math.nan
@@ -284,8 +286,14 @@ def hinge(
     words = np.empty((threads if unsorted else 0, 2, length), np.int64)
 
     def sort(row: int, thread: int) -> float:
-        *given, into = rows[row]
-        value: float = kernels.hinge_sorted(*given, factor, words[thread], into)
+        scores, truth, mask, into = rows[row]
+        own = words[thread]
+        n, size = kernels.hinge_words(scores, truth, mask, own)
+        if n < 0:
+            into[:] = math.nan
+            return math.nan
+        own[0, :n].sort()
+        value: float = kernels.hinge_gains(own, n, size, scores, truth, factor, into)
         return value
 
     return loss + sum(shared_out(sort, unsorted, threads)), result

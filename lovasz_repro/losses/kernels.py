@@ -29,9 +29,8 @@ BLOCK = 512
 """Pixels that are worked on together."""
 COUNT_SHIFT = 26
 """A packed sum has the number of pixels above this many and the digits of a position."""
-DIGIT, DIGITS = 9, 4
-"""Bits of a digit of a sort key, and digits: 512 streams of writes stay in the L1 cache."""
-KEY_BITS = DIGIT * DIGITS
+KEY_BITS = 36
+"""Bits of a word that are sorted by; further bits only keep equal ones in the order of pixels."""
 INDEX_BITS = 62 - KEY_BITS
 """What a 64-bit word has left for the number of a pixel, with one bit for the foreground."""
 INDEX_MASK = (1 << INDEX_BITS) - 1
@@ -390,52 +389,20 @@ def size_of(word, exponent):
 
 
 @kernel
-def sorted_words(words, n):
-    """Sort n words of ``words[0]`` by their KEY_BITS upper bits, by digits from the lowest.
-
-    Args:
-        words: (2, N) int64; overwritten.
-
-    Returns:
-        Where in ``words`` the sorted ones are.
-    """
-    places, low, where = np.zeros((DIGITS, 1 << DIGIT), np.int64), (1 << DIGIT) - 1, 0
-    for i in range(n):
-        key = words[0, i] >> (INDEX_BITS + 1)
-        for digit in range(DIGITS):
-            places[digit, (key >> (DIGIT * digit)) & low] += 1
-    for digit in range(DIGITS):
-        place, total, same = places[digit], np.int64(0), False
-        for value in range(1 << DIGIT):
-            held = place[value]
-            same |= held == n
-            place[value] = total
-            total += held
-        if not same:
-            source, target = words[where], words[1 - where]
-            for i in range(n):
-                value = (source[i] >> (INDEX_BITS + 1 + DIGIT * digit)) & low
-                target[place[value]] = source[i]
-                place[value] += 1
-            where = 1 - where
-    return where
-
-
-@kernel
 def ranked_gains(words, n, size):
     """Gains of the Jaccard loss (Eq. 9) of n pixels (Algorithm 1), in their order.
 
     Foreground gains 1/U, background I / (U (U + 1)); once no foreground is left, nothing gains.
 
     Args:
-        words: (2, N) int64, of which the first n of ``words[0]`` are sorted; overwritten.
+        words: (2, N) int64, of which the first n of ``words[0]`` are sorted; ``words[1]`` is
+            overwritten.
         size: foreground pixels. Without any, the first false positive costs all (Eq. 3).
 
     Returns:
-        The words in their order, and the gains (N,) float64.
+        The words, and the gains (N,) float64.
     """
-    where = sorted_words(words, n)
-    ranked, gains = words[where], words[1 - where].view(np.float64)
+    ranked, gains = words[0], words[1].view(np.float64)
     intersection, union = float(size), float(size)
     inverse = 1.0 / union if size > 0 else 0.0
     for i in range(n):
@@ -456,8 +423,8 @@ def ranked_gains(words, n, size):
 
 
 @kernel
-def class_gains(scores, labels, logarithms, item, weight, words, gains):
-    """Gains of one class over the pixels of one row, sorted exactly (Algorithm 1).
+def class_words(scores, labels, logarithms, item, words):
+    """The pixels of one row that one class has to sort, as words.
 
     Background of a smaller error than any foreground gains nothing (I = 0), so it is not sorted:
     early in a training, and of a class that the network is not sure of, that is most of it.
@@ -466,31 +433,55 @@ def class_gains(scores, labels, logarithms, item, weight, words, gains):
         scores: (P,) float32 logits of the class.
         logarithms: as :func:`log_errors` filled them.
         item: the class.
-        weight: what its gains are multiplied by.
-        words: (2, P) int64 to work in.
-        gains: (P,) float32, filled.
+        words: (2, P) int64, of which the first of ``words[0]`` are filled.
 
     Returns:
-        The share in the loss.
+        How many, and how many pixels are of the class.
     """
     normaliser, label_error = logarithms[0], logarithms[1]
-    n, size, least = 0, 0, 0.0
-    for p in range(len(scores)):
-        gains[p] = ZERO
-        mine = labels[p] == item
-        size += mine
-        least = label_error[p] if mine and label_error[p] < least else least
+    size, leasts = 0, np.zeros(BLOCK)
+    for start in range(0, len(scores), BLOCK):
+        stop = min(start + BLOCK, len(scores))
+        label, error = labels[start:stop], label_error[start:stop]
+        for p in range(stop - start):
+            mine = label[p] == item
+            size += mine
+            leasts[p] = error[p] if mine and error[p] < leasts[p] else leasts[p]
+    least = leasts.min()
     if size == 0:  # then the largest error alone gains
         least = -np.inf
         for p in range(len(scores)):
             if labels[p] >= 0:
                 least = max(least, np.float64(scores[p]) - normaliser[p])
-    for p in range(len(scores)):
-        mine = labels[p] == item
-        logarithm = label_error[p] if mine else np.float64(scores[p]) - normaliser[p]
-        if logarithm >= least and labels[p] >= 0:
-            words[0, n] = word_of(-logarithm, -45, p, mine)
-            n += 1
+    n, block, sorts = 0, np.empty(BLOCK, np.int64), np.empty(BLOCK, np.bool_)
+    for start in range(0, len(scores), BLOCK):
+        stop = min(start + BLOCK, len(scores))
+        label, error = labels[start:stop], label_error[start:stop]
+        score, total = scores[start:stop], normaliser[start:stop]
+        for p in range(stop - start):
+            mine = label[p] == item
+            logarithm = error[p] if mine else np.float64(score[p]) - total[p]
+            block[p] = word_of(-logarithm, -45, start + p, mine)
+            sorts[p] = logarithm >= least and label[p] >= 0
+        for p in range(stop - start):
+            words[0, n] = block[p]  # the next takes its place where it is not sorted
+            n += sorts[p]
+    return n, size
+
+
+@kernel
+def class_gains(words, n, size, weight, gains):
+    """Gains of one class over the pixels of one row (Algorithm 1).
+
+    Args:
+        words, size: as of :func:`class_words`, the first n words sorted.
+        weight: what the gains are multiplied by.
+        gains: (P,) float32, filled.
+
+    Returns:
+        The share in the loss.
+    """
+    gains[:] = ZERO
     ranked, gained = ranked_gains(words, n, size)
     losses = np.zeros(BLOCK)
     for start in range(0, n, BLOCK):
@@ -580,27 +571,22 @@ def hinge_gradient(scores, foreground, valid, gains, factor, result):
 
 
 @kernel
-def hinge_sorted(scores, foreground, valid, factor, words, result):
-    """The same of a whole row, its positive errors sorted exactly.
-
-    Background of a smaller error than any foreground gains nothing (I = 0) and is not sorted.
+def hinge_words(scores, foreground, valid, words):
+    """The positive errors of a row as words; as :func:`class_words`, but -1 of them with NaN.
 
     Args:
-        scores, foreground, valid, factor, result: as of :func:`hinge_gradient`.
-        words: (2, P) int64 to work in.
+        scores, foreground, valid: as of :func:`hinge_count`.
     """
     n, size, least, most, bad = 0, 0, np.float32(np.inf), np.float32(-np.inf), False
     for p in range(len(scores)):
         signed = -scores[p] if foreground[p] else scores[p]
-        result[p] = ZERO
         size += foreground[p]
         least = signed if foreground[p] and signed < least else least
         bad |= signed != signed
         if len(valid) == 0 or valid[p]:
             most = max(most, signed)
     if bad:
-        result[:] = np.nan
-        return np.nan
+        return -1, size
     # Without foreground the largest error alone gains. Signed scores rank as the errors 1 + signed
     # do, and have not been rounded.
     least = max(least if size > 0 else most, np.float32(-1))
@@ -609,6 +595,13 @@ def hinge_sorted(scores, foreground, valid, factor, words, result):
         if signed >= least and (len(valid) == 0 or valid[p]):
             words[0, n] = KEYS_DOWN ^ word_of(2.0 + np.float64(signed), 0, p, foreground[p])
             n += 1
+    return n, size
+
+
+@kernel
+def hinge_gains(words, n, size, scores, foreground, factor, result):
+    """Loss and gradient of a row, as :func:`hinge_gradient`, the first n words sorted."""
+    result[:] = ZERO
     (ranked, gains), loss = ranked_gains(words, n, size), 0.0
     for i in range(n):
         p = (ranked[i] >> 1) & INDEX_MASK
