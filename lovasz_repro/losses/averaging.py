@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .error_bins import ProbabilityBins
-from .histogram import Method
+from .histogram import Method, ProbabilityBins
 from .inputs import MulticlassPixels, PixelWeights, class_weight_vector
 from .ranks import Ranks
 from .set_functions import SetFunction

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from . import plain
 from .averaging import Problem, Rows
-from .error_bins import ProbabilityBins
-from .histogram import FEW_PIXELS, Method
+from .histogram import FEW_PIXELS, Method, ProbabilityBins
 from .ranks import ONE_PROCESS
 from .set_functions import JaccardLoss, SetFunction
 

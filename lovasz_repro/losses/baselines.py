@@ -14,11 +14,11 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from .averaging import rows_of
-from .eager import eager
 from .inputs import (
     BinaryPixels,
     binary_pixels,
     class_weight_vector,
+    eager,
     multiclass_pixels,
 )
 from .plain import one_hot

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from . import kernels, plain
 from .averaging import Problem
-from .error_bins import ProbabilityBins
-from .histogram import GAIN_ROUNDING, LOSS_ROUNDING
+from .histogram import GAIN_ROUNDING, LOSS_ROUNDING, ProbabilityBins
 from .plain import Readings
 
 Task = TypeVar("Task")

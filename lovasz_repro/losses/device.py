@@ -24,8 +24,7 @@ from torch import Tensor, library
 
 from . import device_kernels as kernels
 from .averaging import listed
-from .error_bins import ProbabilityBins
-from .histogram import MANY_BINS, Method
+from .histogram import MANY_BINS, Method, ProbabilityBins
 from .inputs import class_weight_list
 from .ranks import Ranks
 from .window import AccumulationWindow

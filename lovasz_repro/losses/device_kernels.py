@@ -9,7 +9,7 @@ Arguments that several kernels have:
   ``ignore_index``, do not count.
 * kept: (4, B * P) float32 of each pixel: the largest logit t; s of the root 2^((F - t) / (2 ln 2))
   s of a probability, 0 on ignored and NaN pixels; the label's probability; the label's error.
-* sums: (C, R, 2, K + 1), packed counts (``error_bins.py``) of background and foreground of R rows.
+* sums: (C, R, 2, K + 1), packed counts (``histogram.py``) of background and foreground of R rows.
 * sizes: (R, C), pixels of each class. alarms: NaN pixels, and labels out of range. ended: programs
   that have.
 * parts: (C, R, 2, M), packed counts in the parts of split bins, by decreasing error.

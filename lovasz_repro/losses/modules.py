@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from . import baselines, lovasz
-from .eager import refuse_unknown
+from .inputs import refuse_unknown
 from .set_functions import SetFunction
 
 

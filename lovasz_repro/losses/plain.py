@@ -14,7 +14,7 @@ with respect to f_y; through the softmax it is, for the logits F,
 
     dF_y = -f_y (S + g_y m_y),    dF_c = f_c (g_c - S + g_y f_y) for c != y.
 
-The first pass over the logits counts the errors of each class in bins (``error_bins.py``). The
+The first pass over the logits counts the errors of each class in bins (``histogram.py``). The
 counts give the loss, and the gains in a table (``histogram.py``); where bins are too coarse, or a
 sort is asked for, the gains of each pixel come from a sort. The second pass, in the backward,
 takes the softmax again, looks the gains up, and writes the gradient.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lovasz_repro.losses import lovasz_softmax
-from lovasz_repro.losses.error_bins import ProbabilityBins
+from lovasz_repro.losses.histogram import ProbabilityBins
 from tests.losses.test_lovasz_softmax import OPTIONS, batch
 from tests.losses.test_lovasz_softmax import gradient_of as value_and_gradient
 

@@ -26,7 +26,7 @@ from lovasz_repro.losses import (
     inputs,
     lovasz_softmax,
 )
-from lovasz_repro.losses.error_bins import ProbabilityBins
+from lovasz_repro.losses.histogram import ProbabilityBins
 
 pytestmark = [
     pytest.mark.skipif(not backends.HAS_TRITON, reason="Triton is not installed"),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lovasz_repro.losses.error_bins import ProbabilityBins, row_bins
+from lovasz_repro.losses.histogram import ProbabilityBins, row_bins
 from lovasz_repro.losses.ranks import ONE_PROCESS
 
 

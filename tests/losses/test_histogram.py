@@ -15,8 +15,7 @@ from lovasz_repro.losses import (
     lovasz_extension,
     lovasz_softmax,
 )
-from lovasz_repro.losses.error_bins import row_bins
-from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds
+from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds, row_bins
 from lovasz_repro.losses.ranks import ONE_PROCESS
 
 SUBMODULAR = [JaccardLoss(), HammingLoss(), TverskyLoss(2.0, 0.5), TverskyLoss(1.0, 3.0)]

@@ -132,8 +132,7 @@ def counts_of(numbers, group=None) -> Tensor:
     """What the first pass counts, added up over ranks."""
     from lovasz_repro.losses.averaging import Problem, rows_of
     from lovasz_repro.losses.backends import backend_for
-    from lovasz_repro.losses.error_bins import ProbabilityBins
-    from lovasz_repro.losses.histogram import Method
+    from lovasz_repro.losses.histogram import Method, ProbabilityBins
     from lovasz_repro.losses.inputs import multiclass_pixels
 
     ranks = Ranks(group)
