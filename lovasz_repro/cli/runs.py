@@ -15,7 +15,7 @@ from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.output import say, say_csv, say_json
 
 if TYPE_CHECKING:
-    from lovasz_repro.launch.slurm_queue import TaskState
+    from lovasz_repro.launch.slurm import TaskState
     from lovasz_repro.store import StoredRun
 
 RunId = Annotated[str, typer.Argument(help="Id of a run, or how it begins.")]
@@ -41,7 +41,7 @@ def runs(
 ) -> None:
     """List runs, stored and queued: status, experiment, variant, best score, age."""
     if context.invoked_subcommand is None:
-        from lovasz_repro.launch.slurm_queue import slurm_folder, states
+        from lovasz_repro.launch.slurm import slurm_folder, states
         from lovasz_repro.store import Store
 
         found = Store(results, tracking_uri).runs(experiment)

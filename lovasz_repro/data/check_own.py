@@ -29,21 +29,19 @@ from lovasz_repro.data.own_files import (
     IMAGES,
     MASKS,
     OWN_SPLITS,
-    OwnFolder,
-    in_folders,
-    list_file,
-    read_names,
-)
-from lovasz_repro.data.own_look import Looked, counted, found_classes, look_at_all
-from lovasz_repro.data.own_masks import (
     OWN_VOID,
     OwnClasses,
+    OwnFolder,
     decode_mask,
     folder_palette,
+    in_folders,
+    list_file,
     read_classes,
+    read_names,
     read_own_mask,
     shown_value,
 )
+from lovasz_repro.data.own_look import Looked, counted, found_classes, look_at_all
 from lovasz_repro.data.statistics import class_shares
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import try_writing, write_durably

@@ -25,11 +25,11 @@ from PIL import Image
 from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import Size, TreeNote, by, new_tree
 from lovasz_repro.data.classes import CITYSCAPES, colourise, voc_colour
-from lovasz_repro.data.demo_objects import LOOKS
 from lovasz_repro.data.demo_scene import (
     FINER,
     IDS,
     IGNORED,
+    LOOKS,
     Room,
     Street,
     draw_scene,

@@ -1,7 +1,7 @@
 """Photographs and masks of one's own, as networks are trained and scored on them.
 
     own/images/crossing_7.jpg           photographs: JPEG, PNG or TIFF
-    own/masks/crossing_7.png            masks of the same names (``own_masks.py``)
+    own/masks/crossing_7.png            masks of the same names (``own_files.py``)
     own/train.txt, val.txt[, test.txt]  names, one a line
     own/classes.txt                     what the masks show
 
@@ -28,13 +28,15 @@ from lovasz_repro.data.datasets import (
 )
 from lovasz_repro.data.demo import OWN_COUNTS, OWN_SIZE, SMALLEST_OWN, write_own_demo
 from lovasz_repro.data.examples import CroppedImages, WholeImages
-from lovasz_repro.data.own_files import list_everything, list_pairs, own_splits
-from lovasz_repro.data.own_masks import (
+from lovasz_repro.data.own_files import (
     OWN_VOID,
     OwnClasses,
     class_file,
     decode_mask,
     folder_palette,
+    list_everything,
+    list_pairs,
+    own_splits,
     read_classes,
     read_own_mask,
 )

@@ -15,7 +15,7 @@ import numpy as np
 from lovasz_repro.data.check import Begin, Fault, FilesOfImage, Size, by
 from lovasz_repro.data.classes import RGB
 from lovasz_repro.data.images import ImagePair, read_photograph
-from lovasz_repro.data.own_masks import (
+from lovasz_repro.data.own_files import (
     MOST_OWN_CLASSES,
     MaskPixels,
     OwnClasses,

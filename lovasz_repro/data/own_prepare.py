@@ -15,15 +15,16 @@ from lovasz_repro.data.check_own import counts_of, with_palette
 from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.own_files import (
     OWN_SPLITS,
+    OwnClasses,
     OwnFolder,
     complete_pairs,
     in_folders,
     list_file,
     list_pairs,
     own_splits,
+    read_classes,
 )
 from lovasz_repro.data.own_look import Looked, counted, found_classes, look_at_all, split_images
-from lovasz_repro.data.own_masks import OwnClasses, read_classes
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import write_durably
 

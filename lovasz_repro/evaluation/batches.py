@@ -7,8 +7,8 @@ Labels decide nothing here, they only score. So the rule chooses for all pixels,
 are void in the labels and counted by no mIoU: what is deployed does not know them. It hardly
 matters: on evidence drawn from Pascal VOC's masks, 0.1 points of a batch's mIoU at most.
 
-Beside the rule on the probabilities as they are stands the rule on calibrated ones
-(``temperature.py``), and where it is asked for that of the package rankseg.
+Beside the rule on the probabilities as they are stands the rule on calibrated ones, and where it is
+asked for that of the package rankseg.
 """
 
 import math
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from lovasz_repro.data.sampling import mix
 from lovasz_repro.evaluation.expected_iou import (
+    at_temperature,
     expected_iou,
     expected_iou_labels,
     rankseg_labels,
 )
 from lovasz_repro.evaluation.predictor import Predictor
-from lovasz_repro.evaluation.temperature import at_temperature
 from lovasz_repro.metrics import batch_miou
 
 MOST_DRAWS = 100_000

@@ -2,17 +2,23 @@
 loaded.
 
 Scores, examples, masks, files of predictions and the CRF all ask through a ``Predictor``, so that
-what they see of a network is the same. ``multiscale.py`` has one that looks at several scales.
+what they see of a network is the same. :class:`MultiScale` looks at several scales.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn import functional as F
 
+from lovasz_repro.config.schema import MultiScaleConfig
+from lovasz_repro.data.voc_crops import GRID_STRIDE
+from lovasz_repro.models.deeplab import upsample
 from lovasz_repro.models.enet import Prepare, to_unit_range
 
 Upsample = Literal["logits", "predictions"]
@@ -118,3 +124,110 @@ class Predictor:
     def category_logits(self, category: int, images: Tensor, size: Sequence[int]) -> Tensor:
         """Scores of one category, (B, H, W)."""
         return self.kind.to_size(self.logits(images)[:, category : category + 1], size)[:, 0]
+
+
+# ---- Several scales ------------------------------------------------------------------------------
+#
+# Scores of DeepLab fused over several scales of an image (Sec. 4.3).
+#
+# Images are continued to the right and below with the mean, to 513x513 as the DeepLab authors do,
+# and shrunk. The scores of every scale are brought to the grid of scale 1, and fused there ("max-
+# logits", DeepLab's way) or as probabilities of the pixels ("probabilities", the paper's).
+#
+#     scale   image     logits       All bilinear, corners on corners (Caffe's `Interp`).     1
+# 513x513   65x65     0.75    385x385   49x49     0.5     257x257   33x33
+
+FINEST = 8
+"""Scales are multiples of 1/8, so that a common grid is never far."""
+
+
+@dataclass(frozen=True)
+class MultiScale(Predictor):
+    """A predictor whose scores are fused over scales of the images.
+
+    Its network takes 8 n + 1 pixels a side and gives logits (B, C, h, w) on every 8th, n + 1
+    points a side, as DeepLab. One scale passes the network after the other, and what it gave is
+    added up: the memory needed is that of scale 1 and a few maps of the size of the answer, however
+    many scales there are. All but the network is float32.
+    """
+
+    multi_scale: MultiScaleConfig = field(default_factory=MultiScaleConfig)
+    """Scales, in any order, how they are fused, and the least sides of continued images."""
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Fused scores (B, C, H, W) at the size of the images.
+
+        Returns:
+            "probabilities": the mean over scales of the softmax at the pixels, 1 over the classes;
+            "max-logits": the largest logit at each point of the grid, then to the pixels.
+
+        Raises:
+            ValueError: a network with another grid.
+        """
+        scales, size = self.multi_scale.scales, images.shape[-2:]
+        inputs = self.inputs(images)
+        inputs = continue_to_step(inputs, common_step(scales), self.multi_scale.least_side)
+        logits = scale_logits(self.network, inputs, scales, self.bfloat16)
+        if self.multi_scale.fusion == "max-logits":
+            return self.kind.to_size(reduce(torch.maximum, logits), size)
+        probabilities = (self.kind.to_size(of_scale, size).softmax(dim=1) for of_scale in logits)
+        return reduce(Tensor.add_, probabilities).div_(len(scales))
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, C, H, W) float32; the size is that of the images."""
+        scores = self.logits(images)
+        return scores if self.multi_scale.fusion == "probabilities" else scores.softmax(dim=1)
+
+
+def scale_logits(
+    model: nn.Module, inputs: Tensor, scales: Sequence[float], bfloat16: bool = False
+) -> Iterator[Tensor]:
+    """Logits (B, C, h, w), float32, at each scale, brought to the grid of scale 1.
+
+    Args:
+        model: see ``MultiScale``.
+        inputs: (B, 3, H, W), sides that are 8 n + 1 at every scale.
+        scales: multiples of 1/8.
+        bfloat16: autocast around the network.
+
+    Raises:
+        ValueError: a network with another grid.
+    """
+    grid = [(side - 1) // GRID_STRIDE + 1 for side in inputs.shape[-2:]]
+    for scale in scales:
+        size = [round(scale * (side - 1)) + 1 for side in inputs.shape[-2:]]
+        points = [(side - 1) // GRID_STRIDE + 1 for side in size]
+        scaled = inputs if scale == 1 else upsample(inputs, size)  # bilinear; also shrinks
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bfloat16):
+            logits = model(scaled)
+        if list(logits.shape[-2:]) != points:
+            raise ValueError(f"images of {size[0]}x{size[1]} gave logits of "
+                             f"{logits.shape[-2]}x{logits.shape[-1]}, not {points[0]}x{points[1]}: "
+                             f"the network's grid is not every {GRID_STRIDE}th pixel")  # fmt: skip
+        yield logits.float() if scale == 1 else upsample(logits.float(), grid)
+
+
+def common_step(scales: Sequence[float]) -> int:
+    """Pixels s so that sides of s n + 1 are 8 m + 1 at scale 1 and at every scale; 32 by default.
+
+    Raises:
+        ValueError: no scales, or one that is no positive multiple of 1/8.
+    """
+    if not scales or any(not 0 < scale < math.inf or scale * FINEST % 1 for scale in scales):
+        raise ValueError(f"scales must be positive multiples of 1/{FINEST}, got {tuple(scales)}")
+    return GRID_STRIDE * math.lcm(*(float(scale).as_integer_ratio()[1] for scale in scales))
+
+
+def continue_to_step(inputs: Tensor, step: int, least_side: int) -> Tensor:
+    """Continue (B, 3, H, W) with zeros to the right and below.
+
+    Returns:
+        The least sides of ``step`` n + 1 pixels that are ``least_side`` or more: 1 to 513 are 513
+        by default, 514 to 545 are 545.
+    """
+    needed = (max(side, least_side) for side in inputs.shape[-2:])
+    height, width = (side + -(side - 1) % step for side in needed)
+    pad = (0, width - inputs.shape[-1], 0, height - inputs.shape[-2])
+    return functional.pad(inputs, pad) if any(pad) else inputs

@@ -30,7 +30,7 @@ from lovasz_repro.data.images import ImagePair, photograph_size, read_photograph
 from lovasz_repro.data.voc import VOID, read_labels
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
-from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.predictor import MultiScale
 from lovasz_repro.evaluation.probabilities import (
     holds_probabilities,
     png_file,

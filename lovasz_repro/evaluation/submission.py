@@ -33,8 +33,8 @@ from lovasz_repro.data.images import (
     png_form,
 )
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.photographs import make_folder, write_file, write_picture
+from lovasz_repro.evaluation.predictor import MultiScale
 from lovasz_repro.evaluation.regimes import chunks_of, labels_of
 from lovasz_repro.host.processes import mapped
 

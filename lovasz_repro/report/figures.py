@@ -30,8 +30,7 @@ from lovasz_repro.report.render import chosen
 from lovasz_repro.report.runs import Remembered, RunStore
 from lovasz_repro.report.sets import CAMVID_LAYOUT, CAMVID_RUNS, ENET_RUNS
 from lovasz_repro.report.style import RC
-from lovasz_repro.report.surfaces import figure_1, figure_2
-from lovasz_repro.report.synthetic_figure import figure_3, synthetic_sweep
+from lovasz_repro.report.synthetic_figure import figure_1, figure_2, figure_3, synthetic_sweep
 
 FIGURES: dict[str, Callable[[RunStore], Drawing | Missing]] = {
     "figure-1": figure_1,

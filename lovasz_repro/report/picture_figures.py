@@ -13,7 +13,13 @@ import numpy as np
 from lovasz_repro.data.classes import CITYSCAPES, RGB, VOC, ClassTable, class_table
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.examples import (
+    EXAMPLES,
+    OWN_SEGMENTATIONS,
+    PICTURE_VOID,
     ComparedRuns,
+    Kind,
+    ListedWindow,
+    Pictures,
     ShownImage,
     choose_binary,
     choose_of_pair,
@@ -22,14 +28,6 @@ from lovasz_repro.report.examples import (
 )
 from lovasz_repro.report.model import Curve, Drawing, Missing
 from lovasz_repro.report.own import LOVASZ_LOSSES, OWN, compared_sets
-from lovasz_repro.report.pictures import (
-    EXAMPLES,
-    OWN_SEGMENTATIONS,
-    PICTURE_VOID,
-    Kind,
-    ListedWindow,
-    Pictures,
-)
 from lovasz_repro.report.runs import (
     SCALES,
     Cohort,

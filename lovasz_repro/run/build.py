@@ -20,9 +20,8 @@ from lovasz_repro.data.sampling import (
 )
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.measures import Measures
-from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.photographs import OF_ANY_SIZE
-from lovasz_repro.evaluation.predictor import Feeding, Predictor
+from lovasz_repro.evaluation.predictor import Feeding, MultiScale, Predictor
 from lovasz_repro.evaluation.scoring import (
     BinaryScoring,
     CityscapesScoring,
@@ -30,7 +29,7 @@ from lovasz_repro.evaluation.scoring import (
     SegmentationScoring,
 )
 from lovasz_repro.models.batch_norm import synchronise_batch_norm
-from lovasz_repro.models.layers import BatchShare, share_dropout
+from lovasz_repro.models.enet import BatchShare, share_dropout
 from lovasz_repro.run.inputs import Inputs, Place
 from lovasz_repro.run.networks import NETWORKS
 from lovasz_repro.training.distributed import Team

@@ -36,9 +36,8 @@ from lovasz_repro.evaluation.cityscapes import CityscapesScores
 from lovasz_repro.evaluation.cityscapes_files import official_scores, score_files
 from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.evaluation.expected_iou import check_rankseg
-from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.photographs import parse_size
-from lovasz_repro.evaluation.predictor import Predictor, Upsample
+from lovasz_repro.evaluation.predictor import MultiScale, Predictor, Upsample
 from lovasz_repro.evaluation.regimes import Compared, compare_crfs, open_folder, score_regimes
 from lovasz_repro.evaluation.scoring import SegmentationScoring, evaluate
 from lovasz_repro.evaluation.split import (

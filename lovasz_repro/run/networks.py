@@ -16,8 +16,7 @@ from lovasz_repro.config.schema import BASIS, CellConfig, ModelConfig, TrainingC
 from lovasz_repro.data.datasets import kind_of
 from lovasz_repro.data.voc_crops import GRID_STRIDE, to_caffe
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.multiscale import continue_to_step
-from lovasz_repro.evaluation.predictor import Feeding
+from lovasz_repro.evaluation.predictor import Feeding, continue_to_step
 from lovasz_repro.models import deeplab, snapshot
 from lovasz_repro.models.enet import ENet, map_classifier
 from lovasz_repro.models.evidence_net import EvidenceNet

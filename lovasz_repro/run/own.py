@@ -5,8 +5,7 @@ from typing import Any
 
 from lovasz_repro.config.read import known_name, merge
 from lovasz_repro.config.schema import ExperimentConfig
-from lovasz_repro.data.own_files import check_folder
-from lovasz_repro.data.own_masks import read_classes
+from lovasz_repro.data.own_files import check_folder, read_classes
 from lovasz_repro.errors import UserError
 
 BUILT_IN = ("enet", "deeplab-v2", "deeplab-v2-small")

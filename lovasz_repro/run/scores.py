@@ -27,11 +27,11 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import pictures
 from lovasz_repro.evaluation.batches import BatchScores, covering_batches, score_batch
 from lovasz_repro.evaluation.crf import refine
+from lovasz_repro.evaluation.expected_iou import fit_temperature, held_out, sampled_pixels
 from lovasz_repro.evaluation.pictures import Pictured
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.regimes import chunks_of, open_folder, score_regimes
 from lovasz_repro.evaluation.scoring import BasisScoring, Scoring, evaluate
-from lovasz_repro.evaluation.temperature import fit_temperature, held_out, sampled_pixels
 from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files

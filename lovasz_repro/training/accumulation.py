@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lovasz_repro.models.layers import BatchShare, SpatialDropout
+from lovasz_repro.models.enet import BatchShare, SpatialDropout
 
 
 def backward(

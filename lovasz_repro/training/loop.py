@@ -11,8 +11,7 @@ from torch import nn
 from lovasz_repro.config.schema import TrainingConfig
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.processes import Interrupted
-from lovasz_repro.models.enet import Prepare, to_unit_range
-from lovasz_repro.models.layers import SpatialDropout
+from lovasz_repro.models.enet import Prepare, SpatialDropout, to_unit_range
 from lovasz_repro.training.accumulation import backward
 from lovasz_repro.training.objective import Objective
 

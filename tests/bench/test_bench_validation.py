@@ -13,8 +13,7 @@ from lovasz_repro.bench.harness import Report, to_json, to_markdown
 from lovasz_repro.bench.validation import compare, fused_scales, page, run_bench
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.multiscale import MultiScale
-from lovasz_repro.evaluation.predictor import Predictor
+from lovasz_repro.evaluation.predictor import MultiScale, Predictor
 from lovasz_repro.evaluation.scoring import evaluate
 from lovasz_repro.run.inputs import Place
 from lovasz_repro.run.networks import NETWORKS

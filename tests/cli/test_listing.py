@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro.cli.runs import print_runs, status_of
-from lovasz_repro.launch.slurm_queue import TaskState
+from lovasz_repro.launch.slurm import TaskState
 from lovasz_repro.store import StoredRun
 
 

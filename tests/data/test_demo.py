@@ -34,11 +34,15 @@ from lovasz_repro.data.cityscapes import (
 from lovasz_repro.data.classes import CITYSCAPES, colourise
 from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.demo import draw_objects, draw_small, draw_street, name_images
-from lovasz_repro.data.demo_objects import LOOKS
-from lovasz_repro.data.demo_scene import with_border
+from lovasz_repro.data.demo_scene import LOOKS, with_border
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.own_files import list_pairs
-from lovasz_repro.data.own_masks import decode_mask, folder_palette, read_classes, read_own_mask
+from lovasz_repro.data.own_files import (
+    decode_mask,
+    folder_palette,
+    list_pairs,
+    read_classes,
+    read_own_mask,
+)
 from lovasz_repro.data.own_prepare import prepare_own
 from lovasz_repro.data.voc import VOC_CLASSES, VOID, list_images
 from lovasz_repro.data.voc_training import whole_images

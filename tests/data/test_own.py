@@ -12,7 +12,7 @@ import torch
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.data.classes import CAMVID, VOC
 from lovasz_repro.data.datasets import kind_of
-from lovasz_repro.data.own_masks import (
+from lovasz_repro.data.own_files import (
     OWN_VOID,
     OwnClasses,
     decode_mask,

@@ -15,9 +15,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from lovasz_repro.data.check_own import OwnReport, check_own_folder
-from lovasz_repro.data.own_files import list_everything, list_pairs, own_splits
+from lovasz_repro.data.own_files import list_everything, list_pairs, own_splits, read_classes
 from lovasz_repro.data.own_look import split_images
-from lovasz_repro.data.own_masks import read_classes
 from lovasz_repro.data.own_prepare import prepare_own
 from lovasz_repro.errors import UserError
 from tests.tiny_own import drawn_masks, write_own

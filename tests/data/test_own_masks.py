@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lovasz_repro.data.classes import voc_colour
-from lovasz_repro.data.own_masks import (
+from lovasz_repro.data.own_files import (
     OWN_VOID,
     OwnClasses,
     decode_mask,

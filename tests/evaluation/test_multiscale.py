@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.voc_crops import MEAN_BGR
-from lovasz_repro.evaluation.multiscale import (
+from lovasz_repro.evaluation.predictor import (
     FINEST,
     MultiScale,
     common_step,

@@ -20,7 +20,7 @@ from lovasz_repro.data.images import ImagePair, read_photograph
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation import regimes
-from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.predictor import MultiScale
 from lovasz_repro.evaluation.probabilities import STEP, read_classes, read_probabilities
 from lovasz_repro.evaluation.regimes import (
     CHUNK,

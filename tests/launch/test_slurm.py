@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.launch.slurm import SlurmOptions, Task, submit
+from lovasz_repro.launch.slurm import SlurmOptions, SubmittedTask, Task, record, states, submit
 from lovasz_repro.launch.slurm_job import CommandJob, rendezvous
-from lovasz_repro.launch.slurm_queue import SubmittedTask, record, states
 from tests.launch.command import alive, wait_until
 from tests.slurm_cluster import SlurmCluster
 

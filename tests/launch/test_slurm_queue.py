@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.launch import slurm_queue
-from lovasz_repro.launch.slurm_queue import SubmittedTask, record, states, submitted
+from lovasz_repro.launch import slurm
+from lovasz_repro.launch.slurm import SubmittedTask, record, states, submitted
 
 
 def task(key: str, job_id: str) -> SubmittedTask:
@@ -110,7 +110,7 @@ def test_no_answer_is_not_gone(
     with pytest.raises(UserError, match=r"^squeue failed: cannot reach the controller$"):
         states(tmp_path)
     squeue.write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(slurm_queue, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(slurm, "ANSWER_SECONDS", 0.2)
     with pytest.raises(UserError, match="does not answer"):
         states(tmp_path)
     squeue.unlink()

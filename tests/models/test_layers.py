@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lovasz_repro.models.layers import ChannelPReLU, SpatialDropout
+from lovasz_repro.models.enet import ChannelPReLU, SpatialDropout
 
 
 @pytest.mark.parametrize(("convention", "kept"), [("torch7", 1.0), ("pytorch", 1 / 0.7)])

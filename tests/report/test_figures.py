@@ -14,15 +14,16 @@ from lovasz_repro.report.curves import CONVERGENCE, band, camvid_classes
 from lovasz_repro.report.curves_voc import MEASURE_LOOKS
 from lovasz_repro.report.figures import FIGURES, write_figures
 from lovasz_repro.report.model import Drawing, Missing
-from lovasz_repro.report.surfaces import (
+from lovasz_repro.report.synthetic_figure import (
     GROUND_TRUTHS,
     SOFTMAX,
     discrete_jaccard_loss,
     figure_1,
     figure_2,
+    figure_3,
     loss_of_two_pixels,
+    relative,
 )
-from lovasz_repro.report.synthetic_figure import figure_3, relative
 from tests.report_files import assert_same_bytes
 
 camvid_curves = CONVERGENCE["camvid-enet"]

@@ -17,14 +17,15 @@ from rich.cells import cell_len
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import visible
 from lovasz_repro.host.terminal import Terminal
-from lovasz_repro.report.latex import latex_text, to_latex
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.model import Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.render import (
+    latex_text,
     md_escape,
     print_table,
     to_csv,
     to_json,
+    to_latex,
     to_markdown,
 )
 from lovasz_repro.report.runs import command

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.report.pictures import SEGMENTATIONS, Pictures
+from lovasz_repro.report.examples import SEGMENTATIONS, Pictures
 from tests.fake_segmentations import LABELS, PHOTO, add, listing, masks_of, png
 
 LIST = "segmentations.json"

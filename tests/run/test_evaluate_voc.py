@@ -21,7 +21,7 @@ from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.classes import voc_colour
 from lovasz_repro.data.voc import VOC_LISTS
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.predictor import MultiScale
 from lovasz_repro.evaluation.probabilities import read_probabilities
 from lovasz_repro.models.convert import convert
 from lovasz_repro.models.deeplab import DeepLab

@@ -16,13 +16,13 @@ from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.classes import CAMVID, CAMVID_FROM_CITYSCAPES, CITYSCAPES, VOC
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import photographs
-from lovasz_repro.evaluation.multiscale import MultiScale
 from lovasz_repro.evaluation.photographs import (
     Prediction,
     best_class,
     parse_size,
     photographs_in,
 )
+from lovasz_repro.evaluation.predictor import MultiScale
 from lovasz_repro.models.deeplab import DeepLab, small_deeplab
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.evidence_net import EvidenceNet

@@ -16,7 +16,7 @@ from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.crf import crf_key
-from lovasz_repro.evaluation.multiscale import MultiScale
+from lovasz_repro.evaluation.predictor import MultiScale
 from lovasz_repro.evaluation.regimes import open_folder, score_regimes
 from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress

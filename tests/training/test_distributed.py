@@ -12,8 +12,7 @@ from lovasz_repro.data.sampling import Draw, ShareOfBatches, ShuffledBatches
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.predictor import Feeding, Predictor
 from lovasz_repro.evaluation.scoring import SegmentationScoring, evaluate
-from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.layers import SpatialDropout
+from lovasz_repro.models.enet import ENet, SpatialDropout
 from lovasz_repro.run.build import evaluation_batches, spread_model
 from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, train
