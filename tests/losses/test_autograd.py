@@ -79,7 +79,7 @@ def test_a_default_device_elsewhere_changes_nothing(loss) -> None:
             options += [{"classes": [0, 2]}, {"classes": "all", "per_image": True}]
     else:
         logits, labels = logits[:, 0], (labels == 1).long()
-    losses.submodular._checked_once.cache_clear()
+    losses.set_functions._checked_once.cache_clear()
     for one in options:
         expected = loss(logits, labels, **one)
         with torch.device("meta"):  # where a tensor made without device= holds no numbers
