@@ -36,11 +36,11 @@ from lovasz_repro.report.runs import (
     BATCH_SIZE,
     Cohort,
     Provenance,
-    Remembered,
     Run,
     RunStore,
     correlation_along,
     mean_and_spread,
+    remember,
     score_at,
     seed,
     setting,
@@ -164,7 +164,7 @@ def evaluate_claims(store: RunStore) -> list[ClaimVerdict]:
     Raises:
         UserError: ``experiments/claims.yaml`` is not as it should be.
     """
-    remembered = Remembered(store)
+    remembered = remember(store)
     known = load_claims()
     return [_evaluate(remembered, known, claim) for claim in known.claims]
 

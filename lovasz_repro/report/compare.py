@@ -10,10 +10,10 @@ from lovasz_repro.config.schema import experiment_names
 from lovasz_repro.errors import UserError
 from lovasz_repro.report.runs import (
     Moment,
-    Remembered,
     Run,
     RunStore,
     command,
+    remember,
     score_at,
     seed,
     setting,
@@ -34,7 +34,7 @@ def of_moments(store: RunStore, run: Run) -> dict[str, dict[str, float | None]]:
     What is logged as ``initial/<name>`` is the start of ``<name>``.
     """
     names = [name for name in sorted(run.metrics) if not name.startswith("initial/")]
-    remembered = Remembered(store)
+    remembered = remember(store)
     return {name: {at: score_at(remembered, run, name, at) for at in MOMENTS} for name in names}
 
 

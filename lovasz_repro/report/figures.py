@@ -27,7 +27,7 @@ from lovasz_repro.report.picture_figures import (
     own_figure,
 )
 from lovasz_repro.report.render import chosen
-from lovasz_repro.report.runs import Remembered, RunStore
+from lovasz_repro.report.runs import RunStore, remember
 from lovasz_repro.report.sets import CAMVID_LAYOUT, CAMVID_RUNS, ENET_RUNS
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.synthetic_figure import figure_1, figure_2, figure_3, synthetic_sweep
@@ -74,7 +74,7 @@ def write_figures(
 
     names = [chosen(name, FIGURES, "figure") for name in names or FIGURES]
     files: list[Path] = []
-    remembered = Remembered(store)
+    remembered = remember(store)
     for name in names:
         with matplotlib.rc_context(RC):
             drawing = FIGURES[name](remembered)

@@ -28,7 +28,7 @@ from lovasz_repro.report.layout import (
     stacked,
 )
 from lovasz_repro.report.model import Cell, Column, Table
-from lovasz_repro.report.runs import Remembered, RunStore
+from lovasz_repro.report.runs import RunStore, remember
 from lovasz_repro.report.tables import TABLES
 
 # ---- LaTeX ---------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def build_tables(store: RunStore, names: Sequence[str] | None = None) -> list[Ta
         UserError: an unknown table; says which there are.
     """
     names = [chosen(name, TABLES, "table") for name in names or TABLES]
-    remembered = Remembered(store)
+    remembered = remember(store)
     return [TABLES[name](remembered) for name in names]
 
 

@@ -13,7 +13,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -130,6 +130,13 @@ class Remembered:
         self.runs = cache(store.runs)
         self.history = cache(store.history)
         self.artifact = store.artifact
+        self.plans: dict[str, list[tuple[Cohort, str]]] = {}
+        """By experiment, see ``sets.plans``."""
+
+
+def remember(store: RunStore) -> Remembered:
+    """The store as one that is asked every question once."""
+    return store if isinstance(store, Remembered) else Remembered(store)
 
 
 @dataclass(frozen=True)
@@ -285,6 +292,7 @@ def frame(runs: Iterable[Run]) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
+@lru_cache(100_000)
 def typed(text: str) -> Any:
     """A stored setting as the value that it was: None, a number, a truth or several; else text."""
     try:

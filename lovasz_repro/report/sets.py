@@ -12,6 +12,7 @@ from lovasz_repro.data.classes import VOC
 from lovasz_repro.report.runs import (
     SCALES,
     Cohort,
+    Remembered,
     Run,
     RunStore,
     batch_size,
@@ -222,6 +223,13 @@ def _by_batch_size(found: Found) -> list[tuple[Cohort, str]]:
 
 def plans(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
     """Cohorts of an experiment as reports and claims see them, with headings."""
+    kept = store.plans if isinstance(store, Remembered) else {}
+    if experiment not in kept:
+        kept[experiment] = _plans(store, experiment)
+    return kept[experiment]
+
+
+def _plans(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
     found = cohorts(
         store,
         experiment,

@@ -415,6 +415,7 @@ def test_another_loss_or_gradient_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("quickly_started")
+@pytest.mark.slow
 def test_ranks_with_another_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(active_children())
     images, labels = batch(PAIR.size)

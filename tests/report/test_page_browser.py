@@ -307,7 +307,7 @@ def test_the_slider_moves_by_keyboard(seen: Seen) -> None:
 # -- looks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_no_serious_fault_for_readers(browser: "Browser", file: Path, scheme: str) -> None:
     """What axe-core finds, with all that can be opened open; in the dark, of the colours alone."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -14,7 +14,7 @@ from lovasz_repro.report.figures import FIGURES
 from lovasz_repro.report.model import Block, Curve, Drawing, Missing, Table
 from lovasz_repro.report.page.bias import BiasSlider, bias_slider
 from lovasz_repro.report.page.svg import inline_svg
-from lovasz_repro.report.runs import SCALES, Remembered, RunStore
+from lovasz_repro.report.runs import SCALES, RunStore, remember
 from lovasz_repro.report.style import RC
 from lovasz_repro.report.tables import TABLES
 from lovasz_repro.report.words import SectionWords, captions
@@ -132,7 +132,7 @@ def page_content(store: RunStore, told: Callable[[str], None] = lambda name: Non
     Raises:
         UserError: a file of ``experiments/`` is not as it should be.
     """
-    remembered = Remembered(store)
+    remembered = remember(store)
     verdicts = evaluate_claims(remembered)
     told("claims")
     claims = [_claim(item, number) for number, item in enumerate(verdicts, start=1)]
