@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 # Pixels of a task: enough that calling a kernel costs nothing in comparison.
 PIXELS_A_TASK = 2**15
 # Rows of fewer pixels than this are sorted by the hinge's "auto".
-HINGE_PIXELS = 2**14
+HINGE_PIXELS = 2**16
 # Logits that are copied at once, where they are not float32 in the order that kernels read: below
 # the size from which PyTorch would use threads of its own.
 STAGED_AT_ONCE = 2**15
@@ -292,7 +292,7 @@ def hinge(
             into[:] = math.nan
             return math.nan
         own[0, :n].sort()
-        value: float = kernels.hinge_gains(own, n, size, scores, truth, factor, into)
+        value: float = kernels.hinge_gains(own, n, size, scores, factor, into)
         return value
 
     return loss + sum(shared_out(sort, unsorted, threads)), result

@@ -403,21 +403,23 @@ def ranked_gains(words, n, size):
         The words, and the gains (N,) float64.
     """
     ranked, gains = words[0], words[1].view(np.float64)
-    intersection, union = float(size), float(size)
-    inverse = 1.0 / union if size > 0 else 0.0
-    for i in range(n):
-        if intersection == 0.0:
-            gains[i:n] = 0.0
-            break
-        if ranked[i] & 1:
-            gains[i] = inverse
-            intersection -= 1.0
-        else:
-            union += 1.0
-            behind = 1.0 / union
-            gains[i] = intersection * inverse * behind
-            inverse = behind
+    intersection, union = size, size
+    before, behind = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        word, gain = ranked[start:stop], gains[start:stop]
+        for i in range(stop - start):
+            foreground = word[i] & 1
+            before[i] = intersection
+            intersection -= foreground
+            union += 1 - foreground
+            behind[i] = union
+        for i in range(stop - start):
+            u = np.float64(behind[i])
+            costs = 1.0 if word[i] & 1 else np.float64(before[i]) / (u - 1.0)
+            gain[i] = costs / u
     if size == 0 and n > 0:
+        gains[:n] = 0.0
         gains[0] = 1.0
     return ranked, gains
 
@@ -577,36 +579,54 @@ def hinge_words(scores, foreground, valid, words):
     Args:
         scores, foreground, valid: as of :func:`hinge_count`.
     """
-    n, size, least, most, bad = 0, 0, np.float32(np.inf), np.float32(-np.inf), False
-    for p in range(len(scores)):
-        signed = -scores[p] if foreground[p] else scores[p]
-        size += foreground[p]
-        least = signed if foreground[p] and signed < least else least
-        bad |= signed != signed
-        if len(valid) == 0 or valid[p]:
-            most = max(most, signed)
+    size, most, bad = 0, np.float32(-np.inf), False
+    leasts = np.full(BLOCK, np.float32(np.inf))
+    for start in range(0, len(scores), BLOCK):
+        stop = min(start + BLOCK, len(scores))
+        score, truth = scores[start:stop], foreground[start:stop]
+        for p in range(stop - start):
+            size += truth[p]
+            bad |= score[p] != score[p]
+            leasts[p] = -score[p] if truth[p] and -score[p] < leasts[p] else leasts[p]
     if bad:
         return -1, size
-    # Without foreground the largest error alone gains. Signed scores rank as the errors 1 + signed
-    # do, and have not been rounded.
-    least = max(least if size > 0 else most, np.float32(-1))
-    for p in range(len(scores)):
-        signed = -scores[p] if foreground[p] else scores[p]
-        if signed >= least and (len(valid) == 0 or valid[p]):
-            words[0, n] = KEYS_DOWN ^ word_of(2.0 + np.float64(signed), 0, p, foreground[p])
-            n += 1
+    least = leasts.min()
+    if size == 0:  # then the largest error alone gains
+        for p in range(len(scores)):
+            if len(valid) == 0 or valid[p]:
+                most = max(most, scores[p])
+        least = most
+    # Signed scores rank as the errors 1 + signed do, and have not been rounded.
+    least = max(least, np.float32(-1))
+    n, block, sorts = 0, np.empty(BLOCK, np.int64), np.empty(BLOCK, np.bool_)
+    for start in range(0, len(scores), BLOCK):
+        stop = min(start + BLOCK, len(scores))
+        score, truth, mask = scores[start:stop], foreground[start:stop], valid[start:stop]
+        for p in range(stop - start):
+            signed = -score[p] if truth[p] else score[p]
+            word = word_of(2.0 + np.float64(signed), 0, start + p, truth[p])
+            block[p] = KEYS_DOWN ^ word
+            sorts[p] = signed >= least
+        for p in range(len(mask)):
+            sorts[p] &= mask[p]
+        for p in range(stop - start):
+            words[0, n] = block[p]
+            n += sorts[p]
     return n, size
 
 
 @kernel
-def hinge_gains(words, n, size, scores, foreground, factor, result):
+def hinge_gains(words, n, size, scores, factor, result):
     """Loss and gradient of a row, as :func:`hinge_gradient`, the first n words sorted."""
     result[:] = ZERO
-    (ranked, gains), loss = ranked_gains(words, n, size), 0.0
-    for i in range(n):
-        p = (ranked[i] >> 1) & INDEX_MASK
-        error = hinge_error(scores[p], foreground[p])
-        gain = gains[i] * factor if error > ZERO else 0.0
-        loss += gain * error if gain > 0.0 else 0.0
-        result[p] = -gain if foreground[p] else gain
-    return loss
+    (ranked, gains), losses = ranked_gains(words, n, size), np.zeros(BLOCK)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        word, gained = ranked[start:stop], gains[start:stop]
+        for i in range(stop - start):
+            p, is_foreground = (word[i] >> 1) & INDEX_MASK, word[i] & 1
+            error = hinge_error(scores[p], is_foreground)
+            gain = gained[i] * factor if error > ZERO else 0.0
+            losses[i] += gain * error if gain > 0.0 else 0.0
+            result[p] = -gain if is_foreground else gain
+    return losses.sum()
