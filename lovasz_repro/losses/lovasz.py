@@ -265,7 +265,7 @@ def lovasz_hinge(
         set_function: what is extended; the Hamming loss gives the standard hinge (Sec. 2.1).
         method, bins: as of :func:`lovasz_repro.losses.lovasz_extension`. The bins are of equal
             width in log(1 + 1024 e), between the smallest and the largest error e of the row. In
-            compiled kernels "auto" counts rows of 16,384 pixels and more, in bins of the upper
+            compiled kernels "auto" counts rows of 65,536 pixels and more, in bins of the upper
             bits of e + 2^-10 as a float: 2,048 to each doubling.
         group: as of :func:`lovasz_softmax`. With ``per_image`` only the number of images is
             shared.
