@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 PIXELS_A_TASK = 2**15
 # Rows of fewer pixels than this are sorted by the hinge's "auto".
 HINGE_PIXELS = 2**16
+# So few take less time than handing them to other threads: of a softmax, and of a hinge.
+FEW_LOGITS, FEW_SCORES = 2**18, 2**16
 # Logits that are copied at once, where they are not float32 in the order that kernels read: below
 # the size from which PyTorch would use threads of its own.
 STAGED_AT_ONCE = 2**15
@@ -58,9 +60,9 @@ def shared_out(
     return [results[number] for number in range(len(tasks))]
 
 
-def threads_for(tasks: Sequence[Any]) -> int:
-    """How many threads take part."""
-    return max(1, min(torch.get_num_threads(), len(tasks)))
+def threads_for(tasks: Sequence[Any], numbers: int, few: int) -> int:
+    """How many threads take part in tasks that look at so many numbers."""
+    return max(1, min(torch.get_num_threads(), len(tasks))) if numbers >= few else 1
 
 
 class Chunk(NamedTuple):
@@ -89,7 +91,7 @@ class Logits:
             for image in range(batch)
             for start in range(0, pixels, most)
         ]
-        self.threads = threads_for(self.chunks)
+        self.threads = threads_for(self.chunks, logits.numel(), FEW_LOGITS)
         shape = (0 if self.direct else self.threads, 1, classes, most)
         self.buffers = torch.empty(shape, device="cpu")
 
@@ -178,7 +180,8 @@ def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
         coarse[at] = too_coarse(bounds)
 
     tasks = [(int(item), int(row)) for row, item in np.argwhere(weight > 0)]
-    shared_out(work, tasks, threads_for(tasks))
+    logits = problem.labels.numel() * sums.shape[1]
+    shared_out(work, tasks, threads_for(tasks, logits, FEW_LOGITS))
     return Readings(torch.from_numpy(gains), torch.from_numpy(values), torch.from_numpy(coarse))
 
 
@@ -240,7 +243,7 @@ def exact_gains(
     nans = sum(shared_out(take, source.chunks, source.threads))
     gains = torch.zeros(len(items), *problem.labels.shape, device="cpu")
     tasks = [(r, e) for r in range(len(weight)) for e in range(len(items)) if weight[r, items[e]]]
-    threads = threads_for(tasks)
+    threads = threads_for(tasks, logits.numel(), FEW_LOGITS)
     words, into = np.empty((threads, 2, row), np.int64), gains.view(len(items), -1).numpy()
 
     def sort(task: tuple[int, int], thread: int) -> float:
@@ -281,7 +284,7 @@ def hinge(
         found = {row: counted_hinge(rows[row], factor) for row in unsorted}
         unsorted = [row for row, value in found.items() if value is None]
         loss = sum(value for value in found.values() if value is not None)
-    threads = threads_for(unsorted)
+    threads = threads_for(unsorted, scores.numel(), FEW_SCORES)
     words = np.empty((threads if unsorted else 0, 2, length), np.int64)
 
     def sort(row: int, thread: int) -> float:
@@ -315,7 +318,7 @@ def counted_hinge(row: Sequence[np.ndarray], factor: float) -> float | None:
     """
     scores, foreground, valid, result = row
     tasks = [slice(at, at + PIXELS_A_TASK) for at in range(0, len(scores), PIXELS_A_TASK)]
-    threads = threads_for(tasks)
+    threads = threads_for(tasks, len(scores), FEW_SCORES)
     sums = np.zeros((threads, 2, 1, 1, kernels.HINGE_BINS + 1), np.int64)
 
     def pixels(at: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
