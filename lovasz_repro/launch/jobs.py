@@ -34,7 +34,7 @@ from lovasz_repro.run.experiment import Outcome
 from lovasz_repro.run.inputs import Place, find_inputs, run_folder
 from lovasz_repro.run.overview import Overview
 from lovasz_repro.store import Store
-from lovasz_repro.store.journal import last_step
+from lovasz_repro.store.journal import JOURNAL, last_step
 
 LOOK_EVERY = 0.5  # seconds
 
@@ -159,7 +159,7 @@ class SideBySide:
             self._progress.task(
                 f"  {cell.name}",
                 cell.training.iterations,
-                completed=last_step(folder / "journal.jsonl"),
+                completed=last_step(folder / JOURNAL),
             ),
             Attempts(self._max_restarts, mark),
         )
@@ -182,7 +182,7 @@ class SideBySide:
         """See how the runs stand; returns how many ended."""
         ended = 0
         for job in list(self._running):
-            job.bar.reach(last_step(job.folder / "journal.jsonl"))
+            job.bar.reach(last_step(job.folder / JOURNAL))
             code = job.process.poll()
             if code is None or (code < 0 and self._restarted(job, code)):
                 continue

@@ -47,7 +47,7 @@ from lovasz_repro.run.scores import (
 )
 from lovasz_repro.run.session import Session
 from lovasz_repro.store import Store
-from lovasz_repro.store.journal import InUse
+from lovasz_repro.store.journal import JOURNAL, InUse
 from lovasz_repro.store.shipping import ship_pending
 from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, train
@@ -81,7 +81,7 @@ def run_experiment(
         Interrupted: a signal asked to stop; the running cell is saved.
     """
     team.on_leader(lambda: check_grid(cells, place, store, progress))
-    journals = "work/*/*/*/journal.jsonl"  # what earlier processes could not send to the store
+    journals = f"work/*/*/*/{JOURNAL}"  # what earlier processes could not send to the store
     team.on_leader(lambda: ship_pending(store, sorted(place.results.glob(journals)), progress.line))
     outcome, overview, several = Outcome(), Overview(cells, progress), len(cells) > 1
     with ExitStack() as stack:

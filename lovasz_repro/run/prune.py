@@ -17,7 +17,7 @@ from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import remove_left_over, unfinished
 from lovasz_repro.run.inputs import START, WEIGHTS
 from lovasz_repro.store import Store, StoredRun, is_stale
-from lovasz_repro.store.journal import committed_end, lock_of, shipped_offsets
+from lovasz_repro.store.journal import JOURNAL, committed_end, lock_of, shipped_offsets
 
 IN_WORK = "another process is at work on it"
 
@@ -47,7 +47,7 @@ def work_folders(results: Path, store: Store, experiment: str | None = None) -> 
     starting = {run.tags.get("weights_fingerprint", "") for run in runs
                 if run.status == "RUNNING" and not is_stale(run)}  # fmt: skip
     folders = []
-    for journal in sorted(results.glob("work/*/*/[!.]*/journal.jsonl")):
+    for journal in sorted(results.glob(f"work/*/*/[!.]*/{JOURNAL}")):
         if journal.parent.is_symlink() or experiment not in (None, journal.parents[2].name):
             continue
         run = _run_of(journal, known)
@@ -87,7 +87,7 @@ def remove(folder: WorkFolder) -> None:
         RunFailed: the disk refuses, or another process has begun to work on it.
     """
     try:
-        with lock_of(folder.path / "journal.jsonl"), unfinished(folder.path) as place:
+        with lock_of(folder.path / JOURNAL), unfinished(folder.path) as place:
             os.replace(folder.path, place)  # a run that begins now finds no half of it
             shutil.rmtree(place)
     except Timeout:

@@ -29,7 +29,7 @@ from lovasz_repro.host.processes import Interrupted, StopRequest
 from lovasz_repro.host.progress import Progress, ProgressTask
 from lovasz_repro.run.inputs import WEIGHTS
 from lovasz_repro.store import Store
-from lovasz_repro.store.journal import Journal, read_records
+from lovasz_repro.store.journal import JOURNAL, Journal, read_records
 from lovasz_repro.store.shipping import Shipper
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.distributed import Team
@@ -118,7 +118,7 @@ class Session:
 
     @by_leader
     def _open(self) -> None:
-        self._journal = Journal(self.folder / "journal.jsonl")
+        self._journal = Journal(self.folder / JOURNAL)
         self._checkpoints = Checkpoints(self.folder)
         content = yaml.safe_dump(self.cell.model_dump(mode="json"), sort_keys=False)
         try:

@@ -28,6 +28,7 @@ from lovasz_repro.config.names import Relative
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import unfinished
 
+JOURNAL = "journal.jsonl"  # its name in a run's folder
 TAIL = 16_384  # bytes, room for a line of scores
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Value = Annotated[float, Field(strict=False)]  # NaN and infinities are words, JSON has none
