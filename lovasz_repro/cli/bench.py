@@ -112,7 +112,7 @@ def losses(
     device: Device = "auto",
     threads: Threads = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Rounds; default: 5 on a CPU, 30 on a GPU.")
+        int | None, typer.Option("--rounds", min=1, help="Default: 5 on a CPU, 30 on a GPU.")
     ] = None,
     seed: Seed = 0,
     figure: Annotated[

@@ -144,7 +144,7 @@ def draw(
         int, typer.Option(min=1, max=5, help="Of own: kinds of objects that have labels.")
     ] = 1,
 ) -> None:
-    """Draw a small data set in an official layout, which needs no registration; or one of own."""
+    """Draw a small VOC or Cityscapes, which needs no registration, or a set for `run own`."""
     known_name(name, DATASET_LINES, "data set", "data demo")
     counts = parse_counts(images) if images else None
     if kinds > 1 and name not in OWN_SETTINGS["data.resize"]:

@@ -1,5 +1,6 @@
 """Which device to compute on."""
 
+import numpy as np
 import torch
 
 from lovasz_repro.errors import UserError
@@ -12,6 +13,8 @@ def choose_device(name: str) -> torch.device:
     One weight in twenty of the ENet authors' network is that small, and each costs a CPU hundreds
     of cycles a product: a training step took four times as long.
     """
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # looks once, and would warn of what it finds below
     torch.set_flush_denormal(True)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

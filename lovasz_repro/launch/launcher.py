@@ -149,7 +149,7 @@ def _start(
     environment |= child_environment() | threads_of(plan.per_node)
     with open(_log(logs, rank), "ab") if rank else nullcontext() as log:  # rank 0 has the terminal
         return subprocess.Popen(
-            [sys.executable, "-m", "lovasz_repro.cli", *sys.argv[1:]],
+            [sys.executable, "-P", "-m", "lovasz_repro.cli", *sys.argv[1:]],
             env=os.environ | environment,
             stdout=log,
             stderr=log,

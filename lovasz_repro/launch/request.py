@@ -45,7 +45,7 @@ class GridRequest:
 
 def cell_command(request: GridRequest, cell: CellConfig) -> list[str]:
     """The command that runs one cell, and that a person could type."""
-    command = [sys.executable, "-m", "lovasz_repro.cli", "run", request.source]
+    command = [sys.executable, "-P", "-m", "lovasz_repro.cli", "run", request.source]
     command += ["--profile", cell.profile, "--variant", cell.variant]
     command += ["--seed", str(cell.seed), "--batch-size", str(cell.training.batch_size)]
     if cell.data.category:

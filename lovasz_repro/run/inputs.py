@@ -138,7 +138,7 @@ def released_weights(cell: CellConfig, place: Place) -> Path | None:
     name = cell.model.weights
     if name == "file":
         if place.weights is None or not place.weights.is_file():
-            raise UserError(f"no weights at {place.weights}. Name their file with --weights.")
+            raise UserError(f"--weights {place.weights}: there is no such file.")
         return place.weights
     if name != "basis":
         return weights_file(place.data, name, place.weights) if name else None

@@ -106,7 +106,7 @@ def test_samples(kind: str) -> None:
 
 # -- the command -----------------------------------------------------------------------------------
 
-TINY = "losses --size 2x3x16x16 --repeats 1 --device cpu"
+TINY = "losses --size 2x3x16x16 --rounds 1 --device cpu"
 
 
 def test_help(bench: Command) -> None:

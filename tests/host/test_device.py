@@ -30,6 +30,10 @@ torch.set_num_threads(2)
 from lovasz_repro.host.device import choose_device
 choose_device("cpu")
 print(torch.count_nonzero(torch.full((2**20,), 1e-30) * 1e-10).item())
+import numpy
+numpy.finfo("float32"), numpy.finfo("float64")  # without a word
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

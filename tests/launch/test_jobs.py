@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def request_for(bench: Bench, **changes: object) -> GridRequest:
 def test_the_command_of_a_cell_means_that_cell(bench: Bench) -> None:
     request = request_for(bench, procs=2)
     for cell in request.cells:
-        command = cell_command(request, cell)[4:]
+        command = cell_command(request, cell)[5:]
         given = {key: command[command.index(key) + 1] for key in command if key.startswith("--")}
         loaded = load_experiment(str(bench.experiment))
         again = loaded.cells(
@@ -79,6 +80,16 @@ def test_the_command_of_a_cell_means_that_cell(bench: Bench) -> None:
         assert again == [cell]
         assert given["--procs"] == "2"
         assert given["--set"] == "training.lr=0.5"
+
+
+def test_a_cell_runs_what_is_installed_not_what_lies_in_the_folder(
+    bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / "lovasz_repro").mkdir()
+    (tmp_path / "lovasz_repro" / "__init__.py").write_text("raise SystemExit('another one')")
+    request = request_for(bench)
+    command = [*cell_command(request, request.cells[0])[:4], "--version"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
 
 
 def test_gpus_are_dealt_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
