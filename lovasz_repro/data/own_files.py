@@ -22,10 +22,11 @@ from lovasz_repro.host.files import read_text
 #
 # ``classes.txt`` has a line for each class, in the order of the network's outputs:
 #
-#     background              its grey value is the number of the line, from 0     crack: 255
-# or the one that is given,     rust: 192, 128, 0       or its colour;     background: 7           a
-# name on a further line: this value is of that class too;     ignore: 128             pixels that
-# are neither trained on nor scored
+#     background              its grey value is the number of the line, from 0
+#     crack: 255              or the one that is given,
+#     rust: 192, 128, 0       or its colour;
+#     background: 7           a name on a further line: this value is of that class too;
+#     ignore: 128             pixels that are neither trained on nor scored
 #
 # ``classes.yaml`` has the same: ``classes``, a list of names or a mapping of names to values, and
 # ``ignore_index``. In grey images a pixel is read by its value, in those with a palette or colours

@@ -131,11 +131,13 @@ class Predictor:
 # Scores of DeepLab fused over several scales of an image (Sec. 4.3).
 #
 # Images are continued to the right and below with the mean, to 513x513 as the DeepLab authors do,
-# and shrunk. The scores of every scale are brought to the grid of scale 1, and fused there ("max-
-# logits", DeepLab's way) or as probabilities of the pixels ("probabilities", the paper's).
+# and shrunk. The scores of every scale are brought to the grid of scale 1, and fused there
+# ("max-logits", DeepLab's way) or as probabilities of the pixels ("probabilities", the paper's).
 #
-#     scale   image     logits       All bilinear, corners on corners (Caffe's `Interp`).     1
-# 513x513   65x65     0.75    385x385   49x49     0.5     257x257   33x33
+#     scale   image     logits       All bilinear, corners on corners (Caffe's `Interp`).
+#     1       513x513   65x65
+#     0.75    385x385   49x49
+#     0.5     257x257   33x33
 
 FINEST = 8
 """Scales are multiples of 1/8, so that a common grid is never far."""

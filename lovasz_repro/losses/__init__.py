@@ -7,10 +7,10 @@
 * module forms of all, and :class:`AccumulationWindow` for gradient accumulation.
 
 Inside: ``lovasz.py`` and ``extension.py`` are what people call. Gains come from ``sorting.py`` or,
-derived in ``histogram.py``, from counts in its bins. ``lovasz.py`` takes them
-through the softmax, with the functions of ``plain.py``, which says how, or on a CPU of
-``compiled.py`` with ``kernels.py`` (Numba). ``device.py`` with ``device_kernels.py`` (Triton) does
-all of it on a GPU. ``backends.py`` chooses, and ``ranks.py`` joins processes.
+derived in ``histogram.py``, from counts in its bins. ``lovasz.py`` takes them through the softmax,
+with the functions of ``plain.py``, which says how, or on a CPU of ``compiled.py`` with
+``kernels.py`` (Numba). ``device.py`` with ``device_kernels.py`` (Triton) does all of it on a GPU.
+``backends.py`` chooses, and ``ranks.py`` joins processes.
 """
 
 from .baselines import (

@@ -250,10 +250,11 @@ def exact_gains(
         at, item = slice(task[0] * row, (task[0] + 1) * row), items[task[1]]
         images = slice(None) if len(weight) == 1 else slice(task[0], task[0] + 1)
         scores = source.tensor[images, item].float().reshape(-1).numpy()
-        own, found = words[thread], (weight[task[0], item], into[task[1], at])
+        own = words[thread]
         n, size = kernels.class_words(scores, label[at], logarithms[:, at], item, own)
         own[0, :n].sort()
-        loss: float = kernels.class_gains(own, n, size, *found)
+        factor = weight[task[0], item]
+        loss: float = kernels.class_gains(own, n, size, factor, into[task[1], at])
         return loss
 
     part = sum(shared_out(sort, tasks, threads)) if not nans else math.nan

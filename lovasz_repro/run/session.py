@@ -224,7 +224,8 @@ class Session:
         try:
             files = write(where)
         except OSError as error:
-            raise RunFailed(f"{where}: not written ({error.strerror}). Run again.") from error
+            place = error.filename2 or where  # of a file that did not get its name, this is it
+            raise RunFailed(f"{place}: not written ({error.strerror}). Run again.") from error
         for file in files:
             self._journal.artifact(file, folder or None)
 
