@@ -16,9 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS, check_dataset
 from lovasz_repro.config.losses import BINARY_LOSSES, check_loss
-from lovasz_repro.config.names import ClassName, Name, Relative
 from lovasz_repro.config.read import (
     ADDED,
+    ClassName,
+    Name,
+    Relative,
     Strict,
     dotted,
     known_name,

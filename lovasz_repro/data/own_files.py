@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from lovasz_repro.config.names import check_class
-from lovasz_repro.config.read import read_yaml
+from lovasz_repro.config.read import check_class, read_yaml
 from lovasz_repro.data.classes import RGB, voc_colour
 from lovasz_repro.data.images import GREYSCALE, SHOWN, ImagePair, by_name, opened, png_form
 from lovasz_repro.errors import UserError, one_line

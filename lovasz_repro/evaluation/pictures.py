@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lovasz_repro.config.names import as_name
+from lovasz_repro.config.read import as_name
 from lovasz_repro.data.classes import ClassTable
 from lovasz_repro.data.images import resize_image, resize_mask
 from lovasz_repro.data.voc import VOID

@@ -6,11 +6,11 @@
 * the losses they are compared with, and :func:`weighted_sum` to combine them;
 * module forms of all, and :class:`AccumulationWindow` for gradient accumulation.
 
-Inside: ``lovasz.py`` and ``extension.py`` are what people call. Gains come from ``sorting.py`` or,
-derived in ``histogram.py``, from counts in its bins. ``lovasz.py`` takes them through the softmax,
-with the functions of ``plain.py``, which says how, or on a CPU of ``compiled.py`` with
-``kernels.py`` (Numba). ``device.py`` with ``device_kernels.py`` (Triton) does all of it on a GPU.
-``backends.py`` chooses, and ``ranks.py`` joins processes.
+Inside: ``lovasz.py`` and ``extension.py`` are what people call. Gains come from sorted errors
+(``extension.py``) or, derived in ``histogram.py``, from counts in its bins. ``lovasz.py`` takes
+them through the softmax, with the functions of ``plain.py``, which says how, or on a CPU of
+``compiled.py`` with ``kernels.py`` (Numba). ``device.py`` with ``device_kernels.py`` (Triton) does
+all of it on a GPU. ``backends.py`` chooses, and ``ranks.py`` joins processes and micro-batches.
 """
 
 from .baselines import (
@@ -35,6 +35,7 @@ from .modules import (
     SoftJaccard,
     WeightedSum,
 )
+from .ranks import AccumulationWindow
 from .set_functions import (
     CountFunction,
     Counts,
@@ -44,7 +45,6 @@ from .set_functions import (
     TverskyLoss,
     check_submodular,
 )
-from .window import AccumulationWindow
 
 __all__ = [
     "AccumulationWindow",

@@ -26,8 +26,7 @@ from . import device_kernels as kernels
 from .averaging import listed
 from .histogram import MANY_BINS, Method, ProbabilityBins
 from .inputs import class_weight_list
-from .ranks import Ranks
-from .window import AccumulationWindow
+from .ranks import AccumulationWindow, Ranks
 
 # Logits of one program, all classes of its pixels: they stay in registers.
 TILE = 4096

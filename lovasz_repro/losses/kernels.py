@@ -2,7 +2,7 @@
 
 Each kernel is one pass over some pixels, a block at a time, so that a block's numbers of all
 classes stay in the L1 and L2 caches. They are called by several threads at once (``compiled.py``)
-and hold no lock. The formulas are those of ``histogram.py``, ``plain.py`` and ``sorting.py``.
+and hold no lock. The formulas are those of ``histogram.py``, ``plain.py`` and ``extension.py``.
 
 Two rules keep results the same on any number of threads. Additions between threads are of
 integers. And of LLVM's fast-math flags only ``contract`` is on: ``reassoc`` would fold

@@ -24,9 +24,8 @@ from .inputs import (
     multiclass_pixels,
     pixel_weights,
 )
-from .ranks import ONE_PROCESS, Ranks
+from .ranks import ONE_PROCESS, AccumulationWindow, Ranks
 from .set_functions import JaccardLoss, SetFunction, checked
-from .window import AccumulationWindow
 
 
 class LovaszSoftmaxFunction(torch.autograd.Function):
@@ -167,7 +166,7 @@ def lovasz_softmax(
             DistributedDataParallel's average takes off again. "histogram" adds up two integers
             per class and bin over ranks; "sort" gathers the errors of all ranks on every rank,
             class by class. With ``per_image`` only the number of images is shared.
-        window: carries counts over the micro-batches of gradient accumulation (``window.py``).
+        window: carries counts over the micro-batches of gradient accumulation (``ranks.py``).
             By default each micro-batch is a batch of its own. Counts: not with "sort", and "auto"
             then counts everything.
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from .averaging import Problem
+from .extension import marginal_gains
 from .histogram import Bins, bin_gains, edges_of, error_bounds
-from .sorting import marginal_gains
 
 
 class Readings(NamedTuple):

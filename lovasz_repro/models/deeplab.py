@@ -238,3 +238,27 @@ def _step(full: int, few: int) -> int:
             "multiple of the points minus 1, as 321 is for 41. Take a crop of 8 n + 1 pixels"
         )
     return (full - 1) // (few - 1)
+
+
+# ---- In its place where evidence is drawn --------------------------------------------------------
+
+
+class EvidenceNet(nn.Module):
+    """One 3x3 convolution, a linear classifier: a point is judged by the evidence around it.
+
+    It answers on the grid on which it is given evidence, DeepLab's output grid. The convex losses
+    are convex in its weights.
+
+    Arguments:
+        num_classes: channels of the evidence and of the logits, 21 for Pascal VOC.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.classifier = nn.Conv2d(num_classes, num_classes, kernel_size=3, padding=1)
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Evidence (B, num_classes, h, w), float, to logits (B, num_classes, h, w)."""
+        logits: Tensor = self.classifier(evidence)
+        return logits

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import open_regular, write_durably
-from lovasz_repro.models.deeplab import DeepLab
+from lovasz_repro.models.deeplab import DeepLab, EvidenceNet
 from lovasz_repro.models.enet import Activation, DropoutConvention, ENet
-from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.torch7 import enet_tensors, read_torch7
 
 OF_ENET, OF_DEEPLAB, OF_EVIDENCE_NET = "enet", "deeplab-v2", "evidence-net"

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from lovasz_repro.config.names import as_name
-from lovasz_repro.config.read import read_stored, validate
+from lovasz_repro.config.read import as_name, read_stored, validate
 from lovasz_repro.config.schema import (
     BatchesConfig,
     CrfConfig,

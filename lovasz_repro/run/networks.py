@@ -18,8 +18,8 @@ from lovasz_repro.data.voc_crops import GRID_STRIDE, to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import Feeding, continue_to_step
 from lovasz_repro.models import deeplab, snapshot
+from lovasz_repro.models.deeplab import EvidenceNet
 from lovasz_repro.models.enet import ENet, map_classifier
-from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.own_network import OwnNetwork, build_own, load_own, save_own
 from lovasz_repro.models.snapshot import RELEASED_OUTPUTS, load_weights
 

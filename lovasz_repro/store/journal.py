@@ -24,7 +24,7 @@ from typing import Annotated, Any, NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lovasz_repro.config.names import Relative
+from lovasz_repro.config.read import Relative
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import unfinished
 

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import ValidationError
 
-from lovasz_repro.config.names import below, check_name
+from lovasz_repro.config.read import below, check_name
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import remove_left_over, unfinished
 from lovasz_repro.host.output import to_stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from lovasz_repro.config.names import below
+from lovasz_repro.config.read import below
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.output import to_stderr
 from lovasz_repro.store.journal import (

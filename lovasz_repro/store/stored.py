@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from lovasz_repro.config.names import Name, check_name, check_relative
+from lovasz_repro.config.read import Name, check_name, check_relative
 from lovasz_repro.errors import UserError
 from lovasz_repro.store.shown import title_in_list
 

@@ -34,7 +34,7 @@ from pydantic import (
     field_validator,
 )
 
-from lovasz_repro.config.names import Name, Relative, as_name, below
+from lovasz_repro.config.read import Name, Relative, as_name, below
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import read_text, unfinished
 from lovasz_repro.host.output import to_stderr

@@ -1,4 +1,5 @@
-"""Losses as functions of the bias b, and the exhaustive search for their minima (Sec. 4.1).
+"""Noisy circles, losses as functions of the bias b, and the exhaustive search for their minima
+(Sec. 4.1).
 
 The score of a pixel with feature f is F = f + b. An image's features are sorted once; from then
 on counting the pixels on either side of a threshold is a bisection, whatever the bias. Each loss
@@ -8,6 +9,7 @@ the tests compare the two.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +17,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lovasz_repro.config.synthetic import SearchConfig
-from lovasz_repro.data.circles import Circles
+
+# ---- The images ----------------------------------------------------------------------------------
+#
+# Noisy filled circles (Fig. 3a). The paper gives the number of images (10), their size (50x50) and
+# the feature, N(+-1/2, 1). It does not give the radii or the positions. Here both are uniform: the
+# radius in `radius`, the centre wherever the whole circle lies inside the image. Everything follows
+# from the seed, on any device.
+
+
+class Circles(NamedTuple):
+    """Labels and features of N images."""
+
+    labels: np.ndarray
+    """(N, size, size) bool, True inside the circle."""
+    features: np.ndarray
+    """(N, size, size) float64."""
+
+
+def draw_circles(
+    seed: int,
+    *,
+    images: int = 10,
+    size: int = 50,
+    radius: tuple[float, float] = (3.0, 20.0),
+    mean: float = 0.5,
+    noise: float = 1.0,
+) -> Circles:
+    """Draw N labelled images with one filled circle each.
+
+    Arguments:
+        seed: at least 0; two calls with one seed give the same images.
+        images: N, at least 1.
+        size: height and width, pixels.
+        radius: smallest and largest radius, pixels; from 1 (so that a pixel centre always lies
+            inside) to size / 2.
+        mean: of the feature, +mean in the circle and -mean outside.
+        noise: standard deviation of the feature, above 0.
+    """
+    generator = np.random.default_rng(seed)
+    radii = generator.uniform(*radius, size=(images, 1, 1))
+    centre_y, centre_x = generator.uniform(radii, size - radii, size=(2, images, 1, 1))
+    pixel = np.arange(size) + 0.5  # pixel i covers [i, i + 1]
+    y, x = pixel[:, None], pixel[None, :]
+    labels = (y - centre_y) ** 2 + (x - centre_x) ** 2 <= radii**2  # (N, size, size)
+    features = generator.normal(np.where(labels, mean, -mean), noise)
+    return Circles(labels, features)
+
+
+# ---- The search ----------------------------------------------------------------------------------
 
 ZOOM = 10  # each finer grid has a tenth of the step
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from lovasz_repro.config.synthetic import CirclesConfig, SearchConfig, SyntheticConfig
-from lovasz_repro.data.circles import Circles, draw_circles
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import (
     config_hash,
@@ -35,7 +34,9 @@ from lovasz_repro.store import Point, Store, StoredRun
 from lovasz_repro.synthetic.bias_search import (
     SEARCHED_LOSSES,
     SURROGATES,
+    Circles,
     SortedImage,
+    draw_circles,
     grid_minimum,
     jaccard,
     jaccard_minimum,

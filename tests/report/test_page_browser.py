@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from lovasz_repro.data.circles import Circles, draw_circles
 from lovasz_repro.losses import lovasz_hinge
 from lovasz_repro.report.claims import evaluate_claims
 from lovasz_repro.report.figures import FIGURES
 from lovasz_repro.report.model import Missing
 from lovasz_repro.report.page.write import write_page
 from lovasz_repro.report.tables import TABLES
+from lovasz_repro.synthetic.bias_search import Circles, draw_circles
 from tests.report.conftest import FakeStore, add_camvid
 
 if TYPE_CHECKING:

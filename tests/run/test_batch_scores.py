@@ -18,7 +18,7 @@ from lovasz_repro.data.voc import read_labels
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.models.evidence_net import EvidenceNet
+from lovasz_repro.models.deeplab import EvidenceNet
 from lovasz_repro.models.snapshot import load_evidence_net
 from lovasz_repro.run import scores as module
 from lovasz_repro.run.inputs import Place

@@ -23,9 +23,8 @@ from lovasz_repro.evaluation.photographs import (
     photographs_in,
 )
 from lovasz_repro.evaluation.predictor import MultiScale
-from lovasz_repro.models.deeplab import DeepLab, small_deeplab
+from lovasz_repro.models.deeplab import DeepLab, EvidenceNet, small_deeplab
 from lovasz_repro.models.enet import ENet
-from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.models.own_network import build_own, save_own
 from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.run import predict

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from lovasz_repro import losses
 from lovasz_repro.config.synthetic import SearchConfig
-from lovasz_repro.data.circles import draw_circles
 from lovasz_repro.metrics import binary_image_iou
 from lovasz_repro.synthetic.bias_search import (
     SEARCHED_LOSSES,
     SURROGATES,
     SortedImage,
+    draw_circles,
     grid_minimum,
     jaccard,
     jaccard_minimum,

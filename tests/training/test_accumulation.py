@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from lovasz_repro.config.schema import LossConfig, TrainingConfig
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.losses import lovasz_softmax
-from lovasz_repro.models.deeplab import small_deeplab
+from lovasz_repro.models.deeplab import EvidenceNet, small_deeplab
 from lovasz_repro.models.enet import SpatialDropout
-from lovasz_repro.models.evidence_net import EvidenceNet
 from lovasz_repro.run.build import spread_model
 from lovasz_repro.training.distributed import ALONE, Team
 from lovasz_repro.training.loop import TrainingState, training_step

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lovasz_repro.data.circles import draw_circles
+from lovasz_repro.synthetic.bias_search import draw_circles
 
 
 def test_ten_images_of_fifty_pixels_by_default():
