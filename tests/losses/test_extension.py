@@ -17,8 +17,8 @@ from lovasz_repro.losses import (
     JaccardLoss,
     SetFunction,
     TverskyLoss,
+    extension,
     lovasz_extension,
-    sorting,
 )
 
 TVERSKY = TverskyLoss(2.0, 0.5)
@@ -302,7 +302,7 @@ def test_algorithm_1_on_long_and_many_rows(oracle, shape, dtype: torch.dtype) ->
 def test_keys_increase_as_errors_decrease(numbers: list[float]) -> None:
     for dtype in (torch.float32, torch.float64):
         errors = torch.tensor(numbers, dtype=dtype)
-        keys = sorting.decreasing_keys(errors[None])[0].tolist()
+        keys = extension.decreasing_keys(errors[None])[0].tolist()
         for (a, key_a), (b, key_b) in itertools.combinations(zip(numbers, keys, strict=True), 2):
             assert (a > b) == (key_a < key_b)
             assert (a == b) == (key_a == key_b)
