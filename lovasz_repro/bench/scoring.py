@@ -23,8 +23,12 @@ from lovasz_repro.bench import harness
 from lovasz_repro.bench.harness import QUIET, Advance, Machine, Page, Report, Row, ratio
 from lovasz_repro.data.cityscapes import FULL_SIZE, Frame
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.evaluation.cityscapes import CityscapesScores
-from lovasz_repro.evaluation.cityscapes_files import official_scores, read_pair, score_files
+from lovasz_repro.evaluation.cityscapes import (
+    CityscapesScores,
+    official_scores,
+    read_pair,
+    score_files,
+)
 
 SAME = 1e-6
 """How far a score may be from the official one."""

@@ -31,8 +31,7 @@ from lovasz_repro.data.locate import data_folder, dataset_folder
 from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.batches import BatchScores, score_batch
-from lovasz_repro.evaluation.cityscapes import CityscapesScores
-from lovasz_repro.evaluation.cityscapes_files import official_scores, score_files
+from lovasz_repro.evaluation.cityscapes import CityscapesScores, official_scores, score_files
 from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.evaluation.expected_iou import check_rankseg
 from lovasz_repro.evaluation.photographs import parse_size

@@ -23,8 +23,7 @@ from lovasz_repro.bench.scoring import (
 )
 from lovasz_repro.data.cityscapes import FULL_SIZE
 from lovasz_repro.errors import RunFailed
-from lovasz_repro.evaluation.cityscapes import CityscapesScores
-from lovasz_repro.evaluation.cityscapes_files import score_files
+from lovasz_repro.evaluation.cityscapes import CityscapesScores, score_files
 from tests.bench.conftest import TOY, Command, Turns
 
 pytest.importorskip("cityscapesscripts")

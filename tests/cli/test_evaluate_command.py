@@ -19,7 +19,7 @@ from lovasz_repro.cli.evaluate import evaluate
 from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.cityscapes import STREET_CLASSES, list_frames
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.cityscapes_files import official_scores
+from lovasz_repro.evaluation.cityscapes import official_scores
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.store import Store

@@ -23,8 +23,8 @@ from lovasz_repro.evaluation.cityscapes import (
     CLASSES,
     CityscapesCounts,
     CityscapesScores,
+    score_files,
 )
-from lovasz_repro.evaluation.cityscapes_files import score_files
 from lovasz_repro.host import processes
 
 Scene = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -12,8 +12,14 @@ from PIL import Image
 
 from lovasz_repro.data.cityscapes import Frame
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.cityscapes import AVERAGE_SIZES, CATEGORIES, CLASSES, CityscapesScores
-from lovasz_repro.evaluation.cityscapes_files import official_scores, score_files
+from lovasz_repro.evaluation.cityscapes import (
+    AVERAGE_SIZES,
+    CATEGORIES,
+    CLASSES,
+    CityscapesScores,
+    official_scores,
+    score_files,
+)
 
 labels_py = pytest.importorskip("cityscapesscripts.helpers.labels")
 script = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")

@@ -16,7 +16,7 @@ from PIL import Image
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.data.cityscapes import TO_LABEL_ID, list_frames
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.cityscapes_files import official_scores
+from lovasz_repro.evaluation.cityscapes import official_scores
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.models.snapshot import load_weights
 from lovasz_repro.run.build import scoring_of

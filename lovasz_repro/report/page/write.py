@@ -22,7 +22,7 @@ from lovasz_repro.report.page.content import (
     scale_of,
     slug,
 )
-from lovasz_repro.report.page.fonts import faces
+from lovasz_repro.report.page.svg import faces
 from lovasz_repro.report.runs import SCALES, Provenance, RunStore
 from lovasz_repro.report.words import sentence
 
