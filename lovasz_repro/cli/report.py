@@ -12,6 +12,7 @@ from lovasz_repro.host.output import say, write_files
 
 if TYPE_CHECKING:
     from lovasz_repro.report.model import Missing
+    from lovasz_repro.report.runs import RunStore
 
 report_app = typer.Typer(invoke_without_command=True)
 
@@ -86,21 +87,28 @@ def figures(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """The paper's figures, as PDF and PNG, each with its caption, and its data and runs as JSON."""
-    from lovasz_repro.report.figures import write_figures
     from lovasz_repro.store import Store
 
-    folder, undrawn = out or results / "report" / "figures", list[str]()
+    folder = out or results / "report" / "figures"
+    if draw(Store(results, tracking_uri), folder, names) and names:
+        raise typer.Exit(1)
+
+
+def draw(store: "RunStore", folder: Path, names: list[str] | None) -> list[str]:
+    """Write figures and say where; what could not be drawn is said too, and returned."""
+    from lovasz_repro.report.figures import write_figures
+
+    undrawn = list[str]()
 
     def tell(name: str, missing: "Missing") -> None:
         undrawn.append(name)
         line = f"{name}: not drawn, {missing.reason}. Run: {missing.command}"
         say(line, err=bool(names))
 
-    for file in write_figures(Store(results, tracking_uri), folder, names, missing=tell):
+    for file in write_figures(store, folder, names, missing=tell):
         if file.suffix == ".png":
             say(f"{file} (and .pdf, .txt, .json)")
-    if names and undrawn:
-        raise typer.Exit(1)
+    return undrawn
 
 
 @report_app.command()

@@ -1,9 +1,8 @@
 """``run``: an experiment, on one device or many, here or on a cluster; ``synthetic``."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +21,9 @@ from lovasz_repro.cli.options import (
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say
 from lovasz_repro.launch.rank import is_rank
+
+if TYPE_CHECKING:
+    from lovasz_repro.launch.request import GridRequest
 
 OF_SEARCHES = {
     "experiment", "set_", "results", "tracking_uri", "device", "dry_run", "print_config",
@@ -244,16 +246,30 @@ def run(
     else:
         dispatch(request, way)
     if own and len(cells) > 1 and not slurm and not is_rank():
-        say_answer(results, tracking_uri)
+        say_answer(request)
 
 
-def say_answer(results: Path, tracking_uri: str | None) -> None:
-    """Print what the stored runs on data of the user's own say, and draw where losses differ."""
-    from lovasz_repro.cli.report import figures, tables
+def say_answer(request: "GridRequest") -> None:
+    """Print what the stored runs on the data of a request say, and draw where losses differ."""
+    from lovasz_repro.cli.report import draw
+    from lovasz_repro.host.output import write_files
+    from lovasz_repro.host.terminal import Terminal
+    from lovasz_repro.launch.dispatch import place_and_problem
+    from lovasz_repro.report.own import own_table
+    from lovasz_repro.report.render import RENDERERS, print_table, rendered
+    from lovasz_repro.report.runs import OfData
+    from lovasz_repro.run.inputs import find_inputs
+    from lovasz_repro.store import Store
 
-    tables(["own"], None, None, results, tracking_uri)
-    with suppress(typer.Exit):  # it has said why nothing is drawn
-        figures(["own"], None, results, tracking_uri)
+    inputs = find_inputs(request.cells[0], place_and_problem(request)[0])
+    every, folder = Store(request.results, request.tracking_uri), request.results / "report"
+    here = OfData(every, inputs.fingerprints["data_fingerprint"])
+    print_table(own_table(here), Terminal())
+    table = own_table(every)
+    write_files(folder / "tables", rendered(table, [*RENDERERS]))
+    others = "; of all data sets: lovasz-repro report tables own" if table.parts else ""
+    say(f"{len(RENDERERS)} files in {folder / 'tables'}{others}")
+    draw(here, folder / "figures", ["own"])
 
 
 def experiments() -> None:

@@ -80,6 +80,8 @@ class Table:
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...] = ()
+    parts: tuple["Table", ...] = ()
+    """Tables in which people read it, where its blocks may not be compared with each other."""
 
     @property
     def cells(self) -> list[Cell]:

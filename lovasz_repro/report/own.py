@@ -8,7 +8,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lovasz_repro.config.schema import BASIS
@@ -117,6 +117,12 @@ class ComparedSet:
     tuned: bool
     """Whether learning rates were searched."""
 
+    @property
+    def data(self) -> tuple[str, str]:
+        """Folder and fingerprint of the data."""
+        folder = str(self.cohort.setting("data.folder", "unknown"))
+        return folder, self.cohort.data_fingerprint
+
     @cached_property
     def baseline(self) -> str | None:
         """The variant of cross-entropy, if it was run."""
@@ -161,7 +167,7 @@ def _mean(runs: Iterable[Run], key: str) -> float | None:
 
 
 def compared_sets(store: RunStore) -> list[ComparedSet]:
-    """Every stored set of runs on data of one's own."""
+    """Every stored set of runs on data of one's own, those on the data of the newest run first."""
     by_identity = {run.tags.get("identity", ""): run for run in store.runs(OWN)}
     found = []
     for cohort, heading in named_cohorts(store, OWN):
@@ -171,7 +177,10 @@ def compared_sets(store: RunStore) -> list[ComparedSet]:
         for (steps, weights, size), runs in sorted(parts.items()):
             title = f"{heading}, {_network(runs[0])} from {weights}, {steps} steps of {size}"
             found.append(_compared(title, cohort, runs))
-    return [one for one in found if one.runs]
+    started: dict[tuple[str, str], list[float]] = {}
+    for one in found:
+        started.setdefault(one.data, []).extend(run.started for run in one.cohort.runs)
+    return sorted((one for one in found if one.runs), key=lambda one: -max(started[one.data]))
 
 
 def _plan(run: Run, by_identity: Mapping[str, Run]) -> tuple[int, str, int]:
@@ -225,8 +234,27 @@ def _preferred(runs: Mapping[str, Run]) -> tuple[int, float]:
 
 
 def own_table(store: RunStore) -> Table:
-    """Scores of each loss, differences to cross-entropy, the IoU of each class, and sentences."""
-    found, told, fill = compared_sets(store), captions().tables[OWN], command(OWN)
+    """Scores of each loss, differences to cross-entropy, the IoU of each class, and sentences.
+
+    Of several data sets, each is a part.
+    """
+    by_data: dict[tuple[str, str], list[ComparedSet]] = {}
+    for one in compared_sets(store):
+        by_data.setdefault(one.data, []).append(one)
+    table = _table_of([one for sets in by_data.values() for one in sets])
+    if len(by_data) < 2:
+        return table
+    parts: list[Table] = []
+    for (folder, fingerprint), sets in by_data.items():
+        twins = [name for name, _ in by_data].count(folder) > 1
+        name = f"{folder}, {len(sets[0].classes)} classes" + twins * f", data {fingerprint[:8]}"
+        part = _table_of(sets)
+        parts.append(replace(part, name=f"{OWN}-{len(parts) + 1}", title=f"{table.title}: {name}"))
+    return replace(table, parts=tuple(parts))
+
+
+def _table_of(found: Sequence[ComparedSet]) -> Table:
+    told, fill = captions().tables[OWN], command(OWN)
     names = list(dict.fromkeys(name for one in found for name in one.runs))
     names = names or [n for n in shipped(OWN).fitting if n != BASIS]
     blocks = [block for one in found for block in _blocks(one, names, fill)]
@@ -314,7 +342,7 @@ def _verdict(one: ComparedSet, name: str, baseline: str) -> str:
     gain = one.above(name, f"{one.split}/{DATASET_MIOU}")
     if gain is None:
         return ""
-    loss, base = capital(variant_title(name)), variant_title(baseline)
+    loss, base = variant_title(name), variant_title(baseline)
     kind = {1: "gains", -1: "loses", 0: "undecided"}[gain.sign]
     kind = "few-seeds" if gain.seeds < FEWEST_SEEDS else kind
     parts = [
@@ -328,7 +356,7 @@ def _verdict(one: ComparedSet, name: str, baseline: str) -> str:
         kind = {1: "gains", -1: "loses", 0: "keeps"}[image.sign]
         kind = "undecided" if kind == "keeps" and (image.error is None or image.mean < 0) else kind
         parts.append(sentence(f"own-image-{kind}", amount=image, signed=image.signed))
-    return "; ".join(parts) + "."
+    return capital("; ".join(parts)) + "."
 
 
 def _not_learnt(one: ComparedSet, baseline: str) -> Iterator[str]:

@@ -207,8 +207,12 @@ def rendered(table: Table, formats: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: an unknown format; says which there are.
     """
-    formats = [chosen(form, RENDERERS, "format") for form in formats]
-    return {f"{table.name}.{form}": RENDERERS[form](table) for form in formats}
+    files = {}
+    for form in formats:
+        render = RENDERERS[chosen(form, RENDERERS, "format")]
+        parts = table.parts if form in FOR_PEOPLE else ()
+        files[f"{table.name}.{form}"] = "\n".join(map(render, parts or [table]))
+    return files
 
 
 def chosen(name: str, known: Iterable[str], what: str) -> str:
@@ -279,6 +283,8 @@ RENDERERS: dict[str, Callable[[Table], str]] = {
     "csv": to_csv,
     "json": to_json,
 }
+FOR_PEOPLE = ("md", "tex")
+"""Formats in which the parts of a table stand apart."""
 
 
 def md_escape(text: str) -> str:
@@ -301,6 +307,10 @@ def md_line(cells: Iterable[str]) -> str:
 
 def print_table(table: Table, console: Console) -> None:
     """Show a table; published, own and difference move under each other where space is short."""
+    for part in table.parts:
+        print_table(part, console)
+    if table.parts:
+        return
     grid = layout(table)
     if grid.sides and not has_room(console, _rich_heads(grid), _sections(grid)):
         grid = stacked(grid)

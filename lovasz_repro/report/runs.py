@@ -134,6 +134,19 @@ class Remembered:
         """By experiment, see ``sets.plans``."""
 
 
+class OfData(Remembered):
+    """The runs of a store on the same data."""
+
+    def __init__(self, store: RunStore, fingerprint: str) -> None:
+        super().__init__(store)
+        every = self.runs
+        self.runs = cache(
+            lambda experiment=None: [
+                run for run in every(experiment) if run.tags.get("data_fingerprint") == fingerprint
+            ]
+        )
+
+
 def remember(store: RunStore) -> Remembered:
     """The store as one that is asked every question once."""
     return store if isinstance(store, Remembered) else Remembered(store)
@@ -319,9 +332,10 @@ def settings(run: Run, axes: Sequence[str] = ()) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def headings(found: Sequence[Cohort]) -> list[str]:
-    """What a reader needs to tell cohorts apart: scale, size, device, and what else differs."""
-    return [_heading(cohort, _different(cohort, found)) for cohort in found]
+def headings(found: Sequence[Cohort], told: Sequence[str] = ()) -> list[str]:
+    """What a reader needs to tell cohorts apart: scale, size, device, and what else differs but
+    the settings that are told elsewhere."""
+    return [_heading(cohort, _different(cohort, found, told)) for cohort in found]
 
 
 def with_batch_size(heading: str, size: int) -> str:
@@ -484,14 +498,15 @@ def _cohort_order(cohort: Cohort) -> tuple[object, ...]:
     return scale, cohort.profile, -size, cohort.data_fingerprint, str(cohort.settings)
 
 
-def _different(cohort: Cohort, found: Sequence[Cohort]) -> list[str]:
+def _different(cohort: Cohort, found: Sequence[Cohort], elsewhere: Sequence[str]) -> list[str]:
     """Settings in which a cohort differs from others of its profile, as ``key=value``; the data
     where no setting tells them apart."""
     alike = [c for c in found if (c.scale, c.profile) == (cohort.scale, cohort.profile)]
     names = sorted({key for other in alike for key, _ in other.settings})
     differing = [n for n in names if len({dict(c.settings).get(n) for c in alike}) > 1]
     mine = dict(cohort.settings)
-    told = [f"{name}={_shown(mine.get(name, 'unset'))}" for name in differing if name not in HEADED]
+    others = [name for name in differing if name not in (*HEADED, *elsewhere)]
+    told = [f"{name}={_shown(mine.get(name, 'unset'))}" for name in others]
     twins = [c for c in alike if c.settings == cohort.settings]
     return [*told, f"data {cohort.data_fingerprint[:8]}"] if len(twins) > 1 else told
 

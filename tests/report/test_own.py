@@ -14,6 +14,8 @@ from lovasz_repro.report.compare import again
 from lovasz_repro.report.model import Drawing, Missing, Table
 from lovasz_repro.report.own import Gain, compared_sets, own_table
 from lovasz_repro.report.picture_figures import own_figure
+from lovasz_repro.report.render import rendered
+from lovasz_repro.report.runs import OfData
 from tests.report.conftest import FakeRun, FakeStore
 
 CLASSES = {"ground": 0.9, "disc": 0.09, "dot": 0.01}  # share of the pixels
@@ -172,6 +174,27 @@ def test_runs_of_another_plan_are_another_set(store: FakeStore, other: dict[str,
     three_seeds(store, (1.0, 2.0))
     add(store, LOVASZ, 0, (0.9, 0.9, 0.9), params=other)
     assert len(compared_sets(store)) == 2
+
+
+def test_each_data_set_has_a_table_of_its_own_the_newest_first(store: FakeStore) -> None:
+    three_seeds(store, (2.0, 3.0, 4.0))
+    alone = own_table(store)
+    for number, folder in enumerate(("lines", "shapes"), start=1):
+        params = {"data.folder": folder, "data.classes": str(["a", "b"])}
+        add(store, "hinge", 0, (0.5, 0.5, 0.5), params=params,
+            tags={"data_fingerprint": f"{number}-another"})  # fmt: skip
+    table = own_table(store)
+    assert [[column.key for column in part.columns] for part in table.parts] == [
+        ["hinge"], ["hinge"], [CE, LOVASZ]
+    ]  # fmt: skip
+    assert "data 2-anothe" in table.parts[0].title  # the folder of two of them is called so
+    assert "lines, 2 classes" in table.parts[1].title
+    assert "data.classes" not in "".join(block.heading for block in table.blocks)
+    assert table.parts[2].notes == alone.notes
+    assert own_table(OfData(store, "2-another")).notes == table.parts[0].notes
+    markdown = rendered(table, ["md"])["own.md"]
+    assert "| measure | cross-entropy | Lovász-Softmax |\n" in markdown
+    assert "| measure | hinge |\n" in markdown
 
 
 def test_without_runs_the_table_says_what_fills_it(store: FakeStore) -> None:
