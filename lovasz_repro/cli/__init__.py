@@ -148,7 +148,7 @@ def stop_here(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
-    """Print an error in one line and exit with its code; with ``debug`` let it through."""
+    """Print an error in one line, after its traceback with ``debug``, and exit with its code."""
     try:
         yield
     except SystemExit as end:
@@ -156,8 +156,6 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             tell(KeyboardInterrupt(), describe(KeyboardInterrupt()))
         leave(end.code)
     except (Exception, KeyboardInterrupt) as error:
-        if debug and not is_rank():
-            raise
         if debug:
             traceback.print_exc()
         if line := describe(error):

@@ -225,11 +225,11 @@ def run(
         nodes=nodes,
         more=more,
     )
-    from lovasz_repro.launch.dispatch import Way, check_options, dispatch
+    from lovasz_repro.launch.dispatch import Way, check_cells, check_options, check_way, dispatch
     from lovasz_repro.launch.slurm import slurm_options
 
     cluster = {"partition": partition, "time": time, "cpus": cpus, "sbatch": sbatch}
-    check_options(request, slurm, cluster)
+    check_options(request, slurm, cluster, tune)
     options = slurm_options(request, partition, time, cpus, jobs, sbatch) if slurm else None
     way = Way(jobs or 1, options, node_rank, rdzv, max_restarts)
     if dry_run:
@@ -238,6 +238,8 @@ def run(
         print_plan(request, options)
         if tune:
             say("--tune runs the first seed at three learning rates, then all seeds at the best.")
+        check_way(request, way)
+        check_cells(request)
         return
     if tune:
         from lovasz_repro.launch.tune import dispatch_tuned
@@ -377,6 +379,7 @@ def run_search(
             about = f"radius {cell.circles.radius}, noise {cell.circles.noise}, " if sweep else ""
             seeds = "1 seed" if cell.seeds == 1 else f"{cell.seeds} seeds"
             say(f"synthetic: {about}{seeds}, {state}; results go to {store.uri}.")
+        choose_device(device)
         return
     with Progress() as progress:
         task = progress.task("synthetic", sum(cell.seeds for cell in cells))

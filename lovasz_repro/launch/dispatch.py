@@ -14,7 +14,7 @@ from lovasz_repro.host.output import say
 from lovasz_repro.host.processes import cores, decoding_workers, threads_of
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.terminal import Terminal
-from lovasz_repro.launch.jobs import SideBySide
+from lovasz_repro.launch.jobs import SideBySide, environments
 from lovasz_repro.launch.launcher import Launch, launch
 from lovasz_repro.launch.meeting import meet
 from lovasz_repro.launch.rank import (
@@ -26,11 +26,11 @@ from lovasz_repro.launch.rank import (
     tasks_of_step,
 )
 from lovasz_repro.launch.request import GridRequest
-from lovasz_repro.launch.slurm import SlurmOptions, submit_grid
+from lovasz_repro.launch.slurm import SlurmOptions, check_slurm, submit_grid
 from lovasz_repro.launch.slurm_job import rendezvous
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
-from lovasz_repro.run.preflight import check_grid, what_lacks
+from lovasz_repro.run.preflight import check_grid
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import join_team
 
@@ -61,20 +61,33 @@ def dispatch(request: GridRequest, way: Way) -> None:
         check_ranks(request, rank.world_size)
         run_here(request, rank)
         return
-    if way.jobs == 1 and not (way.slurm or request.procs or request.gpus):
-        check_shell()
+    check_way(request, way)
     if way.slurm:
-        _submit(request, way.slurm)
-        return
-    place, problem = place_and_problem(request)
-    if problem:
-        raise UserError(problem, *what_lacks(request.cells, place))
-    if way.jobs > 1:
+        check_cells(request)
+        say(submit_grid(request, way.slurm, place_and_problem(request)[0]))
+    elif way.jobs > 1:
         _side_by_side(request, way)
     elif request.per_node * request.nodes > 1:
         _on_ranks(request, way)
     else:
         run_here(request, ONE_RANK)
+
+
+def check_way(request: GridRequest, way: Way) -> None:
+    """Raise UserError where a request cannot run in the way that was asked for."""
+    if way.jobs == 1 and not (way.slurm or request.procs or request.gpus):
+        check_shell()
+    check_ranks(request, request.per_node * request.nodes)
+    if way.slurm:  # where one submits there may be no GPU
+        check_slurm(way.slurm)
+        return
+    if request.nodes > 1 and not (way.rendezvous or rendezvous()):
+        raise UserError("--nodes needs --rdzv HOST:PORT, an address of machine 0, on each machine.")
+    _, problem = place_and_problem(request)
+    if problem:
+        check_cells(request, problem)
+    if way.jobs > 1:
+        environments(request, way.jobs)
 
 
 def check_shell() -> None:
@@ -87,22 +100,17 @@ def check_shell() -> None:
         )
 
 
-def _submit(request: GridRequest, options: SlurmOptions) -> None:
-    place, _ = place_and_problem(request)  # where one submits there may be no GPU
-    check_before(request, place)
-    say(submit_grid(request, options, place))
-
-
-def check_before(request: GridRequest, place: Place) -> None:
+def check_cells(request: GridRequest, problem: str = "") -> None:
     """Raise UserError here, once, for what would end each process of a grid."""
+    place, _ = place_and_problem(request)
     with Progress() as progress:
         store = Store(request.results, request.tracking_uri)
-        check_grid(request.cells, place, store, progress)
+        check_grid(request.cells, place, store, progress, problem)
 
 
 def _side_by_side(request: GridRequest, way: Way) -> None:
     place = place_of(request, ONE_RANK)
-    check_before(request, place)
+    check_cells(request)
     with Progress() as progress:
         outcome = SideBySide(request, place, way.jobs, way.max_restarts, progress).run()
     print_outcome(request.experiment, outcome)
@@ -114,9 +122,6 @@ def _on_ranks(request: GridRequest, way: Way) -> None:
     meeting = {} if way.rendezvous else rendezvous()  # of a job of Slurm
     address = way.rendezvous or meeting.get("LOVASZ_REPRO_RDZV", "")
     number = int(meeting.get("LOVASZ_REPRO_NODE_RANK", way.node_rank))
-    if request.nodes > 1 and not address:
-        raise UserError("--nodes needs --rdzv HOST:PORT, an address of machine 0, on each machine.")
-    check_ranks(request, request.per_node * request.nodes)
     plan = Launch(request.per_node, request.nodes, number, address, way.max_restarts)
     work = request.results / "work"
     launch(
@@ -139,8 +144,13 @@ def check_ranks(request: GridRequest, ranks: int) -> None:
         )
 
 
-def check_options(request: GridRequest, slurm: bool, cluster: Mapping[str, object]) -> None:
+def check_options(
+    request: GridRequest, slurm: bool, cluster: Mapping[str, object], tune: bool
+) -> None:
     """Raise UserError where options of devices and cluster exclude each other."""
+    if tune and (slurm or request.per_node * request.nodes > 1):
+        raise UserError("--tune runs here, on one device a run: leave --slurm, --procs, --gpus "
+                        "and --nodes away; --jobs N runs several at a time.")  # fmt: skip
     if request.procs and request.gpus:
         raise UserError("give --gpus or --procs, not both.")
     if request.gpus and request.device == "cpu":

@@ -1,4 +1,4 @@
-"""What ``run --dry-run`` says: what would run, what is missing, how long it takes."""
+"""What ``run --dry-run`` says: what would run, what is done, how long it takes."""
 
 import shlex
 from collections.abc import Sequence
@@ -24,22 +24,20 @@ SPEED_DEPENDS_ON = (
 
 
 def print_plan(request: GridRequest, slurm: SlurmOptions | None = None) -> None:
-    """Print what a request would run: the state of each run, what is missing, how long it takes.
+    """Print what a request would run: the state of each run, where, how long it takes.
 
-    Nothing is written and nothing runs. What is missing, data or devices, is told, not raised: one
-    plans where one can, and trains elsewhere.
+    Nothing runs. A run that lacks something is "not ready"; ``check_way`` and ``check_cells`` say
+    what it lacks.
     """
     place, problem = place_and_problem(request)
     store = Store(request.results, request.tracking_uri)
-    missing = dict.fromkeys([problem] if problem and not slurm else [])
     known, left, firsts = Known(), list[tuple[CellConfig, int]](), dict[str, CellConfig]()
     rows: list[tuple[str, str, str]] = []
     for cell in request.cells:
         first = firsts.setdefault(cell.variant, cell)
         try:
             state, iterations = state_of(cell, place, store, known)
-        except UserError as error:
-            missing[str(error)] = None
+        except UserError:
             state, iterations = "not ready", cell.training.iterations
         left.append((cell, iterations))
         base = request.cells[0] if first is cell else first
@@ -51,8 +49,6 @@ def print_plan(request: GridRequest, slurm: SlurmOptions | None = None) -> None:
     print_table(Terminal(), ["run", "state", "differs in"], rows, words=range(3))
     if len(request.cells) > 1:
         say("Each variant differs from the first run, its other runs from its own first.")
-    for line in missing:
-        say("", f"missing: {line}")
     where = where_it_runs(request, slurm, place)
     say("", f"Runs on {where}; results go to {place.results} and {store.uri}.")
     device = device_name(place.device) if not problem else "GPU"

@@ -304,12 +304,7 @@ def submit(tasks: Sequence[Task], options: SlurmOptions, folder: Path) -> list[S
     """
     if not tasks:
         return []
-    if options.time_minutes * 60 < 2 * options.signal_delay_s:
-        raise UserError(
-            f"a time limit of {options.time_minutes} min leaves no time to work: a task is asked "
-            f"to stop {options.signal_delay_s} s before the end"
-        )
-    submitit = _submitit()
+    submitit = check_slurm(options)
     logs = folder / "logs"
     jobs = [CommandJob(task.command, Path.cwd(), options.signal_delay_s) for task in tasks]
     with _quiet_and_outside_of_jobs(submitit):
@@ -327,8 +322,13 @@ def submit(tasks: Sequence[Task], options: SlurmOptions, folder: Path) -> list[S
     return submitted
 
 
-def _submitit() -> ModuleType:
-    """submitit, where it and Slurm are there."""
+def check_slurm(options: SlurmOptions) -> ModuleType:
+    """submitit, where it and Slurm are there and the options make sense; else UserError."""
+    if options.time_minutes * 60 < 2 * options.signal_delay_s:
+        raise UserError(
+            f"a time limit of {options.time_minutes} min leaves no time to work: a task is asked "
+            f"to stop {options.signal_delay_s} s before the end"
+        )
     try:
         import submitit
         import submitit.helpers

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from lovasz_repro.config.schema import BASIS, CellConfig
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.output import say
 from lovasz_repro.launch.dispatch import Way, dispatch, place_and_problem
 from lovasz_repro.launch.request import GridRequest
@@ -24,12 +24,9 @@ def dispatch_tuned(request: GridRequest, way: Way) -> None:
     """Search, then run the grid at the rates that were found.
 
     Raises:
-        UserError: options that do not go with a search.
+        UserError: as ``dispatch``.
         RunFailed: some runs of the grid failed; in the search they only lose.
     """
-    if way.slurm or request.per_node * request.nodes > 1:
-        raise UserError("--tune runs here, on one device a run: leave --slurm, --procs, --gpus "
-                        "and --nodes away; --jobs N runs several at a time.")  # fmt: skip
     for number, cells in enumerate(searched(request.cells), start=1):
         say(f"search {number} of {len(FACTORS)}: learning rate {cells[-1].training.lr:g}")
         try:

@@ -5,7 +5,7 @@ packages are looked for, the starting weights are loaded and every mask is read:
 are kept (see ``count_labels``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -21,15 +21,30 @@ from lovasz_repro.run.scores import Masks, batches_of_run, count_labels
 from lovasz_repro.store import Store
 
 
-def check_grid(cells: Sequence[CellConfig], place: Place, store: Store, progress: Progress) -> None:
+def check_grid(
+    cells: Sequence[CellConfig], place: Place, store: Store, progress: Progress, problem: str = ""
+) -> None:
     """Make sure that the runs of a grid that are not done can be trained and scored.
 
+    Args:
+        cells, place, store, progress: the grid, where it runs, is kept and is shown.
+        problem: what this machine is known to lack; it is told with what else is missing.
+
     Raises:
-        UserError: what is missing or wrong.
+        UserError: all data, weights and packages that are missing, or the first that is wrong.
     """
-    left = list(unfinished(cells, place, store, progress))
-    for cell, _ in left:
-        check_extras(cell)
+    known, left = Known(), list[tuple[CellConfig, Inputs]]()
+    lacking = dict.fromkeys([problem] if problem else [])
+    for cell in cells:
+        try:
+            inputs = find_inputs(cell, place, progress, known)
+            if not store.finished(cell.experiment, inputs.identity):
+                left.append((cell, inputs))
+                check_extras(cell)
+        except UserError as error:
+            lacking[str(error)] = None
+    if lacking:
+        raise UserError(*lacking)
     loaded = set[object]()
     for cell, inputs in left:
         what = cell.model, cell.data.name, inputs.weights
@@ -41,21 +56,6 @@ def check_grid(cells: Sequence[CellConfig], place: Place, store: Store, progress
             loaded.add(what)
     for cell, inputs in left:
         check_masks(cell, inputs, place, progress)
-
-
-def unfinished(
-    cells: Sequence[CellConfig], place: Place, store: Store, progress: Progress | None = None
-) -> Iterator[tuple[CellConfig, Inputs]]:
-    """The cells that are not done, with what they read.
-
-    Raises:
-        UserError: as ``find_inputs``.
-    """
-    known = Known()
-    for cell in cells:
-        inputs = find_inputs(cell, place, progress, known)
-        if not store.finished(cell.experiment, inputs.identity):
-            yield cell, inputs
 
 
 def check_masks(cell: CellConfig, inputs: Inputs, place: Place, progress: Progress) -> None:
@@ -75,15 +75,3 @@ def check_masks(cell: CellConfig, inputs: Inputs, place: Place, progress: Progre
     batches_of_run(cell, inputs.data)
     if cell.data.category:
         open_data(cell, inputs)
-
-
-def what_lacks(cells: Sequence[CellConfig], place: Place) -> list[str]:
-    """What cells need and this machine has not, one line each: data, weights, packages."""
-    known, lacking = Known(), dict[str, None]()
-    for cell in cells:
-        for check in (lambda cell: find_inputs(cell, place, None, known), check_extras):
-            try:
-                check(cell)
-            except UserError as error:
-                lacking[str(error)] = None
-    return list(lacking)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -193,14 +194,19 @@ def test_gpus_are_planned_for_where_there_are_none(
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    code, out, _ = lovasz_repro("run", str(tiny), "--gpus", "2", "--dry-run")
-    assert code == 0
-    assert out.count("new, 12 iterations") == 2
-    assert "missing: --gpus 2: this machine has 0" in out
-    code, out, _ = lovasz_repro("run", str(tiny), "--gpus", "2", "--slurm", "--dry-run")
-    assert code == 0
-    assert "missing" not in out
+    code, out, err = lovasz_repro("run", str(tiny), "--gpus", "2", "--dry-run")
+    assert (code, out.count("new, 12 iterations")) == (2, 2)
+    assert err.startswith("Error: --gpus 2: this machine has 0")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(sys.modules, "submitit", MagicMock())
+    monkeypatch.setitem(sys.modules, "submitit.helpers", MagicMock())
+    code, out, err = lovasz_repro("run", str(tiny), "--gpus", "2", "--slurm", "--dry-run")
+    assert (code, err) == (0, "")
     assert "Slurm" in out
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    code, out, err = lovasz_repro("run", str(tiny), "--slurm", "--dry-run")
+    assert (code, out.count("new, 12 iterations"), err.count("\n")) == (2, 2, 1)
+    assert "submitit" in err
     code, _, err = lovasz_repro("run", "voc-multiclass", "--gpus", "4")
     assert code == 2
     words = ["has 0", "--procs 4", "voc not found", "data check voc", "--profile demo"]
@@ -279,15 +285,13 @@ def test_ctrl_c_in_an_import_is_not_taken_for_a_missing_module(tmp_path: Path) -
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
 
 
-def test_debug_lets_the_traceback_through(
+def test_debug_adds_the_traceback_alone(
     lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lovasz_repro.errors import UserError
-
+    code, _, line = lovasz_repro("run", "camvid-ent")
     monkeypatch.setenv("LOVASZ_REPRO_DEBUG", "")  # what the option sets is taken back
-    monkeypatch.setattr(sys, "argv", ["lovasz-repro", "run", "camvid-ent", "--debug"])
-    with pytest.raises(UserError):
-        cli.main()
+    again, _, err = lovasz_repro("run", "camvid-ent", "--debug")
+    assert (again, err.startswith("Traceback"), err.endswith(line)) == (code, True, True)
 
 
 def test_an_unexpected_error_is_one_line_and_exit_code_1(
@@ -310,17 +314,26 @@ def test_dry_run_tells_and_runs_nothing(lovasz_repro: Command, tiny: Path, tmp_p
     assert out.count("new, 12 iterations") == 2
     assert "training:" not in out  # the plan alone; the YAML is asked for
     after = {path for path in tmp_path.rglob("*") if "mlflow.db" not in path.name}
-    cache = tmp_path / "results" / "work" / "fingerprints.json"  # of the data's content
-    assert after - before <= {cache.parent, cache}
+    work = tmp_path / "results" / "work"
+    cache = {work / "fingerprints.json", work / "class-counts"}  # of the data's content
+    assert {path for path in after - before if path.parent not in cache} <= {work, *cache}
     assert lovasz_repro("runs")[1].startswith("No runs stored yet")
 
 
-def test_dry_run_says_what_is_missing(lovasz_repro: Command, tiny: Path, tmp_path: Path) -> None:
-    shutil.rmtree(tmp_path / "data" / "camvid" / "testannot")
-    code, out, _ = lovasz_repro("run", str(tiny), "--dry-run")
-    assert code == 0
-    assert "not ready" in out
-    assert "missing: CamVid not found: no folder data/camvid/testannot" in out
+def test_dry_run_plans_and_ends_as_the_run_would(
+    lovasz_repro: Command, tiny: Path, tmp_path: Path
+) -> None:
+    mask = next((tmp_path / "data" / "camvid" / "testannot").iterdir())
+    mask.write_bytes(b"no picture")  # which only its reader sees
+    code, out, err = lovasz_repro("run", str(tiny), "--dry-run")
+    assert (code, out.count("new, 12 iterations"), err.count("\n")) == (2, 2, 1)
+    assert mask.name in err
+    assert lovasz_repro("run", str(tiny))[0::2] == (2, err)
+    shutil.rmtree(mask.parent)
+    code, out, err = lovasz_repro("run", str(tiny), "--dry-run")
+    assert (code, out.count("not ready"), err.count("\n")) == (2, 2, 1)
+    assert "CamVid not found: no folder data/camvid/testannot" in err
+    assert lovasz_repro("run", str(tiny))[0::2] == (2, err)
 
 
 def test_run_then_list_then_report(lovasz_repro: Command, tiny: Path, tmp_path: Path) -> None:

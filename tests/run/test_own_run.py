@@ -178,6 +178,10 @@ def test_a_strangers_network_is_compared_and_the_answer_is_told(
 
 def test_two_classes_get_the_binary_losses(tmp_path: Path, results: Path) -> None:
     folder = write_shapes(tmp_path / "discs", "ground", "disc")
+    for lacking in (["--tune", "--procs", "2"], ["--network", "json:nothere"]):
+        refused = run_own(folder, results, "--dry-run", "--seed", "0", *lacking).exception
+        assert isinstance(refused, UserError)
+        assert lacking[0].strip("-") in str(refused)
     planned = run_own(folder, results, "--dry-run", "--seed", "0")
     for variant in ("binary-cross-entropy", "hinge", "lovasz-hinge", "soft-iou"):
         assert f"{variant}-b2-s0" in planned.output
