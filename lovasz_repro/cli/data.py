@@ -149,11 +149,11 @@ def draw(
     counts = parse_counts(images) if images else None
     if kinds > 1 and name not in OWN_SETTINGS["data.resize"]:
         raise UserError(f"--kinds is of own, not of {name}.")
-    from lovasz_repro.data.datasets import dataset
+    from lovasz_repro.data.demo import DEMOS
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.progress import Progress
 
-    demo = dataset(name).demo
+    demo = DEMOS.get(name)
     if demo is None:
         raise UserError(f"{name} cannot be drawn; `lovasz-repro doctor` says where it comes from.")
     counts, shape = counts or demo.counts, demo.size

@@ -382,7 +382,7 @@ def show_voc(request: "Request", found: "OnVoc", as_json: bool) -> None:
 
 def show_json(request: "Request", found: "OnVoc") -> None:
     """All of it, for programs."""
-    from lovasz_repro.run.scores import scored
+    from lovasz_repro.run.regimes import scored
 
     settings, crfs = found.settings, found.settings.crfs
     scores = {
@@ -428,7 +428,7 @@ def show_scores(request: "Request", found: "OnVoc") -> None:
     for name, scoring in scorings.items():
         say(f"{scoring.summary()} ({images_of(request, found)}, {title_of(found, name)})")
     if found.batches:
-        from lovasz_repro.run.scores import told_of_batches
+        from lovasz_repro.run.regimes import told_of_batches
 
         say(told_of_batches(found.batches, found.batch_size, found.temperature))
 

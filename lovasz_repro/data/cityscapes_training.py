@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from lovasz_repro.config.schema import DataConfig
-from lovasz_repro.data import demo
 from lovasz_repro.data.cityscapes import (
     CITYSCAPES_SIZES,
     LEFT_IMAGES,
@@ -21,7 +20,7 @@ from lovasz_repro.data.cityscapes import (
     read_label_ids,
 )
 from lovasz_repro.data.classes import CITYSCAPES, CITYSCAPES_IDS
-from lovasz_repro.data.datasets import DatasetKind, Demo, not_the_papers
+from lovasz_repro.data.datasets import DatasetKind, not_the_papers
 from lovasz_repro.data.examples import LabelledImages, WholeImages, as_tensors
 from lovasz_repro.data.images import (
     ImagePair,
@@ -122,12 +121,4 @@ KIND = DatasetKind(
     source="for `run cityscapes-enet`; `lovasz-repro data check cityscapes` says how to get it",
     check_papers=check_papers,
     check=check_cityscapes,
-    demo=Demo(
-        write=demo.write_cityscapes,
-        counts=demo.STREET_COUNTS,
-        size=demo.STREET_SIZE,
-        smallest=demo.SMALLEST_STREET,
-        things="streets",
-        experiment="cityscapes-enet",
-    ),
 )

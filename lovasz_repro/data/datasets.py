@@ -52,24 +52,6 @@ class TrainingSet(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Demo:
-    """How ``data demo`` draws a small data set in this layout."""
-
-    write: Callable[..., bool]
-    """(folder, seed, images, size, advance) -> whether the tree is new."""
-    counts: tuple[int, int, int]
-    """Images for training, validation and test."""
-    size: tuple[int, ...]
-    """Height and width of the images, or their long side alone, pixels."""
-    smallest: tuple[int, ...]
-    """The least that size may be."""
-    things: str
-    """What is drawn."""
-    experiment: str | None
-    """One whose profile demo runs on it; None: it is looked at first, by ``data check``."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DatasetKind:
     """Everything that the pipeline needs to know of a data set."""
@@ -111,8 +93,6 @@ class DatasetKind:
     """Raises UserError unless the data are those of the paper, which paper-scale runs need."""
     check: Callable[..., CheckReport]
     """(root, begin, processes) -> everything that is wrong, for ``data check``."""
-    demo: Demo | None = None
-    """Draws a small one, for ``data demo``; None: it cannot be drawn."""
 
     @property
     def ignore_index(self) -> int:

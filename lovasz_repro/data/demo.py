@@ -16,7 +16,7 @@ others count as background, as in a real search for one thing. Every seventh pho
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -377,3 +377,39 @@ def write_street(
     colours = colourise(cityscapes.TO_CLASS[ids], CITYSCAPES)
     for kind, mask in (("labelIds", ids), ("instanceIds", instances), ("color", colours)):
         Image.fromarray(mask).save(masks / f"{city}_{frame}_{cityscapes.FINE_MASKS}_{kind}.png")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """How ``data demo`` draws a small data set in this layout."""
+
+    write: Callable[..., bool]
+    """(folder, seed, images, size, advance) -> whether the tree is new."""
+    counts: tuple[int, int, int]
+    """Images for training, validation and test."""
+    size: tuple[int, ...]
+    """Height and width of the images, or their long side alone, pixels."""
+    smallest: tuple[int, ...]
+    """The least that size may be."""
+    things: str
+    """What is drawn."""
+    experiment: str | None
+    """One whose profile demo runs on it; None: it is looked at first, by ``data check``."""
+
+
+DEMOS = {
+    "cityscapes": Demo(
+        write_cityscapes, STREET_COUNTS, STREET_SIZE, SMALLEST_STREET, "streets", "cityscapes-enet"
+    ),
+    "voc": Demo(
+        lambda root, seed, images, size, advance: write_voc(root, seed, images, size[0], advance),
+        VOC_COUNTS, (VOC_SIZE,), SMALLEST_VOC[:1], "objects", "voc-binary",
+    ),
+    "own": Demo(
+        lambda root, seed, images, size, advance, **how: write_own_demo(
+            root, seed, images, size[0], advance, **how
+        ),
+        OWN_COUNTS, (OWN_SIZE,), (SMALLEST_OWN,), "small objects", None,
+    ),
+}  # fmt: skip
+"""The data sets of ``config/datasets.py`` that can be drawn."""

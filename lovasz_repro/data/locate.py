@@ -45,12 +45,12 @@ def find_weights(data: Path, name: str) -> Path | None:
 
 def made_by(name: str) -> str | None:
     """The command that makes a folder of this name, or None where none does."""
-    from lovasz_repro.data.datasets import dataset
+    from lovasz_repro.data.demo import DEMOS
 
     if name == "camvid-cityscapes":
         return "lovasz-repro data convert camvid cityscapes"
     drawn = name.removesuffix("-demo")
-    if drawn != name and drawn in DATASET_LINES and dataset(drawn).demo:
+    if drawn != name and drawn in DEMOS:
         return f"lovasz-repro data demo {drawn}"
     return None
 

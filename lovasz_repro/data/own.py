@@ -21,12 +21,10 @@ from lovasz_repro.data.check_own import check_own_folder
 from lovasz_repro.data.classes import class_table
 from lovasz_repro.data.datasets import (
     DatasetKind,
-    Demo,
     ScoredSet,
     TrainingSet,
     category_of,
 )
-from lovasz_repro.data.demo import OWN_COUNTS, OWN_SIZE, SMALLEST_OWN, write_own_demo
 from lovasz_repro.data.examples import CroppedImages, WholeImages
 from lovasz_repro.data.own_files import (
     OWN_VOID,
@@ -97,14 +95,4 @@ KIND = DatasetKind(
     count=lambda root, split: len(list_pairs(root, split)),
     source="your photographs and masks, for `run own`",
     check=check_own_folder,
-    demo=Demo(
-        write=lambda root, seed, images, size, advance, **how: write_own_demo(
-            root, seed, images, size[0], advance, **how
-        ),
-        counts=OWN_COUNTS,
-        size=(OWN_SIZE,),
-        smallest=(SMALLEST_OWN,),
-        things="small objects",
-        experiment=None,
-    ),
 )

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from lovasz_repro.config.schema import DataConfig
-from lovasz_repro.data import demo, voc
+from lovasz_repro.data import voc
 from lovasz_repro.data.check_voc import check_voc
 from lovasz_repro.data.classes import VOC
 from lovasz_repro.data.datasets import (
     DatasetKind,
-    Demo,
     ScoredSet,
     TrainingSet,
     category_of,
@@ -148,14 +147,4 @@ KIND = DatasetKind(
     "to get it",
     check_papers=check_papers,
     check=check_voc,
-    demo=Demo(
-        write=lambda root, seed, images, size, advance: demo.write_voc(
-            root, seed, images, size[0], advance
-        ),
-        counts=demo.VOC_COUNTS,
-        size=(demo.VOC_SIZE,),
-        smallest=demo.SMALLEST_VOC[:1],
-        things="objects",
-        experiment="voc-binary",
-    ),
 )

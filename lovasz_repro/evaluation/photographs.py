@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from lovasz_repro.data.classes import ClassTable, colourise
 from lovasz_repro.data.images import resize_image
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.predictor import AtSize, Feeding, Predictor, at_size
+from lovasz_repro.evaluation.predictor import AtSize, Predictor, at_size
 from lovasz_repro.host.files import write_durably
-from lovasz_repro.models.enet import ENET_STRIDE, to_unit_range
+from lovasz_repro.models.enet import ENET_STRIDE
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 """How files in a folder end that are photographs."""
@@ -188,24 +187,6 @@ def fitting(path: Path, predictor: Predictor) -> Iterator[None]:
 def by_way_of(predictor: Predictor, seen: Tensor) -> AtSize:
     """Brings logits to the size of what the network saw, and from there to another one."""
     return lambda logits, size: at_size(predictor.kind.to_size(logits, seen.shape[2:]), size)
-
-
-def on_the_stride(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
-    """RGB (B, 3, h, w) in [0, 1], its last row and column repeated up to multiples of 8."""
-    inputs = to_unit_range(images, channels_last, dtype)
-    right, bottom = -images.shape[3] % ENET_STRIDE, -images.shape[2] % ENET_STRIDE
-    if not right and not bottom:
-        return inputs
-    return functional.pad(inputs, (0, right, 0, bottom), mode="replicate")
-
-
-def cut(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Without what belongs to repeated rows and columns."""
-    return logits[..., : size[0], : size[1]]
-
-
-OF_ANY_SIZE = {"enet": Feeding(prepare=on_the_stride, to_size=cut)}
-"""How networks are fed with images of any size that in training see few sizes."""
 
 
 def best_class(

@@ -14,12 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn import functional as F
 
 from lovasz_repro.config.schema import MultiScaleConfig
 from lovasz_repro.data.voc_crops import GRID_STRIDE
 from lovasz_repro.models.deeplab import upsample
-from lovasz_repro.models.enet import Prepare, to_unit_range
+from lovasz_repro.models.enet import ENET_STRIDE, Prepare, to_unit_range
 
 Upsample = Literal["logits", "predictions"]
 AtSize = Callable[[Tensor, Sequence[int]], Tensor]
@@ -30,7 +29,7 @@ def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (B, C, h, w) upsampled bilinearly to (H, W); as they are if equal."""
     if logits.shape[-2:] == tuple(size):
         return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+    return functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +38,24 @@ class Feeding:
 
     prepare: Prepare = to_unit_range
     to_size: AtSize = at_size
+
+
+def on_the_stride(images: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
+    """RGB (B, 3, h, w) in [0, 1], its last row and column repeated up to multiples of 8."""
+    inputs = to_unit_range(images, channels_last, dtype)
+    right, bottom = -images.shape[3] % ENET_STRIDE, -images.shape[2] % ENET_STRIDE
+    if not right and not bottom:
+        return inputs
+    return functional.pad(inputs, (0, right, 0, bottom), mode="replicate")
+
+
+def cut(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Without what belongs to repeated rows and columns."""
+    return logits[..., : size[0], : size[1]]
+
+
+OF_ANY_SIZE = {"enet": Feeding(prepare=on_the_stride, to_size=cut)}
+"""How networks are fed with images of any size that in training see few sizes."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +130,7 @@ class Predictor:
         if classes.shape[-2:] == tuple(size):
             return classes
         small = classes[:, None].to(logits.dtype)  # interpolate takes no integers; these are exact
-        return F.interpolate(small, size=tuple(size), mode="nearest-exact")[:, 0].long()
+        return functional.interpolate(small, size=tuple(size), mode="nearest-exact")[:, 0].long()
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, size: Sequence[int]) -> Tensor:

@@ -30,9 +30,8 @@ from lovasz_repro.launch.rank import (
     newest_checkpoints,
 )
 from lovasz_repro.launch.request import GridRequest, cell_command
-from lovasz_repro.run.experiment import Outcome
+from lovasz_repro.run.experiment import Outcome, Overview
 from lovasz_repro.run.inputs import Place, find_inputs, run_folder
-from lovasz_repro.run.overview import Overview
 from lovasz_repro.store import Store
 from lovasz_repro.store.journal import JOURNAL, last_step
 

@@ -20,8 +20,7 @@ from lovasz_repro.data.sampling import (
 )
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.measures import Measures
-from lovasz_repro.evaluation.photographs import OF_ANY_SIZE
-from lovasz_repro.evaluation.predictor import Feeding, MultiScale, Predictor
+from lovasz_repro.evaluation.predictor import OF_ANY_SIZE, Feeding, MultiScale, Predictor
 from lovasz_repro.evaluation.scoring import (
     BinaryScoring,
     CityscapesScoring,

@@ -60,7 +60,7 @@ from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import load_deeplab_weights, metadata_of
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.run.scores import PROBABILITIES, drawn_batches, in_order, temperature_beside
+from lovasz_repro.run.regimes import PROBABILITIES, drawn_batches, in_order, temperature_beside
 from lovasz_repro.run.trained import find_weights, title_of_run
 from lovasz_repro.store import StoredRun
 

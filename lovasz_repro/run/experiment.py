@@ -10,13 +10,16 @@ leader.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from lovasz_repro.config.schema import CellConfig, ExperimentConfig
 from lovasz_repro.data.datasets import category_of, kind_of
@@ -34,16 +37,12 @@ from lovasz_repro.run.build import (
 )
 from lovasz_repro.run.inputs import START, Inputs, Place, inputs_of_all, run_folder
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.run.overview import Overview
 from lovasz_repro.run.preflight import check_grid
 from lovasz_repro.run.scores import (
-    batches_of_run,
     count_labels,
     keep_pictures,
     score_basis,
-    score_batches_of_run,
     score_on,
-    score_regimes_of_run,
 )
 from lovasz_repro.run.session import Session
 from lovasz_repro.store import Store
@@ -131,7 +130,6 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
     network = NETWORKS[cell.model.name]
     torch.manual_seed(cell.seed)
     train_set, scored = open_data(cell, inputs)
-    batches = team.on_leader(lambda: batches_of_run(cell, inputs.data))
     model = build_model(cell, inputs, place.device)
     state = TrainingState(model, build_optimizer(model, config, cell.model.name))
     session.resume(state)
@@ -193,8 +191,13 @@ def run_cell(cell: CellConfig, inputs: Inputs, place: Place, session: Session) -
         best["best/dataset_miou"] = state.best_score
     session.log(config.iterations, best)
     if cell.evaluation.multi_scale:
+        from lovasz_repro.run.regimes import score_regimes_of_run
+
         score_regimes_of_run(model, cell, inputs, place, session, split=f"{seen}val")
-    if batches:
+    if cell.evaluation.batches:
+        from lovasz_repro.run.regimes import batches_of_run, score_batches_of_run
+
+        batches = team.on_leader(lambda: batches_of_run(cell, inputs.data))
         score_batches_of_run(model, scored["val"], batches, cell, place, session, prefix=seen)
     if cell.evaluation.examples:
         keep_pictures(model, scored["val"], cell, inputs, place, session)
@@ -255,3 +258,73 @@ def weights_metadata(cell: CellConfig, state: TrainingState) -> dict[str, object
         "run": f"{cell.experiment}/{cell.profile}/{cell.name}",
         "iteration": state.best_iteration,
     }
+
+
+# ---- A grid at a glance --------------------------------------------------------------------------
+#
+# Which run is at work, what is done and how it came out, while a grid runs. Only where runs tell
+# one class from the rest, of which there are 80: one line for each class, one column for each loss.
+# On a terminal it stands above the bars; a log file has lines enough.
+
+WAITING, RUNNING, FAILED, WITH_OTHERS = "·", Text("▸", "bold"), Text("failed", "red"), "elsewhere"
+SCORE = "val/image_iou"
+MOST_LINES = 10
+"""Classes in a column of the screen."""
+
+
+class Overview:
+    """What became of each run of a grid, drawn by ``progress`` until ``close``.
+
+    Args:
+        cells: the grid.
+        progress: the screen.
+    """
+
+    def __init__(self, cells: Sequence[CellConfig], progress: Progress) -> None:
+        self._cells = [cell for cell in cells if cell.data.category]
+        self._states: dict[str, str | Text] = {cell.name: WAITING for cell in self._cells}
+        self._progress = progress
+        progress.header = self.table if self._cells else None
+
+    def running(self, cell: CellConfig) -> None:
+        """A run has begun."""
+        self._states[cell.name] = RUNNING
+
+    def done(self, cell: CellConfig, metrics: Mapping[str, float]) -> None:
+        """A run is done; its image-IoU (%) stands in its place."""
+        self._states[cell.name] = f"{metrics[SCORE]:.1%}" if SCORE in metrics else "done"
+
+    def failed(self, cell: CellConfig) -> None:
+        """A run has failed."""
+        self._states[cell.name] = FAILED
+
+    def elsewhere(self, cell: CellConfig) -> None:
+        """Another process is at work on a run."""
+        self._states[cell.name] = WITH_OTHERS
+
+    def close(self) -> None:
+        """Take it from the screen."""
+        self._progress.header = None
+
+    def table(self) -> RenderableType:
+        """The grid as it stands, some classes beside each other."""
+        rows: dict[str, dict[str, str | Text]] = {}
+        several = len({(cell.seed, cell.training.batch_size) for cell in self._cells}) > 1
+        for cell in self._cells:
+            setting = f" b{cell.training.batch_size} s{cell.seed}" if several else ""
+            row = f"{cell.data.category}{setting}"
+            rows.setdefault(row, {})[cell.variant] = self._states[cell.name]
+        variants = list(dict.fromkeys(cell.variant for cell in self._cells))
+        lines = [[row, *(states.get(v, "") for v in variants)] for row, states in rows.items()]
+        height = MOST_LINES if len(variants) <= 4 else max(len(lines), 1)
+        blocks = [lines[start : start + height] for start in range(0, len(lines), height)]
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        for _ in blocks:
+            table.add_column("image-IoU")
+            for variant in variants:
+                table.add_column(Text(variant.replace("-", "-\n")), justify="right")
+        empty = [""] * (1 + len(variants))
+        for number in range(max(map(len, blocks), default=0)):
+            parts = [block[number] if number < len(block) else empty for block in blocks]
+            table.add_row(*(text for part in parts for text in part))
+        return table

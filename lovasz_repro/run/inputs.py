@@ -9,8 +9,6 @@ from lovasz_repro.config.schema import CellConfig, DataConfig, experiment_names
 from lovasz_repro.data.datasets import kind_of
 from lovasz_repro.data.locate import dataset_folder, made_by, weights_file
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.crf import check_installed
-from lovasz_repro.evaluation.expected_iou import check_rankseg
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import config_hash, fingerprint_files, run_identity
 from lovasz_repro.models.own_network import find_own
@@ -154,8 +152,12 @@ def check_extras(cell: CellConfig) -> None:
         UserError: one is not.
     """
     if cell.evaluation.crf:
+        from lovasz_repro.evaluation.crf import check_installed
+
         check_installed(", or score without it: --set evaluation.crf=null")
     if cell.evaluation.batches and cell.evaluation.batches.rankseg:
+        from lovasz_repro.evaluation.expected_iou import check_rankseg
+
         check_rankseg(", or score without it: --set evaluation.batches.rankseg=false")
 
 

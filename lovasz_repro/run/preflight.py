@@ -17,7 +17,7 @@ from lovasz_repro.host.progress import Progress
 from lovasz_repro.models.own_network import OwnNetwork, try_own
 from lovasz_repro.run.build import build_model, draw_batches, open_data
 from lovasz_repro.run.inputs import Inputs, Known, Place, check_extras, find_inputs
-from lovasz_repro.run.scores import Masks, batches_of_run, count_labels
+from lovasz_repro.run.scores import Masks, count_labels
 from lovasz_repro.store import Store
 
 
@@ -72,6 +72,9 @@ def check_masks(cell: CellConfig, inputs: Inputs, place: Place, progress: Progre
             masks = Masks(images, kind_of(cell.data).official_scores)
             count_labels(masks, split, cell, inputs, place, progress)
     draw_batches(cell, len(train_set), counts, start=0)
-    batches_of_run(cell, inputs.data)
+    if cell.evaluation.batches:
+        from lovasz_repro.run.regimes import batches_of_run
+
+        batches_of_run(cell, inputs.data)
     if cell.data.category:
         open_data(cell, inputs)

@@ -14,8 +14,7 @@ from lovasz_repro.config.read import read_stored
 from lovasz_repro.config.schema import DataConfig, EvaluationConfig, MultiScaleConfig
 from lovasz_repro.data.classes import ClassTable, class_table
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.photographs import OF_ANY_SIZE
-from lovasz_repro.evaluation.predictor import Feeding, MultiScale, Predictor
+from lovasz_repro.evaluation.predictor import OF_ANY_SIZE, Feeding, MultiScale, Predictor
 from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.own_network import build_own, load_own

@@ -1,6 +1,6 @@
 """Stored runs, and how metrics and files come into the store without training waiting for it.
 
-``mlflow_store.py`` is the store; ``shown.py`` says what MLflow's own pages show beside numbers;
+``mlflow_store.py`` is the store; ``stored.py`` says what MLflow's own pages show beside numbers;
 ``journal.py`` and ``shipping.py`` bring a run's metrics to it; ``transfer.py`` moves runs between
 stores as plain files.
 """

@@ -29,7 +29,6 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import remove_left_over, unfinished
 from lovasz_repro.host.output import to_stderr
 from lovasz_repro.store.journal import Point
-from lovasz_repro.store.shown import dataset_of, experiment_tags, run_tags, title_in_list
 from lovasz_repro.store.stored import (
     GROUP,
     HEARTBEAT,
@@ -37,10 +36,14 @@ from lovasz_repro.store.stored import (
     IMPORTED,
     RUN_NAME,
     StoredRun,
+    dataset_of,
+    experiment_tags,
     first_problem,
     from_mlflow,
     number,
     one_by_id,
+    run_tags,
+    title_in_list,
 )
 from lovasz_repro.store.tracking import (
     LOCK_TIMEOUT,

@@ -20,9 +20,9 @@ from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.models.deeplab import EvidenceNet
 from lovasz_repro.models.snapshot import load_evidence_net
-from lovasz_repro.run import scores as module
+from lovasz_repro.run import regimes as module
 from lovasz_repro.run.inputs import Place
-from lovasz_repro.run.scores import batches_of_run, score_batches_of_run
+from lovasz_repro.run.regimes import batches_of_run, score_batches_of_run
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import ALONE, Team
 from tests.ranks import RankPool

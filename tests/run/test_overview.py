@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.run.overview import Overview
+from lovasz_repro.run.experiment import Overview
 
 
 def drawn(overview: Overview) -> list[list[str]]:

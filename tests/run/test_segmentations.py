@@ -154,7 +154,7 @@ def test_max_logits_are_made_probabilities_for_the_crf(
         given.append(probabilities)
         return np.zeros(photo.shape[:2], np.uint8)
 
-    monkeypatch.setattr("lovasz_repro.run.scores.refine", refine)
+    monkeypatch.setattr("lovasz_repro.run.regimes.refine", refine)
     scales = {"scales": [1.0, 0.5], "fusion": "max-logits", "least_side": 65}
     keep(tmp_path, cell_of("demo", evaluation__multi_scale=scales))
     assert len(given) == 4

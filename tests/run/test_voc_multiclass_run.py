@@ -23,7 +23,7 @@ from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
 from lovasz_repro.launch.plan import print_plan
 from lovasz_repro.launch.request import GridRequest
-from lovasz_repro.run import scores as run_scores
+from lovasz_repro.run import regimes as run_regimes
 from lovasz_repro.run.evaluate import load_voc_network
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Inputs, Place
@@ -130,7 +130,7 @@ def test_a_run_is_scored_at_three_scales_and_with_the_crf(
 def test_a_run_that_is_stopped_while_scoring_goes_on_there(
     densecrf: Any, run: Run, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run_scores.do_and_look
+    plain = run_regimes.do_and_look
     chunks: list[int] = []
 
     def stop_after_two(work: Callable[[], None], session: Session) -> None:
@@ -139,12 +139,12 @@ def test_a_run_that_is_stopped_while_scoring_goes_on_there(
             signal.raise_signal(signal.SIGTERM)
         plain(work, session)
 
-    monkeypatch.setattr(run_scores, "do_and_look", stop_after_two)
+    monkeypatch.setattr(run_regimes, "do_and_look", stop_after_two)
     with pytest.raises(Interrupted, match="predictions so far are kept") as stopped:
         run()
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     assert len(passes) == 4
-    monkeypatch.setattr(run_scores, "do_and_look", plain)
+    monkeypatch.setattr(run_regimes, "do_and_look", plain)
     outcome, store, _ = run()
     assert outcome.finished == ["x-loss-b3-s0"]
     assert len(passes) == 5
@@ -204,7 +204,7 @@ def scores_of(team: Team, experiment: Path, data: Path, results: Path) -> dict[s
     session = Log(team)
     place = Place(results, data, None, CPU)
     inputs = Inputs(data, None, {}, "")
-    run_scores.score_regimes_of_run(model, cell, inputs, place, session, split="seen/val")
+    run_regimes.score_regimes_of_run(model, cell, inputs, place, session, split="seen/val")
     return session.logged
 
 
