@@ -254,7 +254,7 @@ def own_table(store: RunStore) -> Table:
 
 
 def _table_of(found: Sequence[ComparedSet]) -> Table:
-    told, fill = captions().tables[OWN], command(OWN)
+    told, fill = captions().tables[OWN], f"{command(OWN)} --data DIR"
     names = list(dict.fromkeys(name for one in found for name in one.runs))
     names = names or [n for n in shipped(OWN).fitting if n != BASIS]
     blocks = [block for one in found for block in _blocks(one, names, fill)]
@@ -266,7 +266,7 @@ def _table_of(found: Sequence[ComparedSet]) -> Table:
     return Table(
         name=OWN,
         title=told.title,
-        caption=table_caption(OWN, command=f"{fill} --data DIR"),
+        caption=table_caption(OWN, command=fill),
         row_title=told.row_title,
         columns=tuple(Column(name, variant_title(name), digits=1) for name in names),
         blocks=tuple(blocks) or (Block("", (empty,)),),

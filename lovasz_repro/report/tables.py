@@ -413,12 +413,18 @@ def _rule_rows(store: RunStore, others: Sequence[str], cohort: Cohort | None) ->
     reference = scores(RULE_REFERENCE, ARG_MAX)
     for name in planned_variants(MULTICLASS, cohort):
         arg_max, rule = scores(name, ARG_MAX), scores(name, RULE)
+        trained = bool(cohort and cohort.select(name))
+        if trained and not arg_max.runs:  # scores no batches, and would not if it ran again
+            continue
         reached = arg_max.cell(fill)
-        cells = (
-            reached,
+        by_rules = (
             rule.cell(fill),
             rule.above(arg_max, fill),
             *(scores(name, other).above(arg_max, fill) for other in others),
+        )
+        cells = (
+            reached,
+            *(None if trained and cell.value is None else cell for cell in by_rules),
             None if name == RULE_REFERENCE else arg_max.above(reference, fill),
             count(replace(reached, n=len(arg_max.by_batch))),
             count(replace(reached, n=len(arg_max.runs))),

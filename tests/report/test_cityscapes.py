@@ -38,7 +38,7 @@ camvid_as_cityscapes_examples = DRAWN["camvid-as-cityscapes-examples"]
 LOVASZ, WEIGHTED = "lovasz-softmax", "weighted-cross-entropy"
 EQUIBATCH = "lovasz-softmax-equibatch"
 ENET, CAMVID = "cityscapes-enet", "camvid-as-cityscapes"
-RECORD = "lovasz-repro runs record RUN --server-scores FILE"
+RECORD = "lovasz-repro run cityscapes-enet, then lovasz-repro runs record RUN --server-scores FILE"
 NEW_TABLES = ["table-4", ENET, CAMVID, f"{CAMVID}-classes"]
 FIGURES = ["figure-8", "figure-9", CAMVID, f"{CAMVID}-examples"]
 

@@ -95,6 +95,17 @@ def test_seeds_are_averaged_on_each_batch_first(store):
     assert (row["batches"].value, row["seeds"].value) == (2, 2)
 
 
+def test_what_no_run_would_fill_is_not_asked_for(store):
+    """A finished run gets no more scores: it has no row without batches, no cell without a rule."""
+    run = add(store, "x-loss-equibatch")
+    batches(store, run, arg_max=(0.6, 0.7), rule=())
+    batches(store, add(store, "lovasz"), arg_max=(), rule=())
+    rows = cells(decision_rule_by_scale(store))
+    assert "lovasz" not in rows
+    assert rows["x-loss-equibatch"]["rule"] is None
+    assert rows["x-loss"]["arg-max"].command == RUN  # which has not run
+
+
 def test_a_single_batch_has_no_spread(store):
     run = add(store, "x-loss-equibatch")
     batches(store, run, arg_max=(0.6,), rule=(0.5,))
