@@ -28,6 +28,8 @@ JUDGED_BY = {
 """What a training run is judged by, best first."""
 AWAY = {"queued": "QUEUED", "running": "STARTING", "gone": "LOST"}
 """Status of a run that is with Slurm and not in the store."""
+UNDONE = ("STOPPED", "STALE", "FAILED")
+GOES_ON = "the command that started it goes on with it"
 
 
 @runs_app.callback()
@@ -78,11 +80,12 @@ def show(
     store = Store(results, tracking_uri)
     found = store.by_id(run)
     tags = asdict(source(found))
+    status = status_of(found, None)
     marks = {
         "run": full_name(found),
         "id": found.run_id,
         "made as": found.tags.get("origin_run_id", ""),
-        "status": status_of(found, None),
+        "status": f"{status} ({GOES_ON})" if status in UNDONE else status,
         "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(found.started)),
         "took": age(found.ended - found.started) if found.ended else "",
         **{key: tags[key] for key in ("git_commit", "config_hash", "data_fingerprint", "device")},
@@ -351,6 +354,8 @@ def print_runs(
         rows.append([status[run.run_id], full_name(run), score(run), old, run.run_id[:12]])
     heads = ["status", "run", "score", "age", "run id"]
     print_table(Terminal(), heads, rows, words=range(len(heads)))
+    if undone := [word for word in UNDONE if word in status.values()]:
+        say(f"{' or '.join(undone)}: {GOES_ON}. `lovasz-repro runs show ID` prints it.")
 
 
 def full_name(run: "StoredRun") -> str:

@@ -21,7 +21,7 @@ from lovasz_repro.models.own_network import build_own, load_own
 from lovasz_repro.models.snapshot import Snapshot, class_names, load_snapshot, metadata_of
 from lovasz_repro.run.inputs import WEIGHTS
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.store import Store, StoredRun
+from lovasz_repro.store import Store, StoredRun, shown_status
 from lovasz_repro.store.stored import ORIGIN
 
 RUN_ID = re.compile(r"[0-9a-f]{1,32}")
@@ -139,7 +139,9 @@ def find_weights(
 def _weights_of(run: StoredRun, store: Store) -> Path:
     title = title_of_run(run)
     if run.status != "FINISHED":
-        raise UserError(f"{title} is {run.status}, not FINISHED: it has no best snapshot yet.")
+        raise UserError(
+            f"{title} is {shown_status(run)}, not FINISHED: it has no best snapshot yet."
+        )
     if WEIGHTS not in store.artifact_names(run.run_id):
         stayed = WEIGHTS in run.tags.get("left_out", "")
         why = " (too large to be exported, see `runs export --max-artifact`)" if stayed else ""

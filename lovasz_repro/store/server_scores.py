@@ -31,7 +31,7 @@ from lovasz_repro.errors import UserError, one_line
 from lovasz_repro.host.files import read_text
 from lovasz_repro.store.journal import Point
 from lovasz_repro.store.mlflow_store import Store
-from lovasz_repro.store.stored import StoredRun, iso, seconds_of
+from lovasz_repro.store.stored import StoredRun, iso, seconds_of, shown_status
 
 # -- files -----------------------------------------------------------------------------------------
 
@@ -314,7 +314,7 @@ def record_server_scores(
         UserError: the run has other scores, and ``replace`` is not set; or it is not finished.
     """
     if run.status != "FINISHED":
-        raise UserError(f"run {run.run_id} ({run.name}) is {run.status}, not FINISHED.")
+        raise UserError(f"run {run.run_id} ({run.name}) is {shown_status(run)}, not FINISHED.")
     kind = INITIAL if initial else TRAINED
     wanted = {kind.metrics + name: score for name, score in scores.items()}
     had = recorded_scores(run, kind)

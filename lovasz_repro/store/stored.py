@@ -222,8 +222,10 @@ def is_stale(run: StoredRun, now: float | None = None) -> bool:
 
 
 def shown_status(run: StoredRun, now: float | None = None) -> str:
-    """The status for people: MLflow's, or STALE for a run whose process is gone."""
-    return "STALE" if is_stale(run, now) else run.status
+    """The status for people: MLflow's, but STALE for a run whose process is gone, and STOPPED for
+    one that a signal ended, which goes on."""
+    words = {"KILLED": "STOPPED"}
+    return "STALE" if is_stale(run, now) else words.get(run.status, run.status)
 
 
 # ---- How MLflow's own pages show experiments and runs --------------------------------------------

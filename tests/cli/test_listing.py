@@ -24,7 +24,16 @@ def test_a_run_that_waits_with_slurm_is_queued() -> None:
     assert status_of(stored("a", "RUNNING"), task("a", "running")) == "RUNNING"
     assert status_of(stored("a", "FAILED"), task("a", "gone")) == "FAILED"
     assert status_of(stored("a", "FINISHED"), task("a", "queued")) == "FINISHED"
-    assert status_of(stored("a", "KILLED"), None) == "KILLED"
+    assert status_of(stored("a", "KILLED"), None) == "STOPPED"
+
+
+def test_what_goes_on_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    print_runs([stored("a", "FINISHED")], as_json=False)
+    assert "goes on" not in capsys.readouterr().out
+    print_runs([stored("a", "FINISHED"), stored("b", "KILLED")], as_json=False)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("STOPPED: ")
+    assert "goes on" in said
 
 
 def test_tasks_that_never_reached_the_store_are_listed(

@@ -252,7 +252,7 @@ def test_a_running_run_without_heartbeat_is_stale() -> None:
     assert not is_stale(run_with("RUNNING", now - 10, None), now)
     assert not is_stale(run_with("FINISHED", now - 1000, now - 200), now)
     assert shown_status(run_with("RUNNING", 0, 0), now) == "STALE"
-    assert shown_status(run_with("KILLED", 0, 0), now) == "KILLED"
+    assert shown_status(run_with("KILLED", 0, 0), now) == "STOPPED"
 
 
 def test_an_opened_run_is_alive_also_when_it_began_long_ago(store: Store) -> None:
