@@ -293,8 +293,15 @@ def told_of(request: "Request", **found: Any) -> dict[str, Any]:
 
 def say_how_to_submit(request: "Request", server: "Server") -> None:
     """Where the archive is and what to do with it, or how to get one."""
-    archive = request.submission
-    if archive:
+    from lovasz_repro.data.check import read_note
+
+    archive, note = request.submission, read_note(request.root)
+    if note and archive:
+        say(f"submission in {archive}, which no server scores: {request.root} is what "
+            f"`{note.made_by}` wrote.")  # fmt: skip
+    elif note:
+        say(f"No scores: {request.root} has no annotations of {request.split}.")
+    elif archive:
         run = shlex.quote(request.network.short_id)
         steps = server.steps.format(archive=archive, run=run)
         say(f"submission in {archive}", *steps.split("\n"))

@@ -412,6 +412,8 @@ def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> tuple[dict[st
         UserError: no server scores such runs, or the file is not of its scores.
     """
     title = f"run {run.run_id} ({run.name})"
+    if run.tags.get("scale") == "demo":
+        raise UserError(f"{title} is of drawn pictures: no server scores it.")
     match run.params.get("data.name"):
         case "cityscapes":
             return of_cityscapes(file)
@@ -444,8 +446,6 @@ def check_voc_run(run: "StoredRun", title: str, *, initial: bool) -> None:
     category = setting(run, "data.category")
     if category is not None:
         raise UserError(f"{title} tells {category} from the rest: the server scores all classes.")
-    if run.tags.get("scale") == "demo":
-        raise UserError(f"{title} is of drawn pictures: no server scores it.")
     if initial:
         raise UserError(f"{title}: before training its classifier is random, so --initial is for "
                         "Cityscapes alone.")  # fmt: skip

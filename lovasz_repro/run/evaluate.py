@@ -192,8 +192,10 @@ class Request:
         return self.processes or min(cores(), most, 1 + images // each)
 
     def check_archive(self) -> None:
-        """Raise UserError for a submission that its server would not take by its name."""
+        """Raise UserError for a submission that its server would not take by split or name."""
         endings, archive = ARCHIVES[self.network.dataset], self.submission
+        if archive and self.split != "test":
+            raise UserError("--submission is of the test photographs: add --split test.")
         if archive and (archive.is_dir() or not archive.name.endswith(endings)):
             raise UserError(f"--submission {archive}: name a {endings[0]} file.")
 
@@ -205,11 +207,7 @@ class Request:
         Raises:
             UserError: a part of a test set cannot be submitted.
         """
-        if note:
-            if self.submission:
-                yield (f"{root} holds {note.content} in the layout of {whole}: the test server "
-                       "takes no such submission.")  # fmt: skip
-        elif found != expected:
+        if note is None and found != expected:
             split = LISTS[self.split] if self.network.dataset == "voc" else self.split
             count = f"{root}: {found:,} photographs in {split}, {whole} has {expected:,}"
             if self.submission:
@@ -373,8 +371,6 @@ def settings_of(options: VocOptions, own: EvaluationConfig) -> VocSettings:
 def check_voc(request: Request, options: VocOptions, settings: VocSettings) -> None:
     """Raise UserError for options that contradict each other."""
     test = request.split == "test"
-    if request.submission and not test:
-        raise UserError("--submission is of the test photographs: add --split test.")
     request.check_archive()
     if request.submission and options.images:
         raise UserError("--submission is of all test photographs: leave out --images.")

@@ -15,13 +15,15 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from lovasz_repro.cli.evaluate import evaluate
+from lovasz_repro.cli.evaluate import evaluate, say_how_to_submit
 from lovasz_repro.data.check import TreeNote, write_note
 from lovasz_repro.data.cityscapes import STREET_CLASSES, list_frames
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.cityscapes import official_scores
+from lovasz_repro.evaluation.submission import CITYSCAPES_SERVER, VOC_SERVER, Server
 from lovasz_repro.models.enet import ENet
 from lovasz_repro.models.snapshot import save_weights
+from lovasz_repro.run.evaluate import Network, Request
 from lovasz_repro.store import Store
 from tests.tiny_cityscapes import write_cityscapes
 
@@ -143,12 +145,13 @@ def test_a_test_set_without_annotations(
     run_id = put_run(make_store(), save(tmp_path / "best.safetensors"))
     result = call(run_id[:6], "--split", "test")
     assert "4 predictions in results/evaluate/lovasz-b2-s0-" in result.output
-    assert "No scores: the annotations of test are not public" in result.output
+    assert "No scores: " in result.output
+    assert "--submission" not in result.output  # no server has annotations of drawn pictures
     assert "Class IoU" not in result.output
     result = call(run_id, "--split", "test", "--submission", "sub/net.zip")
-    assert f"lovasz-repro runs record {run_id[:8]} --server-scores FILE" in result.output
-    assert "https://www.cityscapes-dataset.com/submit" in result.output
-    assert "the test server takes no such submission" in result.output  # drawn pictures
+    assert "sub/net.zip, which no server scores" in result.output
+    assert "`a test`" in result.output
+    assert "https://www.cityscapes-dataset.com/submit" not in result.output
     with zipfile.ZipFile(tmp_path / "sub" / "net.zip") as archive:
         names = archive.namelist()
     frames = list_frames(data / "cityscapes", "test", labelled=False)
@@ -157,6 +160,18 @@ def test_a_test_set_without_annotations(
     answer = json.loads(call(*arguments).stdout)
     assert (answer["scores"], answer["submission"]) == (None, "sub/net.zip")
     assert "no annotations of test" in refused(call(run_id, "--split", "test", "--official"))
+
+
+@pytest.mark.parametrize("server", [CITYSCAPES_SERVER, VOC_SERVER])
+def test_how_to_submit_names_archive_and_run(
+    data: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Network("net", Path("w"), "cityscapes", "cityscapes", run_id="0123456789abcdef")
+    where = data, None, None, Path("my.zip"), None, "cpu", Path("results")
+    say_how_to_submit(Request("net", network, "test", *where), server)
+    said = capsys.readouterr().out
+    assert "upload my.zip" in said.lower()
+    assert "lovasz-repro runs record 01234567 --server-scores FILE" in said
 
 
 def test_an_annotated_test_set_is_scored(call: Call, data: Path, tmp_path: Path) -> None:
@@ -209,7 +224,8 @@ def test_weights_and_settings_that_cannot_be(call: Call, data: Path, tmp_path: P
     assert "no.net: No such file" in refused(call("no.net"))
     assert "11 outputs (x); Cityscapes needs the 20" in refused(call(other))
     assert "must be multiples of 8" in refused(call(weights, size="25x32"))
-    assert "name a .zip file" in refused(call(weights, "--submission", "a.tar"))
+    assert "add --split test" in refused(call(weights, "--submission", "a.zip"))
+    assert "name a .zip" in refused(call(weights, "--split", "test", "--submission", "a.tar"))
     text = refused(call(weights, "--split", "test", "--submission", "a.zip"))
     assert "4 photographs in test, Cityscapes has 1,525" in text
     assert "cityscapes-demo not found" in refused(call(weights, "--folder", "cityscapes-demo"))
