@@ -1,8 +1,12 @@
-"""Where a request runs: in this process, on ranks, side by side, or on a cluster."""
+"""Where a request runs: in this process, on ranks, side by side, or on a cluster.
+
+Each way is imported where a request goes it.
+"""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,9 +18,6 @@ from lovasz_repro.host.output import say
 from lovasz_repro.host.processes import cores, decoding_workers, threads_of
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.terminal import Terminal
-from lovasz_repro.launch.jobs import SideBySide, environments
-from lovasz_repro.launch.launcher import Launch, launch
-from lovasz_repro.launch.meeting import meet
 from lovasz_repro.launch.rank import (
     ONE_RANK,
     Rank,
@@ -26,7 +27,6 @@ from lovasz_repro.launch.rank import (
     tasks_of_step,
 )
 from lovasz_repro.launch.request import GridRequest
-from lovasz_repro.launch.slurm import SlurmOptions, check_slurm, submit_grid
 from lovasz_repro.launch.slurm_job import rendezvous
 from lovasz_repro.run.experiment import Outcome, run_experiment
 from lovasz_repro.run.inputs import Place
@@ -34,13 +34,16 @@ from lovasz_repro.run.preflight import check_grid
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import join_team
 
+if TYPE_CHECKING:
+    from lovasz_repro.launch.slurm import SlurmOptions
+
 
 @dataclass(frozen=True)
 class Way:
     """How the user wants a request to run."""
 
     jobs: int = 1
-    slurm: SlurmOptions | None = None
+    slurm: "SlurmOptions | None" = None
     node_rank: int = 0
     rendezvous: str = ""
     max_restarts: int = 3
@@ -63,6 +66,8 @@ def dispatch(request: GridRequest, way: Way) -> None:
         return
     check_way(request, way)
     if way.slurm:
+        from lovasz_repro.launch.slurm import submit_grid
+
         check_cells(request)
         say(submit_grid(request, way.slurm, place_and_problem(request)[0]))
     elif way.jobs > 1:
@@ -79,6 +84,8 @@ def check_way(request: GridRequest, way: Way) -> None:
         check_shell()
     check_ranks(request, request.per_node * request.nodes)
     if way.slurm:  # where one submits there may be no GPU
+        from lovasz_repro.launch.slurm import check_slurm
+
         check_slurm(way.slurm)
         return
     if request.nodes > 1 and not (way.rendezvous or rendezvous()):
@@ -87,6 +94,8 @@ def check_way(request: GridRequest, way: Way) -> None:
     if problem:
         check_cells(request, problem)
     if way.jobs > 1:
+        from lovasz_repro.launch.jobs import environments
+
         environments(request, way.jobs)
 
 
@@ -109,6 +118,8 @@ def check_cells(request: GridRequest, problem: str = "") -> None:
 
 
 def _side_by_side(request: GridRequest, way: Way) -> None:
+    from lovasz_repro.launch.jobs import SideBySide
+
     place = place_of(request, ONE_RANK)
     check_cells(request)
     with Progress() as progress:
@@ -119,6 +130,8 @@ def _side_by_side(request: GridRequest, way: Way) -> None:
 
 
 def _on_ranks(request: GridRequest, way: Way) -> None:
+    from lovasz_repro.launch.launcher import Launch, launch
+
     meeting = {} if way.rendezvous else rendezvous()  # of a job of Slurm
     address = way.rendezvous or meeting.get("LOVASZ_REPRO_RDZV", "")
     number = int(meeting.get("LOVASZ_REPRO_NODE_RANK", way.node_rank))
@@ -176,7 +189,11 @@ def run_here(request: GridRequest, rank: Rank) -> None:
     store = Store(request.results, request.tracking_uri)
     leads = rank.rank == 0
     console = None if leads else Terminal(quiet=True)
-    meeting = meet(rank)
+    meeting = None
+    if rank.world_size > 1:
+        from lovasz_repro.launch.launcher import meet
+
+        meeting = meet(rank)
     with (
         join_team(rank.rank, rank.world_size, place.device, meeting) as team,
         Progress(console) as progress,

@@ -2,7 +2,7 @@
 often one that died is started again.
 
 Ranks are started by ``launcher.py``, by the user's own torchrun, or by Slurm's srun. All run the
-same command line, find their number in the environment and meet where ``meeting.py`` says.
+same command line, find their number in the environment and meet where ``launcher.py`` says.
 Nothing here imports torch.
 """
 

@@ -11,8 +11,7 @@ import pytest
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.processes import Interrupted, cores, threads_of
 from lovasz_repro.launch.dispatch import check_shell
-from lovasz_repro.launch.launcher import first_cause
-from lovasz_repro.launch.meeting import meet, open_store
+from lovasz_repro.launch.launcher import first_cause, meet, open_store
 from lovasz_repro.launch.rank import (
     Attempts,
     Failure,
@@ -97,7 +96,7 @@ def test_rank_0_says_whom_it_waits_for(
     address = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", address.rpartition(":")[2])
-    monkeypatch.setattr("lovasz_repro.launch.meeting.SILENCE", 0.0)
+    monkeypatch.setattr("lovasz_repro.launch.launcher.SILENCE", 0.0)
     monkeypatch.setattr("lovasz_repro.training.distributed.RANK_PATIENCE", timedelta(seconds=1))
     with pytest.raises(RunFailed, match=rf"2 of 3 ranks \(1, 2\) did not come to {address}"):
         meet(Rank(0, 3, 0, 1, by_torch=False))
