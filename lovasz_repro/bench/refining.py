@@ -22,8 +22,8 @@ from torch.nn import functional
 from lovasz_repro.bench import harness
 from lovasz_repro.bench.harness import QUIET, Advance, Column, Machine, Page, Report, Row
 from lovasz_repro.config.schema import CrfConfig
+from lovasz_repro.data.classes import VOC_CLASSES
 from lovasz_repro.data.demo_scene import draw_scene
-from lovasz_repro.data.voc import VOC_CLASSES
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
 from lovasz_repro.evaluation.probabilities import png_file, write_probabilities

@@ -25,9 +25,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lovasz_repro.data.classes import VOID
 from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.voc import VOID, read_sbd
+from lovasz_repro.data.voc import read_sbd
 from lovasz_repro.data.voc_crops import CROP_SCALES, MEAN_BGR, PADDING_RGB
 from lovasz_repro.losses import lovasz_softmax
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lovasz_repro.cli.options import AsJson, Data, data_option
-from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS
 from lovasz_repro.config.read import known_name
+from lovasz_repro.config.tables import DATASET_LINES, OWN_SETTINGS
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import say, say_json
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from lovasz_repro import __version__
-from lovasz_repro.config.datasets import DATASET_LINES
+from lovasz_repro.config.tables import DATASET_LINES
 from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.locate import find_dataset, find_weights
 from lovasz_repro.errors import UserError

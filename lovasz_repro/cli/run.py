@@ -226,11 +226,14 @@ def run(
         more=more,
     )
     from lovasz_repro.launch.dispatch import Way, check_cells, check_options, check_way, dispatch
-    from lovasz_repro.launch.slurm import slurm_options
 
     cluster = {"partition": partition, "time": time, "cpus": cpus, "sbatch": sbatch}
     check_options(request, slurm, cluster, tune)
-    options = slurm_options(request, partition, time, cpus, jobs, sbatch) if slurm else None
+    options = None
+    if slurm:
+        from lovasz_repro.launch.slurm import slurm_options
+
+        options = slurm_options(request, partition, time, cpus, jobs, sbatch)
     way = Way(jobs or 1, options, node_rank, rdzv, max_restarts)
     if dry_run:
         from lovasz_repro.launch.plan import print_plan

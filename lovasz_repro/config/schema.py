@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS, check_dataset
-from lovasz_repro.config.losses import BINARY_LOSSES, check_loss
 from lovasz_repro.config.read import (
     ADDED,
     ClassName,
@@ -28,6 +26,13 @@ from lovasz_repro.config.read import (
     override,
     read_yaml,
     validate,
+)
+from lovasz_repro.config.tables import (
+    BINARY_LOSSES,
+    DATASET_LINES,
+    OWN_SETTINGS,
+    check_dataset,
+    check_loss,
 )
 from lovasz_repro.errors import UserError
 

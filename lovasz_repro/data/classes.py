@@ -155,6 +155,7 @@ VOC = numbered(
     ("background", *get_args(VocCategory)),
     tuple(voc_colour(index) for index in range(21)),
 )
+VOC_CLASSES, VOID = VOC.names, VOC.ignore_index
 
 CLASS_TABLES = {table.dataset: table for table in (CITYSCAPES, CAMVID, VOC)}
 

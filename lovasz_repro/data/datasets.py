@@ -1,6 +1,6 @@
 """What is known of each data set that experiments name: all of it in its ``KIND``.
 
-``config/datasets.py`` lists them. Elsewhere nothing asks for a data set by name: what differs
+``config/tables.py`` lists them. Elsewhere nothing asks for a data set by name: what differs
 between them is a field here.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from lovasz_repro.config.datasets import DATASET_LINES
 from lovasz_repro.config.schema import DataConfig
+from lovasz_repro.config.tables import DATASET_LINES
 from lovasz_repro.data.check import CheckReport
 from lovasz_repro.data.classes import (
     CAMVID,

@@ -24,7 +24,7 @@ from PIL import Image
 
 from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import Size, TreeNote, by, new_tree
-from lovasz_repro.data.classes import CITYSCAPES, colourise, voc_colour
+from lovasz_repro.data.classes import CITYSCAPES, VOC_CLASSES, colourise, voc_colour
 from lovasz_repro.data.demo_scene import (
     FINER,
     IDS,
@@ -208,10 +208,10 @@ def draw_objects(
     for rng in attempts(seed, VOC_SPLITS.index(split), number):
         short = round(size * rng.choice(SHORT_SIDES))
         shape = (size, short) if rng.random() < PORTRAIT else (short, size)
-        others = rng.integers(1, len(voc.VOC_CLASSES), rng.choice(OTHERS)).tolist()
-        shown = [1 + number % (len(voc.VOC_CLASSES) - 1), *others]
-        photograph, labels = draw_scene(rng, [voc.VOC_CLASSES[index] for index in shown], shape)
-        pixels = np.bincount(with_border(labels).ravel(), minlength=len(voc.VOC_CLASSES))
+        others = rng.integers(1, len(VOC_CLASSES), rng.choice(OTHERS)).tolist()
+        shown = [1 + number % (len(VOC_CLASSES) - 1), *others]
+        photograph, labels = draw_scene(rng, [VOC_CLASSES[index] for index in shown], shape)
+        pixels = np.bincount(with_border(labels).ravel(), minlength=len(VOC_CLASSES))
         if min(pixels[shown]) >= VOC_VISIBLE * labels.size:
             break
     return photograph, labels
@@ -412,4 +412,4 @@ DEMOS = {
         OWN_COUNTS, (OWN_SIZE,), (SMALLEST_OWN,), "small objects", None,
     ),
 }  # fmt: skip
-"""The data sets of ``config/datasets.py`` that can be drawn."""
+"""The data sets of ``config/tables.py`` that can be drawn."""

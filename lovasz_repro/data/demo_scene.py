@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lovasz_repro.data.classes import CITYSCAPES, RGB
-from lovasz_repro.data.voc import VOC_CLASSES, VOID
+from lovasz_repro.data.classes import CITYSCAPES, RGB, VOC_CLASSES, VOID
 
 # ---- Objects -------------------------------------------------------------------------------------
 #

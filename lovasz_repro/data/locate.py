@@ -17,7 +17,7 @@ The data folder is ``--data``, else the environment variable LOVASZ_REPRO_DATA, 
 import os
 from pathlib import Path
 
-from lovasz_repro.config.datasets import DATASET_LINES
+from lovasz_repro.config.tables import DATASET_LINES
 from lovasz_repro.errors import UserError
 
 ENET_WEIGHT_NAMES = ("enet-model.net", "model-cityscapes.net")

@@ -28,12 +28,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lovasz_repro.data.classes import VOC, VOC_IDS
+from lovasz_repro.data.classes import VOC_CLASSES, VOC_IDS, VOID
 from lovasz_repro.data.images import ImagePair, check_known, read_mask
 from lovasz_repro.errors import UserError
 
-VOC_CLASSES = VOC.names
-VOID = VOC.ignore_index
 VOC_SIZES: dict[str, int] = {"train_aug": 10582, "val": 1449, "trainval_aug": 12031, "test": 1456}
 TRAIN_AUG_SHA256 = "d1326bd532648d73bc4b1bd275434eba81930982dc7401a65a8cecb26c028e24"
 """Of the published train_aug.txt: sorted names, each followed by a newline."""

@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional
 
 from lovasz_repro.data import images
+from lovasz_repro.data.classes import VOID
 from lovasz_repro.data.images import mirror
 from lovasz_repro.data.sampling import mix
-from lovasz_repro.data.voc import VOID
 
 CROP_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Equally likely (DeepLab's data_transformer.cpp)."""

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lovasz_repro.data.classes import VOC_CLASSES, VOID
 from lovasz_repro.data.sampling import Draw, mix
-from lovasz_repro.data.voc import VOC_CLASSES, VOID, binary_labels, list_images, read_labels
+from lovasz_repro.data.voc import binary_labels, list_images, read_labels
 from lovasz_repro.data.voc_crops import (
     AUGMENTATIONS,
     GRID_STRIDE,

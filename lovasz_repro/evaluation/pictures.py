@@ -25,9 +25,8 @@ from PIL import Image
 from torch import Tensor
 
 from lovasz_repro.config.read import as_name
-from lovasz_repro.data.classes import ClassTable
+from lovasz_repro.data.classes import VOID, ClassTable
 from lovasz_repro.data.images import resize_image, resize_mask
-from lovasz_repro.data.voc import VOID
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.metrics import batch_miou, binary_image_iou

@@ -25,9 +25,9 @@ from torch import distributed
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lovasz_repro.config.schema import CrfConfig
-from lovasz_repro.data.classes import VOC
+from lovasz_repro.data.classes import VOC, VOID
 from lovasz_repro.data.images import ImagePair, photograph_size, read_photograph
-from lovasz_repro.data.voc import VOID, read_labels
+from lovasz_repro.data.voc import read_labels
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.evaluation.crf import CrfInput, refine_all
 from lovasz_repro.evaluation.predictor import MultiScale

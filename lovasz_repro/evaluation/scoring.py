@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from lovasz_repro.config.losses import BINARY_LOSSES, SCORE_TITLES, loss_function
+from lovasz_repro.config.tables import BINARY_LOSSES, SCORE_TITLES, loss_function
 from lovasz_repro.data.classes import CITYSCAPES
 from lovasz_repro.evaluation.cityscapes import CityscapesCounts
 from lovasz_repro.evaluation.measures import Measures

@@ -28,9 +28,8 @@ from lovasz_repro.launch.rank import (
 )
 from lovasz_repro.launch.request import GridRequest
 from lovasz_repro.launch.slurm_job import rendezvous
-from lovasz_repro.run.experiment import Outcome, run_experiment
+from lovasz_repro.run.experiment import Outcome, check_grid, run_experiment
 from lovasz_repro.run.inputs import Place
-from lovasz_repro.run.preflight import check_grid
 from lovasz_repro.store import Store
 from lovasz_repro.training.distributed import join_team
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from . import plain
-from .averaging import Problem, Rows
 from .histogram import FEW_PIXELS, Method, ProbabilityBins
+from .plain import Problem, Rows
 from .ranks import ONE_PROCESS
 from .set_functions import JaccardLoss, SetFunction
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from .averaging import rows_of
 from .inputs import (
     BinaryPixels,
     binary_pixels,
@@ -21,7 +20,7 @@ from .inputs import (
     eager,
     multiclass_pixels,
 )
-from .plain import one_hot
+from .plain import one_hot, rows_of
 from .ranks import Ranks
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from . import kernels, plain
-from .averaging import Problem
 from .histogram import GAIN_ROUNDING, LOSS_ROUNDING, ProbabilityBins
-from .plain import Readings
+from .plain import Problem, Readings
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -23,9 +23,9 @@ import triton
 from torch import Tensor, library
 
 from . import device_kernels as kernels
-from .averaging import listed
 from .histogram import MANY_BINS, Method, ProbabilityBins
 from .inputs import class_weight_list
+from .plain import listed
 from .ranks import AccumulationWindow, Ranks
 
 # Logits of one program, all classes of its pixels: they stay in registers.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from .averaging import Problem, rows_of
 from .backends import backend_for, device_kernels, jaccard_kernels
 from .extension import LovaszExtensionFunction
 from .histogram import FEW_BINS, Method, ProbabilityBins
@@ -24,6 +23,7 @@ from .inputs import (
     multiclass_pixels,
     pixel_weights,
 )
+from .plain import Problem, rows_of
 from .ranks import ONE_PROCESS, AccumulationWindow, Ranks
 from .set_functions import JaccardLoss, SetFunction, checked
 

@@ -30,13 +30,13 @@ from lovasz_repro.data.classes import VOC
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import sha256_of, write_durably
 from lovasz_repro.models.caffemodel import CaffeLayer, read_caffemodel
-from lovasz_repro.models.pytorch_file import read_pytorch
 from lovasz_repro.models.snapshot import (
     OF_DEEPLAB,
     check_values,
     encoded_deeplab,
     fitting_network,
     kind_of_file,
+    read_pytorch,
     read_safetensors,
     without_classifier,
 )

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from lovasz_repro.errors import UserError, one_line
 from lovasz_repro.host.files import write_durably
-from lovasz_repro.models.pytorch_file import read_pytorch
 from lovasz_repro.models.snapshot import (
     OF_OWN_NETWORK,
     check_shapes,
     check_values,
     encoded,
     kind_of_file,
+    read_pytorch,
     read_safetensors,
     told,
 )

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.read import Strict, read_yaml, validate
 from lovasz_repro.config.schema import experiments_folder
+from lovasz_repro.config.tables import SCORE_TITLES
 from lovasz_repro.report.claims_schema import Claim, Operand
 from lovasz_repro.report.model import Better, Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.runs import Cohort, Moment, RunStore, command

@@ -6,8 +6,8 @@ that start from it.
 
 from collections.abc import Sequence
 
-from lovasz_repro.config.losses import SCORE_TITLES
 from lovasz_repro.config.schema import BASIS, ExperimentConfig
+from lovasz_repro.config.tables import SCORE_TITLES
 from lovasz_repro.data.classes import VOC
 from lovasz_repro.report.runs import (
     SCALES,

@@ -7,7 +7,7 @@ contrast of 3 to 1 with white, as grey text has one of 4.5 to 1. Sky and yellow 
 
 from typing import Any
 
-from lovasz_repro.config.losses import SCORE_TITLES
+from lovasz_repro.config.tables import SCORE_TITLES
 
 COLUMN, PAGE = 3.35, 6.95
 """Width of a column and of a page's text, inches."""

@@ -24,7 +24,7 @@ from lovasz_repro.config.schema import (
 )
 from lovasz_repro.data import cityscapes, voc
 from lovasz_repro.data.check import TreeNote, read_note
-from lovasz_repro.data.classes import VOC
+from lovasz_repro.data.classes import VOC, VOID
 from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.locate import data_folder, dataset_folder
@@ -427,7 +427,7 @@ def evaluate_voc(request: Request, options: VocOptions, progress: Progress) -> O
     scorings, compared = dict[str, SegmentationScoring](), list[Compared]()
     if split != "test" and len(settings.crfs) < 2:
         single = Predictor(model, kind.on_canvas(settings.least_side), device)
-        batches, counts = DataLoader(whole_images(images)), SegmentationScoring(VOC.names, voc.VOID)
+        batches, counts = DataLoader(whole_images(images)), SegmentationScoring(VOC.names, VOID)
         with progress.task(f"single-scale on {LISTS[split]}", len(images)) as bar:
             scorings = {"single_scale": evaluate(single, batches, counts, advance=bar.advance)}
     scored, temperature = list[BatchScores](), None
@@ -459,11 +459,11 @@ def _score_batches(
 ) -> tuple[list[BatchScores], float | None]:
     """The scores of the batches that a run scores, and the temperature of the calibrated rule."""
     photographs = whole_images(images)
-    temperature = temperature_beside(predictor, photographs, batches, voc.VOID, progress)
+    temperature = temperature_beside(predictor, photographs, batches, VOID, progress)
     with progress.task("scoring batches", len(batches)) as bar:
         return [
             score_batch(
-                predictor, in_order(predictor, photographs, [batch]), voc.VOID, temperature,
+                predictor, in_order(predictor, photographs, [batch]), VOID, temperature,
                 rankseg=rankseg,
             )
             for batch in bar.over(batches)

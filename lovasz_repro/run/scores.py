@@ -15,7 +15,6 @@ from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.data.cityscapes import read_instances
 from lovasz_repro.data.datasets import ScoredSet, category_of, kind_of
 from lovasz_repro.data.statistics import Labelled, class_counts
-from lovasz_repro.data.voc import presence_of
 from lovasz_repro.evaluation import pictures
 from lovasz_repro.evaluation.pictures import Pictured
 from lovasz_repro.evaluation.predictor import Predictor
@@ -170,6 +169,8 @@ def keep_pictures(
             regimes = regimes_of(model, cell, place.device)
             find_one = partial(pictures.segment, regimes=regimes, table=kind.table)
             if cell.data.images == "features":
+                from lovasz_repro.data.voc import presence_of
+
                 presence = presence_of(inputs.data, "val")
             else:
                 masks, classes = Masks(images), len(kind.table)

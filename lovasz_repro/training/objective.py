@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import distributed
 
-from lovasz_repro.config.losses import BINARY_LOSSES, LOSSES, loss_function
 from lovasz_repro.config.schema import LossConfig
+from lovasz_repro.config.tables import BINARY_LOSSES, LOSSES, loss_function
 from lovasz_repro.models.deeplab import subsample_labels
 
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lovasz_repro.config.losses import LOSSES, SCORE_TITLES, LossKind, loss_function
 from lovasz_repro.config.schema import LossConfig, load_experiment
+from lovasz_repro.config.tables import LOSSES, SCORE_TITLES, LossKind, loss_function
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.scoring import BinaryScoring
 from lovasz_repro.report.published import MEASURES

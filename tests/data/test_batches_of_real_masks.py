@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
 
-from lovasz_repro.data.voc import VOC_CLASSES, VOID
+from lovasz_repro.data.classes import VOC_CLASSES, VOID
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceScored, grid_of
 from tests.conftest import real_data
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lovasz_repro.config.datasets import DATASET_LINES, OWN_SETTINGS, DatasetLine
 from lovasz_repro.config.schema import CellConfig, load_experiment
+from lovasz_repro.config.tables import DATASET_LINES, OWN_SETTINGS, DatasetLine
 from lovasz_repro.data import datasets
 from lovasz_repro.errors import UserError
 

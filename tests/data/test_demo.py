@@ -31,7 +31,7 @@ from lovasz_repro.data.cityscapes import (
     read_instances,
     read_label_ids,
 )
-from lovasz_repro.data.classes import CITYSCAPES, colourise
+from lovasz_repro.data.classes import CITYSCAPES, VOC_CLASSES, VOID, colourise
 from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.demo import draw_objects, draw_small, draw_street, name_images
 from lovasz_repro.data.demo_scene import LOOKS, with_border
@@ -44,7 +44,7 @@ from lovasz_repro.data.own_files import (
     read_own_mask,
 )
 from lovasz_repro.data.own_prepare import prepare_own
-from lovasz_repro.data.voc import VOC_CLASSES, VOID, list_images
+from lovasz_repro.data.voc import list_images
 from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.provenance import fingerprint_files

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lovasz_repro.data.classes import VOID
 from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.voc import VOID
 from lovasz_repro.data.voc_crops import CROP_SCALES
 from lovasz_repro.data.voc_evidence import (
     Evidence,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import lovasz_repro
 from lovasz_repro.losses import JaccardLoss, backends, lovasz_hinge, lovasz_softmax
-from lovasz_repro.losses.averaging import Problem, Rows
 from lovasz_repro.losses.histogram import Method, ProbabilityBins
+from lovasz_repro.losses.plain import Problem, Rows
 from lovasz_repro.losses.ranks import ONE_PROCESS
 
 compiled = pytest.importorskip("lovasz_repro.losses.compiled", exc_type=ImportError)

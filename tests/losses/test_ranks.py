@@ -130,10 +130,10 @@ def work(rank: int, group: distributed.ProcessGroup) -> dict:
 
 def counts_of(numbers, group=None) -> Tensor:
     """What the first pass counts, added up over ranks."""
-    from lovasz_repro.losses.averaging import Problem, rows_of
     from lovasz_repro.losses.backends import backend_for
     from lovasz_repro.losses.histogram import Method, ProbabilityBins
     from lovasz_repro.losses.inputs import multiclass_pixels
+    from lovasz_repro.losses.plain import Problem, rows_of
 
     ranks = Ranks(group)
     pixels = multiclass_pixels(numbers[0], numbers[1], 255, ranks)

@@ -128,5 +128,5 @@ def test_what_is_done_lacks_nothing(
     cells = loaded.cells("demo", variants=["x-loss"])
     place = Place(store.results, tmp_path / "data", None, torch.device("cpu"))
     assert run_experiment(loaded, cells, place, store, Progress()).finished
-    monkeypatch.setattr("lovasz_repro.run.preflight.check_masks", pytest.fail)
+    monkeypatch.setattr("lovasz_repro.run.experiment.check_masks", pytest.fail)
     assert run_experiment(loaded, cells, place, store, Progress()).skipped
