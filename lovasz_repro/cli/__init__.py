@@ -40,7 +40,8 @@ from lovasz_repro.host.processes import stop_when_orphaned
 from lovasz_repro.launch.rank import is_rank, tell
 
 DEBUG = "LOVASZ_REPRO_DEBUG"
-MOST_CHARACTERS = 400  # of an error
+MOST_CHARACTERS = 1_000
+"""Of an error: room for two long paths and, after them, for what to do."""
 PATH_ERRORS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 app = typer.Typer(

@@ -136,8 +136,13 @@ def compare(
         )
         return
     names = [
-        [str(number), full_name(run), run.run_id[:12]] for number, run in enumerate(found, start=1)
+        [str(number), full_name(run), status_of(run, None), run.run_id[:12]]
+        for number, run in enumerate(found, start=1)
     ]
+    for number, name, status, _ in names:
+        if status != "FINISHED":
+            say(f"run {number} ({name}) is not finished ({status}): its metrics are those that it "
+                "had reached.", err=True)  # fmt: skip
     numbers = [number for number, *_ in names]
 
     def columns(title: str, part: str, *more: str) -> tuple[list[str], list[list[str]], tuple[int]]:
@@ -146,7 +151,7 @@ def compare(
         return [title, *keys], rows, (0,)
 
     tables = (
-        (["", "run", "run id"], names, (0, 1, 2)),
+        (["", "run", "status", "run id"], names, (0, 1, 2, 3)),
         columns("setting", "settings"),
         columns("metric", "metrics", "difference"),
     )
@@ -411,9 +416,14 @@ def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> tuple[dict[st
     Raises:
         UserError: no server scores such runs, or the file is not of its scores.
     """
+    from lovasz_repro.report.sets import DATA, FOLDERS
+
     title = f"run {run.run_id} ({run.name})"
-    if run.tags.get("scale") == "demo":
-        raise UserError(f"{title} is of drawn pictures: no server scores it.")
+    folder = run.params.get("data.folder", "")
+    drawn = folder in FOLDERS and folder not in DATA.values()
+    if drawn or run.tags.get("scale") == "demo":
+        raise UserError(f"{title} is of {FOLDERS.get(folder, 'drawn pictures')}: no server scores "
+                        "it, only runs on the data set itself.")  # fmt: skip
     match run.params.get("data.name"):
         case "cityscapes":
             return of_cityscapes(file)

@@ -7,7 +7,7 @@ an impossible value ends in one line that names the file and the key.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -493,7 +493,21 @@ class ExperimentConfig(About):
                 cell = cell.model_copy(update={"start": basis})
                 cells[basis.model_dump_json()] = basis
             cells[cell.model_dump_json()] = cell
+        self._check_losses_differ(cells.values(), overrides or {})
         return list(cells.values())
+
+    def _check_losses_differ(
+        self, cells: Iterable[CellConfig], overrides: Mapping[str, Any]
+    ) -> None:
+        """Raise UserError where a loss that is set for all makes one run of several variants."""
+        names: dict[str, list[str]] = {}
+        for cell in cells:
+            same = cell.model_copy(update={"variant": ""}).model_dump_json()
+            names.setdefault(same, []).append(cell.variant)
+        alike = next((found for found in names.values() if len(found) > 1), None)
+        if alike and any(key.partition(".")[0] == "loss" for key in overrides):
+            raise UserError(f"{self.experiment}: with this --set of the loss, {', '.join(alike)} "
+                            "are the same run: choose one with --variant.")  # fmt: skip
 
     @property
     def fitting(self) -> list[str]:

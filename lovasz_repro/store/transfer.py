@@ -310,9 +310,9 @@ def _export(
                 source = store.artifact(run.run_id, name)
                 if any(fnmatch(name, pattern) for pattern in without):
                     left.add(name)
-                elif source.stat().st_size > max_artifact:
-                    size = f"larger than {max_artifact} bytes"
-                    to_stderr(f"{content.title}: {name} is {size}, left out")
+                elif (size := source.stat().st_size) > max_artifact:
+                    to_stderr(f"{content.title}: {name} is larger than {max_artifact} bytes, left "
+                              f"out; --max-artifact {size} takes it along")  # fmt: skip
                     left.add(name)
                 else:
                     copy = below(fresh / ARTIFACTS, name)

@@ -20,6 +20,7 @@ from lovasz_repro.config.read import parse_overrides
 from lovasz_repro.config.schema import experiments_folder, load_experiment
 from lovasz_repro.config.synthetic import load_synthetic
 from lovasz_repro.data.classes import CITYSCAPES, VOC
+from lovasz_repro.errors import UserError
 from lovasz_repro.store.server_scores import read_server_scores, read_voc_server_scores
 
 EACH = int(os.environ.get("LOVASZ_REPRO_HOSTILE", 30))
@@ -159,6 +160,12 @@ def test_one_line_or_what_was_meant(
             refused += 1
     print(f"{case.__name__}: {refused} of {EACH} refused")
     assert refused > EACH / 4
+
+
+def test_what_to_do_stands_behind_two_long_paths() -> None:
+    path = "/data" + "/a-folder-of-somebody" * 15
+    message = f"{path}: no classes.txt; `data prepare own --data {path}` finds the classes."
+    assert describe(UserError(message)) == f"Error: {message}"
 
 
 def raised(

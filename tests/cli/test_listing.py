@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lovasz_repro.cli.runs import print_runs, status_of
+from lovasz_repro.cli.runs import compare, print_runs, status_of
 from lovasz_repro.launch.slurm import TaskState
 from lovasz_repro.store import StoredRun
 
@@ -51,3 +51,15 @@ def test_tasks_that_never_reached_the_store_are_listed(
     print_runs([stored("a", "FINISHED")], as_json=True, tasks=tasks)
     content = json.loads(capsys.readouterr().out)
     assert [run["shown_status"] for run in content] == ["FINISHED", "QUEUED", "STARTING", "LOST"]
+
+
+def test_a_run_that_is_not_finished_says_so_beside_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"a": stored("a", "FINISHED"), "b": stored("b", "KILLED")}
+    monkeypatch.setattr("lovasz_repro.store.Store.by_id", lambda self, run: runs[run])
+    compare(["a", "b"])
+    out, err = capsys.readouterr()
+    assert "STOPPED" in out
+    assert err.startswith("run 2 (tiny/demo/b) is not finished")
+    assert err.count("\n") == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lovasz_repro.cli import describe
+from lovasz_repro.cli import MOST_CHARACTERS, describe
 from lovasz_repro.config.read import merge, parse_overrides, read_yaml, validate
 from lovasz_repro.config.schema import (
     ExperimentConfig,
@@ -240,7 +240,7 @@ def test_no_file_is_waited_for_or_read_without_end(tmp_path: Path) -> None:
 def test_values_beyond_reason_are_one_line(key: str, value: object) -> None:
     with pytest.raises(UserError) as caught:
         load_experiment("camvid-enet").cells("demo", overrides={key: value})
-    assert len(describe(caught.value)) <= 400
+    assert len(describe(caught.value)) <= MOST_CHARACTERS
 
 
 def test_a_grid_is_bounded(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def test_a_line_is_all_that_a_new_loss_needs(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match=r"loss\.terms\.brier.*cross_entropy.*'brier'"):
         experiment.cells("demo", overrides=overrides)
     monkeypatch.setitem(LOSSES, "brier", LossKind("Brier score", "brier"))
-    cell, *_ = experiment.cells("demo", overrides=overrides)
+    with pytest.raises(UserError, match=r"weighted-cross-entropy, sum .*--variant"):
+        experiment.cells("demo", overrides=overrides)  # nothing would tell them apart
+    (cell,) = experiment.cells("demo", variants=["weighted-cross-entropy"], overrides=overrides)
     logits, labels = torch.zeros(1, 2, 3, 3), torch.ones(1, 3, 3, dtype=torch.long)
     assert build_objective(cell.loss, None, torch.ones(2))(logits, labels) == 2 * 0.25
 

@@ -456,6 +456,11 @@ def test_the_command(make_store: MakeStore, tmp_path: Path, call: Call) -> None:
     camvid = there.open_child("camvid-enet", None, "a", "id2", {"data.name": "camvid"}, {})
     there.close(camvid, "FINISHED")
     assert "is of camvid; only scores of the Cityscapes" in call(camvid, "--server-scores", file)
+    for folder, scale in (("cityscapes-demo", "demo"), ("camvid-cityscapes", "paper")):
+        params = {"data.name": "cityscapes", "data.folder": folder}
+        drawn = there.open_child("cityscapes-enet", None, "a", folder, params, {"scale": scale})
+        there.close(drawn, "FINISHED")
+        assert "no server scores it" in call(drawn, "--server-scores", file)
 
 
 def put_voc_run(store: Store, scale: str = "paper", **params: str) -> str:
