@@ -15,6 +15,12 @@ class RunFailed(Exception):
     """A run that could not go on (loss not finite, disk full). Exit code 1; nothing is lost."""
 
 
+def install(extra: str = "") -> str:
+    """The command, given in the repository, that installs the tool, or an optional part of it."""
+    what = f"'.[{extra}]'" if extra else "."
+    return f"pip install -c constraints.txt {what}"
+
+
 def one_line(text: str, most: int) -> str:
     """``text`` in one line of at most ``most`` characters; what is left out is its middle."""
     line = " ".join(text.split())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lovasz_repro.bench import harness
 from lovasz_repro.bench.samples import VOID_LABEL, Size, parse_size, regions
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import RunFailed, UserError, install
 from lovasz_repro.metrics import ConfusionMatrix
 
 # A photograph of Pascal VOC, a batch of its crops, a scene of Cityscapes.
@@ -52,7 +52,7 @@ def run_bench(
     except ImportError:
         raise UserError(
             "bench metrics compares with torchmetrics, which is not installed. "
-            "Run: pip install 'lovasz-repro[dev]'"
+            f"Run: {install('dev')}"
         ) from None
     torch.set_num_threads(threads or torch.get_num_threads())
     rounds = rounds or COUNTING_ROUNDS[device.type]

@@ -32,6 +32,8 @@ OutFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder to make; default: below the data folder.")
 ]
 MOST_SEED = 2**63 - 1
+DRAWABLE = "cityscapes", "voc", "own"
+"""What `data demo` draws."""
 
 
 @data_app.command("check")
@@ -124,7 +126,13 @@ def prepare(
 
 @data_app.command("demo")
 def draw(
-    name: Layout,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(DRAWABLE)}: layout, and folder below the data folder with -demo.",
+            autocompletion=lambda: list(DRAWABLE),
+        ),
+    ],
     data: Data = None,
     out: OutFolder = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of what is drawn.")] = 0,

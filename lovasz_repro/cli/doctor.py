@@ -13,7 +13,7 @@ from lovasz_repro import __version__
 from lovasz_repro.config.tables import DATASET_LINES
 from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.locate import find_dataset, find_weights
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import UserError, install
 from lovasz_repro.host.output import say_json
 from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.store import Store
@@ -42,12 +42,12 @@ STARTING_POINTS = {
 }
 """Released weights: their name, and what needs them."""
 EXTRAS = {
-    "cityscapesscripts": "for `evaluate --official` alone: pip install 'lovasz-repro[cityscapes]'",
+    "cityscapesscripts": f"for `evaluate --official` alone: {install('cityscapes')}",
     "pydensecrf2": (
-        "for the dense CRF of `run voc-multiclass` and `evaluate --crf`; needs a C++ compiler: pip "
-        "install 'lovasz-repro[crf]'"
+        "for the dense CRF of `run voc-multiclass` and `evaluate --crf`; needs a C++ compiler: "
+        f"{install('crf')}"
     ),
-    "onnxruntime": "for `export RUN model.onnx` alone: pip install 'lovasz-repro[export]'",
+    "onnxruntime": f"for `export RUN model.onnx` alone: {install('export')}",
 }
 """Packages that some commands need, and which."""
 
@@ -68,7 +68,7 @@ def examine(data: Path, results: Path, tracking_uri: str | None) -> list[Finding
     """Look for everything that the tool can use; changes nothing."""
     return [
         Finding("lovasz-repro", True, f"{__version__} on Python {platform.python_version()}"),
-        *(package(name, f"not installed: pip install {name}", True) for name in NEEDED_PACKAGES),
+        *(package(name, f"not installed: {install()}", True) for name in NEEDED_PACKAGES),
         *devices(),
         *(data_set(data, name) for name in DATASET_LINES if dataset(name).published),
         *(weights(data, name) for name in STARTING_POINTS),
@@ -138,7 +138,7 @@ def slurm() -> Finding:
     """Whether `run --slurm` can submit from here."""
     if shutil.which("sbatch") is None:
         return Finding("slurm", False, "no sbatch on the PATH; needed for `run --slurm` alone")
-    found = package("submitit", "no submitit: pip install 'lovasz-repro[slurm]'")
+    found = package("submitit", f"no submitit: {install('slurm')}")
     where = f"{shutil.which('sbatch')}, submitit {found.detail}" if found.ok else found.detail
     return Finding("slurm", found.ok, where)
 

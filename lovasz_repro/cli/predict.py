@@ -19,7 +19,9 @@ def predict(
             "best.safetensors, or ENet's of its authors.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for label ids and overlays.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for label ids and overlays; older ones are replaced.")
+    ],
     size: Annotated[
         str | None,
         typer.Option(help="HEIGHTxWIDTH that the network sees; default: each image's own."),
@@ -66,7 +68,9 @@ def export(
         str,
         typer.Argument(help="A finished run's id, or how it begins; or a file of weights."),
     ],
-    target: Annotated[Path, typer.Argument(help="File to write, .onnx or .pt2 (torch.export).")],
+    target: Annotated[
+        Path, typer.Argument(help="File to write or replace, .onnx or .pt2 (torch.export).")
+    ],
     photograph: Annotated[
         Path | None,
         typer.Option(help="Compare the answers on this photograph. Default: on a drawn one."),

@@ -34,7 +34,7 @@ from lovasz_repro.data.check import (
 )
 from lovasz_repro.data.classes import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_INSTANCES
 from lovasz_repro.data.images import by_name, read_mask
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import UserError, install
 
 STREET_CLASSES = CITYSCAPES.names
 IGNORE = CITYSCAPES.ignore_index
@@ -135,7 +135,7 @@ def frames_of(root: Path, split: str) -> Iterator[Frame]:
 
 HOW_TO_GET_IT = (
     "Register at www.cityscapes-dataset.com, run `csDownload leftImg8bit_trainvaltest.zip "
-    "gtFine_trainvaltest.zip` (of `pip install 'lovasz-repro[cityscapes]'`) and unpack both into"
+    f"gtFine_trainvaltest.zip` (of `{install('cityscapes')}`) and unpack both into"
 )
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, distributed
 
 from lovasz_repro.data.cityscapes import Frame, read_instances, read_label_ids
 from lovasz_repro.data.classes import CITYSCAPES
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import UserError, install
 from lovasz_repro.host.processes import mapped
 from lovasz_repro.metrics import sum_over_ranks
 
@@ -402,7 +402,7 @@ def official_scores(predictions: Sequence[Path], frames: Sequence[Frame]) -> Cit
         ValueError: no frames, or another number of predictions.
     """
     check_pairing(predictions, frames)
-    script = _script()
+    script = official_script()
     for frame in frames:
         beside = str(frame.label_ids).replace("labelIds", "instanceIds")
         if beside != str(frame.instance_ids):
@@ -420,7 +420,7 @@ def official_scores(predictions: Sequence[Path], frames: Sequence[Frame]) -> Cit
     )
 
 
-def _script() -> ModuleType:
+def official_script() -> ModuleType:
     """The script as a module.
 
     Raises:
@@ -432,15 +432,14 @@ def _script() -> ModuleType:
         )
     except ImportError:
         raise UserError(
-            "the official Cityscapes script is not installed. "
-            "Run: pip install 'lovasz-repro[cityscapes]'"
+            f"the official Cityscapes script is not installed. Run: {install('cityscapes')}"
         ) from None
     except ValueError as error:  # CITYSCAPES_EXPORT_DIR is checked on import
         raise UserError(f"the official Cityscapes script does not start: {error}.") from None
     if not hasattr(np, "in1d"):
         raise UserError(
             f"the official Cityscapes script does not run on NumPy {np.__version__}: it calls "
-            "in1d, which 2.4 dropped. Run: pip install 'lovasz-repro[cityscapes]'"
+            f"in1d, which 2.4 dropped. Run: {install('cityscapes')}"
         )
     return script
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from lovasz_repro.config.schema import CrfConfig
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import RunFailed, UserError, install
 from lovasz_repro.evaluation.probabilities import (
     check_probabilities,
     png_file,
@@ -189,6 +189,6 @@ def check_installed(otherwise: str = "") -> ModuleType:
     if library is None or not hasattr(library, "DenseCRF2D"):  # or something else of the name
         raise UserError(
             "the dense CRF needs pydensecrf2, which is not installed. "
-            f"Run: pip install 'lovasz-repro[crf]'{otherwise}"
+            f"Run: {install('crf')}{otherwise}"
         )
     return library

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lovasz_repro.errors import UserError
+from lovasz_repro.errors import UserError, install
 from lovasz_repro.evaluation.predictor import Predictor
 
 PIXELS_A_BLOCK = 2**15
@@ -114,8 +114,8 @@ def check_rankseg(otherwise: str = "") -> None:
     try:
         import rankseg  # noqa: F401
     except ImportError:
-        install = f"pip install 'lovasz-repro[rankseg]'{otherwise}"
-        raise UserError(f"the decision rule of rankseg needs it: {install}.") from None
+        how = f"{install('rankseg')}{otherwise}"
+        raise UserError(f"the decision rule of rankseg needs it: {how}.") from None
 
 
 def rankseg_labels(probabilities: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""``--slurm``: a grid as array jobs of Slurm, one task a run, through submitit (``pip install
-'lovasz-repro[slurm]'``).
+"""``--slurm``: a grid as array jobs of Slurm, one task a run, through submitit (extra ``slurm``).
 
 ``slurm_job.py`` is what runs on a node.
 """
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import RunFailed, UserError, install
 from lovasz_repro.launch.request import GridRequest, cell_command
 from lovasz_repro.launch.slurm_job import CommandJob
 from lovasz_repro.run.inputs import Place, find_inputs
@@ -333,7 +332,7 @@ def check_slurm(options: SlurmOptions) -> ModuleType:
         import submitit
         import submitit.helpers
     except ImportError:
-        raise UserError("--slurm needs submitit: pip install 'lovasz-repro[slurm]'") from None
+        raise UserError(f"--slurm needs submitit: {install('slurm')}") from None
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise UserError(f"--slurm needs Slurm: there is no {program} on the PATH")

@@ -31,7 +31,12 @@ from lovasz_repro.data.locate import data_folder, dataset_folder
 from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.batches import BatchScores, score_batch
-from lovasz_repro.evaluation.cityscapes import CityscapesScores, official_scores, score_files
+from lovasz_repro.evaluation.cityscapes import (
+    CityscapesScores,
+    official_scores,
+    official_script,
+    score_files,
+)
 from lovasz_repro.evaluation.crf import check_installed
 from lovasz_repro.evaluation.expected_iou import check_rankseg
 from lovasz_repro.evaluation.photographs import parse_size
@@ -277,6 +282,8 @@ def evaluate_cityscapes(
     frames = cityscapes.list_frames(root, split, labelled=annotated)
     if options.official and not annotated:
         raise UserError(f"{root}: no annotations of {split} that --official could score with.")
+    if options.official:
+        official_script()
     request.check_archive()
     note = read_note(root)
     expected = cityscapes.CITYSCAPES_SIZES[split]

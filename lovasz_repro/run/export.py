@@ -29,7 +29,7 @@ from torch.export import Dim, ExportedProgram
 from lovasz_repro.data.demo import draw_objects
 from lovasz_repro.data.images import read_photograph
 from lovasz_repro.data.voc_crops import GRID_STRIDE, MEAN_BGR
-from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.errors import RunFailed, UserError, install
 from lovasz_repro.evaluation.photographs import as_seen
 from lovasz_repro.host.files import try_writing, write_durably
 from lovasz_repro.models.enet import ENET_STRIDE
@@ -291,7 +291,7 @@ def format_of(target: Path) -> tuple[Write, Ask]:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise UserError(f"{target.suffix} files take {', '.join(missing)}, not installed here. "
-                        "Run: pip install 'lovasz-repro[export]', or name a .pt2 file")  # fmt: skip
+                        f"Run: {install('export')}, or name a .pt2 file")  # fmt: skip
     return write, ask
 
 

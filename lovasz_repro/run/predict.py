@@ -18,6 +18,7 @@ from lovasz_repro.evaluation.photographs import (
     label_photograph,
     make_folder,
     photograph_probabilities,
+    result_paths,
     write_prediction,
 )
 from lovasz_repro.evaluation.predictor import Predictor
@@ -59,7 +60,8 @@ def predict_images(
         looking: how.
         device: "cpu", "cuda", "cuda:1", ...
         advance: called with each image once it is done or found bad.
-        say: called with a line about each image that could not be labelled.
+        say: called with a line where files are replaced, and about each image that could not be
+            labelled.
 
     Raises:
         UserError: before anything is written, for a device, folder, names or ways of looking that
@@ -68,6 +70,9 @@ def predict_images(
     check_names(images, out)
     eyes = _eyes(network, looking, device)
     make_folder(out)
+    there = sum(any(file.exists() for file in result_paths(path.stem, out)) for path in images)
+    if there:
+        say(f"{out}: what was there of {there} of {len(images)} photographs is replaced")
     done: list[Prediction] = []
     bad = 0
     for path in images:

@@ -228,7 +228,7 @@ def test_extras_keep_their_brackets(
     _, out, _ = lovasz_repro("doctor")
     text = " ".join(out.split())
     for extra in ("crf", "cityscapes", "slurm"):
-        assert f"'lovasz-repro[{extra}]'" in text
+        assert f"pip install -c constraints.txt '.[{extra}]'" in text
     assert "`run voc-multiclass` and `evaluate --crf`" in text
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from lovasz_repro.cli.data import data_app, parse_counts, print_report
+from lovasz_repro.cli.data import DRAWABLE, data_app, parse_counts, print_report
 from lovasz_repro.config.read import parse_overrides
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.check import CheckReport, Fault, SplitReport
+from lovasz_repro.data.demo import DEMOS
 from lovasz_repro.errors import UserError
 from tests.tiny_camvid import write_camvid
 from tests.tiny_cityscapes import write_cityscapes
@@ -33,6 +34,11 @@ def refused(command: str) -> str:
     result = run(command)
     assert isinstance(result.exception, UserError), result.output
     return str(result.exception)
+
+
+def test_what_can_be_drawn_is_listed() -> None:
+    assert [*DRAWABLE] == [*DEMOS]
+    assert "camvid" not in run("demo --help").stdout.lower()
 
 
 def test_demo_then_check(tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ def test_scores_are_those_of_the_official_script(call: Call, data: Path, tmp_pat
     assert answer["submission"] is None
 
 
+def test_the_official_script_is_looked_for_first(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cityscapesscripts", None)
+    monkeypatch.delitem(sys.modules, "cityscapesscripts.evaluation", raising=False)
+    assert "not installed" in refused(call(save(tmp_path / "net.safetensors"), "--official"))
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_run_says_how_its_network_sees(
     call: Call, make_store: MakeStore, data: Path, tmp_path: Path
 ) -> None:

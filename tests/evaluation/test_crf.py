@@ -242,9 +242,9 @@ def test_without_the_extra_one_line_says_how_to_get_it(
     module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", module)
-    with pytest.raises(UserError, match=r"pip install 'lovasz-repro\[crf\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt '\.\[crf\]'"):
         refine(*scene(0), DEEPLAB)
-    with pytest.raises(UserError, match=r"pip install 'lovasz-repro\[crf\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt '\.\[crf\]'"):
         refine_all([], tmp_path / "out", DEEPLAB)
     assert not (tmp_path / "out").exists()
 

@@ -190,7 +190,7 @@ def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("cityscapesscripts")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cityscapesscripts", None)
-    with pytest.raises(UserError, match=r"pip install 'lovasz-repro\[cityscapes\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt '\.\[cityscapes\]'"):
         official_scores(*files)
 
 

@@ -43,7 +43,7 @@ def test_a_grid_on_slurm(bench: Bench, slurm: SlurmCluster) -> None:
     running = slurm.command("squeue", "--noheader", "--array", "--states=running", "--format=%i")
     slurm.command("scancel", "--signal=USR2", running.split()[0])
     assert "0 runs submitted" in bench.run("grid", "--slurm", *SHORT, *long)  # all are there
-    wait_until(lambda: "KILLED" in shown(bench, "grid").values() or done(bench, names), job)
+    wait_until(lambda: "STOPPED" in shown(bench, "grid").values() or done(bench, names), job)
     wait_until(lambda: done(bench, names), "both runs")
     bench.run("alone-longer", *SHORT, *long)
     bench.assert_same("grid", "alone-longer")

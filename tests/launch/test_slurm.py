@@ -229,7 +229,7 @@ def test_no_tasks_no_job(tmp_path: Path) -> None:
 
 def test_submitit_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match=r"pip install 'lovasz-repro\[slurm\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt '\.\[slurm\]'"):
         submit([Task("k", "n", ["true"])], OPTIONS, tmp_path)
 
 

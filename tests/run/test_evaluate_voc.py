@@ -387,7 +387,7 @@ def test_without_the_crfs_library(
     monkeypatch.setitem(__import__("sys").modules, "pydensecrf.densecrf", None)
     done = call(weights, "--crf")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "pip install 'lovasz-repro[crf]'" in done.err
+    assert "pip install -c constraints.txt '.[crf]'" in done.err
 
 
 def test_one_scale_is_continued_as_asked_as_the_run_was_or_as_deeplab_does(

@@ -133,9 +133,16 @@ def test_cityscapes_writes_official_ids_and_never_unlabelled(cityscapes, tmp_pat
 def test_camvid_writes_class_indices(camvid, tmp_path: Path) -> None:
     model, weights = camvid
     path = photo(tmp_path / "in", 32, 48)
-    (done,) = predict_images([path], weights, tmp_path / "out")
+    said: list[str] = []
+    (done,) = predict_images([path], weights, tmp_path / "out", say=said.append)
     expected = scores(model, network_input(path))[0].argmax(0).numpy()
     assert np.array_equal(read(done.label_ids), expected)
+    assert said == []
+    Image.new("L", (48, 32)).save(done.label_ids)  # another network's, and another photograph's
+    images = [path, photo(tmp_path / "in", 32, 48, "other.png")]
+    predict_images(images, weights, tmp_path / "out", say=said.append)
+    assert np.array_equal(read(done.label_ids), expected)
+    assert [("1 of 2" in line, "replaced" in line) for line in said] == [(True, True)]
 
 
 def test_overlay_mixes_photograph_and_class_colours(camvid, tmp_path: Path) -> None:
@@ -524,7 +531,7 @@ def test_a_network_of_ones_own_is_asked_by_its_run_alone(tmp_path: Path, store: 
 def test_runs_that_cannot_be_asked(deeplab, tmp_path: Path, store: Store) -> None:
     path, out, results = photo(tmp_path / "in", 8, 8), tmp_path / "out", store.results
     killed = stored(store, deeplab[1], "KILLED")
-    assert "KILLED, not FINISHED" in refusal([path], killed, out, results=results)
+    assert "STOPPED, not FINISHED" in refusal([path], killed, out, results=results)
     features = stored(store, deeplab[1], **{"data.images": "features"})
     assert "no photograph" in refusal([path], features, out, results=results)
     other = tmp_path / "config.yaml"

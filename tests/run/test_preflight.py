@@ -70,7 +70,7 @@ def test_a_package_that_only_the_last_run_needs(
     write_voc(tmp_path / "data" / "tiny")
     file = spell(write_multiclass_experiment(tmp_path), with_basis)
     assert next(cell.variant for cell in load_experiment(str(file)).cells("demo")) == "basis"
-    assert "pip install 'lovasz-repro[crf]'" in refused(file)
+    assert "pip install -c constraints.txt '.[crf]'" in refused(file)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

@@ -168,7 +168,9 @@ def test_a_missing_crf_is_told_before_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    ways_out = r"pip install 'lovasz-repro\[crf\]', or score without .* evaluation\.crf=null"
+    ways_out = (
+        r"pip install -c constraints.txt '\.\[crf\]', or score without .* evaluation\.crf=null"
+    )
     with pytest.raises(UserError, match=ways_out):
         run()
     assert not list((tmp_path / "results" / "work").rglob("journal.jsonl"))
