@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lovasz_repro.bench import harness
-from lovasz_repro.bench.samples import VOID_LABEL, Size, parse_size, regions
+from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, parse_size, regions
 from lovasz_repro.errors import RunFailed, UserError, install
 from lovasz_repro.metrics import ConfusionMatrix
 

@@ -11,8 +11,7 @@ import torch
 
 from lovasz_repro.bench import harness
 from lovasz_repro.bench.harness import Advance, Column, Machine, Page, Row
-from lovasz_repro.bench.samples import Size, fits, multiclass_sample
-from lovasz_repro.bench.yardsticks import Loss
+from lovasz_repro.bench.yardsticks import Loss, Size, fits, multiclass_sample
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.report.style import BLUE, GREY, ORANGE, PAGE, RC, RED

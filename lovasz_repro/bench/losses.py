@@ -21,15 +21,18 @@ from torch.profiler import ProfilerActivity, profile
 from lovasz_repro.bench import harness
 from lovasz_repro.bench.growth import check_figure, draw, growing_sizes, growth_page, measure_growth
 from lovasz_repro.bench.harness import QUIET, Advance, Page, Report, Row, enough_memory, ratio
-from lovasz_repro.bench.samples import (
+from lovasz_repro.bench.yardsticks import (
+    Loss,
     Size,
     binary_sample,
     bytes_of,
     check_memory,
     multiclass_sample,
     parse_size,
+    peers,
+    sort_loop_hinge,
+    sort_loop_softmax,
 )
-from lovasz_repro.bench.yardsticks import Loss, peers, sort_loop_hinge, sort_loop_softmax
 from lovasz_repro.losses import lovasz_hinge, lovasz_softmax
 
 UNTIMED_PASSES = 2  # one for the errors, one for the memory

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from lovasz_repro.bench.harness import synchronise
-from lovasz_repro.bench.samples import VOID_LABEL, Size, regions
+from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, regions
 from lovasz_repro.config.schema import LossConfig, LossName, ModelConfig, TrainingConfig
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.device import choose_device

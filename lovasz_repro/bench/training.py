@@ -37,7 +37,6 @@ from lovasz_repro.bench.harness import (
     quartiles,
     ratio,
 )
-from lovasz_repro.bench.samples import VOID_LABEL, Size, check_memory
 from lovasz_repro.bench.trainee import (
     ENET_TRAINED,
     TRAINEES,
@@ -49,6 +48,7 @@ from lovasz_repro.bench.trainee import (
     Trainee,
     TrainingRanks,
 )
+from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, check_memory
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.enet import ENET_STRIDE
 from lovasz_repro.training.checkpoint import Checkpoints

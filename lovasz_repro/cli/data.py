@@ -103,7 +103,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Write what a folder does not say: classes.txt, found in the masks; train.txt and val.txt."""
-    from lovasz_repro.data.own_prepare import prepare_own
+    from lovasz_repro.data.own_look import prepare_own
     from lovasz_repro.host.processes import cores
     from lovasz_repro.host.progress import Progress
 

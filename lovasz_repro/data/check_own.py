@@ -32,8 +32,6 @@ from lovasz_repro.data.own_files import (
     OWN_VOID,
     OwnClasses,
     OwnFolder,
-    decode_mask,
-    folder_palette,
     in_folders,
     list_file,
     read_classes,
@@ -41,8 +39,15 @@ from lovasz_repro.data.own_files import (
     read_own_mask,
     shown_value,
 )
-from lovasz_repro.data.own_look import Looked, counted, found_classes, look_at_all
-from lovasz_repro.data.statistics import class_shares
+from lovasz_repro.data.own_look import (
+    Looked,
+    counted,
+    counts_of,
+    found_classes,
+    look_at_all,
+    with_palette,
+)
+from lovasz_repro.data.sampling import class_shares
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import try_writing, write_durably
 from lovasz_repro.host.output import visible
@@ -153,14 +158,6 @@ def found_where_sound(
         return None
 
 
-def with_palette(pairs: Sequence[ImagePair], classes: OwnClasses) -> OwnClasses:
-    """The classes with the colours of the first mask, where it can be read."""
-    try:
-        return folder_palette(decode_mask(pairs[0].mask), classes)
-    except UserError:
-        return classes
-
-
 def read_pairs(root: Path) -> tuple[dict[str, list[ImagePair]], list[Fault], list[str]]:
     """The images of each split that have masks, what is wrong with files and lists, and odd."""
     pairs, problems, notes = dict[str, list[ImagePair]](), list[Fault](), list[str]()
@@ -253,12 +250,6 @@ def what_is_odd(looked: Sequence[Looked], classes: OwnClasses, splits: Sequence[
         if copies:
             notes.append(f"{split}: {copies:,} photographs are there twice")
     return notes
-
-
-def counts_of(looked: Sequence[Looked]) -> np.ndarray:
-    """Pixels of each label in each image, (N, 256)."""
-    rows = [one.labels for one in looked if one.labels is not None]
-    return np.stack(rows) if rows else np.zeros((0, 256), np.int64)
 
 
 def report_classes(

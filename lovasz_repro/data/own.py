@@ -7,7 +7,7 @@
 
 or, in place of the lists, the folders ``train``, ``val`` and ``test`` with images/ and masks/ each.
 ``data prepare own`` writes the lists and ``classes.txt`` where they are missing. Training items are
-crops as of Pascal VOC (``voc_crops.py``), or whole images resized to one size.
+crops as of Pascal VOC (``examples.py``), or whole images resized to one size.
 """
 
 from functools import partial

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 
 from lovasz_repro.data.classes import VOC_CLASSES, VOID
-from lovasz_repro.data.sampling import Draw, mix
-from lovasz_repro.data.voc import binary_labels, list_images, read_labels
-from lovasz_repro.data.voc_crops import (
+from lovasz_repro.data.examples import (
     AUGMENTATIONS,
     GRID_STRIDE,
     AugmentationName,
@@ -25,6 +23,8 @@ from lovasz_repro.data.voc_crops import (
     draw_place,
     shows_label,
 )
+from lovasz_repro.data.sampling import Draw, mix
+from lovasz_repro.data.voc import binary_labels, list_images, read_labels
 
 
 @dataclass(frozen=True)

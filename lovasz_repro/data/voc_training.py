@@ -1,6 +1,6 @@
 """Pascal VOC as the network is trained and scored on it: all 21 classes, or one against the rest.
 
-Training items are crops (``voc_crops.py``), scored items whole photographs at their own size; or
+Training items are crops (``examples.py``), scored items whole photographs at their own size; or
 evidence drawn from the masks in their place (``voc_evidence.py``). Labels of one category are made
 from the whole mask, before it is cropped: whether a photograph shows the category decides what its
 void pixels become.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lovasz_repro.config.schema import MultiScaleConfig
-from lovasz_repro.data.voc_crops import GRID_STRIDE
+from lovasz_repro.data.examples import GRID_STRIDE
 from lovasz_repro.models.deeplab import upsample
 from lovasz_repro.models.enet import ENET_STRIDE, Prepare, to_unit_range
 

@@ -14,7 +14,7 @@ the max-pooling rounds up, and batch normalisations are frozen, statistics and a
     layer4   3       4         2048,  41,  41
     aspp     4       6 to 24   classes, 41, 41  the sum of four 3x3 convolutions
 
-Images are BGR in 0..255 minus the mean pixel (`data/voc_crops.py`). The loss is taken at the
+Images are BGR in 0..255 minus the mean pixel (`data/examples.py`). The loss is taken at the
 output grid: labels come down to it (`subsample_labels`), logits do not go up. For scores of an
 image, `upsample` the logits.
 """

@@ -30,7 +30,6 @@ from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.locate import data_folder, dataset_folder
 from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError
-from lovasz_repro.evaluation.batches import BatchScores, score_batch
 from lovasz_repro.evaluation.cityscapes import (
     CityscapesScores,
     official_scores,
@@ -38,7 +37,7 @@ from lovasz_repro.evaluation.cityscapes import (
     score_files,
 )
 from lovasz_repro.evaluation.crf import check_installed
-from lovasz_repro.evaluation.expected_iou import check_rankseg
+from lovasz_repro.evaluation.expected_iou import BatchScores, check_rankseg, score_batch
 from lovasz_repro.evaluation.photographs import parse_size
 from lovasz_repro.evaluation.predictor import MultiScale, Predictor, Upsample
 from lovasz_repro.evaluation.regimes import Compared, compare_crfs, open_folder, score_regimes

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from lovasz_repro.config.schema import CellConfig, ExperimentConfig
 from lovasz_repro.data.datasets import category_of, kind_of
-from lovasz_repro.data.statistics import class_presence, class_shares
+from lovasz_repro.data.sampling import class_presence, class_shares
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import write_durably
 from lovasz_repro.host.progress import Progress

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lovasz_repro.data.demo import draw_objects
+from lovasz_repro.data.examples import GRID_STRIDE, MEAN_BGR
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.voc_crops import GRID_STRIDE, MEAN_BGR
 from lovasz_repro.errors import RunFailed, UserError, install
 from lovasz_repro.evaluation.photographs import as_seen
 from lovasz_repro.host.files import try_writing, write_durably

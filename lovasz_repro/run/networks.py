@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lovasz_repro.config.schema import BASIS, CellConfig, ModelConfig, TrainingConfig
 from lovasz_repro.data.datasets import kind_of
-from lovasz_repro.data.voc_crops import GRID_STRIDE, to_caffe
+from lovasz_repro.data.examples import GRID_STRIDE, to_caffe
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import Feeding, continue_to_step
 from lovasz_repro.models import deeplab, snapshot

@@ -20,9 +20,15 @@ from lovasz_repro.data.datasets import ScoredSet, kind_of
 from lovasz_repro.data.voc import list_images, presence_of
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation import pictures
-from lovasz_repro.evaluation.batches import BatchScores, covering_batches, score_batch
 from lovasz_repro.evaluation.crf import refine
-from lovasz_repro.evaluation.expected_iou import fit_temperature, held_out, sampled_pixels
+from lovasz_repro.evaluation.expected_iou import (
+    BatchScores,
+    covering_batches,
+    fit_temperature,
+    held_out,
+    sampled_pixels,
+    score_batch,
+)
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.regimes import chunks_of, open_folder, score_regimes
 from lovasz_repro.host.processes import Interrupted

@@ -14,7 +14,7 @@ from torch import nn
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.data.cityscapes import read_instances
 from lovasz_repro.data.datasets import ScoredSet, category_of, kind_of
-from lovasz_repro.data.statistics import Labelled, class_counts
+from lovasz_repro.data.sampling import Labelled, class_counts
 from lovasz_repro.evaluation import pictures
 from lovasz_repro.evaluation.pictures import Pictured
 from lovasz_repro.evaluation.predictor import Predictor

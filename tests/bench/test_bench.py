@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from lovasz_repro.bench import growth, harness, samples
+from lovasz_repro.bench import growth, harness, yardsticks
 from lovasz_repro.bench.harness import ratio, to_markdown
 from lovasz_repro.bench.losses import (
     LossRow,
@@ -25,7 +25,7 @@ from lovasz_repro.bench.losses import (
     run_bench,
     sizes_of,
 )
-from lovasz_repro.bench.samples import (
+from lovasz_repro.bench.yardsticks import (
     FOREGROUND,
     WRONG,
     Size,
@@ -254,7 +254,9 @@ def test_growth_is_a_table_of_ratios() -> None:
 def test_sizes_that_do_not_fit_are_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(samples, "free_memory", lambda device: samples.bytes_of(Size(1, 3, 8, 8)))
+    monkeypatch.setattr(
+        yardsticks, "free_memory", lambda device: yardsticks.bytes_of(Size(1, 3, 8, 8))
+    )
     turns = Turns()
     figure = tmp_path / "growth.svg"
     found = run_bench(["1x2x2x2"], ["random"], CPU, None, 2, 0, figure, turns).found["growth"]

@@ -17,7 +17,7 @@ from lovasz_repro.bench.counting import (
     ways,
 )
 from lovasz_repro.bench.harness import Report, Spread, to_markdown
-from lovasz_repro.bench.samples import Size
+from lovasz_repro.bench.yardsticks import Size
 from lovasz_repro.errors import RunFailed
 from tests.bench.conftest import CPU, TOY, Command, Turns
 

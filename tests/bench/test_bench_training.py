@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lovasz_repro import cli
-from lovasz_repro.bench import samples, trainee, training
+from lovasz_repro.bench import trainee, training, yardsticks
 from lovasz_repro.bench.harness import (
     Advance,
     Report,
@@ -30,7 +30,6 @@ from lovasz_repro.bench.harness import (
     to_json,
     to_markdown,
 )
-from lovasz_repro.bench.samples import Size
 from lovasz_repro.bench.trainee import (
     CPU,
     DEEPLAB,
@@ -58,8 +57,9 @@ from lovasz_repro.bench.training import (
     run_bench,
     variants,
 )
+from lovasz_repro.bench.yardsticks import Size
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.voc_crops import to_caffe
+from lovasz_repro.data.examples import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.deeplab import DeepLab
 from tests.bench.conftest import TOY, Turns
@@ -246,7 +246,7 @@ def test_batch_has_what_a_batch_has() -> None:
     images, labels = batch(parse_batch("2x64x96"))
     assert (images.shape, images.dtype) == ((2, 3, 64, 96), torch.uint8)
     assert (labels.shape, labels.dtype) == ((2, 64, 96), torch.uint8)
-    assert (labels[:, :4] == samples.VOID_LABEL).all()
+    assert (labels[:, :4] == yardsticks.VOID_LABEL).all()
     assert (labels[:, 4:] < trainee.ENET_TRAINED.classes).all()
     assert len(labels[:, 4:].unique()) > 2
 
@@ -510,7 +510,7 @@ def test_nobody_is_left_behind(number: signal.Signals) -> None:
 
 
 def test_processes_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "free_memory", lambda device: None)
+    monkeypatch.setattr(yardsticks, "free_memory", lambda device: None)
     with pytest.raises(UserError, match="--device cpu"):
         choose_settings("2x16x16", [2], torch.device("cuda"), None, None, None)
 

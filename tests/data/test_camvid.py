@@ -32,8 +32,7 @@ from lovasz_repro.data.cityscapes import (
 )
 from lovasz_repro.data.classes import CAMVID
 from lovasz_repro.data.images import read_photograph
-from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.statistics import class_counts, class_shares
+from lovasz_repro.data.sampling import Draw, class_counts, class_shares
 from lovasz_repro.errors import UserError
 from tests.conftest import real_data
 from tests.left_overs import left_over

@@ -14,10 +14,9 @@ from PIL import Image
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.classes import VOID
 from lovasz_repro.data.datasets import dataset, kind_of
-from lovasz_repro.data.examples import CroppedImages
+from lovasz_repro.data.examples import CroppedImages, augment
 from lovasz_repro.data.images import ImagePair
 from lovasz_repro.data.sampling import Draw, mix
-from lovasz_repro.data.voc_crops import augment
 from lovasz_repro.data.voc_evidence import EvidenceTraining
 from lovasz_repro.data.voc_training import crops_of
 from lovasz_repro.run.build import draw_batches

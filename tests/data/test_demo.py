@@ -43,7 +43,7 @@ from lovasz_repro.data.own_files import (
     read_classes,
     read_own_mask,
 )
-from lovasz_repro.data.own_prepare import prepare_own
+from lovasz_repro.data.own_look import prepare_own
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.data.voc_training import whole_images
 from lovasz_repro.errors import UserError

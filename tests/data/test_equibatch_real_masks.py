@@ -14,8 +14,7 @@ from PIL import Image
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.classes import VOC_CLASSES
 from lovasz_repro.data.images import ImagePair
-from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.statistics import class_counts
+from lovasz_repro.data.sampling import Draw, class_counts
 from lovasz_repro.data.voc import list_images
 from lovasz_repro.data.voc_evidence import Evidence, EvidenceTraining
 from lovasz_repro.data.voc_training import crops_of

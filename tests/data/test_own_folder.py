@@ -16,8 +16,7 @@ from PIL import Image
 
 from lovasz_repro.data.check_own import OwnReport, check_own_folder
 from lovasz_repro.data.own_files import list_everything, list_pairs, own_splits, read_classes
-from lovasz_repro.data.own_look import split_images
-from lovasz_repro.data.own_prepare import prepare_own
+from lovasz_repro.data.own_look import prepare_own, split_images
 from lovasz_repro.errors import UserError
 from tests.tiny_own import drawn_masks, write_own
 
@@ -210,7 +209,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: Path, data: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lovasz_repro.data.own_prepare.write_durably", refuse)
+    monkeypatch.setattr("lovasz_repro.data.own_look.write_durably", refuse)
     with pytest.raises(UserError, match=r"Permission denied.*links"):
         prepare_own(write_own(tmp_path / "own", drawn_masks(4)))
 

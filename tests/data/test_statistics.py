@@ -9,7 +9,7 @@ import torch
 
 from lovasz_repro.data.camvid import CAMVID_IDS, list_files
 from lovasz_repro.data.images import read_mask
-from lovasz_repro.data.statistics import class_counts, class_presence, class_shares
+from lovasz_repro.data.sampling import class_counts, class_presence, class_shares
 from lovasz_repro.data.voc import presence_of
 from tests.conftest import real_data
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from lovasz_repro.data.voc_crops import (
+from lovasz_repro.data.examples import (
     CROP,
     CROP_SCALES,
     MEAN_BGR,
@@ -19,7 +19,7 @@ from lovasz_repro.data.voc_crops import (
     AugmentationName,
     augment,
     pad,
-    resize_image,
+    resize_bilinear,
     resize_labels,
     resize_labels_by_centres,
     to_caffe,
@@ -93,7 +93,7 @@ def test_it_is_one_of_the_crops_of_the_whole_image_resized_and_padded(
     for scale in CROP_SCALES:
         size = max(1, int(height * scale)), max(1, int(width * scale))
         whole = resize_labels(labels, size, (slice(None), slice(None)))
-        padded, void = pad(resize_image(image, size), whole, crop)
+        padded, void = pad(resize_bilinear(image, size), whole, crop)
         for turned in (slice(None), slice(None, None, -1)):
             windows = sliding_window_view(padded, (crop, crop), (0, 1)).transpose(0, 1, 3, 4, 2)
             tops, lefts = np.nonzero((windows[..., 0, 0, :] == shown[0, turned][0]).all(-1))
@@ -218,7 +218,7 @@ def test_image_and_labels_are_resized_by_pillow() -> None:
 def test_resizing_is_opencvs(scale: float, height: int, width: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     size = max(1, int(height * scale)), max(1, int(width * scale))
-    resized = resize_image(image, size)
+    resized = resize_bilinear(image, size)
     expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     assert resized.shape == (*size, 3)
     assert resized.flags["C_CONTIGUOUS"]  # else PyTorch took it for channels first, which is slow

@@ -19,8 +19,7 @@ from lovasz_repro import cli
 from lovasz_repro.bench.yardsticks import PlainVoc
 from lovasz_repro.data.classes import VOID
 from lovasz_repro.data.images import ImagePair
-from lovasz_repro.data.sampling import Draw, ShuffledBatches
-from lovasz_repro.data.statistics import class_counts
+from lovasz_repro.data.sampling import Draw, ShuffledBatches, class_counts
 from lovasz_repro.data.voc import binary_labels
 from lovasz_repro.data.voc_training import balanced_validation, crops_of, shuffle, whole_images
 from lovasz_repro.errors import UserError

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lovasz_repro.data.classes import VOID
+from lovasz_repro.data.examples import CROP_SCALES
 from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.voc_crops import CROP_SCALES
 from lovasz_repro.data.voc_evidence import (
     Evidence,
     EvidenceScored,

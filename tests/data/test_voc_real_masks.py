@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from lovasz_repro.data.images import ImagePair
-from lovasz_repro.data.sampling import Draw
-from lovasz_repro.data.statistics import class_counts, class_shares
+from lovasz_repro.data.sampling import Draw, class_counts, class_shares
 from lovasz_repro.data.voc import (
     VOC_CLASSES,
     VOC_LISTS,

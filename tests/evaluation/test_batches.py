@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lovasz_repro.data.voc import presence_of
-from lovasz_repro.evaluation import batches as module
-from lovasz_repro.evaluation.batches import (
+from lovasz_repro.evaluation import expected_iou as module
+from lovasz_repro.evaluation.expected_iou import (
     batch_probabilities,
     covering_batches,
     score_batch,

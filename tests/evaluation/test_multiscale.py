@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lovasz_repro.config.schema import MultiScaleConfig
-from lovasz_repro.data.voc_crops import MEAN_BGR
+from lovasz_repro.data.examples import MEAN_BGR
 from lovasz_repro.evaluation.predictor import (
     FINEST,
     MultiScale,

@@ -7,12 +7,12 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from lovasz_repro.evaluation import expected_iou as module
-from lovasz_repro.evaluation.batches import scores_of
 from lovasz_repro.evaluation.expected_iou import (
     at_temperature,
     fit_temperature,
     held_out,
     sampled_pixels,
+    scores_of,
 )
 from lovasz_repro.evaluation.measures import Calibration
 from lovasz_repro.evaluation.predictor import Feeding, Predictor

@@ -14,8 +14,14 @@ import pytest
 
 from lovasz_repro.report.figures import FIGURES
 from lovasz_repro.report.model import Drawing, Missing
-from lovasz_repro.report.page.bias import BiasSlider, bias_slider
-from lovasz_repro.report.page.content import VERDICTS_AT, PageContent, page_content, verdict_at
+from lovasz_repro.report.page.content import (
+    VERDICTS_AT,
+    BiasSlider,
+    PageContent,
+    bias_slider,
+    page_content,
+    verdict_at,
+)
 from lovasz_repro.report.page.svg import inline_svg
 from lovasz_repro.report.page.write import render_page, write_page
 from lovasz_repro.report.tables import TABLES

@@ -217,7 +217,7 @@ def test_missing_trees_say_which_command_makes_them(tmp_path: Path) -> None:
 
 def test_equibatch_batches_come_from_the_counts(tmp_path: Path) -> None:
     from lovasz_repro.data.cityscapes_training import training_images
-    from lovasz_repro.data.statistics import class_counts
+    from lovasz_repro.data.sampling import class_counts
     from lovasz_repro.run.build import draw_batches
 
     experiment = load_experiment(str(write_experiment(tmp_path, EXPERIMENT)))

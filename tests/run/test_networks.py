@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lovasz_repro.config.schema import load_experiment
-from lovasz_repro.data.voc_crops import MEAN_BGR, to_caffe
+from lovasz_repro.data.examples import MEAN_BGR, to_caffe
 from lovasz_repro.models.deeplab import small_deeplab
 from lovasz_repro.run.networks import NETWORKS, caffe_on_the_grid, from_the_grid
 
