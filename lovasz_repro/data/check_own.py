@@ -113,6 +113,9 @@ def check_own_folder(
         notes += what_is_odd(looked, classes, [*pairs])
     if classes and sheet:
         write_sheet(sheet, looked, classes)
+    if sheet:
+        wrote = f"wrote {sheet}: masks laid over images, and what the colours are"
+        notes.append(wrote if classes else f"no {sheet}: masks with faults hide the classes")
     missing, note = not listed or UNSPLIT in pairs, read_note(root)
     return OwnReport(
         root=str(root),
@@ -167,7 +170,13 @@ def read_pairs(root: Path) -> tuple[dict[str, list[ImagePair]], list[Fault], lis
                 folder = OwnFolder.read(root / split)
                 pairs[split] = paired(root, split, folder, [*folder.images], problems)
                 if not folder.images:
-                    problems.append(Fault(split, f"{split}/{IMAGES}", "no photographs"))
+                    problems.append(
+                        Fault(
+                            split,
+                            f"{split}/{IMAGES}",
+                            "no photographs; move some of another split here",
+                        )
+                    )
                 notes += unused(folder, folder.images, f"{split}/")
         return pairs, problems, notes
     folder = OwnFolder.read(root)
@@ -196,9 +205,9 @@ def paired(
     root: Path, split: str, folder: OwnFolder, names: Sequence[str], problems: list[Fault]
 ) -> list[ImagePair]:
     """Those of some images that have a mask; what others lack becomes a problem."""
-    for where, what, lacking in folder.lacking(names):
+    for where, what, lacking, remedy in folder.lacking(names):
         place = where.relative_to(root).as_posix()
-        problems.append(Fault(split, place, f"no {what} of {some(lacking)}"))
+        problems.append(Fault(split, place, f"no {what} of {some(lacking)}; {remedy}"))
     return folder.pairs(names)
 
 

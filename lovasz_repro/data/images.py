@@ -58,13 +58,13 @@ def opened(file: Path, formats: list[str] | None = None) -> Iterator[ImageFile]:
         raise UserError(f"{file}: no such file.") from None
     except UnidentifiedImageError:
         what = " or ".join(formats or ["image"])
-        raise UserError(f"{file}: unreadable image (it is no {what}).") from None
+        raise UserError(f"{file}: unreadable image (it is no {what}); replace it.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{file}: unreadable image (it has too many pixels).") from None
     except Exception as error:  # damaged files make decoders raise almost anything
         problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         problem = " ".join(problem.split()) or type(error).__name__
-        raise UserError(f"{file}: unreadable image ({problem[:200]}).") from None
+        raise UserError(f"{file}: unreadable image ({problem[:200]}); replace it.") from None
 
 
 def read_photograph(file: Path) -> np.ndarray:

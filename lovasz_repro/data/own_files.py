@@ -194,10 +194,10 @@ def _checked(file: Path, listed: list[tuple[str, Any]]) -> OwnClasses:
     every = [shown_value(value) for value in (*values, *(extra for _, extra in further), *ignore)]
     twice = next((value for value in every if every.count(value) > 1), None)
     if twice is not None:
-        raise UserError(f"{file}: the value {twice} is given twice.")
+        raise UserError(f"{file}: the value {twice} is given twice; each class has its own.")
     if not 2 <= len(names) <= MOST_OWN_CLASSES:
-        raise UserError(f"{file}: {len(names)} classes; 2 to {MOST_OWN_CLASSES} can be told apart, "
-                        "background included.")  # fmt: skip
+        raise UserError(f"{file}: classes listed: {len(names)}. Give 2 to {MOST_OWN_CLASSES}, "
+                        "background included, a line each.")  # fmt: skip
     return OwnClasses(tuple(names), tuple(values), tuple(ignore), tuple(further))
 
 
@@ -425,12 +425,15 @@ class OwnFolder:
         images = files_of(place / IMAGES, PHOTOGRAPH_ENDINGS)
         return cls(place, images, files_of(place / MASKS, MASK_ENDINGS))
 
-    def lacking(self, names: Sequence[str]) -> Iterator[tuple[Path, str, list[str]]]:
-        """Where, what and of which names something is missing."""
-        kinds = (self.images, IMAGES, "photograph"), (self.masks, MASKS, "mask")
-        for found, kind, what in kinds:
+    def lacking(self, names: Sequence[str]) -> Iterator[tuple[Path, str, list[str], str]]:
+        """Where, what and of which names something is missing, and what to do."""
+        kinds = (
+            (self.images, IMAGES, "photograph", "put it there, or take the name out of the list"),
+            (self.masks, MASKS, "mask", "a mask has the name of its photograph"),
+        )
+        for found, kind, what, remedy in kinds:
             if lacking := [name for name in names if name not in found]:
-                yield self.place / kind, what, lacking
+                yield self.place / kind, what, lacking, remedy
 
     def pairs(self, names: Iterable[str]) -> list[ImagePair]:
         """Those of some names that have a photograph and a mask, sorted by file."""
@@ -461,10 +464,9 @@ def complete_pairs(folder: OwnFolder, names: list[str]) -> list[ImagePair]:
     if not names:
         raise UserError(f"{folder.place / IMAGES}: no photographs "
                         f"({', '.join(PHOTOGRAPH_ENDINGS)}).")  # fmt: skip
-    for where, what, lacking in folder.lacking(names):
+    for where, what, lacking, remedy in folder.lacking(names):
         more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
-        raise UserError(f"{where}: no {what} {lacking[0]!r}{more}; a mask has the name of its "
-                        "photograph.")  # fmt: skip
+        raise UserError(f"{where}: no {what} {lacking[0]!r}{more}; {remedy}.")
     return folder.pairs(names)
 
 
@@ -477,7 +479,8 @@ def files_of(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     try:
         found = by_name(folder.iterdir(), endings)
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}.") from None
+        raise UserError(f"{folder}: {error.strerror}. Photographs are expected in {IMAGES}/, masks "
+                        f"with the same names in {MASKS}/ beside it.") from None  # fmt: skip
     for name, file in found.items():
         if not name.isprintable() or name != name.strip() or name.startswith("#"):
             raise UserError(f"{file}: a name with characters that a list cannot have; rename it.")
@@ -505,7 +508,7 @@ def read_names(file: Path, folder: OwnFolder) -> list[str]:
                         "expected.")  # fmt: skip
     if len({*names}) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{file}: {one_line(repr(twice), 80)} is listed twice.")
+        raise UserError(f"{file}: {one_line(repr(twice), 80)} is listed twice; remove one.")
     return names
 
 

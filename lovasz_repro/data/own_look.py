@@ -103,6 +103,7 @@ def look_at(root: Path, classes: OwnClasses | None, item: tuple[str, ImagePair])
         what = f"{by(mask.pixels.shape)}; its photograph is {by(size)}"
         if mask.pixels.shape == size[::-1]:
             what += ", maybe turned by the orientation that its file notes"
+        what += "; make the mask as large, without interpolation"
         faults += files.faults(pair.mask, [what])
     values, labels = mask.shown(), None
     try:

@@ -188,6 +188,7 @@ def test_own_data_are_checked_and_prepared(tmp_path: Path) -> None:
     result = run("check own --processes 1 --sheet out/sheet.png")
     assert result.stdout.splitlines()[-1] == "data/own: whole (own)"
     assert Path("out/sheet.png").is_file()
+    assert "wrote out/sheet.png" in result.output
     (root / "masks" / "m1.png").unlink()
     result = run("check own --processes 1 --json")
     assert result.exit_code == 1

@@ -151,11 +151,11 @@ def written(file: str, text: str) -> Callable[[Path], object]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "no mask": (lambda root: (root / "masks/m1.png").unlink(), "masks", "m1"),
+    "no mask": (lambda root: (root / "masks/m1.png").unlink(), "masks", "m1; .*name"),
     "empty split": (written("val.txt", "# none\n"), "val.txt", "empty"),
     "in two splits": (written("val.txt", "m1\nm4\n"), "val.txt", "m1.*train.txt"),
-    "not there": (written("val.txt", "m4\n../../etc/passwd\n"), "images", "passwd"),
-    "size": (saved("masks/m1.png", Image.new("L", (5, 5))), "masks/m1.png", "5x5.*12x16"),
+    "not there": (written("val.txt", "m4\n../../etc/passwd\n"), "images", "passwd; .*list"),
+    "size": (saved("masks/m1.png", Image.new("L", (5, 5))), "masks/m1.png", "5x5.*12x16; "),
     "value": (
         saved("masks/m1.png", Image.new("L", (16, 12), 77)), "masks/m1.png", "77.*classes.txt",
     ),
