@@ -219,9 +219,10 @@ class CategoryScoring:
         }
 
     def summary(self) -> str:
-        """The scores in a few words: in per cent, under the names that they have in the tables."""
+        """The scores in a few words: losses as numbers, IoUs in per cent."""
         scores = self.as_metrics("val")
-        return ", ".join(f"{TITLES[name]} {scores[f'val/{name}']:.2%}" for name in self.names)
+        form = {name: ".4f" if name in SCORE_TITLES else ".2%" for name in self.names}
+        return ", ".join(f"{TITLES[n]} {scores[f'val/{n}']:{form[n]}}" for n in self.names)
 
 
 class BinaryScoring(CategoryScoring):
