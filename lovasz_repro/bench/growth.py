@@ -14,6 +14,7 @@ from lovasz_repro.bench.harness import Advance, Column, Machine, Page, Row
 from lovasz_repro.bench.yardsticks import Loss, Size, fits, multiclass_sample
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.output import plural
 from lovasz_repro.report.style import BLUE, GREY, ORANGE, PAGE, RC, RED
 
 IMAGE_SIDES = (100, 178, 316, 562, 1000, 1778, 3162)  # of a square image: 1e4 to 1e7 pixels
@@ -56,7 +57,7 @@ def growth_page(growth: Row, machine: Machine) -> Page:
             kind=growth["logits"],
             classes=USUAL_CLASSES,
             pixels=USUAL_SIDE**2,
-            rounds=harness.count(growth["rounds"], "round"),
+            rounds=plural(growth["rounds"], "round"),
         ),
     )
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from torch import Tensor
 
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import plural
 from lovasz_repro.host.provenance import device_name, git_commit
 from lovasz_repro.host.terminal import print_note, print_sections
 
@@ -166,7 +167,7 @@ class Machine:
 def this_machine(device: torch.device) -> Machine:
     """The machine after a bench on one of its devices."""
     hardware, threads = device_name(device), torch.get_num_threads()
-    on_cpu = f"CPU ({count(threads, 'thread')})"
+    on_cpu = f"CPU ({plural(threads, 'thread')})"
     title = on_cpu if device.type == "cpu" else hardware
     return Machine(title, hardware, threads, torch.__version__, git_commit(), load())
 
@@ -326,8 +327,3 @@ def number(value: float) -> str:
     """Three significant digits at most, never in powers of ten."""
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3
     return f"{value:.{decimals}f}"
-
-
-def count(number: int, noun: str) -> str:
-    """ "1 thread", "2 threads"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

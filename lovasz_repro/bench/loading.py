@@ -20,6 +20,7 @@ from lovasz_repro.config.schema import CellConfig, LossConfig
 from lovasz_repro.data.datasets import category_of, kind_of
 from lovasz_repro.data.examples import CroppedImages
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import plural
 from lovasz_repro.run.build import build_model, build_optimizer, open_data, training_batches
 from lovasz_repro.run.inputs import Place, find_inputs
 from lovasz_repro.run.networks import NETWORKS
@@ -32,7 +33,7 @@ TRAINING_STEP, LOADER, PLAIN = "training step", "loader alone", "plain PIL"
 CAPTION = (
     "Loader: read, decode, resize, put together. Step: forward, backward and update on a batch "
     "from memory. Loader / step: images per second in those of the step of the same round; median "
-    "(quartiles) over {rounds} rounds of {batches} batches."
+    "(quartiles) over {rounds} of {batches}."
 )
 PLAIN_CAPTION = (
     "Plain PIL: the whole photograph resized by Pillow, made float and the mean subtracted in the "
@@ -118,7 +119,8 @@ def _page(machine: harness.Machine, found: harness.Row) -> harness.Page:
         ("images / s", harness.median("images_per_second")),
         ("loader / step", harness.quartiles("in_steps")),
     ]
-    caption = CAPTION.format(**found)
+    rounds, batches = plural(found["rounds"], "round"), plural(found["batches"], "batch")
+    caption = CAPTION.format(rounds=rounds, batches=batches)
     if any(loader["in_plain"] for loader in loaders):
         columns.append(("loader / plain PIL", harness.quartiles("in_plain")))
         caption = f"{caption} {PLAIN_CAPTION}"
@@ -128,7 +130,7 @@ def _page(machine: harness.Machine, found: harness.Row) -> harness.Page:
 
 def loaded_by(what: str, workers: int) -> str:
     """What is loaded and with how many processes."""
-    return f"{what}, {harness.count(workers, 'worker') if workers else 'the same process'}"
+    return f"{what}, {plural(workers, 'worker') if workers else 'the same process'}"
 
 
 def _batches(cell: CellConfig, images: Any, place: Place) -> Iterator[Any]:

@@ -29,6 +29,7 @@ from lovasz_repro.evaluation.cityscapes import (
     read_pair,
     score_files,
 )
+from lovasz_repro.host.output import plural
 
 SAME = 1e-6
 """How far a score may be from the official one."""
@@ -123,7 +124,7 @@ def page(machine: Machine, found: Row) -> Page:
         ("times as fast as\nthe official script", harness.quartiles("speedup")),
     )
     return Page(
-        f"Cityscapes scores of {harness.count(found['images'], 'image')}, {height} x {width}, "
+        f"Cityscapes scores of {plural(found['images'], 'image')}, {height} x {width}, "
         f"{machine.hardware}, NumPy {found['numpy_version']}, torch {machine.torch_version}",
         columns,
         {"": found["rows"]},

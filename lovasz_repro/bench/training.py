@@ -32,7 +32,6 @@ from lovasz_repro.bench.harness import (
     Page,
     Report,
     Row,
-    count,
     number,
     quartiles,
     ratio,
@@ -50,6 +49,7 @@ from lovasz_repro.bench.trainee import (
 )
 from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, check_memory
 from lovasz_repro.errors import RunFailed, UserError
+from lovasz_repro.host.output import plural
 from lovasz_repro.models.enet import ENET_STRIDE
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState, keep_best
@@ -295,7 +295,7 @@ def report(
     batch, classes, height, width = settings.size
     trained, gpu = settings.trained, rows[0]["peak_bytes"] is not None
     caption = CAPTION.format(
-        rounds=settings.rounds, steps=count(settings.steps, "step"), optimizer=trained.optimizer
+        rounds=settings.rounds, steps=plural(settings.steps, "step"), optimizer=trained.optimizer
     )
     if trained.compares_losses:
         caption = caption.removesuffix(".") + OTHER_LOSSES
@@ -327,8 +327,8 @@ def _remarks(row: Row) -> Iterator[str]:
     """What ranks spend on talking to each other, and how long the paper's training takes."""
     if share := row["communication_share"]:
         yield (
-            f"{row['name']} ({count(row['threads'], 'thread')} each): gradient averaging and batch "
-            "normalisation over ranks take "
+            f"{row['name']} ({plural(row['threads'], 'thread')} each): gradient averaging and "
+            "batch normalisation over ranks take "
             f"{number(statistics.median(row['communication_ms']))} ms, {share.median:.0%} of the "
             f"step ({share.low:.0%} to {share.high:.0%})."
         )

@@ -37,6 +37,7 @@ from lovasz_repro.data.voc import list_images
 from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.scoring import evaluate
+from lovasz_repro.host.output import plural
 from lovasz_repro.run.build import (
     EVALUATION_BATCH,
     build_model,
@@ -61,7 +62,7 @@ WHOLE, NETWORK, LOADING, METRIC = "whole pass", "network alone", "loading alone"
 NEAR = 1.1
 """A whole pass that takes at most so many times as long as its slowest part is limited by it."""
 CAPTION = (
-    "Validation images, {images} in each of {rounds} rounds, beside some that are not timed. Whole "
+    "Validation images, {images} in each of {rounds}, beside some that are not timed. Whole "
     "pass: images are decoded by {workers}. Network: from images on the device to classes at the "
     "size of the labels, with random weights, which cost as much. Metric: from classes on the "
     "device to counts. Parts: time in that of the whole pass of the same round; median (quartiles)."
@@ -184,7 +185,9 @@ def page(machine: harness.Machine, found: harness.Row) -> harness.Page:
         {"": found["parts"]},
         machine.load,
         [*starmap(_remark, found["limits"].items()), *[DRAWN] * found["drawn"]],
-        CAPTION.format(images=found["images"], rounds=found["rounds"], workers=workers),
+        CAPTION.format(
+            images=found["images"], rounds=plural(found["rounds"], "round"), workers=workers
+        ),
     )
 
 
@@ -218,7 +221,7 @@ class _Bench:
         single = predictor_of(network, cell, place.device)
         self.predictors: dict[str, Predictor] = {SINGLE: single}
         if several:
-            name = f"{harness.count(len(several.scales), 'scale')} fused"
+            name = f"{plural(len(several.scales), 'scale')} fused"
             scales = cell.evaluation.model_copy(update={"multi_scale": several})
             fused = cell.model_copy(update={"evaluation": scales})
             self.predictors[name] = multi_scale_of(network, fused, place.device)

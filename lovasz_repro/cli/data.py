@@ -12,7 +12,7 @@ from lovasz_repro.cli.options import AsJson, Data, data_option
 from lovasz_repro.config.read import known_name
 from lovasz_repro.config.tables import DATASET_LINES, OWN_SETTINGS
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import say, say_json
+from lovasz_repro.host.output import plural, say, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.data.check import CheckReport
@@ -121,7 +121,7 @@ def prepare(
     for file in found.wrote:
         say(f"wrote: {file}")
     counts = ", ".join(f"{count:,} {split}" for split, count in found.images.items())
-    say(f"{folder}: {counts}; {len(found.classes.names)} classes: {found.classes}")
+    say(f"{folder}: {counts}; {plural(len(found.classes.names), 'class')}: {found.classes}")
 
 
 @data_app.command("demo")
@@ -198,7 +198,7 @@ def convert(
     with Progress() as progress:
         task = progress.task(f"{source} to {target}", images)
         new = convert_camvid(folder, out or usual, task.advance)
-    what = f"{images} images of CamVid"
+    what = f"{plural(images, 'image')} of CamVid"
     experiment = f"run camvid-as-cityscapes --profile reduced{options(data, out)}"
     weights = find_weights(data_folder(data), "enet-cityscapes")
     if out and weights:
@@ -276,7 +276,7 @@ def print_report(report: "CheckReport", as_json: bool) -> None:
     if report.advice:
         say(report.advice)
     count = len(report.problems)
-    verdict = f"{count:,} problem{'s' if count > 1 else ''}" if count else "whole"
+    verdict = plural(count, "problem") if count else "whole"
     size = ", {}x{}".format(*report.size) if report.size else ""
     say(f"{report.root}: {verdict} ({report.content}{size})")
 

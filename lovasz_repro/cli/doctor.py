@@ -14,7 +14,7 @@ from lovasz_repro.config.tables import DATASET_LINES
 from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.locate import find_dataset, find_weights
 from lovasz_repro.errors import UserError, install
-from lovasz_repro.host.output import say_json
+from lovasz_repro.host.output import plural, say_json
 from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.store import Store
 
@@ -90,7 +90,7 @@ def devices() -> Iterator[Finding]:
     """The CPU and every GPU that torch sees."""
     import torch
 
-    yield Finding("cpu", True, f"{torch.get_num_threads()} threads")
+    yield Finding("cpu", True, plural(torch.get_num_threads(), "thread"))
     count = torch.cuda.device_count()
     for index in range(count):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
@@ -131,7 +131,7 @@ def store(results: Path, tracking_uri: str | None) -> Finding:
         count = len(opened.runs())
     except UserError as error:
         return Finding("store", False, str(error), essential=True)
-    return Finding("store", True, f"{opened.uri}: {count} runs", essential=True)
+    return Finding("store", True, f"{opened.uri}: {plural(count, 'run')}", essential=True)
 
 
 def slurm() -> Finding:

@@ -14,7 +14,7 @@ import typer
 
 from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, TrackingUri
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import say, say_json
+from lovasz_repro.host.output import plural, say, say_json
 from lovasz_repro.host.terminal import Terminal, print_table
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ def show_cityscapes(request: "Request", found: "OnCityscapes", as_json: bool) ->
     if theirs:
         say(f"{theirs.summary()} by the official script")
         say(f"largest difference of any score: {100 * (difference or 0):.2g} percentage points")
-    say(f"{found.images} predictions in {found.out}")
+    say(f"{plural(found.images, 'prediction')} in {found.out}")
     if request.submission or not ours:
         say_how_to_submit(request, CITYSCAPES_SERVER)
 
@@ -466,7 +466,7 @@ def show_test(request: "Request", found: "OnVoc") -> None:
     from lovasz_repro.evaluation.submission import VOC_FOLDER, VOC_SERVER
 
     name = "crf" if found.settings.crfs else "multi_scale"
-    say(f"{found.images} label files in {request.predictions / VOC_FOLDER} "
+    say(f"{plural(found.images, 'label file')} in {request.predictions / VOC_FOLDER} "
         f"({title_of(found, name)})")  # fmt: skip
     say_how_to_submit(request, VOC_SERVER)
 
@@ -475,8 +475,7 @@ def title_of(found: "OnVoc", name: str) -> str:
     """A way of evaluating the network, in words."""
     if name == "single_scale" or not found.settings.multi_scale:
         return "single scale"
-    count = len(found.settings.multi_scale.scales)
-    scales = f"{count} scales" if count > 1 else "1 scale"
+    scales = plural(len(found.settings.multi_scale.scales), "scale")
     return f"{scales} + CRF" if name == "crf" else scales
 
 
@@ -488,7 +487,7 @@ def prefix_of(request: "Request", name: str) -> str:
 def images_of(request: "Request", found: "OnVoc") -> str:
     """Which photographs, in words."""
     count, total = found.images, found.images_of_split
-    what = f"{count} images" if count == total else f"the first {count} of {total} images"
+    what = plural(count, "image") if count == total else f"the first {count} of {total} images"
     split = "train_aug" if request.split == "train" else request.split
     return f"{what} of {split} in {found.root}"
 

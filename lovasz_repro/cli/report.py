@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lovasz_repro.cli.options import RESULTS, Out, Results, TrackingUri
-from lovasz_repro.host.output import say, write_files
+from lovasz_repro.host.output import plural, say, write_files
 
 if TYPE_CHECKING:
     from lovasz_repro.report.model import Missing
@@ -76,7 +76,10 @@ def tables(
             shown = []
     for table in shown:
         print_table(table, console)
-    say(f"{count} files in {folder}" + ("" if names else f"; {ONE_BY_NAME.format('tables')}"))
+    say(
+        f"{plural(count, 'file')} in {folder}"
+        + ("" if names else f"; {ONE_BY_NAME.format('tables')}")
+    )
 
 
 @report_app.command()

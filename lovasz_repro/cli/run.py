@@ -19,7 +19,7 @@ from lovasz_repro.cli.options import (
     say_yaml,
 )
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import say
+from lovasz_repro.host.output import plural, say
 from lovasz_repro.launch.rank import is_rank
 
 if TYPE_CHECKING:
@@ -380,19 +380,24 @@ def run_search(
             stored = stored_search(cell, store)
             state = f"done (run {stored.run_id})" if stored else "new"
             about = f"radius {cell.circles.radius}, noise {cell.circles.noise}, " if sweep else ""
-            seeds = "1 seed" if cell.seeds == 1 else f"{cell.seeds} seeds"
+            seeds = plural(cell.seeds, "seed")
             say(f"synthetic: {about}{seeds}, {state}; results go to {store.uri}.")
         choose_device(device)
         return
+    done = []
     with Progress() as progress:
         task = progress.task("synthetic", sum(cell.seeds for cell in cells))
-        done = [
-            run_synthetic(cell, store, choose_device(device), lambda *_: task.advance())
-            for cell in cells
-        ]
+        for number, cell in enumerate(cells, start=1):
+            found = run_synthetic(cell, store, choose_device(device), lambda *_: task.advance())
+            done.append(found)
+            task.reach(sum(cell.seeds for cell in cells[:number]))
+            if sweep:
+                about = f"radius {cell.circles.radius}, noise {cell.circles.noise}"
+                state = "done before" if found.reused else "finished"
+                progress.line(f"[{number}/{len(cells)}] {about}  {state} (run {found.run.run_id})")
     note = "stored before" if all(one.reused for one in done) else "stored"
     if sweep:
-        say(f"{len(done)} runs {note}. Next: lovasz-repro report figures synthetic-sweep")
+        say(f"{plural(len(done), 'run')} {note}. Next: lovasz-repro report figures synthetic-sweep")
         return
     print_table(TABLES["synthetic"](store), Terminal())
     say(f"{note} as run {done[0].run.run_id}. Next: lovasz-repro report figures figure-3")

@@ -12,7 +12,7 @@ import typer
 
 from lovasz_repro.cli.options import RESULTS, AsCsv, AsJson, AsMarkdown, Results, TrackingUri
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host.output import say, say_csv, say_json
+from lovasz_repro.host.output import plural, say, say_csv, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.launch.slurm import TaskState
@@ -184,7 +184,7 @@ def export_(
     count = export_runs(
         store, out, experiment, run, max_artifact=max_artifact, without=without or ()
     )
-    say(f"{count} runs in {out}")
+    say(f"{plural(count, 'run')} in {out}")
 
 
 @runs_app.command("import")
@@ -268,7 +268,7 @@ def prune(
         return
     rows = [[str(folder.path), f"{size:,}"] for folder, size in sizes]
     print_table(Terminal(), ["work folder of a finished run", "bytes"], rows)
-    folders = "1 work folder" if len(sizes) == 1 else f"{len(sizes)} work folders"
+    folders = plural(len(sizes), "work folder")
     what = f"{folders}, {sum(size for _, size in sizes):,} bytes"
     if dry_run:
         say(f"would delete {what}")

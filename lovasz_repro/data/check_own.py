@@ -50,7 +50,7 @@ from lovasz_repro.data.own_look import (
 from lovasz_repro.data.sampling import class_shares
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import try_writing, write_durably
-from lovasz_repro.host.output import visible
+from lovasz_repro.host.output import plural, visible
 
 UNSPLIT = "all"
 """In the place of a split, of images that nothing has split yet."""
@@ -219,7 +219,7 @@ def unused(folder: OwnFolder, names: Mapping[str, object], before: str = "") -> 
         there = sorted((folder.place / kind).glob("[!.]*"))
         others = [file.name for file in there if file not in used]
         if others:
-            what = f"{len(others):,} file{'s' if len(others) > 1 else ''} not used"
+            what = f"{plural(len(others), 'file')} not used"
             notes.append(f"{before}{kind}: {what}: {some(others)}")
     return notes
 

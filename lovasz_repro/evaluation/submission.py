@@ -36,6 +36,7 @@ from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.photographs import make_folder, write_file, write_picture
 from lovasz_repro.evaluation.predictor import MultiScale
 from lovasz_repro.evaluation.regimes import chunks_of, labels_of
+from lovasz_repro.host.output import plural
 from lovasz_repro.host.processes import mapped
 
 VOC_FOLDER = Path("results", "VOC2012", "Segmentation", "comp6_test_cls")
@@ -192,7 +193,7 @@ def check_predictions(
     if problems:
         rest = len(problems) - SHOWN_PROBLEMS
         more = f" (and {rest} more)" if rest > 0 else ""
-        total = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        total = plural(len(problems), "problem")
         raise UserError(f"no submission: {total}: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}.")
 
 

@@ -38,6 +38,12 @@ def visible(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def plural(number: int, noun: str) -> str:
+    """ "1 thread", "1,200 threads", "2 classes", "2 batches"."""
+    several = noun + ("es" if noun.endswith(("s", "ch")) else "s")
+    return f"{number:,} {noun if number == 1 else several}"
+
+
 def say(*lines: object, err: bool = False) -> None:
     """Print lines on stdout or stderr, each of them as one line."""
     for line in lines:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.output import plural
 from lovasz_repro.host.processes import (
     Interrupted,
     StopRequest,
@@ -102,9 +103,8 @@ class SideBySide:
                         self._start(*ready)
                     time.sleep(LOOK_EVERY)
                     if stop.number:
-                        count = len(self._running)
-                        text = f"Stopped {count} runs, saved. Run the same command to go on."
-                        raise Interrupted(stop.number, text)
+                        what = f"Stopped {plural(len(self._running), 'run')}, saved."
+                        raise Interrupted(stop.number, f"{what} Run the same command to go on.")
                     total.advance(self._look(), note=f"{len(waiting)} waiting")
             finally:
                 end_all([job.process for job in self._running])
@@ -115,7 +115,7 @@ class SideBySide:
         return self.outcome
 
     def _say_stopping(self) -> None:
-        self._progress.line(f"stopping {len(self._running)} runs, each after its step")
+        self._progress.line(f"stopping {plural(len(self._running), 'run')}, each after its step")
 
     def _undone(self) -> deque[tuple[CellConfig, Path]]:
         """The cells that are not done, and the folders of their runs."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import say
+from lovasz_repro.host.output import plural, say
 from lovasz_repro.host.provenance import device_name
 from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.launch.dispatch import place_and_problem
@@ -64,7 +64,7 @@ def where_it_runs(request: GridRequest, slurm: SlurmOptions | None, place: Place
     if slurm is None:
         return devices
     partition = f" in partition {slurm.partition}" if slurm.partition else ""
-    return f"Slurm{partition}, {devices}, for at most {slurm.time_minutes} minutes a job"
+    return f"Slurm{partition}, {devices}, for at most {plural(slurm.time_minutes, 'minute')} a job"
 
 
 def state_of(cell: CellConfig, place: Place, store: Store, known: Known) -> tuple[str, int]:
@@ -82,7 +82,7 @@ def state_of(cell: CellConfig, place: Place, store: Store, known: Known) -> tupl
     iteration = Checkpoints(folder).latest_iteration() if folder.is_dir() else None
     total = cell.training.iterations
     if iteration is None:
-        return f"new, {total} iterations", total
+        return f"new, {plural(total, 'iteration')}", total
     return f"goes on from iteration {iteration} of {total}", total - iteration
 
 
@@ -113,10 +113,11 @@ def estimate(
         return "Nothing is left to train."
     if not sources:
         return f"How long it trains is not known: no stored run of this size on {devices}."
-    text = (
-        f"Trains for about {seconds / 3600:.2g} hours on {devices} ({'; '.join(sources.values())})"
-    )
-    more = f"; {unknown} runs are of a size that was not measured" if unknown else ""
+    units = {"h": 3600, "min": 60, "s": 1}
+    unit = next((unit for unit, length in units.items() if seconds >= length), "s")
+    time = f"{seconds / units[unit]:.2g} {unit}"
+    text = f"Trains for about {time} on {devices} ({'; '.join(sources.values())})"
+    more = f"; not measured: the size of {plural(unknown, 'run')}" if unknown else ""
     return f"{text}{more}. Validation comes on top."
 
 

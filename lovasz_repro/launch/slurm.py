@@ -21,6 +21,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from lovasz_repro.errors import RunFailed, UserError, install
+from lovasz_repro.host.output import plural
 from lovasz_repro.launch.request import GridRequest, cell_command
 from lovasz_repro.launch.slurm_job import CommandJob
 from lovasz_repro.run.inputs import Place, find_inputs
@@ -283,7 +284,7 @@ def submit_grid(request: GridRequest, options: SlurmOptions, place: Place) -> st
         ids |= {task.key: task.job_id for task in submitted}
         for start, waiting in tasks.items():
             submitted += submit(waiting, options.after(ids[start]), folder)
-    words = [f"{len(submitted)} runs submitted"]
+    words = [f"{plural(len(submitted), 'run')} submitted"]
     if submitted:
         words[0] += f" as job {submitted[0].job_id.partition('_')[0]}"
     words += [f"{there} queued or running"] if there else []

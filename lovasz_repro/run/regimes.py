@@ -31,6 +31,7 @@ from lovasz_repro.evaluation.expected_iou import (
 )
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.regimes import chunks_of, open_folder, score_regimes
+from lovasz_repro.host.output import plural
 from lovasz_repro.host.processes import Interrupted
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.provenance import fingerprint_files
@@ -250,7 +251,7 @@ def told_of_batches(found: Sequence[BatchScores], size: int, temperature: float 
         if name in scored("", found[0])
     )
     fitted = f" (temperature {temperature:.2f})" if temperature else ""
-    return f"{len(found)} batches of {size} images: batch-mIoU {told}{fitted}"
+    return f"{plural(len(found), 'batch')} of {plural(size, 'image')}: batch-mIoU {told}{fitted}"
 
 
 def temperature_beside(

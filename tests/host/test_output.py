@@ -9,13 +9,25 @@ from pathlib import Path
 import pytest
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import never_fail_to_encode, say, say_json, visible, write_files
+from lovasz_repro.host.output import (
+    never_fail_to_encode,
+    plural,
+    say,
+    say_json,
+    visible,
+    write_files,
+)
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.host.terminal import Terminal, print_table
 
 HOSTILE = (
     "\x1b[2J\x1b]0;owned\x07[red]x[/red]\r\nFINISHED all\x9b31m\u202etxt.exe\udcff\u2028:smile:"
 )
+
+
+def test_one_is_singular() -> None:
+    told = [plural(*pair) for pair in ((1, "class"), (2, "class"), (0, "batch"), (1200, "run"))]
+    assert told == ["1 class", "2 classes", "0 batches", "1,200 runs"]
 
 
 def harmless(text: str) -> bool:

@@ -30,7 +30,7 @@ def test_hours_come_from_the_speed_of_a_run_of_the_same_size(cells: list[CellCon
     run = stored(cells[0], speed=2.0)
     left = [(cells[0], 3600), (cells[1], 1800)]  # batches of 2: 5400 s at 2 images/s
     text = estimate(left, [run], "GPU", 1)
-    assert text.startswith("Trains for about 1.5 hours on GPU (2 images/s, measured in run a1b2c3)")
+    assert text.startswith("Trains for about 1.5 h on GPU (2 images/s, measured in run a1b2c3)")
     assert "not measured" not in text
 
 
@@ -55,4 +55,5 @@ def test_what_is_done_takes_no_time(cells: list[CellConfig]) -> None:
         update={"training": cells[1].training.model_copy(update={"batch_size": 4})}
     )
     text = estimate([(cells[0], 60), (larger, 60)], [stored(cells[0], 2.0)], "GPU", 1)
-    assert "1 runs are of a size that was not measured" in text
+    assert "not measured: the size of 1 run." in text
+    assert "about 1 min on" in text  # 60 batches of 2 at 2 images/s

@@ -326,7 +326,7 @@ def test_batches_by_the_arg_max_and_by_the_rules(
     assert told["temperature"] > 0
 
     done = call(weights, "--batches", "1x5", "--least-side", 65)
-    assert "1 batches of 5 images: batch-mIoU" in done.out
+    assert "1 batch of 5 images: batch-mIoU" in done.out
     assert "temperature" not in done.out  # no image is left to fit it on
     done = call(weights, "--batches", "1x2")
     assert (done.code, done.err.count("\n")) == (2, 1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lovasz_repro.host.output import plural
 from lovasz_repro.report.claims import ClaimVerdict, SetEvidence, Verdict, evaluate_claims
 from lovasz_repro.report.claims_render import grounds
 from lovasz_repro.report.claims_schema import load_claims
@@ -103,8 +104,7 @@ class PageSection:
             cells = [cell for cell in table.cells if cell.value is None]
             for fill in dict.fromkeys(cell.command for cell in cells):
                 count = sum(cell.command == fill for cell in cells)
-                numbers = "1 number" if count == 1 else f"{count} numbers"
-                found.setdefault(fill, []).append(f"{numbers} of {table.name}")
+                found.setdefault(fill, []).append(f"{plural(count, 'number')} of {table.name}")
         for figure in self.figures:
             if figure.missing:
                 found.setdefault(figure.missing.command, []).append(figure.name)
