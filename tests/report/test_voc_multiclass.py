@@ -17,7 +17,7 @@ table_2, table_3, voc_multiclass, voc_multiclass_classes = (
     TABLES[name] for name in ("table-2", "table-3", "voc-multiclass", "voc-multiclass-classes")
 )
 RUN = "lovasz-repro run voc-multiclass"
-TRAINVAL = f"{RUN} --profile trainval"
+TRAINVAL = f"{RUN} --profile trainval, then lovasz-repro runs record RUN --server-scores FILE"
 SENT = ("x-loss", "x-loss-equibatch", "lovasz-equibatch-30k")
 # the header of the paper's Table 3, and the class of Pascal VOC that each of its words means
 SPELLED = {
