@@ -107,9 +107,9 @@ def export_network(
     """
     write, ask = format_of(target)
     kind = EXPORTABLE.get(network.snapshot.architecture)
-    if kind is None:
-        raise UserError(f"{network.title}: {network.snapshot.architecture} cannot be exported; "
-                        f"{' and '.join(EXPORTABLE)} can.")  # fmt: skip
+    if kind is None:  # one that sees features is refused where it is loaded
+        raise UserError(f"{network.title}: a network of your own is not exported; "
+                        "torch.export and torch.onnx take it.")  # fmt: skip
     check_place(target)
     seen = photograph_for(network, photograph)
     about = preprocessing(network, kind)

@@ -163,7 +163,7 @@ def test_what_cannot_be_is_said_before_anything_is_traced(
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     assert "[export]" in refused(UserError, weights, tmp_path / "model.onnx")
     monkeypatch.setattr(export, "EXPORTABLE", {})
-    assert "cannot be exported" in refused(UserError, weights, tmp_path / "model.pt2")
+    assert "is not exported" in refused(UserError, weights, tmp_path / "model.pt2")
 
 
 @pytest.fixture
