@@ -19,9 +19,8 @@ from rich.text import Text
 from torch import Tensor
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import plural
+from lovasz_repro.host.output import plural, print_note, print_sections
 from lovasz_repro.host.provenance import device_name, git_commit
-from lovasz_repro.host.terminal import print_note, print_sections
 
 SHORTEST_MS = 20.0  # a single call of less would be timed poorly
 Row = Mapping[str, Any]

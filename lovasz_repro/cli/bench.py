@@ -82,8 +82,8 @@ def measure(
 ) -> None:
     """Run a bench and print its report."""
     from lovasz_repro.bench import harness
+    from lovasz_repro.host.output import Terminal
     from lovasz_repro.host.progress import Progress
-    from lovasz_repro.host.terminal import Terminal
 
     class Bar(harness.Advance):
         def expect(self, turns: int) -> None:

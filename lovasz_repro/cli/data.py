@@ -261,7 +261,7 @@ def print_report(report: "CheckReport", as_json: bool) -> None:
         say_json(asdict(report) | {"ok": report.ok})
         return
     from lovasz_repro.data.check_own import OwnReport
-    from lovasz_repro.host.terminal import Terminal, print_table
+    from lovasz_repro.host.output import Terminal, print_table
 
     columns = sorted(asdict(report.splits[0]), key=lambda column: column == "problems")
     rows = [
@@ -284,7 +284,7 @@ def print_report(report: "CheckReport", as_json: bool) -> None:
 def print_classes(report: "OwnReport") -> None:
     """A table of the classes, sizes and what is odd."""
     from lovasz_repro.data.check_own import size_words
-    from lovasz_repro.host.terminal import Terminal, print_table
+    from lovasz_repro.host.output import Terminal, print_table
 
     splits = [row.split for row in report.splits]
     heads = ["class", "in masks", *(f"% of {s}" for s in splits), *(f"{s} images" for s in splits)]

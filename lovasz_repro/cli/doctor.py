@@ -14,8 +14,7 @@ from lovasz_repro.config.tables import DATASET_LINES
 from lovasz_repro.data.datasets import dataset
 from lovasz_repro.data.locate import find_dataset, find_weights
 from lovasz_repro.errors import UserError, install
-from lovasz_repro.host.output import plural, say_json
-from lovasz_repro.host.terminal import Terminal, print_table
+from lovasz_repro.host.output import Terminal, plural, print_table, say_json
 from lovasz_repro.store import Store
 
 NEEDED_PACKAGES = (

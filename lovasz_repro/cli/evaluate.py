@@ -14,8 +14,7 @@ import typer
 
 from lovasz_repro.cli.options import RESULTS, AsJson, Data, Device, Results, TrackingUri
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import plural, say, say_json
-from lovasz_repro.host.terminal import Terminal, print_table
+from lovasz_repro.host.output import Terminal, plural, print_table, say, say_json
 
 if TYPE_CHECKING:
     from lovasz_repro.evaluation.cityscapes import CityscapesScores

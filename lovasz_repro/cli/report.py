@@ -52,7 +52,7 @@ def tables(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """The paper's tables, published and reproduced numbers side by side."""
-    from lovasz_repro.host.terminal import Terminal
+    from lovasz_repro.host.output import Terminal
     from lovasz_repro.report.render import build_tables, print_overview, print_table, rendered
     from lovasz_repro.store import Store
 
@@ -122,7 +122,7 @@ def claims(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """What the paper claims, and whether the stored runs bear it out."""
-    from lovasz_repro.host.terminal import Terminal
+    from lovasz_repro.host.output import Terminal
     from lovasz_repro.report.claims import evaluate_claims
     from lovasz_repro.report.claims_render import (
         changed,

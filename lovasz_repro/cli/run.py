@@ -257,8 +257,7 @@ def run(
 def say_answer(request: "GridRequest") -> None:
     """Print what the stored runs on the data of a request say, and draw where losses differ."""
     from lovasz_repro.cli.report import draw
-    from lovasz_repro.host.output import write_files
-    from lovasz_repro.host.terminal import Terminal
+    from lovasz_repro.host.output import Terminal, write_files
     from lovasz_repro.launch.dispatch import place_and_problem
     from lovasz_repro.report.own import own_table
     from lovasz_repro.report.render import RENDERERS, print_table, rendered
@@ -281,7 +280,7 @@ def experiments() -> None:
     """List what can be run: what the paper claims there, and the sizes it can be run at."""
     from lovasz_repro.config.read import read_yaml
     from lovasz_repro.config.schema import experiment_file, experiment_names
-    from lovasz_repro.host.terminal import Terminal, print_note
+    from lovasz_repro.host.output import Terminal, print_note
 
     console = Terminal()
     for name in experiment_names():
@@ -364,8 +363,8 @@ def run_search(
         say_yaml(config.model_dump(mode="json"))
         return
     from lovasz_repro.host.device import choose_device
+    from lovasz_repro.host.output import Terminal
     from lovasz_repro.host.progress import Progress
-    from lovasz_repro.host.terminal import Terminal
     from lovasz_repro.report.render import print_table
     from lovasz_repro.report.tables import TABLES
     from lovasz_repro.store import Store

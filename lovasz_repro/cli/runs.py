@@ -255,7 +255,7 @@ def prune(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Delete the work folders (checkpoints) of finished runs, whose results the store keeps."""
-    from lovasz_repro.host.terminal import Terminal, print_table
+    from lovasz_repro.host.output import Terminal, print_table
     from lovasz_repro.run.prune import remove, work_folders
     from lovasz_repro.store import Store
 
@@ -306,7 +306,7 @@ def say_markdown(tables: Iterable[tuple[list[str], list[list[str]], tuple[int, .
 def print_parts(*parts: tuple[list[str], list[list[str]], tuple[int, ...]]) -> None:
     """Tables under each other: heads, rows, and which columns hold words; empty ones are left
     out."""
-    from lovasz_repro.host.terminal import Terminal, print_table
+    from lovasz_repro.host.output import Terminal, print_table
 
     console = Terminal()
     for number, (heads, rows, words) in enumerate(part for part in parts if part[1]):
@@ -351,7 +351,7 @@ def print_runs(
     if not runs and not only_tasks:
         say("No runs stored yet. Start with: lovasz-repro synthetic")
         return
-    from lovasz_repro.host.terminal import Terminal, print_table
+    from lovasz_repro.host.output import Terminal, print_table
 
     rows = [_task_row(task) for task in only_tasks]
     for run in runs:

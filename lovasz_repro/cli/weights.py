@@ -40,7 +40,7 @@ def list_(data: Data = None, as_json: AsJson = False) -> None:
     if as_json:
         say_json(rows)
         return
-    from lovasz_repro.host.terminal import Terminal, print_table
+    from lovasz_repro.host.output import Terminal, print_table
 
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "weights": lambda found: found["name"],

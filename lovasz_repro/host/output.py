@@ -2,7 +2,7 @@
 
 Names, tags, paths, keys and the replies of servers come from strangers. Whatever they hold, the
 reader sees it and nothing obeys it: no escape sequence, no line that somebody else wrote, no
-markup, no formula. What is drawn (tables, bars) goes out by ``host.terminal``.
+markup, no formula. What is drawn (tables, bars) goes out by ``Terminal``.
 """
 
 import codecs
@@ -11,9 +11,15 @@ import json
 import math
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.text import Text
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.files import write_durably
@@ -126,3 +132,197 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
         return [_finite(item) for item in value]
     return value
+
+
+# ---- Drawn on a terminal -------------------------------------------------------------------------
+#
+# Tables of which nothing is cut, at any width.
+
+GAP = 2
+LEAST = 12
+"""Characters to which a column of words may shrink before the table continues below."""
+UNBOUNDED = 100_000
+"""Width of a pipe or file: whoever reads it wraps, or does not."""
+
+Cell = str | Text
+Rows = Sequence[Sequence[Cell]]
+
+
+class Terminal(Console):
+    """stdout or stderr: no markup in any text, nothing of it obeyed; full width in a pipe."""
+
+    def __init__(self, *, err: bool = False, quiet: bool = False, width: int | None = None) -> None:
+        super().__init__(
+            stderr=err, quiet=quiet, width=width, markup=False, emoji=False, highlight=False
+        )
+        if width is None and not self.is_terminal:
+            self.width = UNBOUNDED
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Segments whose text is safe; rich's own control sequences pass."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                text = "\n".join(map(visible, segment.text.split("\n")))
+                yield Segment(text, segment.style)
+
+
+def print_note(console: Console, text: str, style: str = "", indent: int = 1) -> None:
+    """Print a sentence beside a table, indented where it wraps too."""
+    console.print(Padding(Text(visible(text), style), (0, 0, 0, indent), expand=False))
+
+
+def print_table(
+    console: Console, heads: Sequence[str], rows: Rows, words: Sequence[int] = (0,)
+) -> None:
+    """Print rows under heads.
+
+    Args:
+        console: where.
+        heads: of the columns.
+        rows: cells; a row of a single one is a heading.
+        words: columns of words, which may wrap; those of numbers never do. Where all are of words
+            and there is no room for columns, each row is printed as a list.
+    """
+    print_sections(console, heads, [("", rows)], words)
+
+
+def print_sections(
+    console: Console,
+    heads: Sequence[str],
+    sections: Sequence[tuple[str, Rows]],
+    words: Sequence[int] = (0,),
+) -> None:
+    """Print rows under headings, in columns of the same widths.
+
+    What does not fit beside each other continues below, under the first column again.
+    """
+    widths = _widths(heads, sections, str.splitlines)
+    if _total(widths) > console.width:  # then heads wrap, and after them columns of words
+        widths = _fitted(_widths(heads, sections, str.split), words, sections, console.width)
+    listed = len(words) == len(heads) and _total(widths) > console.width
+    for heading, rows in sections:
+        if heading:
+            console.print(Text(visible(heading), style="italic"))
+        if listed:
+            _print_lists(console, heads, rows)
+            continue
+        for number, group in enumerate(_beside_each_other(widths, console.width)):
+            if number:
+                console.print()
+            _print_columns(console, heads, rows, group, set(range(len(heads))) - set(words))
+
+
+def has_room(console: Console, heads: Sequence[str], sections: Sequence[tuple[str, Rows]]) -> bool:
+    """Whether all columns stand beside each other, where no more than heads wrap."""
+    return _total(_widths(heads, sections, str.split)) <= console.width
+
+
+def _print_columns(
+    console: Console, heads: Sequence[str], rows: Rows, widths: Mapping[int, int], right: set[int]
+) -> None:
+    """Print some columns, of these widths."""
+    _print_row(console, [Text(head) for head in heads], widths, right, at_bottom=True)
+    if right:  # a list of words needs no line to be read along
+        rule = "─" if console.encoding.startswith("utf") else "-"
+        console.print(Text(rule * _total(list(widths.values())), "dim"), soft_wrap=True)
+    for row in rows:
+        _print_row(console, [_text(cell) for cell in row], widths, right)
+
+
+def _print_row(
+    console: Console,
+    cells: Sequence[Text],
+    widths: Mapping[int, int],
+    right: set[int] | frozenset[int] = frozenset(),
+    *,
+    at_bottom: bool = False,
+) -> None:
+    """Print the cells of some columns, folded to their widths."""
+    folded = [
+        list(cells[column].wrap(console, width, overflow="fold")) if column < len(cells) else []
+        for column, width in widths.items()
+    ]
+    height = max(map(len, folded))
+    for lines in folded:
+        missing = [Text() for _ in range(height - len(lines))]
+        lines[:] = [*missing, *lines] if at_bottom else [*lines, *missing]
+    for parts in zip(*folded, strict=True):
+        for text, (column, width) in zip(parts, widths.items(), strict=True):
+            text.align("right" if column in right else "left", width)
+        line = Text(" " * GAP).join(parts)
+        line.rstrip()
+        console.print(line, soft_wrap=True)
+
+
+def _print_lists(console: Console, heads: Sequence[str], rows: Rows) -> None:
+    """Print each row as lines of a head and what is under it."""
+    width = max(map(cell_len, heads))
+    widths = {0: width, 1: max(console.width - width - GAP, 1)}
+    for row in rows:
+        for head, cell in zip(heads, row, strict=False):
+            _print_row(console, [Text(head, "dim"), _text(cell)], widths)
+        console.print()
+
+
+def _text(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(visible(cell))
+    return cell if cell.plain.isprintable() else Text(visible(cell.plain), cell.style)
+
+
+def _widths(
+    heads: Sequence[str],
+    sections: Iterable[tuple[str, Rows]],
+    parts_of: Callable[[str], list[str]],
+) -> list[int]:
+    """Characters that each column needs; a head as much as the longest of its parts."""
+    widths = [max(map(cell_len, parts_of(head)), default=0) for head in heads]
+    for row in (row for _, rows in sections for row in rows):
+        for column, cell in enumerate(map(_text, row)):
+            widths[column] = max(widths[column], cell_len(cell.plain))
+    return widths
+
+
+def _fitted(
+    widths: Sequence[int],
+    words: Sequence[int],
+    sections: Iterable[tuple[str, Rows]],
+    space: int,
+) -> list[int]:
+    """Widths where columns of words, the widest first, make room for the others: they wrap between
+    words, and where that is not enough within them."""
+    fitted = list(widths)
+    longest = [LEAST] * len(widths)
+    for row in (row for _, rows in sections for row in rows):
+        for column, cell in enumerate(row):
+            longest[column] = max(longest[column], *map(cell_len, _text(cell).plain.split()), 0)
+    for least in (longest, [LEAST] * len(widths)):
+        while _total(fitted) > space:
+            wider = [column for column in words if fitted[column] > least[column]]
+            if not wider:
+                break
+            fitted[max(wider, key=fitted.__getitem__)] -= 1
+    return fitted if _total(fitted) <= space else list(widths)
+
+
+def _beside_each_other(widths: Sequence[int], space: int) -> list[dict[int, int]]:
+    """Columns and their widths in groups that fit, the first column in each of them."""
+    label, *_ = widths
+    least = label if _total(widths) <= space else min(label, max(LEAST, space // 3))
+    groups: list[dict[int, int]] = [{0: least}]
+    for column, width in enumerate(widths[1:], start=1):
+        width = min(width, space - least - GAP)
+        if _total([*groups[-1].values(), width]) > space:
+            groups.append({0: least})
+        groups[-1][column] = width
+    for group in groups:
+        group[0] = min(label, least + space - _total(list(group.values())))
+    return groups
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)

@@ -21,8 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from lovasz_repro.host.output import visible
-from lovasz_repro.host.terminal import Terminal
+from lovasz_repro.host.output import Terminal, visible
 
 LINE_EVERY_SECONDS = 30.0
 Item = TypeVar("Item")

@@ -14,10 +14,9 @@ from lovasz_repro.config.schema import ExperimentConfig
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import machine
-from lovasz_repro.host.output import say
+from lovasz_repro.host.output import Terminal, say
 from lovasz_repro.host.processes import cores, decoding_workers, threads_of
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.host.terminal import Terminal
 from lovasz_repro.launch.rank import (
     ONE_RANK,
     Rank,

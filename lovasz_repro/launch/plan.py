@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import plural, say
+from lovasz_repro.host.output import Terminal, plural, print_table, say
 from lovasz_repro.host.provenance import device_name
-from lovasz_repro.host.terminal import Terminal, print_table
 from lovasz_repro.launch.dispatch import place_and_problem
 from lovasz_repro.launch.request import GridRequest
 from lovasz_repro.launch.slurm import SlurmOptions

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from lovasz_repro.host.terminal import print_note, print_table
+from lovasz_repro.host.output import print_note, print_table
 from lovasz_repro.report.claims import ClaimVerdict, Effect, Interval, SetEvidence, Verdict
 from lovasz_repro.report.claims_schema import Claim
 from lovasz_repro.report.layout import MINUS, number, precise

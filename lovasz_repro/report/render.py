@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.text import Text as RichText
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import no_formula, visible
-from lovasz_repro.host.terminal import has_room, print_note, print_sections
-from lovasz_repro.host.terminal import print_table as print_rows
+from lovasz_repro.host.output import has_room, no_formula, print_note, print_sections, visible
+from lovasz_repro.host.output import print_table as print_rows
 from lovasz_repro.report.layout import (
     Grid,
     Line,

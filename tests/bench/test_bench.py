@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from lovasz_repro.bench import growth, harness, yardsticks
+from lovasz_repro.bench import harness, losses, yardsticks
 from lovasz_repro.bench.harness import ratio, to_markdown
 from lovasz_repro.bench.losses import (
     LossRow,
@@ -34,7 +34,7 @@ from lovasz_repro.bench.yardsticks import (
     parse_size,
 )
 from lovasz_repro.errors import RunFailed, UserError
-from lovasz_repro.host import terminal
+from lovasz_repro.host import output
 from tests.bench.conftest import CPU, TOY, Command, Turns
 
 NAMES = [row.name for row in (*multiclass_rows(), *binary_rows())]
@@ -116,7 +116,7 @@ def test_help(bench: Command) -> None:
 
 
 def test_table_has_every_row_and_fits(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "Terminal", partial(terminal.Terminal, width=120))
+    monkeypatch.setattr(output, "Terminal", partial(output.Terminal, width=120))
     code, out, err = bench(f"{TINY} --threads 1")
     assert code == 0, err
     assert err == ""
@@ -214,15 +214,15 @@ def test_default_sizes_are_sizes() -> None:
 
 @pytest.fixture
 def small_growth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "IMAGE_SIDES", (8, 16))
-    monkeypatch.setattr(growth, "CLASS_COUNTS", (2, 3, 4))
-    monkeypatch.setattr(growth, "USUAL_CLASSES", 3)
-    monkeypatch.setattr(growth, "USUAL_SIDE", 8)
+    monkeypatch.setattr(losses, "IMAGE_SIDES", (8, 16))
+    monkeypatch.setattr(losses, "CLASS_COUNTS", (2, 3, 4))
+    monkeypatch.setattr(losses, "USUAL_CLASSES", 3)
+    monkeypatch.setattr(losses, "USUAL_SIDE", 8)
 
 
 @pytest.mark.usefixtures("small_growth")
 def test_growth_is_measured_and_drawn(bench: Command, tmp_path: Path) -> None:
-    file = tmp_path / "growth.png"
+    file = tmp_path / "losses.png"
     code, out, err = bench(f"{TINY} --logits random --figure {file} --json")
     assert code == 0, err
     found = json.loads(out)["growth"]
@@ -245,7 +245,7 @@ def growth_of(times: dict[str, tuple[float, ...]]) -> dict[str, Any]:
 
 def test_growth_is_a_table_of_ratios() -> None:
     times = {"one": (2.0, 4.0, 3.0), "other": (4.0, 8.0, 6.0)}
-    page = growth.growth_page(growth_of(times), TOY)
+    page = losses.growth_page(growth_of(times), TOY)
     assert page.cells()[0] == ("more pixels", [["64", "3", "3.00", "2.00"]])
     assert page.remarks == ("More than 64 pixels did not fit the memory.",)
 
@@ -258,7 +258,7 @@ def test_sizes_that_do_not_fit_are_left_out(
         yardsticks, "free_memory", lambda device: yardsticks.bytes_of(Size(1, 3, 8, 8))
     )
     turns = Turns()
-    figure = tmp_path / "growth.svg"
+    figure = tmp_path / "losses.svg"
     found = run_bench(["1x2x2x2"], ["random"], CPU, None, 2, 0, figure, turns).found["growth"]
     assert [point["size"] for point in found["pixels"]] == [Size(1, 3, 8, 8)]
     assert [point["size"] for point in found["classes"]] == [Size(1, 2, 8, 8), Size(1, 3, 8, 8)]
@@ -271,10 +271,10 @@ def test_a_figure_that_cannot_be_written_is_one_line(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(growth, "write_durably", full)
+    monkeypatch.setattr(losses, "write_durably", full)
     times = dict.fromkeys(("a", "b", "c"), (1.0, 2.0))
     with pytest.raises(RunFailed, match=r"cannot write .*g\.pdf: No space left on device"):
-        growth.draw(growth_of(times), TOY, tmp_path / "g.pdf")
+        losses.draw(growth_of(times), TOY, tmp_path / "g.pdf")
 
 
 # -- other libraries -------------------------------------------------------------------------------

@@ -485,12 +485,12 @@ def test_a_report_into_a_folder_that_refuses_is_one_line(
 def test_what_is_new_is_shown_on_a_terminal(
     lovasz_repro: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lovasz_repro.host import terminal
+    from lovasz_repro.host import output
 
-    class Screen(terminal.Terminal):
+    class Screen(output.Terminal):
         is_terminal = property(lambda self: True)
 
-    monkeypatch.setattr(terminal, "Terminal", lambda: Screen(width=100))
+    monkeypatch.setattr(output, "Terminal", lambda: Screen(width=100))
     code, _, err = lovasz_repro("synthetic", "--seeds", "1")
     assert code == 0, err
     for report, new in (("tables", "above the minimum"), ("claims", "asked above")):

@@ -25,7 +25,7 @@ from lovasz_repro.cli.weights import weights_app
 from lovasz_repro.config.schema import experiment_names, experiments_folder
 from lovasz_repro.data.locate import DEEPLAB_COCO, weights_file
 from lovasz_repro.errors import UserError
-from lovasz_repro.host import terminal
+from lovasz_repro.host import output as module
 from lovasz_repro.host.download import UnavailableError, check_address
 from lovasz_repro.models.catalogue import RELEASED
 from tests.conftest import real_data
@@ -126,7 +126,7 @@ def test_commands_name_another_data_folder(tmp_path: Path) -> None:
 
 
 def test_the_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "Terminal", partial(terminal.Terminal, width=80))
+    monkeypatch.setattr(module, "Terminal", partial(module.Terminal, width=80))
     text = output("list")
     head, _, rest = text.partition("\n\n")
     assert max(map(len, head.splitlines())) <= 80

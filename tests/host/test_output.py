@@ -10,15 +10,16 @@ import pytest
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.host.output import (
+    Terminal,
     never_fail_to_encode,
     plural,
+    print_table,
     say,
     say_json,
     visible,
     write_files,
 )
 from lovasz_repro.host.progress import Progress
-from lovasz_repro.host.terminal import Terminal, print_table
 
 HOSTILE = (
     "\x1b[2J\x1b]0;owned\x07[red]x[/red]\r\nFINISHED all\x9b31m\u202etxt.exe\udcff\u2028:smile:"

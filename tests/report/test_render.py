@@ -15,8 +15,7 @@ import pytest
 from rich.cells import cell_len
 
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import visible
-from lovasz_repro.host.terminal import Terminal
+from lovasz_repro.host.output import Terminal, visible
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.model import Block, Cell, Column, Table, TableRow
 from lovasz_repro.report.render import (
