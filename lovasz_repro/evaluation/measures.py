@@ -110,9 +110,14 @@ class Band(Sums):
         self.sums += torch.from_numpy(np.concatenate(areas))
 
     def metrics(self) -> dict[str, float]:
-        """``boundary_miou`` in [0, 1], over the classes that have one; NaN if none has."""
+        """``boundary_miou`` in [0, 1], over the classes that the labels have there; NaN of none.
+
+        A class that is only predicted has no boundary to be found. It takes its pixels from others,
+        and would weigh as much as they do, if all it has is one of them.
+        """
         wanted, found, both = self.sums.view(3, -1)
-        return {"boundary_miou": (both / (wanted + found - both)).nanmean().item()}
+        iou = both / (wanted + found - both)
+        return {"boundary_miou": iou[wanted > 0].mean().item()}
 
 
 class Objects(Sums):
