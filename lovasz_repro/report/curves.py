@@ -209,11 +209,22 @@ class Convergence:
             ax.set_visible(False)
         lines = [Line2D([], [], color=colour, ls=ls, label=name) for name, colour, ls in look.signs]
         handles = [*lines, *_signs(axes, curves)]
-        legend_rows = -(-len(handles) // (2 * columns)) + bool(self.legend_title)
-        figure.set_size_inches(COLUMN if columns == 1 else PAGE, 2.1 * rows + 0.17 * legend_rows)
-        figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns,
-                      title=self.legend_title or None, title_fontsize=7)  # fmt: skip
+        width = COLUMN if columns == 1 else PAGE
+        figure.set_size_inches(width, 2.1 * rows)
+        entries = widest_legend(figure, handles, 2 * columns, self.legend_title)
+        legend_rows = -(-len(handles) // entries) + bool(self.legend_title)
+        figure.set_size_inches(width, 2.1 * rows + 0.17 * legend_rows)
         return figure, curves
+
+
+def widest_legend(figure: Any, handles: Sequence[Any], entries: int, title: str) -> int:
+    """Put a legend below a figure, with at most so many entries in a row: as many as there fit."""
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=entries,
+                           title=title or None, title_fontsize=7)  # fmt: skip
+    if entries == 1 or legend.get_window_extent().width <= figure.bbox.width:
+        return entries
+    legend.remove()
+    return widest_legend(figure, handles, entries - 1, title)
 
 
 CONVERGENCE = {

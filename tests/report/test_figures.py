@@ -7,10 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lovasz_repro.errors import UserError
 from lovasz_repro.report import style
-from lovasz_repro.report.curves import CONVERGENCE, band, camvid_classes
+from lovasz_repro.report.curves import CONVERGENCE, band, camvid_classes, widest_legend
 from lovasz_repro.report.curves_voc import MEASURE_LOOKS
 from lovasz_repro.report.figures import FIGURES, write_figures
 from lovasz_repro.report.model import Drawing, Missing
@@ -290,3 +292,14 @@ def test_every_drawing_has_a_caption(camvid, circles):
     for drawing in drawn.values():
         if isinstance(drawing, Drawing):
             assert drawing.caption.endswith(".")
+
+
+def test_no_legend_is_wider_than_its_figure():
+    for name in ("hinge", "weighted cross-entropy (loss.class_weights=enet) (10)"):
+        figure = Figure(figsize=(6.95, 2.0), layout="constrained")
+        entries = widest_legend(figure, [Line2D([], [], label=name) for _ in range(8)], 4, "loss")
+        assert (entries == 4) == (name == "hinge")
+        (legend,) = figure.legends
+        figure.canvas.draw()
+        assert 0 <= legend.get_window_extent().x0 < legend.get_window_extent().x1
+        assert legend.get_window_extent().x1 <= figure.bbox.width
