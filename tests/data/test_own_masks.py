@@ -171,7 +171,7 @@ def test_a_class_of_several_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("sound\n", "1 classes"),
+        ("sound\n", "listed: 1"),
         ("sound\ncrack\nsound: 1\n", "value 1"),
         ("sound\nsound\n", "name sound"),
         ("sound: 1\ncrack: 1\n", "value 1"),
