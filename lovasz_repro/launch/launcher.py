@@ -60,9 +60,9 @@ FOR_MACHINES = timedelta(minutes=5)  # on which the command is not running yet
 
 
 def meet(rank: Rank) -> Any:
-    """The store in which a rank finds the others, once it is there.
+    """The store in which a rank, one of several, finds the others, once it is there.
 
-    None where there are no others, and for ranks of the user's own torchrun, which has a store.
+    None for ranks of the user's own torchrun, which has a store.
 
     Raises:
         UserError: the address is not one of this machine's that is free.
@@ -75,7 +75,7 @@ def meet(rank: Rank) -> Any:
     if rank.world_size == rank.local_world_size:
         keep_to_this_machine()
     where = os.environ.get(MEETING, "")
-    if rank.world_size == 1 or (rank.by_torch and not where):
+    if rank.by_torch and not where:
         return None
     if where.startswith("/"):
         store: Any = FileStore(where, rank.world_size)
