@@ -141,8 +141,8 @@ def soft_iou(
         group: process group whose ranks hold parts of one batch.
 
     Returns:
-        0-dim tensor in [0, 1]. Without foreground the loss of an image is 1, whatever the
-        logits, with a zero gradient; without valid pixels it is 0.
+        0-dim tensor in [0, 1]. Without foreground the loss of an image is 1 with a zero gradient,
+        and 0 where all its probabilities underflow, or no pixel is valid.
 
     Raises:
         TypeError, ValueError: as :func:`lovasz_repro.losses.lovasz_hinge`.
@@ -245,7 +245,9 @@ def _soft_overlap(
         sums = ranks.total(sums.sum(1, keepdim=True))
     missed, wrong = sums
     whole = wrong + (1 + hits) * (rows.counts.to(sums) - missed)
-    losses = wrong / whole.masked_fill(whole == 0, 1.0)
+    # Where an absent class has no probability that float32 can tell from 0, the ratio is still 1.
+    nothing = whole < torch.finfo(whole.dtype).tiny
+    losses = wrong.masked_fill(nothing, 1.0) / whole.masked_fill(nothing, 1.0)
     loss = (losses * rows.weights.to(losses)).sum()
     return ranks.total(loss) if per_image else loss
 

@@ -92,7 +92,7 @@ class Logits:
         ]
         self.threads = threads_for(self.chunks, logits.numel(), FEW_LOGITS)
         shape = (0 if self.direct else self.threads, 1, classes, most)
-        self.buffers = torch.empty(shape, device="cpu")
+        self.buffers = torch.empty(shape, dtype=torch.float32, device="cpu")
 
     def place(self, chunk: Chunk, thread: int) -> tuple[np.ndarray, int, int]:
         """An array for the chunk, with the image and the pixel where it begins."""
@@ -240,7 +240,8 @@ def exact_gains(
         return nans
 
     nans = sum(shared_out(take, source.chunks, source.threads))
-    gains = torch.zeros(len(items), *problem.labels.shape, device="cpu")
+    shape = (len(items), *problem.labels.shape)
+    gains = torch.zeros(shape, dtype=torch.float32, device="cpu")
     tasks = [(r, e) for r in range(len(weight)) for e in range(len(items)) if weight[r, items[e]]]
     threads = threads_for(tasks, logits.numel(), FEW_LOGITS)
     words, into = np.empty((threads, 2, row), np.int64), gains.view(len(items), -1).numpy()
@@ -272,9 +273,8 @@ def hinge(
         name: "sort" or "auto", as of :class:`.histogram.Method`.
     """
     scores, foreground = scores.detach().contiguous(), foreground.contiguous()
-    result, masks = torch.empty(scores.shape, device="cpu"), valid
-    if masks is None:
-        masks = foreground[:, :0]
+    result = torch.empty_like(scores)
+    masks = foreground[:, :0] if valid is None else valid
     rows: list[Any] = list(
         zip(*(one.numpy() for one in (scores, foreground, masks, result)), strict=True)
     )

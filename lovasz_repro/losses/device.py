@@ -102,7 +102,7 @@ def lovasz_softmax(
         window,
     )
     if per_image and not ranks.alone:
-        images = torch.full((), float(batch), device=logits.device)
+        images = torch.full_like(loss, batch)
         loss = loss * (images / ranks.sum_(images.clone()).clamp(min=1))
     total = ranks.total(loss, is_total=not per_image)
     return total if window is None else window.scale(total)

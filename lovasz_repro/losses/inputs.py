@@ -174,6 +174,8 @@ def not_0_or_1(numbers: Tensor) -> int | None:
     """A number that is neither 0 nor 1, if there is one."""
     if numbers.dtype == torch.bool or numbers.numel() == 0:
         return None
+    if not numbers.dtype.is_signed and numbers.dtype != torch.uint8:
+        numbers = numbers.long()  # aminmax knows no other unsigned integers
     low, high = torch.stack(torch.aminmax(numbers)).tolist()
     return low if low < 0 else high if high > 1 else None
 

@@ -68,8 +68,9 @@ def test_a_loss_that_was_differentiated_holds_nothing_of_the_size_of_its_labels(
 
 
 @pytest.mark.parametrize("loss", [*BINARY, *MULTICLASS, extension])
-def test_a_default_device_elsewhere_changes_nothing(loss) -> None:
+def test_defaults_of_torch_change_nothing(loss) -> None:
     logits, labels = numbers()
+    logits = logits.to(memory_format=torch.channels_last)  # kernels read it through a buffer
     options = [{}]
     if loss in (lovasz_softmax, lovasz_hinge, extension):
         options = [{"method": "sort"}, {"method": "histogram", "bins": 64}]
@@ -80,10 +81,23 @@ def test_a_default_device_elsewhere_changes_nothing(loss) -> None:
     else:
         logits, labels = logits[:, 0], (labels == 1).long()
     losses.set_functions._checked_once.cache_clear()
+
+    def value_and_gradient(**options) -> tuple[Tensor, Tensor]:
+        scores = logits.clone().requires_grad_()
+        value = loss(scores, labels, **options)
+        return value.detach(), torch.autograd.grad(value, scores)[0]
+
     for one in options:
-        expected = loss(logits, labels, **one)
+        expected = value_and_gradient(**one)
         with torch.device("meta"):  # where a tensor made without device= holds no numbers
-            assert loss(logits, labels, **one) == expected
+            torch.testing.assert_close(value_and_gradient(**one), expected, rtol=0, atol=0)
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            try:
+                found = value_and_gradient(**one)
+            finally:
+                torch.set_default_dtype(torch.float32)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_default_device_elsewhere_changes_no_metric_and_no_check() -> None:

@@ -216,6 +216,14 @@ def test_soft_overlaps_special_cases(loss) -> None:
     wrong = 200 * functional.one_hot(1 - labels % 2, 2).movedim(2, 1).float()
     assert loss(wrong, labels % 2) == 1
     assert loss(sure, torch.zeros(2, 4).long(), classes=[2]) == 1  # absent, and predicted
+    for dtype, low in (torch.float32, -95.0), (torch.float32, -1e4), (torch.float64, -720.0):
+        unlikely = torch.zeros(2, 3, 4, dtype=dtype)
+        unlikely[:, 2] = low  # probabilities that are denormal numbers, or 0
+        unlikely.requires_grad_()
+        value = loss(unlikely, torch.zeros(2, 4).long(), classes=[2])
+        (gradient,) = torch.autograd.grad(value, unlikely)
+        assert value == 1
+        assert not gradient.any()
     assert loss(logits * math.nan, labels).isnan()
     single = loss(logits, labels)
     for dtype in (torch.float16, torch.bfloat16):

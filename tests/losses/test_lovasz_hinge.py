@@ -209,7 +209,10 @@ def test_nan_and_infinite_logits() -> None:
     assert not gradient[0, 2, 2].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.int8, torch.int32, torch.uint16, torch.uint32, torch.uint64],
+)
 def test_label_dtypes(dtype: torch.dtype) -> None:
     logits, labels = batch(2, 4, 4)
     assert torch.equal(lovasz_hinge(logits, labels.to(dtype)), lovasz_hinge(logits, labels))
