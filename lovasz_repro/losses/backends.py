@@ -111,8 +111,7 @@ def _tried_kernels(device: torch.device) -> ModuleType | None:
 def disagreement(kernels: ModuleType, device: torch.device) -> float:
     """Largest difference, of loss and gradient, of kernels and a sort on a small problem."""
     generator, cpu = torch.Generator("cpu").manual_seed(0), torch.device("cpu")
-    single = {"dtype": torch.float32, "device": cpu}
-    logits = 4 * torch.randn(2, 5, 300, generator=generator, **single)
+    logits = 4 * torch.randn(2, 5, 300, generator=generator, device=cpu).float()
     labels = torch.randint(0, 5, (2, 300), generator=generator, device=cpu)
     worst = 0.0
     for rows in (1, 2):
@@ -122,8 +121,8 @@ def disagreement(kernels: ModuleType, device: torch.device) -> float:
             Method("sort"), ProbabilityBins(2),
         )  # fmt: skip
         exact, loss = plain.exact_gains(logits.double(), problem, logits, range(5))
-        ones, kept = torch.ones((), **single), plain.softmax_of(logits, labels, None)
-        tables, slots = torch.zeros(2, 5, rows, 3, **single), torch.arange(5, device=cpu)
+        ones, kept = torch.ones((), device=cpu), plain.softmax_of(logits, labels, None)
+        tables, slots = torch.zeros(2, 5, rows, 3, device=cpu), torch.arange(5, device=cpu)
         gradient = plain.gradient(logits.double(), problem, kept, tables, exact, slots, ones)
         for parts in (0, 2**12):
             plan, given = (None, True, rows, 2**11, parts), (logits.to(device), labels.to(device))
