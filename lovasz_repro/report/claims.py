@@ -14,7 +14,7 @@ single network does on several batches or at several steps shares that network: 
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lovasz_repro.report.claims_schema import (
@@ -317,11 +317,13 @@ def _difference(
     label, asked = _difference_label(of, over), _asked(rule)
     if rule.samples != "crossed":
         return [_effect(label, _independent(differences), asked, "points", runs)]
-    over_draws, over_seeds = _averaged(differences, -1), _averaged(differences, 0)
-    return [
-        _effect(f"{label}, over batches", over_draws, asked, "points", runs),
-        _effect(f"{label}, over seeds", over_seeds, asked, "points", runs),
+    found = [
+        _effect(f"{label}, over {name}", _averaged(differences, by), asked, "points", runs)
+        for name, by in (("batches", -1), ("seeds", 0))
     ]
+    if any(effect.verdict == "undecided" for effect in found):  # one mean, with either error
+        found = [replace(effect, verdict="undecided") for effect in found]
+    return list(found)
 
 
 def _asked(rule: Difference) -> Interval:

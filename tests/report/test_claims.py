@@ -616,8 +616,19 @@ def test_draws_that_all_seeds_share_are_not_drawn_anew_by_each(store):
     of_batches, of_seeds = outcome.effects
     assert (of_batches.n, of_seeds.n) == (3, 20)
     assert of_batches.mean == pytest.approx(of_seeds.mean)
-    assert (of_batches.verdict, of_seeds.verdict) == ("undecided", "holds")
-    assert outcome.verdict == "undecided"
+    assert {outcome.verdict, of_batches.verdict, of_seeds.verdict} == {"undecided"}
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(1, "undecided"), (2, "does not hold")])
+def test_what_one_network_does_on_many_batches_decides_nothing(store, seeds, verdict):
+    for seed in range(seeds):
+        for name, level in ((A, 0.4), (B, 0.5 + seed / 1000)):
+            history = {"x": [(k, level + k / 10000 * (name == A)) for k in range(20)]}
+            store.add(variant=name, seed=seed, history=history)
+    wanted = rule(kind="greater", metric="x", samples="crossed", compare=[{"of": A, "over": B}])
+    outcome = decided(store, wanted)
+    assert [effect.n for effect in outcome.effects] == [20, seeds]
+    assert outcome.verdict == verdict
 
 
 def test_a_tolerance_may_be_used_up_and_not_exceeded():
