@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from lovasz_repro.host.output import print_note, print_table
+from lovasz_repro.host.output import plural, print_note, print_table
 from lovasz_repro.report.claims import ClaimVerdict, Effect, Interval, SetEvidence, Verdict
 from lovasz_repro.report.claims_schema import Claim
 from lovasz_repro.report.layout import MINUS, number, precise
@@ -115,26 +115,29 @@ def _counted(verdicts: Sequence[Verdict]) -> str:
 
 
 def statements(verdicts: Sequence[ClaimVerdict]) -> list[str]:
-    """Lines of a Markdown table: every statement, its place, its verdict by scale, the evidence."""
+    """Lines of a Markdown table: every statement, its place, its verdict by scale, the evidence.
+
+    Sets of runs that lack a number that the rule compares are no part of it.
+    """
     lines = [
         md_line(["statement", "in the paper", *(f"{scale} scale" for scale in SCALES), "evidence"]),
         "|" + "---|" * (len(SCALES) + 3),
     ]
     for item in verdicts:
-        beside = [one for one in item.evidence if not one.decides]
+        whole = [one for one in item.evidence if not one.outcome.missing]
         others = [
-            _counted([one.outcome.verdict for one in beside if one.scale == scale])
+            _counted([one.outcome.verdict for one in whole if one.scale == scale])
             for scale in SCALES[1:]
         ]
         runs = {
             source.run_id
-            for one in item.evidence
+            for one in whole
             for effect in one.outcome.effects
             for source in effect.sources
         }
-        data = dict.fromkeys(one.data for one in item.evidence)
+        data = "; ".join(dict.fromkeys(one.data for one in whole))
         evidence = (
-            f"{len(runs)} runs on {', '.join(data)}" if runs else "; ".join(grounds(item.claim))
+            f"{plural(len(runs), 'run')} on {data}" if runs else "; ".join(grounds(item.claim))
         )
         words = [md_escape(text) for text in (item.claim.statement, item.claim.place)]
         lines.append(md_line([*words, f"**{item.verdict}**", *others, md_escape(evidence)]))

@@ -759,6 +759,8 @@ def test_terminal_and_markdown_show_verdicts_effects_and_commands(store):
 def test_every_statement_stands_in_one_table(store):
     cityscapes(store, "paper", 0.58, 0.63)
     cityscapes(store, "demo", 0.58, 0.40)
+    lacking = {"val/dataset_miou": [(0, 0.5), (9, 0.6)]}  # no category_iou, so no verdict
+    store.add("cityscapes-enet", A, scale="reduced", history=lacking)
     verdicts = evaluate_claims(store)
     head, _, *rows = statements(verdicts)
     assert len(rows) == len(verdicts)
@@ -776,6 +778,7 @@ def test_every_statement_stands_in_one_table(store):
     assert gain["paper scale"] == "**holds**"
     assert (gain["reduced scale"], gain["demo scale"]) == ("", "2 does not hold")
     assert gain["evidence"] == "6 runs on Cityscapes"
+    assert "lacks val/category" in to_markdown(verdicts)
     reason = cells["cityscapes-is-more-uniform"]
     assert (reason["paper scale"].strip(), "no training" in reason["evidence"]) == (
         "**no rule**",
