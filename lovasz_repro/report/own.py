@@ -138,6 +138,15 @@ class ComparedSet:
         """Their names, in the order of the labels."""
         return tuple(re.findall("'([^']+)'", self.cohort.runs[0].params.get("data.classes", "")))
 
+    def labelled(self, split: str) -> list[str]:
+        """Classes without those that no mask of a split shows, as far as it is known: these have no
+        IoU in a run that predicts none, and one of 0 in another."""
+        runs = [*self.starts, *(run for of_one in self.runs.values() for run in of_one.values())]
+        found = {
+            c: [run.metrics.get(f"{split}/iou/{c}", 0.0) for run in runs] for c in self.classes
+        }
+        return [name for name, ious in found.items() if not any(map(math.isnan, ious))]
+
     def share(self, name: str) -> float | None:
         """Share of the training pixels of a class."""
         return _mean(self.cohort.runs, f"train/share/{name}")
@@ -156,6 +165,12 @@ class ComparedSet:
                 gains = [a - b for a, b in pairs if a is not None and b is not None]
                 values += [100 * statistics.fmean(gains)] if gains else []
         return Gain.of([value for value in values if math.isfinite(value)])
+
+    def gain(self, name: str, score: str) -> Gain | None:
+        """The same of a score of the split; the dataset-mIoU is that of the labelled classes."""
+        classes = self.labelled(self.split) if score == DATASET_MIOU else []
+        keys = [f"iou/{label}" for label in classes] or [score]
+        return self.above(name, *(f"{self.split}/{key}" for key in keys))
 
 
 def _mean(runs: Iterable[Run], key: str) -> float | None:
@@ -321,7 +336,7 @@ def _time_row(runs: Sequence[Sequence[Run]], fill: str) -> TableRow:
 def _gain_row(one: ComparedSet, key: str, names: Sequence[str]) -> TableRow:
     cells: list[Cell | None] = []
     for name in names:
-        gain = one.above(name, f"{one.split}/{key}") if name != one.baseline else None
+        gain = one.gain(name, key) if name != one.baseline else None
         runs = [*one.runs.get(name, {}).values()]
         cells.append(Cell(gain.mean, gain.error, gain.seeds, sources(runs)) if gain else None)
     return TableRow(f"gain/{key}", MEASURED_OWN[key][0].replace(" (%)", ""), tuple(cells), "higher")
@@ -339,7 +354,7 @@ def answer(one: ComparedSet) -> list[str]:
 
 
 def _verdict(one: ComparedSet, name: str, baseline: str) -> str:
-    gain = one.above(name, f"{one.split}/{DATASET_MIOU}")
+    gain = one.gain(name, DATASET_MIOU)
     if gain is None:
         return ""
     loss, base = variant_title(name), variant_title(baseline)
@@ -349,10 +364,11 @@ def _verdict(one: ComparedSet, name: str, baseline: str) -> str:
         sentence(f"own-{kind}", loss=loss, base=base, amount=gain, signed=gain.signed,
                  seeds=gain.seeds, fewest=FEWEST_SEEDS)
     ]  # fmt: skip
-    rare = [c for c in one.classes if (share := one.share(c)) is not None and share < RARE_SHARE]
+    shares = {label: one.share(label) for label in one.labelled(one.split)}
+    rare = [label for label, share in shares.items() if share is not None and share < RARE_SHARE]
     if small := one.above(name, *(f"{one.split}/iou/{c}" for c in rare)):
         parts.append(sentence("own-rare", rare=f"{100 * RARE_SHARE:g}", signed=small.signed))
-    if image := one.above(name, f"{one.split}/{IMAGE_MIOU}"):
+    if image := one.gain(name, IMAGE_MIOU):
         kind = {1: "gains", -1: "loses", 0: "keeps"}[image.sign]
         kind = "undecided" if kind == "keeps" and (image.error is None or image.mean < 0) else kind
         parts.append(sentence(f"own-image-{kind}", amount=image, signed=image.signed))
@@ -369,11 +385,11 @@ def _not_learnt(one: ComparedSet, baseline: str) -> Iterator[str]:
     def listed(found: Mapping[str, float]) -> str:
         return ", ".join(f"{label} ({100 * value:.0f} %)" for label, value in found.items())
 
-    begun = {label: _mean(one.starts, f"val/iou/{label}") for label in one.classes}
+    begun = {label: _mean(one.starts, f"val/iou/{label}") for label in one.labelled("val")}
     if lacking := {label: v for label, v in begun.items() if v is not None and v < LEARNT}:
         yield sentence("own-start", loss=capital(variant_title(THEN)), classes=listed(lacking))
     every = {c: max((v for n in one.runs if (v := iou(n, c)) == v), default=math.nan)
-             for c in one.classes}  # fmt: skip
+             for c in one.labelled(one.split)}  # fmt: skip
     if never := {label: value for label, value in every.items() if value < LEARNT}:
         yield sentence("own-never", classes=listed(never))
     for name in one.runs:
@@ -386,7 +402,10 @@ def _not_learnt(one: ComparedSet, baseline: str) -> Iterator[str]:
 
 
 def _basis_of_it(one: ComparedSet) -> Iterator[str]:
-    """The learning rates, and the split."""
+    """Classes that no mask shows, the learning rates, and the split."""
+    labelled = one.labelled(one.split)
+    if unseen := [label for label in one.classes if label not in labelled]:
+        yield sentence("own-unlabelled", split=one.split, classes=", ".join(unseen))
     rates = {name: _rate(next(iter(runs.values()))) for name, runs in one.runs.items()}
     if one.tuned:
         each = ", ".join(f"{variant_title(name)} {rate:g}" for name, rate in rates.items())

@@ -111,6 +111,22 @@ def test_a_difference_is_decided_beyond_two_standard_errors() -> None:
     assert Gain.of([]) is None
 
 
+def test_a_class_that_no_mask_shows_turns_no_verdict(store: FakeStore) -> None:
+    """Cross-entropy puts a pixel of it somewhere, so its mIoU is a third lower; all else is one."""
+    for seed in range(3):
+        iou = 0.6 + 0.01 * seed
+        add(store, CE, seed, (iou, iou, 0.0))
+        without = add(store, LOVASZ, seed, (iou + 0.001 * seed, iou, math.nan))
+        without.metrics["val/dataset_miou"] = iou + 0.0005 * seed
+    gain = rows(own_table(store), 1)["gain/dataset_miou"][1]
+    assert (gain.value, gain.n) == (pytest.approx(0.05), 3)
+    said = told(store)
+    assert "undecided: +0.1" in said
+    assert "No mask of val shows dot" in said
+    assert "No loss has learnt" not in said
+    assert "smaller than" not in said  # dot is the only rare class
+
+
 def test_image_miou_that_falls_is_said(store: FakeStore) -> None:
     for seed in range(3):
         add(store, CE, seed, (0.5, 0.5, 0.5), image=0.60 + 0.01 * seed)
