@@ -47,7 +47,7 @@ from lovasz_repro.report.runs import (
     sources,
     with_batch_size,
 )
-from lovasz_repro.report.sets import plans
+from lovasz_repro.report.sets import data_name, plans
 
 Verdict = Literal[
     "holds", "does not hold", "undecided", "not yet run",
@@ -209,16 +209,16 @@ def _evidence(
     decides: bool = False,
     note: str = "",
 ) -> Iterator[SetEvidence]:
-    names = known.experiments[experiment]
+    pairs = known.experiments[experiment].pairs
     for cohort, heading in _sets_of_runs(store, experiment, rule):
-        outcome = decide(store, cohort, rule, names.pairs)
+        outcome = decide(store, cohort, rule, pairs)
         if not outcome.effects:
             continue
         single = any(effect.n == 1 for effect in outcome.effects)
         remarks = [TOO_FEW if single else "", _lacking(outcome)]
         yield SetEvidence(
             experiment,
-            names.data,
+            data_name(cohort),
             cohort.scale,
             heading,
             decides and cohort.scale == "paper",

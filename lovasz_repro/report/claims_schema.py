@@ -213,7 +213,6 @@ class Claim(Strict):
 class Names(Strict):
     """An experiment as the rules see it: every name they use, and what it means."""
 
-    data: str
     command: str
     """What runs it at paper scale."""
     pairs: list[str] = Field(default_factory=list)

@@ -35,14 +35,23 @@ SETTINGS_APART = {
 """Experiment -> what its runs differ in beside seed, loss and equibatch."""
 TOLD_BY_DATA = {"own": ("data.folder", "data.classes")}
 """Experiment -> settings that no heading needs: a table of its own for each data set names it."""
-DATA = {ENET_RUNS: "cityscapes", BINARY: "voc", MULTICLASS: "voc"}
-"""Experiment of the paper -> folder of its data."""
+DATA = {
+    "synthetic": "circles",
+    BINARY: "voc",
+    MULTICLASS: "voc",
+    ENET_RUNS: "cityscapes",
+    CAMVID_LAYOUT: "camvid-cityscapes",
+    CAMVID_RUNS: "camvid",
+}
+"""Experiment -> folder of its data."""
 FOLDERS = {
+    "circles": "noisy circles",
     "voc": "Pascal VOC 2012",
     "voc-demo": "drawn pictures in the layout of Pascal VOC",
     "cityscapes": "Cityscapes",
     "cityscapes-demo": "drawn streets in the layout of Cityscapes",
     "camvid-cityscapes": "CamVid in the layout of Cityscapes",
+    "camvid": "CamVid",
 }
 PAPER_BATCH = 10
 """Images per step, Sec. 4.3 and 4.4."""
@@ -100,14 +109,20 @@ def on_features(cohort: Cohort) -> bool:
     return cohort.setting("data.images", "photographs") != "photographs"
 
 
-def data_title(cohort: Cohort) -> str:
+def data_name(cohort: Cohort) -> str:
     """What the networks of a set were trained and scored on."""
     folder = _folder(cohort)
-    title = FOLDERS.get(folder, f"data in {folder}")
+    name = FOLDERS.get(folder, f"data in {folder}")
     if on_features(cohort):
         real = "real " if folder == "voc" else ""
-        return f"Evidence drawn from the {real}masks ({title})"
-    return title[0].upper() + title[1:]
+        return f"evidence drawn from the {real}masks ({name})"
+    return name
+
+
+def data_title(cohort: Cohort) -> str:
+    """The same with a capital letter first."""
+    name = data_name(cohort)
+    return name[0].upper() + name[1:]
 
 
 def papers_first(cohort: Cohort) -> tuple[bool, int, bool]:
@@ -279,6 +294,5 @@ def _iterations(cohort: Cohort) -> str:
 
 
 def _folder(cohort: Cohort) -> str:
-    """Folder of the data; the one that is called as the data set where none is set."""
-    usual = "camvid-cityscapes" if cohort.experiment == CAMVID_LAYOUT else None
-    return cohort.setting("data.folder", usual) or DATA.get(cohort.experiment, "cityscapes")
+    """Folder of the data; that of the experiment where none is set."""
+    return cohort.setting("data.folder") or DATA.get(cohort.experiment, "unknown")

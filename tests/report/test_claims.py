@@ -42,7 +42,7 @@ SCORE = "test/dataset_miou"
 def rule(**content):
     """A rule as it would stand in the file."""
     claim = {"id": "c", "statement": "s", "place": "p", "experiment": "e"}
-    names = {"data": "d", "command": "c", "variants": {A: "", B: ""}}
+    names = {"command": "c", "variants": {A: "", B: ""}}
     names["metrics"] = {SCORE: "", "val/dataset_miou": "", "val/batch_miou": "", "x": "", "y": ""}
     content = {"experiments": {"e": names}, "claims": [claim | {"rule": content}]}
     return ClaimsFile.model_validate_json(json.dumps(content)).claims[0].rule
@@ -477,7 +477,7 @@ def test_camvid_as_cityscapes_is_evidence_and_decides_nothing(store):
         "equibatch-makes-no-difference-on-cityscapes": [0.1],
     }.items():
         (evidence,) = [e for e in found[claim].evidence if not e.outcome.missing]
-        assert evidence.data == "CamVid in the Cityscapes layout"
+        assert evidence.data == "CamVid in the layout of Cityscapes"
         assert (evidence.decides, evidence.outcome.verdict) == (False, "holds")
         assert [e.mean for e in evidence.outcome.effects] == pytest.approx(means)
         assert found[claim].verdict == "not yet run"

@@ -181,6 +181,7 @@ def test_features_decide_nothing(store):
         for evidence in item.evidence:
             assert not evidence.decides
             assert "no photographs" in evidence.heading
+            assert evidence.data == "evidence drawn from the real masks (Pascal VOC 2012)"
 
 
 def test_variants_are_described_and_are_those_of_the_experiment():
