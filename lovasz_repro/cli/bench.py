@@ -26,10 +26,6 @@ bench_app = typer.Typer(help="Measure time, memory and precision on this machine
 
 Experiment = Annotated[str, typer.Argument(help="Name of an experiment, or a YAML file.")]
 Profile = Annotated[str, typer.Option(help="Size of the experiment.")]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option(help="BxCxHxW of logits; repeatable; default: two or three sizes of the paper."),
-]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="CPU threads, steadiest with 1; default: torch's."),
@@ -104,7 +100,10 @@ def measure(
 
 @bench("losses")
 def losses(
-    size: Sizes = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="BxCxHxW of logits; repeatable; default: two sizes of the paper."),
+    ] = None,
     logits: Annotated[
         list[LogitsKind] | None,
         typer.Option(help="Of an untrained or a trained network; repeatable; default: both."),
@@ -227,17 +226,6 @@ def validation(
     several = parse_numbers("--scales", scales) if scales else None
     cell = last_cell(experiment, profile, set_)
     return {"cell": cell, "place": place, "scales": several, "images": images, "rounds": rounds}
-
-
-@bench("counting")
-def metrics(
-    size: Sizes = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    rounds: SomeRounds = None,
-    seed: Seed = 0,
-) -> Any:
-    """The confusion matrix beside that of torchmetrics: the same counts, and the time of each."""
 
 
 @bench("refining")

@@ -21,8 +21,6 @@ from tests.bench.conftest import Command
         ("losses --json --markdown", ["--json", "--markdown"]),
         ("losses --figure growth.gif", ["--figure growth.gif", ".pdf, .png or .svg"]),
         ("losses --figure no/growth.pdf", ["--figure no/growth.pdf", "no folder no"]),
-        ("metrics --size 1x21x375", ["size '1x21x375'"]),
-        ("metrics --size 1x256x8x8", ["at most 255 classes"]),
         ("training --size 176x240", ["size '176x240'", "BxHxW"]),
         ("training --size 4x3x3x176x240", ["BxHxW"]),
         ("training --size 4x-8x16", ["BxHxW"]),
