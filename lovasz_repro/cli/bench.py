@@ -228,19 +228,6 @@ def validation(
     return {"cell": cell, "place": place, "scales": several, "images": images, "rounds": rounds}
 
 
-@bench("refining")
-def crf(
-    processes: Annotated[
-        list[int] | None,
-        typer.Option(min=1, max=1024, help="To compare with one; repeatable; default: 2."),
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, max=1000, help="To refine in a round.")] = 6,
-    rounds: Rounds = 3,
-    seed: Seed = 0,
-) -> Any:
-    """How many photographs a second the dense CRF refines, by the number of processes."""
-
-
 def chosen(device: str) -> Any:
     """The device of that name."""
     from lovasz_repro.host.device import choose_device

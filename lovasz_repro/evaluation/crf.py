@@ -8,7 +8,6 @@ inference is that of the package ``pydensecrf2``, an optional extra.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -29,7 +28,7 @@ from lovasz_repro.evaluation.probabilities import (
     write_png,
 )
 from lovasz_repro.host.files import write_durably
-from lovasz_repro.host.processes import Map, mapped
+from lovasz_repro.host.processes import Map
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,7 @@ def refine_all(
     out: Path,
     parameters: CrfConfig,
     *,
-    processes: int = 1,
-    map_: Map | None = None,
+    map_: Map = map,
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
     """Refine the prediction of every photograph and write the labels as files.
@@ -68,8 +66,7 @@ def refine_all(
         inputs: the photographs.
         out: folder, made where it does not exist.
         parameters: of the CRF.
-        processes: how many share the photographs; the files are the same.
-        map_: that of a pool of processes that is there already, in place of a new one.
+        map_: that of a pool of processes, which share the photographs; the files are the same.
         advance: called with 1 after each photograph, also after those that were done before.
 
     Returns:
@@ -91,10 +88,8 @@ def refine_all(
     except OSError as error:
         raise RunFailed(f"cannot write {folder}: {error.strerror or error}.") from error
     files = [png_file(folder, item.name) for item in inputs]
-    pool = nullcontext(map_) if map_ else mapped(min(processes, len(inputs)), "refined predictions")
-    with pool as over:
-        for _ in over(partial(_refine_file, parameters), inputs, files):
-            advance(1)
+    for _ in map_(partial(_refine_file, parameters), inputs, files):
+        advance(1)
     return files
 
 

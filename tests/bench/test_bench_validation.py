@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lovasz_repro.bench import validation
-from lovasz_repro.bench.harness import Report, to_json, to_markdown
+from lovasz_repro.bench.harness import ImageClock, Report, to_json, to_markdown
 from lovasz_repro.bench.validation import compare, fused_scales, page, run_bench
 from lovasz_repro.config.schema import CellConfig, load_experiment
 from lovasz_repro.errors import UserError
@@ -96,6 +96,15 @@ def test_a_network_of_one_scale_is_measured_at_one(bench: Command, tmp_path: Pat
     code, _, err = bench(f"{given} --scales 1,0.5")
     assert code == 2
     assert "Error: --scales: enet is no DeepLab" in err
+
+
+def test_the_clock_leaves_out_the_images_before() -> None:
+    """Two workers that take 10 seconds to start and 4 for each image."""
+    times = iter([14.0, 14.0, 18.0, 18.0, 22.0, 22.0])
+    clock = ImageClock(2, now=lambda: next(times))
+    for _ in range(6):
+        clock.tick(1)
+    assert clock.milliseconds() == pytest.approx(1000 * 4 / 2)
 
 
 def test_the_slower_part_limits_the_pass() -> None:

@@ -23,6 +23,7 @@ from lovasz_repro.evaluation.crf import (
     refine_all,
 )
 from lovasz_repro.evaluation.probabilities import write_probabilities
+from lovasz_repro.host.processes import mapped
 
 DEEPLAB = CrfConfig()
 
@@ -273,7 +274,8 @@ def contents(files: list[Path]) -> list[bytes]:
 def test_two_processes_write_what_one_does(inputs: list[CrfInput], tmp_path: Path) -> None:
     advanced: list[int] = []
     alone = refine_all(inputs, tmp_path / "alone", DEEPLAB, advance=advanced.append)
-    shared = refine_all(inputs, tmp_path / "shared", DEEPLAB, processes=2)
+    with mapped(2, "refined predictions") as map_:
+        shared = refine_all(inputs, tmp_path / "shared", DEEPLAB, map_=map_)
     assert advanced == [1, 1, 1]
     assert contents(alone) == contents(shared)
     for number, (item, file) in enumerate(zip(inputs, alone, strict=True)):
