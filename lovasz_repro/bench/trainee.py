@@ -1,40 +1,24 @@
-"""What ``bench training`` trains: networks, and a step of one through the functions of a run.
+"""What ``bench training`` trains: networks, and a step of one through the functions of a run."""
 
-Alone, or on several processes that are started once and asked again and again.
-"""
-
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context, resource_tracker
-from multiprocessing.connection import Connection, wait
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from lovasz_repro.bench.harness import synchronise
 from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, regions
 from lovasz_repro.config.schema import LossConfig, LossName, ModelConfig, TrainingConfig
-from lovasz_repro.errors import RunFailed
-from lovasz_repro.host.device import choose_device
-from lovasz_repro.host.processes import end_with_parent
 from lovasz_repro.models.deeplab import Bottleneck, DeepLab
-from lovasz_repro.run.build import build_optimizer, spread_model
+from lovasz_repro.run.build import build_optimizer
 from lovasz_repro.run.networks import NETWORKS
-from lovasz_repro.training.distributed import ALONE, Team, join_team, keep_to_this_machine
 from lovasz_repro.training.loop import TrainingState, training_step
 from lovasz_repro.training.objective import Objective, build_objective
 
 SEED = 0
-CPU = torch.device("cpu")
-CLOSING_SECONDS = 0.5  # seconds that the other ranks have to tell their side of a failure
-FAREWELL = 20.0  # seconds that ranks have to leave
 NetworkName = Literal["enet", "deeplab-v2", "deeplab-v2-small"]
 BRANCH = 0.2
 """Of what each block of an untrained DeepLab adds: with 1 its features would double 33 times."""
@@ -79,7 +63,6 @@ class TrainedNetwork:
     """As captions name it."""
     ready: Callable[[nn.Module], None]
     """Scales a network that is trained from random weights."""
-    compares_processes: bool = False
     compares_losses: bool = False
     """Cross-entropy, and a batch in two parts, in rows of their own."""
 
@@ -110,7 +93,6 @@ ENET_TRAINED = TrainedNetwork(
     near_loss=1e-3,
     optimizer="Adam",
     ready=lambda model: None,
-    compares_processes=True,
 )
 DEEPLAB = TrainedNetwork(
     title="DeepLab-v2 ResNet-101",
@@ -156,8 +138,7 @@ class StepVariant:
     """A way to take the same step."""
 
     name: str
-    processes: int = 1
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     compiled: bool = False
     network: NetworkName = "enet"
@@ -172,16 +153,6 @@ class Timed(NamedTuple):
     step: float
     loss: float
     """Of the loss, forward and backward; part of the step."""
-    communication: float | None = None
-    """What gradient averaging and batch normalisation over ranks take; None: one process."""
-
-
-class First(NamedTuple):
-    """What a first step computed."""
-
-    loss: float
-    gradient: Any
-    """(parameters,) as a numpy array: it may come from another process."""
 
 
 @dataclass
@@ -229,20 +200,10 @@ class Trainee:
         variant: how it trains.
         size: of the logits of the batch.
         device: where.
-        team: the ranks that share the batch; this one trains on its own part of it.
-        apart: whether the ranks ignore each other: each trains a network on its own.
     """
 
-    def __init__(
-        self,
-        variant: StepVariant,
-        size: Size,
-        device: torch.device,
-        team: Team = ALONE,
-        apart: bool = False,
-    ) -> None:
-        self.device, self.team = device, team
-        own, talks_to = team.share(size.batch), ALONE if apart else team
+    def __init__(self, variant: StepVariant, size: Size, device: torch.device) -> None:
+        self.device = device
         trained, self.kind = TRAINEES[variant.network], NETWORKS[variant.network]
         self.config = TrainingConfig(
             **trained.recipe,
@@ -255,32 +216,26 @@ class Trainee:
             checkpoint_every=1,
         )
         torch.manual_seed(SEED)
-        dtype = torch.float64 if variant.precision == "float64" else None
         model = self.kind.build(size.classes, ModelConfig(name=variant.network))
         trained.ready(model)
-        model.to(device, dtype)
+        model.to(device)
         if variant.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainingState(model, build_optimizer(model, self.config, variant.network))
-        spread_model(model, self.config, talks_to)
         loss = LossConfig(terms={variant.loss: 1.0})
-        self.clock = LossClock(build_objective(loss, VOID_LABEL, group=talks_to.group), device)
-        self.network = talks_to.wrap(model)
+        self.clock = LossClock(build_objective(loss, VOID_LABEL), device)
         if variant.compiled:
-            self.network.compile()
-        self.images, self.labels = (part[own] for part in batch(size))
+            model.compile()
+        self.images, self.labels = batch(size)
         if device.type == "cuda":
             self.images, self.labels = self.images.pin_memory(), self.labels.pin_memory()
 
-    def first(self) -> First:
-        """Take the first step."""
+    def first(self) -> float:
+        """Take the first step; returns its loss."""
         torch.manual_seed(SEED)
         loss = self._step()
         self.clock.take()
-        gradients = [weights.grad for weights in self.state.model.parameters()]
-        return First(
-            loss, torch.cat([g.flatten() for g in gradients if g is not None]).cpu().numpy()
-        )
+        return loss
 
     def peak_bytes(self) -> int | None:
         """Memory of a GPU that this training needs, weights and moments included; takes a step.
@@ -299,7 +254,6 @@ class Trainee:
     def run(self, steps: int, seed: int) -> Timed:
         """Take some steps; the seed draws which channels are dropped."""
         torch.manual_seed(seed)
-        self.team.largest(0)  # nobody begins before all are there
         synchronise(self.device)
         began = time.perf_counter()
         for _ in range(steps):
@@ -311,7 +265,7 @@ class Trainee:
     def _step(self) -> float:
         loss = training_step(
             self.state,
-            self.network,
+            self.state.model,
             self.images,
             self.labels,
             self.clock,
@@ -342,167 +296,3 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
     images += torch.randint(64, images.shape, generator=generator, dtype=torch.uint8)
     labels[:, : size.height // 16] = VOID_LABEL
     return images, labels.to(torch.uint8)
-
-
-# -- several processes -----------------------------------------------------------------------------
-
-
-class TrainingRanks:
-    """Processes that train together, on the CPU, and stay until the end; use as a context.
-
-    Args:
-        count: how many.
-        size: of the logits of the batch that they share.
-        threads: of all of them together.
-
-    Raises:
-        RunFailed: a rank failed or died; none is left behind.
-    """
-
-    def __init__(self, count: int, size: Size, threads: int) -> None:
-        self.threads = threads // count
-        self._processes: list[Any] = []
-        self._pipes: list[Connection] = []
-        self._start(count, size)
-
-    def __enter__(self) -> "TrainingRanks":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if exception[0] is None:
-            self._tell(None)
-            for process in self._processes:
-                process.join(FAREWELL)
-        self._end()
-
-    def first(self) -> tuple[float, First]:
-        """The loss of the first step, and that step in float64, as rank 0 sees them."""
-        answer: tuple[float, First] = self._ask("first")[0]
-        return answer
-
-    def run(self, steps: int, seed: int) -> Timed:
-        """Time a few steps, together and then apart.
-
-        Returns:
-            The step of the slowest rank with the loss of the mean rank, and what talking to each
-            other takes: the difference in the rest of the step between together and apart.
-        """
-        answers = self._ask("run", steps, seed)
-        ranks = len(answers)
-        together, apart = (
-            sum(timed.step - timed.loss for timed in way) for way in zip(*answers, strict=True)
-        )
-        slowest = max(timed.step for timed, _ in answers)
-        loss = sum(timed.loss for timed, _ in answers) / ranks
-        return Timed(slowest, loss, (together - apart) / ranks)
-
-    def _start(self, count: int, size: Size) -> None:
-        context = get_context("spawn")
-        self._meeting = os.fdopen(os.memfd_create("ranks"))  # where the ranks find each other
-        meeting = f"/proc/{os.getpid()}/fd/{self._meeting.fileno()}"
-        try:
-            with _deaf_children():
-                for rank in range(count):
-                    ours, theirs = context.Pipe()
-                    arguments = (rank, count, meeting, self.threads, size, theirs)
-                    process = context.Process(target=_serve, args=arguments, daemon=True)
-                    self._pipes.append(ours)
-                    process.start()
-                    self._processes.append(process)
-                    theirs.close()
-        except BaseException:
-            self._end()
-            raise
-
-    def _ask(self, *request: Any) -> list[Any]:
-        """What every rank answers."""
-        self._tell(request)
-        answers: dict[int, Any] = {}
-        failures: list[str] = []
-        deaths: list[str] = []
-        waiting = dict(enumerate(self._pipes))
-        patience: float | None = None
-        while waiting and (ready := wait(list(waiting.values()), patience)):
-            for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
-                try:
-                    done, answer = waiting.pop(rank).recv()
-                except (EOFError, OSError):
-                    deaths.append(f"rank {rank} of {len(self._pipes)} died.")
-                    done = False
-                else:
-                    if done:
-                        answers[rank] = answer
-                    else:
-                        failures.append(f"rank {rank} of {len(self._pipes)}: {answer}")
-                patience = patience if done else CLOSING_SECONDS
-        if deaths or failures:  # what a death leads to is not its cause
-            raise RunFailed((deaths + failures)[0])
-        return [answers[rank] for rank in range(len(self._pipes))]
-
-    def _tell(self, request: Any) -> None:
-        for pipe in self._pipes:
-            with suppress(OSError):  # a rank that is gone will not answer either
-                pipe.send(request)
-
-    def _end(self) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
-            process.close()
-        for pipe in self._pipes:
-            pipe.close()
-        self._processes, self._pipes = [], []
-        self._meeting.close()
-
-
-def _serve(rank: int, ranks: int, meeting: str, threads: int, size: Size, pipe: Connection) -> None:
-    """The life of a rank: requests in, answers out, until there are no more."""
-    end_with_parent()  # also while it waits for ranks that were never started
-    torch.set_num_threads(threads)
-    device = choose_device("cpu")
-    keep_to_this_machine()
-    variant = StepVariant(f"{ranks} processes", ranks)
-    try:
-        # Held open here: FileStore would wait, with the GIL, for the file of a parent that is gone.
-        place = os.open(meeting, os.O_RDWR)
-        store = FileStore(f"/proc/self/fd/{place}", ranks)
-        with join_team(rank, ranks, device, store) as team:
-            together = Trainee(variant, size, device, team)
-            apart = Trainee(variant, size, device, team, apart=True)
-            exact = replace(variant, precision="float64")
-            while (request := pipe.recv()) is not None:
-                name, *arguments = request
-                if name == "first":
-                    loss = together.first().loss
-                    pipe.send((True, (loss, Trainee(exact, size, device, team).first())))
-                else:
-                    pipe.send((True, (together.run(*arguments), apart.run(*arguments))))
-    except (EOFError, ConnectionError):  # whoever asks is gone
-        os._exit(1)
-    except Exception as error:
-        with suppress(OSError):
-            pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
-        os._exit(1)
-    os._exit(0)  # threads of gloo now and then abort a process that ends in order
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started here do not hear Ctrl-C, which goes to all of a terminal: they are told."""
-    # On the CPU a team asks DistributedDataParallel for something that it warns of.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    heard: list[int] = []
-    resource_tracker.ensure_running()  # would unblock SIGINT later, when it starts
-    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit this
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler)
-    if heard:
-        signal.raise_signal(signal.SIGINT)

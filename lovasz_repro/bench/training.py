@@ -1,12 +1,10 @@
-"""What a training step costs: on several processes, in other precisions, with checkpoints.
+"""What a training step costs: in other precisions and memory formats, with checkpoints.
 
 Every variant trains the same network on the same batch, through the functions that a run trains
 with, and but for one row with Lovász-Softmax.
 
 A variant that computes something else would be worth nothing, however fast. So the loss of every
-variant's first step is compared with that of the first variant. Where ranks share the batch, loss
-and gradient are so in float64 too, in which an untrained ENet does not blow up what rounding does
-(in float32 its gradient is off by several per cent as soon as sums are in another order).
+variant's first step is compared with that of the first variant.
 """
 
 import re
@@ -14,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -39,13 +36,11 @@ from lovasz_repro.bench.harness import (
 from lovasz_repro.bench.trainee import (
     ENET_TRAINED,
     TRAINEES,
-    First,
     NetworkName,
     StepVariant,
     Timed,
     TrainedNetwork,
     Trainee,
-    TrainingRanks,
 )
 from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, check_memory
 from lovasz_repro.errors import RunFailed, UserError
@@ -54,13 +49,7 @@ from lovasz_repro.models.enet import ENET_STRIDE
 from lovasz_repro.training.checkpoint import Checkpoints
 from lovasz_repro.training.loop import TrainingState, keep_best
 
-DEFAULT_PROCS = (1, 2)
-# How far the first loss may be from that of the first variant, absolute, where ranks share the
-# batch. (In another precision or memory format: `TrainedNetwork.near_loss`.)
-SAME_LOSS = 1e-5
-SAME_GRADIENT = 1e-6  # 2-norm, relative, in float64
 CHECKPOINT = "checkpoint"
-ONE_THREAD = "Processes, which share the threads, are not compared: there is one thread."
 CHECKPOINT_EVERY = (25, 250)  # iterations
 STEP_COLUMNS: tuple[Column, ...] = (
     ("training step", itemgetter("name")),
@@ -80,11 +69,6 @@ OTHER_LOSSES = (
     " (in one row cross-entropy), on labels at the network's output grid. In 2 parts: half of the "
     "batch passes the network at a time, and the loss stays that of the whole batch."
 )
-PROCESSES = (
-    " Processes share the batch and the threads, and compute what one computes alone. What "
-    "averaging gradients and batch normalisation over ranks take is the difference, loss aside, "
-    "from the same ranks each alone with its images; waiting for each other counts."
-)
 
 
 @dataclass(frozen=True)
@@ -93,11 +77,9 @@ class TrainingSettings:
 
     size: Size
     """Of the logits of a batch."""
-    procs: tuple[int, ...]
-    """Numbers of processes to compare with one, on the CPU; they share ``threads``."""
     device: torch.device
     threads: int
-    """Of the CPU, of all processes together."""
+    """Of the CPU."""
     rounds: int
     """Beside the first, which is thrown away."""
     steps: int
@@ -112,7 +94,6 @@ class TrainingSettings:
 
 def choose_settings(
     size: str | None,
-    procs: Sequence[int] | None,
     device: torch.device,
     threads: int | None = None,
     rounds: int | None = None,
@@ -123,31 +104,16 @@ def choose_settings(
 
     Raises:
         UserError: a size that the network does not take or that does not fit the memory of the
-            device; more processes than images or threads, or processes on a GPU or of a network
-            that is not compared on several.
+            device.
     """
-    kind, trained = device.type, TRAINEES[network]
-    rhythm = trained.rhythms[kind]
+    trained = TRAINEES[network]
+    rhythm = trained.rhythms[device.type]
     chosen = parse_batch(size or rhythm.size, trained)
     threads = threads or torch.get_num_threads()
-    if procs and not trained.compares_processes:
-        raise UserError(f"--procs: processes are compared on ENet, not on {network}.")
-    if procs and kind == "cuda":
-        raise UserError("--procs: processes share a CPU. Give --device cpu.")
-    for number_ in procs or ():
-        if number_ > chosen.batch:
-            raise UserError(f"--procs {number_}: {chosen.batch} images leave some without one.")
-        if number_ > threads:
-            raise UserError(
-                f"--procs {number_}: they share {threads} CPU threads. Give more with --threads."
-            )
-    several = {count for count in procs or DEFAULT_PROCS if 1 < count <= threads}
-    counts = tuple(sorted(several)) if kind == "cpu" and trained.compares_processes else ()
-    # ranks are compared in float64
     needed = chosen.batch * chosen.height * chosen.width * trained.bytes_a_pixel
-    check_memory(_shape(chosen), needed * (2 if counts else 1), device)
+    check_memory(_shape(chosen), needed, device)
     rounds, steps = rounds or rhythm.rounds, steps or rhythm.steps
-    return TrainingSettings(chosen, counts, device, threads, rounds, steps, network)
+    return TrainingSettings(chosen, device, threads, rounds, steps, network)
 
 
 def parse_batch(text: str, trained: TrainedNetwork = ENET_TRAINED) -> Size:
@@ -175,10 +141,8 @@ def parse_batch(text: str, trained: TrainedNetwork = ENET_TRAINED) -> Size:
 
 def variants(settings: TrainingSettings) -> list[StepVariant]:
     """Everything that is compared; the first is the unit."""
-    several = [StepVariant(f"{count} processes", processes=count) for count in settings.procs]
     rows = [
-        StepVariant("1 process, float32" if several else "float32"),
-        *several,
+        StepVariant("float32"),
         StepVariant("bfloat16", precision="bfloat16"),
         StepVariant("channels last", channels_last=True),
         StepVariant("bfloat16, channels last", precision="bfloat16", channels_last=True),
@@ -186,7 +150,7 @@ def variants(settings: TrainingSettings) -> list[StepVariant]:
     if settings.device.type == "cuda":
         rows += [
             StepVariant("compiled", compiled=True),
-            StepVariant(f"{rows[-1].name}, compiled", 1, "bfloat16", True, True),
+            StepVariant(f"{rows[-1].name}, compiled", "bfloat16", True, True),
         ]
     if settings.trained.compares_losses:
         rows.append(StepVariant("float32, cross-entropy", loss="cross_entropy"))
@@ -200,12 +164,9 @@ class Entry:
     """A variant that takes part."""
 
     variant: StepVariant
-    threads: int
+    trainee: Trainee
     first_loss: float
-    run: Callable[[int, int], Timed]
-    """Steps and a seed -> what they took."""
-    gradient_difference: float | None = None
-    peak_bytes: int | None = None
+    peak_bytes: int | None
     """Of a GPU's memory."""
 
 
@@ -219,26 +180,23 @@ def measure(settings: TrainingSettings, advance: Advance = QUIET) -> Report:
 
     Raises:
         UserError: the memory does not suffice.
-        RunFailed: a rank failed, or a variant computed something else than the first.
+        RunFailed: a variant computed something else than the first.
     """
     compared = len(variants(settings))
     advance.expect(compared + (compared + 1) * (settings.rounds + 1))
     torch.set_num_threads(settings.threads)
-    with harness.enough_memory(_shape(settings.size), settings.device), ExitStack() as stack:
-        unit = Trainee(variants(settings)[0], settings.size, settings.device)
-        entries, notes = _prepare(settings, unit, advance, stack)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        keep_best(unit.state, 0.0)  # a checkpoint has the best weights so far
+    memory = harness.enough_memory(_shape(settings.size), settings.device)
+    with memory, tempfile.TemporaryDirectory() as folder:
+        entries, notes = _prepare(settings, advance)
+        state = entries[0].trainee.state
+        keep_best(state, 0.0)  # a checkpoint has the best weights so far
         ways: dict[str, Callable[[int], Any]] = {
-            entry.variant.name: partial(entry.run, settings.steps) for entry in entries
+            entry.variant.name: partial(entry.trainee.run, settings.steps) for entry in entries
         }
-        ways[CHECKPOINT] = lambda _: _save(unit.state, folder)
+        ways[CHECKPOINT] = lambda _: _save(state, Path(folder))
         found = harness.in_turn(ways, settings.rounds, advance, warm_up=1)
     took, sizes = zip(*found.pop(CHECKPOINT), strict=True)
     rows = [_measured(entry, found, entries[0], settings) for entry in entries]
-    alone = settings.device.type == "cpu" and settings.threads == 1
-    if alone and settings.trained.compares_processes:
-        notes.append(ONE_THREAD)
     checkpoint = checkpoint_cost(took, rows[0]["times_ms"], sizes[-1])
     return report(harness.this_machine(settings.device), settings, rows, checkpoint, notes)
 
@@ -256,26 +214,6 @@ def check_same(name: str, loss: float, unit: float, tolerance: float) -> None:
         )
 
 
-def check_same_gradient(name: str, step: First, unit: First) -> float:
-    """Make sure that ranks compute in float64 what one process does.
-
-    Returns:
-        2-norm of the difference of the gradients, divided by the norm of the second.
-
-    Raises:
-        RunFailed: losses or gradients differ by more than SAME_GRADIENT, relative.
-    """
-    check_same(name, step.loss, unit.loss, SAME_GRADIENT * abs(unit.loss))
-    own, other = torch.from_numpy(step.gradient), torch.from_numpy(unit.gradient)
-    difference = float((own - other).norm() / other.norm())
-    if not difference <= SAME_GRADIENT:
-        raise RunFailed(
-            f"{name}: the gradient differs from that of the first row by {difference:.1e} of its "
-            "norm, in float64. That is another computation; nothing is reported."
-        )
-    return difference
-
-
 def report(
     machine: Machine,
     settings: TrainingSettings,
@@ -287,7 +225,7 @@ def report(
 
     Args:
         machine: where.
-        settings: threads are those of all processes together.
+        settings: what was measured.
         rows: the first is the unit.
         checkpoint: what one costs.
         notes: what was not measured, and why.
@@ -299,8 +237,6 @@ def report(
     )
     if trained.compares_losses:
         caption = caption.removesuffix(".") + OTHER_LOSSES
-    if any(row["processes"] > 1 for row in rows):
-        caption += PROCESSES
     page = Page(
         f"{trained.title}, {batch} x 3 x {height} x {width}, {classes} classes, {machine.device}, "
         f"torch {machine.torch_version}",
@@ -324,14 +260,7 @@ def report(
 
 
 def _remarks(row: Row) -> Iterator[str]:
-    """What ranks spend on talking to each other, and how long the paper's training takes."""
-    if share := row["communication_share"]:
-        yield (
-            f"{row['name']} ({plural(row['threads'], 'thread')} each): gradient averaging and "
-            "batch normalisation over ranks take "
-            f"{number(statistics.median(row['communication_ms']))} ms, {share.median:.0%} of the "
-            f"step ({share.low:.0%} to {share.high:.0%})."
-        )
+    """How long the paper's training takes."""
     hours = ", ".join(
         f"{iterations:,} iterations {number(hours)} h"
         for iterations, hours in row["projected_hours"].items()
@@ -364,47 +293,25 @@ def _remark(checkpoint: Row) -> str:
     )
 
 
-def _prepare(
-    settings: TrainingSettings, unit: Trainee, advance: Advance, stack: ExitStack
-) -> tuple[list[Entry], list[str]]:
+def _prepare(settings: TrainingSettings, advance: Advance) -> tuple[list[Entry], list[str]]:
     """Every variant after its first step, and why some do not take part."""
-    size, device, threads = settings.size, settings.device, settings.threads
-    chosen, *others = variants(settings)
-    entries, notes = [_alone(chosen, unit, threads)], []
-    loss = entries[0].first_loss
-    exact = None
-    if settings.procs:
-        exact = Trainee(replace(chosen, precision="float64"), size, device).first()
-    advance(chosen.name)
-    for variant in others:
+    entries: list[Entry] = []
+    notes = []
+    for variant in variants(settings):
         try:
-            if exact and variant.processes > 1:
-                ranks = stack.enter_context(TrainingRanks(variant.processes, size, threads))
-                entries.append(_together(variant, ranks, loss, exact))
-            else:
-                entries.append(_alone(variant, Trainee(variant, size, device), threads))
-                if variant.loss == chosen.loss:
-                    check_same(
-                        variant.name, entries[-1].first_loss, loss, settings.trained.near_loss
-                    )
+            trainee = Trainee(variant, settings.size, settings.device)
+            entry = Entry(variant, trainee, trainee.first(), trainee.peak_bytes())
         except Exception as error:
             if not (variant.compiled and type(error).__module__.startswith("torch._")):
                 raise
             notes.append(f"{variant.name}: not measured, {type(error).__name__} in torch.compile.")
+        else:
+            entries.append(entry)
+            if variant.loss == entries[0].variant.loss:
+                near = settings.trained.near_loss
+                check_same(variant.name, entry.first_loss, entries[0].first_loss, near)
         advance(variant.name)
     return entries, notes
-
-
-def _alone(variant: StepVariant, trainee: Trainee, threads: int) -> Entry:
-    loss = trainee.first().loss
-    return Entry(variant, threads, loss, trainee.run, peak_bytes=trainee.peak_bytes())
-
-
-def _together(variant: StepVariant, ranks: TrainingRanks, unit_loss: float, unit: First) -> Entry:
-    loss, exact = ranks.first()
-    check_same(variant.name, loss, unit_loss, SAME_LOSS)
-    difference = check_same_gradient(variant.name, exact, unit)
-    return Entry(variant, ranks.threads, loss, ranks.run, difference)
 
 
 def _save(state: TrainingState, folder: Path) -> tuple[float, int]:
@@ -419,32 +326,24 @@ def _measured(
 ) -> dict[str, Any]:
     """What was found out about a variant.
 
-    Times are milliseconds a step, by round; ``threads`` are CPU threads of each process. The
-    loss, forward and backward, is part of the step; so is the communication (`Timed`), a
-    difference, which noise can make negative. ``loss_difference`` is that of the first step's
-    loss from the first variant's, absolute; ``gradient_difference``, where ranks share the batch,
-    that of the gradients in float64, 2-norm, relative. ``peak_bytes`` are of a GPU's memory.
+    Times are milliseconds a step, by round. The loss, forward and backward, is part of the step.
+    ``loss_difference`` is that of the first step's loss from the first variant's, absolute.
+    ``peak_bytes`` are of a GPU's memory.
     """
     own = found[entry.variant.name]
     times, losses = tuple(timed.step for timed in own), tuple(timed.loss for timed in own)
-    talk = tuple(timed.communication for timed in own if timed.communication is not None) or None
     median_ms = statistics.median(times)
     images_per_second = 1000 * settings.size.batch / median_ms
     return {
         "name": entry.variant.name,
-        "processes": entry.variant.processes,
-        "threads": entry.threads,
         "times_ms": times,
         "median_ms": median_ms,
         "loss_ms": losses,
-        "communication_ms": talk,
         "time_ratio": ratio(times, [timed.step for timed in found[unit.variant.name]]),
         "loss_share": ratio(losses, times),
-        "communication_share": ratio(talk, times) if talk else None,
         "images_per_second": images_per_second,
         "first_loss": entry.first_loss,
         "loss_difference": abs(entry.first_loss - unit.first_loss),
-        "gradient_difference": entry.gradient_difference,
         "peak_bytes": entry.peak_bytes,
         "projected_hours": projected_hours(settings.network, settings.size, images_per_second),
     }

@@ -138,10 +138,6 @@ def training(
             "DeepLab 2x97x97 and 10x321x321."
         ),
     ] = None,
-    procs: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Processes to compare with one on a CPU; repeatable; default: 2."),
-    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     rounds: SomeRounds = None,
@@ -149,7 +145,7 @@ def training(
         int | None, typer.Option(min=1, help="Of each variant in a round; default: 1 to 10.")
     ] = None,
 ) -> Any:
-    """What a training step costs: processes, precisions, the loss in it, memory, checkpoints."""
+    """What a training step costs: precisions, the loss in it, memory, checkpoints."""
 
 
 @bench("scoring")

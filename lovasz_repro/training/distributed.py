@@ -164,8 +164,8 @@ def keep_to_this_machine() -> None:
 
 
 @contextmanager
-def join_team(rank: int, size: int, device: torch.device, store: Any = None) -> Iterator[Team]:
-    """Join the other ranks in torch's ``store``, or as torchrun says: through MASTER_ADDR.
+def join_team(rank: int, size: int, device: torch.device, store: Any) -> Iterator[Team]:
+    """Join the other ranks in torch's ``store``, or without one as torchrun says: MASTER_ADDR.
 
     GPUs talk over NCCL; gloo carries what is on the CPU (counts, checkpoints, requests to stop).
     An error leaves without a farewell, which could wait for ever for a rank that is gone.

@@ -1,18 +1,11 @@
-"""`lovasz-repro bench training`: what is measured, that it is the same, and who is left behind."""
+"""`lovasz-repro bench training`: what is measured, and that it is the same."""
 
 import io
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
-from multiprocessing import active_children
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -31,15 +24,11 @@ from lovasz_repro.bench.harness import (
     to_markdown,
 )
 from lovasz_repro.bench.trainee import (
-    CPU,
     DEEPLAB,
     SMALL,
-    First,
     LossClock,
     StepVariant,
-    Timed,
     Trainee,
-    TrainingRanks,
     batch,
     held_bytes,
     scale_deeplab,
@@ -47,7 +36,6 @@ from lovasz_repro.bench.trainee import (
 from lovasz_repro.bench.training import (
     TrainingSettings,
     check_same,
-    check_same_gradient,
     checkpoint_cost,
     choose_settings,
     measure,
@@ -62,14 +50,12 @@ from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.data.examples import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.deeplab import DeepLab
-from tests.bench.conftest import TOY, Turns
-from tests.ranks import CONTEXT, PRELOAD
+from tests.bench.conftest import CPU, TOY, Turns
 
 NAMES = [
-    "1 process, float32", "2 processes", "bfloat16", "channels last", "bfloat16, channels last",
+    "float32", "bfloat16", "channels last", "bfloat16, channels last",
 ]  # fmt: skip
-ALONE = TrainingSettings(parse_batch("2x24x32"), (), CPU, 1, 1, 1)
-PAIR = replace(ALONE, procs=(2,), threads=2)
+TINY = TrainingSettings(parse_batch("2x24x32"), CPU, 1, 1, 1)
 
 
 class Ran(NamedTuple):
@@ -82,16 +68,15 @@ class Ran(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ran() -> Ran:
-    """The command with --json, on 3 images, of which one rank gets two."""
+    """The command with --json."""
     threads, turns, reports = torch.get_num_threads(), Turns(), []
 
     def spy(advance: Advance, **given: Any) -> Report:
         reports.append(run_bench(turns, **given))
         return reports[0]
 
-    options = "--size 3x24x32 --rounds 2 --steps 1 --threads 2 --procs 1 --procs 2 --device cpu"
+    options = "--size 3x24x32 --rounds 2 --steps 1 --threads 2 --device cpu"
     printed = io.StringIO()
-    before = set(active_children())
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(training, "run_bench", spy)
         patch.setattr(
@@ -101,20 +86,7 @@ def ran() -> Ran:
             cli.main()
     torch.set_num_threads(threads)
     assert not caught.value.code
-    assert started_since(before) == []
     return Ran(json.loads(printed.getvalue()), reports[0], turns)
-
-
-@pytest.fixture
-def quickly_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks come from a process that has imported torch already, not from an empty one."""
-    CONTEXT.set_forkserver_preload(PRELOAD)  # type: ignore[attr-defined]
-    monkeypatch.setattr(trainee, "get_context", lambda how: CONTEXT)
-
-
-def started_since(before: set[Any]) -> list[Any]:
-    """Children that were not there before, as a pool of ranks is that other tests share."""
-    return [process for process in active_children() if process not in before]
 
 
 # -- the report ------------------------------------------------------------------------------------
@@ -130,9 +102,6 @@ def test_json_has_everything(ran: Ran) -> None:
     assert (content["rounds"], content["steps"], content["threads"]) == (2, 1, 2)
     assert content["notes"] == []
     assert [row["name"] for row in content["rows"]] == NAMES
-    assert [(row["processes"], row["threads"]) for row in content["rows"]] == [
-        (1, 2), (2, 1), (1, 2), (1, 2), (1, 2)
-    ]  # fmt: skip
 
 
 def test_ratios_are_quotients_of_times(ran: Ran) -> None:
@@ -165,20 +134,6 @@ def check_spread(spread: dict[str, float], numbers: list[float]) -> None:
 def test_shares_are_shares(ran: Ran) -> None:
     for row in ran.content["rows"]:
         assert 0 < row["loss_share"]["low"] <= row["loss_share"]["high"] < 1
-        talks = row["communication_share"]
-        assert (talks is None) == (row["communication_ms"] is None) == (row["processes"] == 1)
-        if talks:
-            shares = zip(row["communication_ms"], row["times_ms"], strict=True)
-            check_spread(talks, [own / one for own, one in shares])
-            assert talks["high"] < 1
-
-
-def test_two_ranks_compute_what_one_process_does(ran: Ran) -> None:
-    alone, together, *_ = ran.content["rows"]
-    assert together["first_loss"] == pytest.approx(alone["first_loss"], abs=1e-5)
-    assert together["loss_difference"] == abs(together["first_loss"] - alone["first_loss"])
-    assert 0 <= together["gradient_difference"] < 1e-9
-    assert alone["loss_difference"] == 0
 
 
 def test_progress_is_told_of_every_pass(ran: Ran) -> None:
@@ -196,7 +151,6 @@ def test_table_has_every_row_and_fits(ran: Ran) -> None:
     for name in NAMES:
         assert sum(line.strip().startswith(f"{name}  ") for line in lines) == 1, name
     text = " ".join(printed.getvalue().split())
-    assert "2 processes (1 thread each): gradient averaging and batch normalisation" in text
     assert "A checkpoint (" in text
     assert max(map(len, lines)) <= 120
     rows = [line for line in to_markdown(ran.report).splitlines() if line.startswith("|")]
@@ -235,13 +189,6 @@ def test_the_clock_counts_the_loss_and_nothing_else(monkeypatch: pytest.MonkeyPa
     assert now[0] == 2 * 78
 
 
-def test_communication_is_the_difference_from_ranks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [(Timed(10.0, 2.0), Timed(5.0, 1.0)), (Timed(12.0, 6.0), Timed(6.0, 3.0))]
-    ranks = TrainingRanks.__new__(TrainingRanks)
-    monkeypatch.setattr(ranks, "_ask", lambda *request: answers, raising=False)
-    assert ranks.run(3, 0) == Timed(12.0, 4.0, communication=((8 - 4) + (6 - 3)) / 2)
-
-
 def test_batch_has_what_a_batch_has() -> None:
     images, labels = batch(parse_batch("2x64x96"))
     assert (images.shape, images.dtype) == ((2, 3, 64, 96), torch.uint8)
@@ -257,8 +204,8 @@ def test_a_size_may_name_the_classes() -> None:
     assert batch(parse_batch("2x20x64x96"))[1][:, 4:].max() > 11
 
 
-def test_on_a_gpu_there_are_no_processes_but_compiled_variants() -> None:
-    names = [variant.name for variant in variants(replace(ALONE, device=torch.device("cuda")))]
+def test_on_a_gpu_there_are_compiled_variants() -> None:
+    names = [variant.name for variant in variants(replace(TINY, device=torch.device("cuda")))]
     assert names == [
         "float32", "bfloat16", "channels last", "bfloat16, channels last", "compiled",
         "bfloat16, channels last, compiled",
@@ -266,7 +213,7 @@ def test_on_a_gpu_there_are_no_processes_but_compiled_variants() -> None:
 
 
 def test_deeplab_is_compared_with_other_losses_and_parts() -> None:
-    small = replace(ALONE, size=parse_batch("2x65x65", SMALL), network="deeplab-v2-small")
+    small = replace(TINY, size=parse_batch("2x65x65", SMALL), network="deeplab-v2-small")
     rows = variants(small)
     assert [row.name for row in rows] == [
         "float32", "bfloat16", "channels last", "bfloat16, channels last",
@@ -299,19 +246,6 @@ def test_an_untrained_deeplab_has_logits_of_order_one() -> None:
     assert 0.05 < logits.std() < 20
 
 
-def test_parts_of_a_batch_compute_what_the_whole_does() -> None:
-    size = parse_batch("3x33x41", SMALL)
-    whole, parts = (
-        Trainee(
-            StepVariant("", precision="float64", network="deeplab-v2-small", iter_size=n), size, CPU
-        )
-        for n in (1, 2)
-    )
-    first = whole.first()
-    assert check_same_gradient("in parts", parts.first(), first) < 1e-9
-    assert parts.run(1, 0).loss > 0
-
-
 def test_memory_is_held_by_weights_gradients_and_moments() -> None:
     trainee = Trainee(
         StepVariant("", network="deeplab-v2-small"), parse_batch("1x33x33", SMALL), CPU
@@ -334,16 +268,14 @@ def test_hours_of_the_papers_training() -> None:
     assert projected_hours("deeplab-v2", Size(10, 21, 97, 97), 20.0)[20_000] is None
     row = {
         "name": "float32",
-        "processes": 1,
         "times_ms": (500.0,),
         "time_ratio": Spread(1.0, 1.0, 1.0),
         "loss_share": Spread(0.5, 0.5, 0.5),
-        "communication_share": None,
         "images_per_second": 20.0,
         "peak_bytes": 2**33,
         "projected_hours": hours,
     }
-    settings = replace(ALONE, size=crops, network="deeplab-v2")
+    settings = replace(TINY, size=crops, network="deeplab-v2")
     told = report(TOY, settings, [row], checkpoint_cost((1.0,), (500.0,), 100))
     text = to_markdown(told)
     assert text.startswith("**DeepLab-v2 ResNet-101, 10 x 3 x 321 x 321, 21 classes, Toy, torch")
@@ -355,7 +287,7 @@ def test_hours_of_the_papers_training() -> None:
 
 
 def test_a_small_deeplab_is_measured() -> None:
-    told = measure(choose_settings("2x33x33", None, CPU, 1, 1, 1, "deeplab-v2-small"))
+    told = measure(choose_settings("2x33x33", CPU, 1, 1, 1, "deeplab-v2-small"))
     rows = told.found["rows"]
     assert len(rows) == 6
     assert all(0 < row["loss_share"].high < 1 for row in rows)
@@ -377,25 +309,20 @@ def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.nn.Module, "compile", fail)
     chosen = [StepVariant("float32"), StepVariant("compiled", compiled=True)]
     monkeypatch.setattr(training, "variants", lambda settings: chosen)
-    found = measure(ALONE).found
+    found = measure(TINY).found
     assert [row["name"] for row in found["rows"]] == ["float32"]
-    assert found["notes"] == [
-        "compiled: not measured, InductorError in torch.compile.",
-        "Processes, which share the threads, are not compared: there is one thread.",
-    ]
+    assert found["notes"] == ["compiled: not measured, InductorError in torch.compile."]
 
 
 def test_defaults() -> None:
-    settings = choose_settings(None, None, CPU, 2, None, None)
+    settings = choose_settings(None, CPU)
     assert settings.size == parse_batch("4x176x240")
-    assert settings.procs == (2,)
-    assert choose_settings(None, None, CPU, 1, None, None).procs == ()
-    assert choose_settings("4x16x16", [4, 1, 2, 4], CPU, 4, None, None).procs == (2, 4)
+    assert (settings.rounds, settings.steps) == (5, 3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda() -> None:
-    found = measure(choose_settings("2x64x96", None, torch.device("cuda"), None, 2, 2)).found
+    found = measure(choose_settings("2x64x96", torch.device("cuda"), None, 2, 2)).found
     assert len(found["rows"]) + len(found["notes"]) == 6
     assert all(0 < row["loss_share"].high < 1 for row in found["rows"])
 
@@ -403,116 +330,18 @@ def test_on_cuda() -> None:
 # -- another computation ---------------------------------------------------------------------------
 
 
-def test_another_loss_or_gradient_is_refused() -> None:
+def test_another_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunFailed, match=r"a: the first loss is 0\.5000200, .* another computation"):
         check_same("a", 0.50002, 0.5, 1e-5)
     with pytest.raises(RunFailed, match="the first loss is nan"):
         check_same("a", float("nan"), 0.5, 1e-5)
-    step = Trainee(StepVariant("", precision="float64"), ALONE.size, CPU).first()
-    assert check_same_gradient("a", step, step) == 0
-    with pytest.raises(RunFailed, match=r"differs from that of the first row by 1\.0e"):
-        check_same_gradient("a", First(step.loss, 2 * step.gradient), step)
-
-
-@pytest.mark.usefixtures("quickly_started")
-@pytest.mark.slow
-def test_ranks_with_another_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = set(active_children())
-    images, labels = batch(PAIR.size)
-    monkeypatch.setattr(trainee, "batch", lambda size: (images.flip(3), labels))
-    with pytest.raises(RunFailed, match=r"2 processes: .* nothing is reported"):
-        measure(PAIR)
-    assert started_since(before) == []
-
-
-# -- failures --------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("quickly_started")
-def test_a_rank_that_dies_ends_the_bench() -> None:
-    before = set(active_children())
-
-    class Kill(Advance):
-        def __call__(self, name: str) -> None:
-            if name == "2 processes":
-                children = started_since(before)
-                assert len(children) == 2
-                children[0].kill()
-
-    with pytest.raises(RunFailed, match=r"rank [01] of 2 died"):
-        measure(PAIR, Kill())
-    assert started_since(before) == []
-
-
-@pytest.mark.usefixtures("quickly_started")
-def test_a_rank_that_fails_says_why() -> None:
-    before = set(active_children())
-    with (
-        pytest.raises(RunFailed, match=r"rank [01] of 2: ValueError: .* multiples of 8"),
-        TrainingRanks(2, PAIR.size._replace(height=25), 2) as ranks,
-    ):
-        ranks.first()
-    assert started_since(before) == []
-
-
-def members(session: int) -> list[int]:
-    """Processes of a session that still run."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def until(holds: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return holds()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-def test_nobody_is_left_behind(number: signal.Signals) -> None:
-    """Ctrl-C reaches every process of a terminal; a kill only the one that knows the others."""
-    options = "bench training --size 2x24x32 --rounds 1000 --steps 1 --threads 2 --device cpu"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lovasz_repro.cli", *options.split()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        # Itself, two ranks and the process that multiprocessing has for clearing up.
-        assert until(lambda: len(members(process.pid)) >= 4, 120)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.kill()
-        out, err = process.communicate(timeout=120)
-        assert until(lambda: members(process.pid) == [], 60)
-    finally:
-        for left in members(process.pid):
-            os.kill(left, signal.SIGKILL)
-    assert out == ""
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert err in ("", "Stopped.\n")  # Typer says nothing
+    losses = iter([1.0, 1.01])
+    monkeypatch.setattr(Trainee, "first", lambda self: next(losses))
+    with pytest.raises(RunFailed, match=r"bfloat16: the first loss is 1\.01"):
+        measure(TINY)
 
 
 # -- mistakes -------------------------------------------------------------------------------------
-
-
-def test_processes_are_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yardsticks, "free_memory", lambda device: None)
-    with pytest.raises(UserError, match="--device cpu"):
-        choose_settings("2x16x16", [2], torch.device("cuda"), None, None, None)
 
 
 def test_running_out_of_memory_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,4 +350,4 @@ def test_running_out_of_memory_is_a_users_mistake(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(training, "Trainee", fail)
     with pytest.raises(UserError, match="size 2 x 24 x 32: not enough memory on cpu"):
-        measure(ALONE)
+        measure(TINY)
