@@ -3,8 +3,8 @@
 A claim is decided by paper-scale runs of its experiment alone. Runs of other scales, and related
 experiments, are evidence beside it, each set of runs for itself.
 
-A rule looks at independent numbers, their mean and spread. A mean is above (below) a bound when it
-is farther from it than two standard errors. One number has no spread and decides nothing.
+A rule looks at independent numbers, their mean and spread. A mean is above (below) a bound when the
+bound lies outside its 95 % confidence interval (Student's t). One number has none and decides nothing.
 
 n counts what was drawn independently: seeds of a training; categories, where each has trainings of
 its own (its seeds are averaged first); or, in the synthetic experiment, draws of the images. What a
@@ -39,6 +39,7 @@ from lovasz_repro.report.runs import (
     Run,
     RunStore,
     correlation_along,
+    margin,
     mean_and_spread,
     remember,
     score_at,
@@ -276,15 +277,15 @@ def decide(store: RunStore, cohort: Cohort, rule: Rule, pairs: Sequence[str] = (
 
 
 def judge(values: Sequence[float], asked: Interval) -> Verdict:
-    """Whether the mean lies in an interval, two standard errors from its bounds or more."""
+    """Whether the mean lies in an interval, with its whole 95 % confidence interval."""
     mean, spread = mean_and_spread(values)
     if spread is None:
         return "undecided"
-    margin = 2 * spread / math.sqrt(len(values))
+    far = margin(spread / math.sqrt(len(values)), len(values))
     slack = asked.slack(mean)
-    if slack + (ROUNDING if asked.closed else -ROUNDING) > margin:
+    if slack + (ROUNDING if asked.closed else -ROUNDING) > far:
         return "holds"
-    return "does not hold" if -slack - ROUNDING > margin else "undecided"
+    return "does not hold" if -slack - ROUNDING > far else "undecided"
 
 
 def _together(effects: Sequence[Effect], missing: Sequence[str]) -> Verdict:

@@ -1,7 +1,7 @@
 """Does a Lovász loss help on data of one's own? The table `own` and its sentences.
 
-Losses are compared at equal steps, seed by seed. A difference is decided two standard errors over
-paired seeds from zero; fewer than three seeds decide nothing.
+Losses are compared at equal steps, seed by seed. A difference is decided where zero lies outside its
+95 % confidence interval over paired seeds; fewer than three seeds decide nothing.
 """
 
 import math
@@ -21,6 +21,7 @@ from lovasz_repro.report.runs import (
     batch_size,
     command,
     having,
+    margin,
     natural,
     seed,
     setting,
@@ -59,8 +60,6 @@ RARE_SHARE = 0.02
 """Share of the training pixels below which a class is called small."""
 LEARNT, FOUND = 0.1, 0.2
 """IoU below which a network has not learnt a class; from which on cross-entropy has found it."""
-DECIDES = 2.0
-"""Standard errors from zero at which a difference is decided."""
 FEWEST_SEEDS = 3
 """With fewer nothing is decided: their spread says too little of itself."""
 IMAGES_PER_SECOND = "train/images_per_second"
@@ -89,7 +88,7 @@ class Gain:
     def sign(self) -> int:
         """1 for a gain, -1 for a loss, 0 where it is not decided."""
         few = self.error is None or self.seeds < FEWEST_SEEDS
-        if few or abs(self.mean) <= DECIDES * (self.error or 0.0):
+        if few or abs(self.mean) <= margin(self.error or 0.0, self.seeds):
             return 0
         return 1 if self.mean > 0 else -1
 

@@ -440,6 +440,16 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
+def margin(error: float, n: int) -> float:
+    """Half the 95 % confidence interval of the mean of n numbers, from its standard error.
+
+    Student's t: of 2 numbers 12.7 times the standard error, of 3 4.3, of 20 2.1 times.
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 0.975)) * error
+
+
 def natural(text: str) -> list[tuple[int, int | str]]:
     """Sort key under which "s10" follows "s9"."""
     parts = re.split(r"(\d+)", text)

@@ -100,9 +100,9 @@ def test_the_verdict_follows_the_rule(
         assert word in told(store)
 
 
-def test_a_difference_is_decided_beyond_two_standard_errors() -> None:
+def test_a_difference_is_decided_by_its_confidence_interval() -> None:
     error = statistics.stdev([1.0, 2.0, 3.0]) / math.sqrt(3)
-    for mean, sign in ((2.1, 1), (1.9, 0), (-2.1, -1)):
+    for mean, sign in ((4.31, 1), (4.29, 0), (-4.31, -1)):  # Student's t of three: 4.303
         values = [mean * error + offset for offset in (-1.0, 0.0, 1.0)]
         found = Gain.of(values)
         assert found is not None
