@@ -4,6 +4,7 @@ Metrics are fractions, shown in percent. What is not a number, or was not stored
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -51,12 +52,15 @@ def over_seeds(runs: Sequence[Run], key: str, fill: str = "") -> Cell:
 
 
 def once(scores: Sequence[tuple[Run, float]], fill: str) -> Cell:
-    """Scores of the same network in several runs: a single value where they agree."""
+    """Scores of the network that several runs start from: a single value where they agree, else
+    one a seed, however many runs start from it."""
     known = [(run, score) for run, score in scores if math.isfinite(score)]
-    runs = [run for run, _ in known]
-    if len({round(score, 9) for _, score in known}) == 1:
-        return Cell(100 * known[0][1], None, 1, sources(runs), command=fill)
-    return measured([score for _, score in known], runs, fill)
+    by_seed: dict[str, list[float]] = {}
+    for run, score in known:
+        by_seed.setdefault(seed(run), []).append(score)
+    agree = len({round(score, 9) for _, score in known}) == 1
+    values = [statistics.fmean(of_one) for of_one in by_seed.values()]
+    return measured(values[:1] if agree else values, [run for run, _ in known], fill)
 
 
 def count(cell: Cell | None) -> Cell | None:

@@ -44,6 +44,16 @@ def test_camvid_initial_network(camvid):
     assert found["seeds"] is None
 
 
+def test_a_start_counts_once_a_seed_however_many_runs_have_it(store):
+    for seed, start in ((0, 0.30), (1, 0.32)):
+        for variant in ("weighted-cross-entropy", "lovasz-softmax", "sum"):
+            store.add(variant=variant, seed=seed, metrics={"initial/test/dataset_miou": start})
+    cell = cells(TABLES["camvid-enet"](store))["initial"]["test"]
+    assert (cell.value, cell.n) == (pytest.approx(31), 2)
+    assert cell.spread == pytest.approx(math.sqrt(2))
+    assert len(cell.sources) == 6
+
+
 def test_profiles_never_merge(camvid):
     table = TABLES["camvid-enet"](camvid)
     assert [block.heading.split(",")[0] for block in table.blocks] == [
