@@ -4,7 +4,8 @@ A claim is decided by paper-scale runs of its experiment alone. Runs of other sc
 experiments, are evidence beside it, each set of runs for itself.
 
 A rule looks at independent numbers, their mean and spread. A mean is above (below) a bound when the
-bound lies outside its 95 % confidence interval (Student's t). One number has none and decides nothing.
+bound lies outside its 95 % confidence interval (Student's t). One number has none, and decides
+nothing.
 
 n counts what was drawn independently: seeds of a training; categories, where each has trainings of
 its own (its seeds are averaged first); or, in the synthetic experiment, draws of the images. What a

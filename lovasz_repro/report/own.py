@@ -1,7 +1,7 @@
 """Does a Lovász loss help on data of one's own? The table `own` and its sentences.
 
-Losses are compared at equal steps, seed by seed. A difference is decided where zero lies outside its
-95 % confidence interval over paired seeds; fewer than three seeds decide nothing.
+Losses are compared at equal steps, seed by seed. A difference is decided where zero lies outside
+its 95 % confidence interval over paired seeds; fewer than three seeds decide nothing.
 """
 
 import math
