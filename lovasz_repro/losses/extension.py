@@ -23,11 +23,6 @@ from .set_functions import Counts, SetFunction, checked
 # ``histogram.py`` needs neither.
 
 
-def gain_error_products(gains: Tensor, errors: Tensor) -> Tensor:
-    """Terms of the sum of Eq. 8; an infinite error of gain zero adds nothing."""
-    return (gains * errors).masked_fill_((gains == 0) & errors.isinf(), 0.0)
-
-
 def decreasing_keys(errors: Tensor) -> Tensor:
     """Integers whose increasing order is the decreasing order of the errors.
 
@@ -70,7 +65,12 @@ def marginal_gains(
         (N, P) gains.
     """
     if not ranks.alone:
-        return _gains_of_all(keys, foreground, set_function, valid, dtype, weights, ranks)
+        valid = torch.ones_like(foreground) if valid is None else valid
+        masks = ranks.gather(foreground.to(torch.uint8) + 2 * valid.to(torch.uint8)).values
+        every = ranks.gather(keys)
+        weights = None if weights is None else ranks.gather(weights).values
+        of_all = (every.values, masks % 2 == 1, set_function, masks >= 2, dtype, weights)
+        return marginal_gains(*of_all)[:, every.own].contiguous()
     amount = torch.ones_like(keys, dtype=torch.float64) if weights is None else weights
     if valid is not None:
         keys, amount = keys.masked_fill(~valid, torch.iinfo(keys.dtype).max), amount * valid
@@ -95,32 +95,6 @@ def marginal_gains(
     return gains if valid is None else gains.masked_fill_(~valid, 0.0)
 
 
-def _gains_of_all(
-    keys: Tensor,
-    foreground: Tensor,
-    set_function: SetFunction,
-    valid: Tensor | None,
-    dtype: torch.dtype,
-    weights: Tensor | None,
-    ranks: Ranks,
-) -> Tensor:
-    """This rank's part of the gains of rows that all ranks make together."""
-    valid = torch.ones_like(foreground) if valid is None else valid
-    masks = ranks.gather(foreground.to(torch.uint8) + 2 * valid.to(torch.uint8)).values
-    every = ranks.gather(keys)
-    gains = marginal_gains(
-        every.values,
-        masks % 2 == 1,
-        set_function,
-        masks >= 2,
-        dtype,
-        None if weights is None else ranks.gather(weights).values,
-    )
-    return gains[:, every.own].contiguous()
-
-
-# ---- The extension -------------------------------------------------------------------------------
-
 # Rows are counted in groups of about this many bins and pixels.
 NUMBERS_AT_ONCE = 2**22
 
@@ -142,12 +116,8 @@ def row_gains(
         errors: (R, P) float32 or float64.
         ranked: (R, P) floating, what a sort ranks the errors by: themselves, or what they were
             before they were rounded.
-        foreground: (R, P) bool.
-        set_function: submodular.
-        valid: (R, P) bool or None; other pixels have gain zero and no part in the counts.
+        foreground, set_function, valid, weights, ranks: as of :func:`marginal_gains`.
         how: the method.
-        weights: (R, P) float64 or None; what each pixel adds to the counts.
-        ranks: whose pixels make the rows together.
 
     Returns:
         (R, P) gains, of the dtype of the errors; of a pixel with its weight, if it has one.
@@ -158,35 +128,26 @@ def row_gains(
         keys = decreasing_keys(ranked)
         return marginal_gains(keys, foreground, set_function, valid, errors.dtype, weights, ranks)
     bins = how.bins_for(pixels)
-    step = max(1, NUMBERS_AT_ONCE // (bins + max(1, own)))
-
+    # All ranks take the same rows at once, however many pixels each has: they add up their counts.
+    step = max(1, NUMBERS_AT_ONCE // (bins + max(1, pixels)))
     gains = torch.empty_like(errors)
     for start in range(0, rows, step):
-        some = slice(start, start + step)
-        gains[some] = _counted(
-            errors[some],
-            ranked[some],
-            foreground[some],
-            set_function,
-            None if valid is None else valid[some],
-            how,
-            bins,
-            None if weights is None else weights[some],
-            ranks,
-        )
+        given = (errors, ranked, foreground, valid, weights)
+        some: list[Any] = [one if one is None else one[start : start + step] for one in given]
+        gains[start : start + step] = _counted(set_function, how, bins, ranks, *some)
     return gains
 
 
 def _counted(
+    set_function: SetFunction,
+    how: Method,
+    bins: int,
+    ranks: Ranks,
     errors: Tensor,
     ranked: Tensor,
     foreground: Tensor,
-    set_function: SetFunction,
     valid: Tensor | None,
-    how: Method,
-    bins: int,
     weights: Tensor | None,
-    ranks: Ranks,
 ) -> Tensor:
     """Gains from counts, or sums of weights, of the bins of all ranks."""
     binned = row_bins(errors, valid, bins, ranks)
@@ -323,7 +284,9 @@ class LovaszExtensionFunction(torch.autograd.Function):
             ranks=ranks,
         )
         ctx.save_for_backward(gains)
-        return gain_error_products(gains, errors).sum(-1)
+        # An infinite error of gain zero adds nothing.
+        products = (gains * errors).masked_fill_((gains == 0) & errors.isinf(), 0.0)
+        return products.sum(-1)
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
