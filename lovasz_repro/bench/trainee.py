@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lovasz_repro.bench.harness import synchronise
 from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, regions
-from lovasz_repro.config.schema import LossConfig, LossName, ModelConfig, TrainingConfig
+from lovasz_repro.config.schema import LossConfig, ModelConfig, TrainingConfig
 from lovasz_repro.models.deeplab import Bottleneck, DeepLab
 from lovasz_repro.run.build import build_optimizer
 from lovasz_repro.run.networks import NETWORKS
@@ -63,8 +63,6 @@ class TrainedNetwork:
     """As captions name it."""
     ready: Callable[[nn.Module], None]
     """Scales a network that is trained from random weights."""
-    compares_losses: bool = False
-    """Cross-entropy, and a batch in two parts, in rows of their own."""
 
 
 @torch.no_grad()
@@ -113,7 +111,6 @@ DEEPLAB = TrainedNetwork(
     near_loss=1e-2,
     optimizer="SGD",
     ready=scale_deeplab,
-    compares_losses=True,
 )
 SMALL = replace(
     DEEPLAB,
@@ -142,9 +139,6 @@ class StepVariant:
     channels_last: bool = False
     compiled: bool = False
     network: NetworkName = "enet"
-    loss: LossName = "lovasz_softmax"
-    iter_size: int = 1
-    """Parts in which the batch passes the network."""
 
 
 class Timed(NamedTuple):
@@ -209,7 +203,6 @@ class Trainee:
             **trained.recipe,
             iterations=10**6,
             batch_size=size.batch,
-            iter_size=variant.iter_size,
             precision=variant.precision,
             channels_last=variant.channels_last,
             validate_every=1,
@@ -222,7 +215,7 @@ class Trainee:
         if variant.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainingState(model, build_optimizer(model, self.config, variant.network))
-        loss = LossConfig(terms={variant.loss: 1.0})
+        loss = LossConfig(terms={"lovasz_softmax": 1.0})
         self.clock = LossClock(build_objective(loss, VOID_LABEL), device)
         if variant.compiled:
             model.compile()

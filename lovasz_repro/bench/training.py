@@ -1,7 +1,7 @@
 """What a training step costs: in other precisions and memory formats, with checkpoints.
 
 Every variant trains the same network on the same batch, through the functions that a run trains
-with, and but for one row with Lovász-Softmax.
+with, with Lovász-Softmax.
 
 A variant that computes something else would be worth nothing, however fast. So the loss of every
 variant's first step is compared with that of the first variant.
@@ -64,10 +64,6 @@ CAPTION = (
     "Forward, backward and {optimizer}, on one batch from memory. Time: divided by that of the "
     "first row in the same round; median (quartiles) over the rounds ({rounds}, of {steps} each). "
     "Loss: Lovász-Softmax, forward and backward, by its share of the step."
-)
-OTHER_LOSSES = (
-    " (in one row cross-entropy), on labels at the network's output grid. In 2 parts: half of the "
-    "batch passes the network at a time, and the loss stays that of the whole batch."
 )
 
 
@@ -152,10 +148,6 @@ def variants(settings: TrainingSettings) -> list[StepVariant]:
             StepVariant("compiled", compiled=True),
             StepVariant(f"{rows[-1].name}, compiled", "bfloat16", True, True),
         ]
-    if settings.trained.compares_losses:
-        rows.append(StepVariant("float32, cross-entropy", loss="cross_entropy"))
-        if settings.size.batch > 1:
-            rows.append(StepVariant("float32, in 2 parts", iter_size=2))
     return [replace(row, network=settings.network) for row in rows]
 
 
@@ -235,8 +227,6 @@ def report(
     caption = CAPTION.format(
         rounds=settings.rounds, steps=plural(settings.steps, "step"), optimizer=trained.optimizer
     )
-    if trained.compares_losses:
-        caption = caption.removesuffix(".") + OTHER_LOSSES
     page = Page(
         f"{trained.title}, {batch} x 3 x {height} x {width}, {classes} classes, {machine.device}, "
         f"torch {machine.torch_version}",
@@ -307,9 +297,8 @@ def _prepare(settings: TrainingSettings, advance: Advance) -> tuple[list[Entry],
             notes.append(f"{variant.name}: not measured, {type(error).__name__} in torch.compile.")
         else:
             entries.append(entry)
-            if variant.loss == entries[0].variant.loss:
-                near = settings.trained.near_loss
-                check_same(variant.name, entry.first_loss, entries[0].first_loss, near)
+            near = settings.trained.near_loss
+            check_same(variant.name, entry.first_loss, entries[0].first_loss, near)
         advance(variant.name)
     return entries, notes
 

@@ -212,18 +212,6 @@ def test_on_a_gpu_there_are_compiled_variants() -> None:
     ]  # fmt: skip
 
 
-def test_deeplab_is_compared_with_other_losses_and_parts() -> None:
-    small = replace(TINY, size=parse_batch("2x65x65", SMALL), network="deeplab-v2-small")
-    rows = variants(small)
-    assert [row.name for row in rows] == [
-        "float32", "bfloat16", "channels last", "bfloat16, channels last",
-        "float32, cross-entropy", "float32, in 2 parts",
-    ]  # fmt: skip
-    assert {row.network for row in rows} == {"deeplab-v2-small"}
-    single = variants(replace(small, size=parse_batch("1x65x65", SMALL)))
-    assert "float32, in 2 parts" not in [row.name for row in single]
-
-
 def test_deeplab_is_trained_as_its_experiment_says() -> None:
     """But for the learning rate, and from random weights."""
     size = parse_batch("2x65x65", SMALL)
@@ -289,14 +277,10 @@ def test_hours_of_the_papers_training() -> None:
 def test_a_small_deeplab_is_measured() -> None:
     told = measure(choose_settings("2x33x33", CPU, 1, 1, 1, "deeplab-v2-small"))
     rows = told.found["rows"]
-    assert len(rows) == 6
+    assert [row["name"] for row in rows] == NAMES
     assert all(0 < row["loss_share"].high < 1 for row in rows)
-    unit, *_, entropy, parts = rows
-    assert entropy["loss_difference"] > 0.1  # another loss, and reported all the same
-    assert parts["loss_difference"] < 1e-5
-    assert unit["peak_bytes"] is None
+    assert rows[0]["peak_bytes"] is None
     assert told.found["notes"] == []
-    assert "cross-entropy), on labels at the network's output grid" in to_markdown(told)
 
 
 def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
