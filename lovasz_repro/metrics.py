@@ -54,11 +54,6 @@ class ConfusionMatrix:
         """Mean of `iou()` over the classes that have one, in [0, 1]; NaN if none has."""
         return self.iou().nanmean().item()
 
-    def merge(self, other: "ConfusionMatrix") -> None:
-        """Add the counts of another part of the same dataset."""
-        _check_mergeable(self, other)
-        self.counts += other.counts
-
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The matrix of all ranks, the same on each; exact.
 
@@ -101,12 +96,6 @@ class ImageIoU:
     def mean_iou(self) -> float:
         """The image-mIoU: mean over images of `image_miou`, in [0, 1]; NaN before the first."""
         return self.iou().nanmean().item()
-
-    def merge(self, other: "ImageIoU") -> None:
-        """Add the sums of another part of the same dataset."""
-        _check_mergeable(self, other)
-        self.sums += other.sums
-        self.images += other.images
 
     def over_ranks(self, group: distributed.ProcessGroup) -> Self:
         """The sums of all ranks, the same on each; equal to those of one process to rounding.
@@ -359,14 +348,6 @@ def _check_range(
     if ignore_index is not None:
         message += f" (ignore_index is {ignore_index})"
     raise ValueError(message)
-
-
-def _check_mergeable(first: ConfusionMatrix | ImageIoU, second: ConfusionMatrix | ImageIoU) -> None:
-    """Parts merge only if they count the same thing."""
-    for name in ("num_classes", "ignore_index"):
-        ours, theirs = getattr(first, name), getattr(second, name)
-        if ours != theirs:
-            raise ValueError(f"cannot merge: {name} differs ({ours} and {theirs})")
 
 
 def _check_same_options(

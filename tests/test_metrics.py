@@ -114,18 +114,6 @@ def test_batch_miou_averages_the_classes_that_the_labels_contain(batch):
     same(batch_miou(*batch), mean_of_defined(present))
 
 
-@given(batches(), st.integers(0, 4))
-def test_merging_the_parts_gives_the_whole(batch, cut):
-    predictions, labels, num_classes, ignore_index = batch
-    for metric in (ConfusionMatrix, ImageIoU):
-        whole, first, second = (metric(num_classes, ignore_index) for _ in range(3))
-        whole.update(predictions, labels)
-        first.update(predictions[:cut], labels[:cut])
-        second.update(predictions[cut:], labels[cut:])
-        first.merge(second)
-        same(first.iou(), whole.iou())
-
-
 @given(batches(), st.randoms(use_true_random=False))
 def test_the_order_of_pixels_and_images_does_not_matter(batch, random):
     predictions, labels, num_classes, ignore_index = batch
@@ -309,10 +297,6 @@ def test_wrong_input_is_named():
     for build in (ConfusionMatrix, ImageIoU):
         with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
             build(0)
-        with pytest.raises(ValueError, match=r"num_classes differs \(2 and 3\)"):
-            build(2).merge(build(3))
-        with pytest.raises(ValueError, match=r"ignore_index differs \(None and 255\)"):
-            build(2).merge(build(2, 255))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
