@@ -114,7 +114,7 @@ class Effect:
     n: int
     """Independent numbers behind the mean."""
     unit: str
-    """ "points" of a difference, "%" of a score or loss, "r" of a correlation."""
+    """ "points" of a difference of shares, what `COUNTED` says, or "r" of a correlation."""
     asked: "Interval"
     """Where the rule wants the mean, in the same unit."""
     sources: tuple[Provenance, ...]
@@ -342,7 +342,7 @@ def _bounded(store: RunStore, cohort: Cohort, rule: OnlyBelow, operand: Operand)
     below = operand.metric == rule.only
     asked = Interval(high=rule.tolerance, closed=True) if below else Interval(rule.tolerance)
     values = _independent({key: value for key, (value, _) in samples.items()})
-    return _effect(operand.metric, values, asked, "%", [run for _, run in samples.values()])
+    return _effect(operand.metric, values, asked, "points", [run for _, run in samples.values()])
 
 
 def _slope(store: RunStore, cohort: Cohort, rule: RisesWith) -> Effect | str:
@@ -456,7 +456,7 @@ def _effect(
     label: str, values: Sequence[float], asked: Interval, unit: str, runs: Iterable[Run]
 ) -> Effect:
     unit = next((counted for name, counted in COUNTED.items() if name in label), unit)
-    factor = 100.0 if unit in ("points", "%") else 1.0
+    factor = 100.0 if unit == "points" else 1.0
     mean, spread = mean_and_spread([factor * value for value in values])
     verdict = judge(values, asked)
     return Effect(

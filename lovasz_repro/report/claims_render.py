@@ -27,6 +27,8 @@ VERDICTS: dict[Verdict, str] = {
     "differs": "red",
     "no rule": "dim",
 }
+SEVERAL = {"holds": "hold", "does not hold": "do not hold"}
+"""Verdicts of none or of more than one."""
 ORDER: tuple[Verdict, ...] = ("does not hold", "undecided", "holds", "not yet run", "no rule")
 OF_OTHERS: dict[Verdict, str] = {
     "holds": "others: hold", "does not hold": "do not", "undecided": "open"
@@ -106,12 +108,18 @@ def changed(verdicts: Sequence[ClaimVerdict], before: Path) -> set[str]:
 def summary(verdicts: Sequence[ClaimVerdict]) -> str:
     """How many claims have which verdict at paper scale."""
     counts = Counter(item.verdict for item in verdicts)
-    return "At paper scale: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    told = ", ".join(_several(counts[verdict], verdict) for verdict in VERDICTS)
+    return f"{plural(len(verdicts), 'statement')}. At paper scale: {told}"
 
 
-def _counted(verdicts: Sequence[Verdict]) -> str:
-    counts = Counter(verdicts)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+def counted(evidence: Sequence[SetEvidence]) -> str:
+    """ "15 hold, 2 do not hold, 1 undecided"."""
+    counts = Counter(one.outcome.verdict for one in evidence)
+    return ", ".join(_several(counts[verdict], verdict) for verdict in VERDICTS if counts[verdict])
+
+
+def _several(count: int, verdict: Verdict) -> str:
+    return f"{count} {verdict if count == 1 else SEVERAL.get(verdict, verdict)}"
 
 
 def statements(verdicts: Sequence[ClaimVerdict]) -> list[str]:
@@ -125,10 +133,7 @@ def statements(verdicts: Sequence[ClaimVerdict]) -> list[str]:
     ]
     for item in verdicts:
         whole = [one for one in item.evidence if not one.outcome.missing]
-        others = [
-            _counted([one.outcome.verdict for one in whole if one.scale == scale])
-            for scale in SCALES[1:]
-        ]
+        others = [counted([one for one in whole if one.scale == scale]) for scale in SCALES[1:]]
         runs = {
             source.run_id
             for one in whole
@@ -232,7 +237,7 @@ def effect_size(effect: Effect) -> str:
     """ "+1.92 ± 0.30 points"."""
     unit = "" if effect.unit == "r" else f" {effect.unit}"
     spread = "" if effect.spread is None else f" ± {number(effect.spread, 2)}"
-    return f"{number(effect.mean, 2, signed=effect.unit == 'points')}{spread}{unit}"
+    return f"{number(effect.mean, 2, signed=effect.unit != 'r')}{spread}{unit}"
 
 
 def asked_text(asked: Interval) -> str:

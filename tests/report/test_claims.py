@@ -20,9 +20,10 @@ from lovasz_repro.config.read import read_yaml
 from lovasz_repro.config.schema import experiments_folder
 from lovasz_repro.errors import UserError
 from lovasz_repro.metrics import batch_miou, image_iou
-from lovasz_repro.report.claims import Interval, decide, evaluate_claims, judge
+from lovasz_repro.report.claims import Effect, Interval, decide, evaluate_claims, judge
 from lovasz_repro.report.claims_render import (
     changed,
+    effect_size,
     print_claim,
     print_overview,
     published_text,
@@ -542,6 +543,16 @@ def test_every_claim_is_complete_and_its_names_are_described():
                 assert not operand.variant or names.variants[operand.variant]
     for names in known.experiments.values():
         assert names.command.startswith("lovasz-repro ")
+        for meaning in (*names.variants.values(), *names.metrics.values()):
+            assert "the same" not in meaning  # they are shown in any order, and one without another
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"), [("points", "+0.30 points"), ("classes an image", "+0.30 classes an image")]
+)
+def test_a_difference_shows_its_sign(unit: str, told: str) -> None:
+    effect = Effect("a − b", "holds", 0.3, None, 1, unit, Interval(0.0), ())
+    assert effect_size(effect) == told
 
 
 def test_tolerances_are_justified():
@@ -754,7 +765,7 @@ def test_terminal_and_markdown_show_verdicts_effects_and_commands(store):
     for text in (console.export_text(), to_markdown(verdicts)):
         flat = " ".join(text.split())
         assert "+5.10 ± 0.10 points, n = 3, asked above 0" in flat
-        assert "At paper scale: 1 holds, 0 does not hold, 0 undecided" in flat
+        assert "At paper scale: 1 holds, 0 do not hold, 0 undecided" in flat
         assert "lovasz-repro run voc-multiclass" in flat
         assert "ENet [21], Class IoU 58.29" in flat.replace("\\", "")
 
@@ -779,7 +790,7 @@ def test_every_statement_stands_in_one_table(store):
     gain = {name: text.strip() for name, text in cells["enet-gains-class-and-category-iou"].items()}
     assert gain["in the paper"] == "Sec. 4.4, Table 4"
     assert gain["paper scale"] == "**holds**"
-    assert (gain["reduced scale"], gain["demo scale"]) == ("", "2 does not hold")
+    assert (gain["reduced scale"], gain["demo scale"]) == ("", "2 do not hold")
     assert gain["evidence"] == "6 runs on Cityscapes"
     assert "lacks val/category" in to_markdown(verdicts)
     reason = cells["cityscapes-is-more-uniform"]

@@ -137,6 +137,19 @@ def test_missing_numbers_name_the_command(content: PageContent) -> None:
     told = section.missing[command]
     assert "figure-4" in told
     assert "13 numbers of table-1" in told  # three losses by four measures, and the basis network
+    waiting = [str(c.number) for c in section.claims if c.item.command == command]
+    assert told[0] == f"statements {', '.join(waiting)}"
+
+
+def test_a_name_is_told_as_each_experiment_means_it(store: FakeStore) -> None:
+    for experiment in ("camvid-enet", "camvid-as-cityscapes"):
+        for loss, iou in (("weighted-cross-entropy", 0.5), ("lovasz-softmax", 0.6)):
+            store.add(experiment, loss, metrics={"test/dataset_miou": iou})
+    (section,) = [s for s in page_content(store).sections if s.words.number == "4.4"]
+    told = section.names["test/dataset_miou"]
+    assert "Class IoU of the best snapshot (camvid-as-cityscapes)" in told
+    assert "dataset-mIoU of the best snapshot (camvid-enet)" in told
+    assert section.names["lovasz-softmax"] == "fine-tuned with Lovász-Softmax"
 
 
 @pytest.mark.parametrize(

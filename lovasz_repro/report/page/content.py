@@ -96,10 +96,14 @@ class PageSection:
     @property
     def missing(self) -> Mapping[str, list[str]]:
         """Command -> what it decides, fills and draws."""
-        found: dict[str, list[str]] = {}
+        waiting: dict[str, list[str]] = {}
         for claim in self.claims:
             if claim.item.command:
-                found.setdefault(claim.item.command, []).append(f"statement {claim.number}")
+                waiting.setdefault(claim.item.command, []).append(str(claim.number))
+        found = {
+            fill: [f"statement{'s' if numbers[1:] else ''} {', '.join(numbers)}"]
+            for fill, numbers in waiting.items()
+        }
         for table in self.tables:
             cells = [cell for cell in table.cells if cell.value is None]
             for fill in dict.fromkeys(cell.command for cell in cells):
@@ -216,16 +220,19 @@ def verdict_at(item: ClaimVerdict, scale: str) -> str:
 def _names(claims: Sequence[ShownClaim]) -> dict[str, str]:
     """Of the evidence of some claims, in the words of ``experiments/claims.yaml``."""
     known = load_claims().experiments
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {}
     for one in (one for claim in claims for one in claim.item.evidence):
         labels = " ".join(effect.label for effect in one.outcome.effects)
         names = known[one.experiment]
-        found |= {
-            name: meaning
-            for name, meaning in (names.variants | names.metrics).items()
-            if re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", labels)
-        }
-    return found
+        for name, meaning in (names.variants | names.metrics).items():
+            if re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", labels):
+                found.setdefault(name, {}).setdefault(meaning, one.experiment)
+    return {
+        name: "; ".join(f"{m} ({of})" for m, of in told.items())
+        if len(told) > 1
+        else next(iter(told))
+        for name, told in found.items()
+    }
 
 
 # -- tables and figures ------------------------------------------------------------------------

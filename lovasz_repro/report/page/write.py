@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from markupsafe import Markup, escape
 
 from lovasz_repro.host.output import visible, write_files
 from lovasz_repro.report.claims import SetEvidence
-from lovasz_repro.report.claims_render import VERDICTS, asked_text, effect_size
+from lovasz_repro.report.claims_render import asked_text, counted, effect_size
 from lovasz_repro.report.layout import layout
 from lovasz_repro.report.page.content import (
     VERDICTS_AT,
@@ -26,8 +25,6 @@ from lovasz_repro.report.page.svg import faces
 from lovasz_repro.report.runs import SCALES, Provenance, RunStore
 from lovasz_repro.report.words import sentence
 
-SEVERAL = {"holds": "hold", "does not hold": "do not hold"}
-"""Verdicts of more than one set."""
 INDEX = re.compile(r"\b([A-Za-z])_([a-z])\b")
 PAGE_NAME = "index.html"
 MOST_ROWS = 26
@@ -96,12 +93,9 @@ def _shown(value: object) -> object:
 
 def _tally(sets: Sequence[SetEvidence]) -> str:
     """ "18 sets of runs: 15 hold, 2 do not hold, 1 undecided"; of a single one, its verdict."""
-    found = Counter(one.outcome.verdict for one in sets)
     if len(sets) == 1:
-        return next(iter(found))
-    counts = [(count, v) for v in VERDICTS if (count := found[v])]
-    told = (f"{count} {SEVERAL.get(v, v) if count > 1 else v}" for count, v in counts)
-    return f"{len(sets)} sets of runs: {', '.join(told)}"
+        return sets[0].outcome.verdict
+    return f"{len(sets)} sets of runs: {counted(sets)}"
 
 
 def _words(text: str) -> Markup:
