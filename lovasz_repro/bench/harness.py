@@ -277,7 +277,6 @@ def to_markdown(report: Report) -> str:
 def to_json(report: Report) -> str:
     """Everything that was found, beside the machine."""
     machine = asdict(report.machine) | {"contended": contended(report.machine.load)}
-    machine["commit"] = report.machine.git_commit  # readers know it by either name
     return json.dumps(_named(machine | dict(report.found)), indent=2, allow_nan=False)
 
 

@@ -138,7 +138,6 @@ class StepVariant:
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     compiled: bool = False
-    network: NetworkName = "enet"
 
 
 class Timed(NamedTuple):
@@ -191,14 +190,17 @@ class Trainee:
     """A network in training as ``run_cell`` builds it, on the batch of the bench.
 
     Args:
+        network: what is trained.
         variant: how it trains.
         size: of the logits of the batch.
         device: where.
     """
 
-    def __init__(self, variant: StepVariant, size: Size, device: torch.device) -> None:
+    def __init__(
+        self, network: NetworkName, variant: StepVariant, size: Size, device: torch.device
+    ) -> None:
         self.device = device
-        trained, self.kind = TRAINEES[variant.network], NETWORKS[variant.network]
+        trained, self.kind = TRAINEES[network], NETWORKS[network]
         self.config = TrainingConfig(
             **trained.recipe,
             iterations=10**6,
@@ -209,12 +211,12 @@ class Trainee:
             checkpoint_every=1,
         )
         torch.manual_seed(SEED)
-        model = self.kind.build(size.classes, ModelConfig(name=variant.network))
+        model = self.kind.build(size.classes, ModelConfig(name=network))
         trained.ready(model)
         model.to(device)
         if variant.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.state = TrainingState(model, build_optimizer(model, self.config, variant.network))
+        self.state = TrainingState(model, build_optimizer(model, self.config, network))
         loss = LossConfig(terms={"lovasz_softmax": 1.0})
         self.clock = LossClock(build_objective(loss, VOID_LABEL), device)
         if variant.compiled:

@@ -11,8 +11,8 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -34,7 +34,6 @@ from lovasz_repro.bench.harness import (
     ratio,
 )
 from lovasz_repro.bench.trainee import (
-    ENET_TRAINED,
     TRAINEES,
     NetworkName,
     StepVariant,
@@ -67,52 +66,66 @@ CAPTION = (
 )
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What to measure, and where."""
-
-    size: Size
-    """Of the logits of a batch."""
-    device: torch.device
-    threads: int
-    """Of the CPU."""
-    rounds: int
-    """Beside the first, which is thrown away."""
-    steps: int
-    """Of each variant in a round."""
-    network: NetworkName = "enet"
-
-    @property
-    def trained(self) -> TrainedNetwork:
-        """What is known of the network."""
-        return TRAINEES[self.network]
-
-
-def choose_settings(
+def run_bench(
+    network: NetworkName,
     size: str | None,
     device: torch.device,
-    threads: int | None = None,
-    rounds: int | None = None,
-    steps: int | None = None,
-    network: NetworkName = "enet",
-) -> TrainingSettings:
-    """Settings from what was given, defaults for what was not.
+    threads: int | None,
+    rounds: int | None,
+    steps: int | None,
+    advance: Advance = QUIET,
+) -> Report:
+    """Measure every variant and the checkpoints; defaults are for what is None.
+
+    Args:
+        network: what is trained.
+        size: of a batch, see ``parse_batch``.
+        device: where.
+        threads: of the CPU.
+        rounds: that count, beside the first.
+        steps: of each variant in a round.
+        advance: told of each variant after its first step, and of each turn.
 
     Raises:
         UserError: a size that the network does not take or that does not fit the memory of the
             device.
+        RunFailed: a variant computed something else than the first.
     """
     trained = TRAINEES[network]
     rhythm = trained.rhythms[device.type]
-    chosen = parse_batch(size or rhythm.size, trained)
-    threads = threads or torch.get_num_threads()
-    needed = chosen.batch * chosen.height * chosen.width * trained.bytes_a_pixel
-    check_memory(_shape(chosen), needed, device)
     rounds, steps = rounds or rhythm.rounds, steps or rhythm.steps
-    return TrainingSettings(chosen, device, threads, rounds, steps, network)
+    chosen = parse_batch(size or rhythm.size, trained)
+    shape = f"{chosen.batch} x {chosen.height} x {chosen.width}"
+    needed = chosen.batch * chosen.height * chosen.width * trained.bytes_a_pixel
+    check_memory(shape, needed, device)
+    compared = variants(device)
+    advance.expect(len(compared) + (len(compared) + 1) * (rounds + 1))
+    torch.set_num_threads(threads or torch.get_num_threads())
+    with harness.enough_memory(shape, device), tempfile.TemporaryDirectory() as folder:
+        entries, notes = _prepare(network, compared, chosen, device, advance)
+        state = entries[0].trainee.state
+        keep_best(state, 0.0)  # a checkpoint has the best weights so far
+        ways: dict[str, Callable[[int], Any]] = {
+            entry.name: partial(entry.trainee.run, steps) for entry in entries
+        }
+        ways[CHECKPOINT] = lambda _: _save(state, Path(folder))
+        times = harness.in_turn(ways, rounds, advance, warm_up=1)
+    took, sizes = zip(*times.pop(CHECKPOINT), strict=True)
+    unit = [timed.step for timed in times[entries[0].name]]
+    machine = harness.this_machine(device)
+    found = {
+        "network": network,
+        "size": chosen,
+        "rounds": rounds,
+        "steps": steps,
+        "rows": [_measured(network, chosen, entry, times[entry.name], unit) for entry in entries],
+        "checkpoint": checkpoint_cost(took, unit, sizes[-1]),
+        "notes": notes,
+    }
+    return Report(machine, found, [page(machine, found)])
 
 
-def parse_batch(text: str, trained: TrainedNetwork = ENET_TRAINED) -> Size:
+def parse_batch(text: str, trained: TrainedNetwork) -> Size:
     """ "4x176x240" as images, height and width, "10x20x512x1024" with a number of classes.
 
     Raises:
@@ -135,62 +148,31 @@ def parse_batch(text: str, trained: TrainedNetwork = ENET_TRAINED) -> Size:
     return Size(images, count, height, width)
 
 
-def variants(settings: TrainingSettings) -> list[StepVariant]:
+def variants(device: torch.device) -> list[StepVariant]:
     """Everything that is compared; the first is the unit."""
     rows = [
         StepVariant("float32"),
         StepVariant("bfloat16", precision="bfloat16"),
         StepVariant("channels last", channels_last=True),
-        StepVariant("bfloat16, channels last", precision="bfloat16", channels_last=True),
+        StepVariant("bfloat16, channels last", "bfloat16", channels_last=True),
     ]
-    if settings.device.type == "cuda":
+    if device.type == "cuda":
         rows += [
             StepVariant("compiled", compiled=True),
-            StepVariant(f"{rows[-1].name}, compiled", "bfloat16", True, True),
+            StepVariant("bfloat16, channels last, compiled", "bfloat16", True, True),
         ]
-    return [replace(row, network=settings.network) for row in rows]
+    return rows
 
 
 @dataclass
 class Entry:
     """A variant that takes part."""
 
-    variant: StepVariant
+    name: str
     trainee: Trainee
     first_loss: float
     peak_bytes: int | None
     """Of a GPU's memory."""
-
-
-def run_bench(advance: Advance = QUIET, **given: Any) -> Report:
-    """Measure every variant and the checkpoints; takes what `choose_settings` does."""
-    return measure(choose_settings(**given), advance)
-
-
-def measure(settings: TrainingSettings, advance: Advance = QUIET) -> Report:
-    """The same for settings.
-
-    Raises:
-        UserError: the memory does not suffice.
-        RunFailed: a variant computed something else than the first.
-    """
-    compared = len(variants(settings))
-    advance.expect(compared + (compared + 1) * (settings.rounds + 1))
-    torch.set_num_threads(settings.threads)
-    memory = harness.enough_memory(_shape(settings.size), settings.device)
-    with memory, tempfile.TemporaryDirectory() as folder:
-        entries, notes = _prepare(settings, advance)
-        state = entries[0].trainee.state
-        keep_best(state, 0.0)  # a checkpoint has the best weights so far
-        ways: dict[str, Callable[[int], Any]] = {
-            entry.variant.name: partial(entry.trainee.run, settings.steps) for entry in entries
-        }
-        ways[CHECKPOINT] = lambda _: _save(state, Path(folder))
-        found = harness.in_turn(ways, settings.rounds, advance, warm_up=1)
-    took, sizes = zip(*found.pop(CHECKPOINT), strict=True)
-    rows = [_measured(entry, found, entries[0], settings) for entry in entries]
-    checkpoint = checkpoint_cost(took, rows[0]["times_ms"], sizes[-1])
-    return report(harness.this_machine(settings.device), settings, rows, checkpoint, notes)
 
 
 def check_same(name: str, loss: float, unit: float, tolerance: float) -> None:
@@ -206,61 +188,35 @@ def check_same(name: str, loss: float, unit: float, tolerance: float) -> None:
         )
 
 
-def report(
-    machine: Machine,
-    settings: TrainingSettings,
-    rows: Sequence[Row],
-    checkpoint: Row,
-    notes: Sequence[str] = (),
-) -> Report:
-    """One table and, below it, what does not fit into rows.
-
-    Args:
-        machine: where.
-        settings: what was measured.
-        rows: the first is the unit.
-        checkpoint: what one costs.
-        notes: what was not measured, and why.
-    """
-    batch, classes, height, width = settings.size
-    trained, gpu = settings.trained, rows[0]["peak_bytes"] is not None
-    caption = CAPTION.format(
-        rounds=settings.rounds, steps=plural(settings.steps, "step"), optimizer=trained.optimizer
-    )
-    page = Page(
+def page(machine: Machine, found: Row) -> Page:
+    """One table and, below it, what does not fit into rows."""
+    batch, classes, height, width = found["size"]
+    trained, rows = TRAINEES[found["network"]], found["rows"]
+    return Page(
         f"{trained.title}, {batch} x 3 x {height} x {width}, {classes} classes, {machine.device}, "
         f"torch {machine.torch_version}",
-        (*STEP_COLUMNS, PEAK) if gpu else STEP_COLUMNS,
+        STEP_COLUMNS if rows[0]["peak_bytes"] is None else (*STEP_COLUMNS, PEAK),
         {"": rows},
         machine.load,
-        [*(text for row in rows for text in _remarks(row)), _remark(checkpoint), *notes],
-        caption,
+        [*filter(None, map(_hours, rows)), _remark(found["checkpoint"]), *found["notes"]],
+        CAPTION.format(
+            rounds=found["rounds"],
+            steps=plural(found["steps"], "step"),
+            optimizer=trained.optimizer,
+        ),
     )
-    found = {
-        "network": settings.network,
-        "size": {"batch": batch, "height": height, "width": width},
-        "classes": classes,
-        "rounds": settings.rounds,
-        "steps": settings.steps,
-        "rows": rows,
-        "checkpoint": checkpoint,
-        "notes": notes,
-    }
-    return Report(machine, found, [page])
 
 
-def _remarks(row: Row) -> Iterator[str]:
-    """How long the paper's training takes."""
+def _hours(row: Row) -> str:
+    """How long the paper's training takes, where that is known."""
     hours = ", ".join(
         f"{iterations:,} iterations {number(hours)} h"
         for iterations, hours in row["projected_hours"].items()
-        if hours is not None
     )
-    if hours:
-        yield (
-            f"{row['name']}, time per step × iterations on this device, for batches of "
-            f"{PAPERS_BATCH}: {hours}; reading and validation come on top."
-        )
+    return hours and (
+        f"{row['name']}, time per step × iterations on this device, for batches of "
+        f"{PAPERS_BATCH}: {hours}; reading and validation come on top."
+    )
 
 
 def checkpoint_cost(times_ms: Sequence[float], steps_ms: Sequence[float], size: int) -> Row:
@@ -283,21 +239,27 @@ def _remark(checkpoint: Row) -> str:
     )
 
 
-def _prepare(settings: TrainingSettings, advance: Advance) -> tuple[list[Entry], list[str]]:
+def _prepare(
+    network: NetworkName,
+    compared: Sequence[StepVariant],
+    size: Size,
+    device: torch.device,
+    advance: Advance,
+) -> tuple[list[Entry], list[str]]:
     """Every variant after its first step, and why some do not take part."""
     entries: list[Entry] = []
     notes = []
-    for variant in variants(settings):
+    for variant in compared:
         try:
-            trainee = Trainee(variant, settings.size, settings.device)
-            entry = Entry(variant, trainee, trainee.first(), trainee.peak_bytes())
+            trainee = Trainee(network, variant, size, device)
+            entry = Entry(variant.name, trainee, trainee.first(), trainee.peak_bytes())
         except Exception as error:
             if not (variant.compiled and type(error).__module__.startswith("torch._")):
                 raise
             notes.append(f"{variant.name}: not measured, {type(error).__name__} in torch.compile.")
         else:
             entries.append(entry)
-            near = settings.trained.near_loss
+            near = TRAINEES[network].near_loss
             check_same(variant.name, entry.first_loss, entries[0].first_loss, near)
         advance(variant.name)
     return entries, notes
@@ -311,46 +273,38 @@ def _save(state: TrainingState, folder: Path) -> tuple[float, int]:
 
 
 def _measured(
-    entry: Entry, found: Mapping[str, Sequence[Timed]], unit: Entry, settings: TrainingSettings
-) -> dict[str, Any]:
+    network: NetworkName, size: Size, entry: Entry, timed: Sequence[Timed], unit: Sequence[float]
+) -> Row:
     """What was found out about a variant.
 
     Times are milliseconds a step, by round. The loss, forward and backward, is part of the step.
-    ``loss_difference`` is that of the first step's loss from the first variant's, absolute.
-    ``peak_bytes`` are of a GPU's memory.
+    ``first_loss`` is that of the first step, ``peak_bytes`` are of a GPU's memory.
     """
-    own = found[entry.variant.name]
-    times, losses = tuple(timed.step for timed in own), tuple(timed.loss for timed in own)
+    times, losses = zip(*timed, strict=True)
     median_ms = statistics.median(times)
-    images_per_second = 1000 * settings.size.batch / median_ms
+    images_per_second = 1000 * size.batch / median_ms
     return {
-        "name": entry.variant.name,
+        "name": entry.name,
         "times_ms": times,
         "median_ms": median_ms,
         "loss_ms": losses,
-        "time_ratio": ratio(times, [timed.step for timed in found[unit.variant.name]]),
+        "time_ratio": ratio(times, unit),
         "loss_share": ratio(losses, times),
         "images_per_second": images_per_second,
         "first_loss": entry.first_loss,
-        "loss_difference": abs(entry.first_loss - unit.first_loss),
         "peak_bytes": entry.peak_bytes,
-        "projected_hours": projected_hours(settings.network, settings.size, images_per_second),
+        "projected_hours": projected_hours(network, size, images_per_second),
     }
 
 
-def projected_hours(
-    network: NetworkName, size: Size, images_per_second: float
-) -> dict[int, float | None]:
+def projected_hours(network: NetworkName, size: Size, images_per_second: float) -> dict[int, float]:
     """Iterations -> hours with the paper's batch of 10 crops of 321×321.
 
-    Without reading, validation and checkpoints; None for another network or crop.
+    Without reading, validation and checkpoints; empty for another network or crop.
     """
-    known = network == "deeplab-v2" and size[2:] == (PAPERS_CROP, PAPERS_CROP)
+    if network != "deeplab-v2" or size[2:] != (PAPERS_CROP, PAPERS_CROP):
+        return {}
     return {
-        iterations: iterations * PAPERS_BATCH / images_per_second / 3600 if known else None
+        iterations: iterations * PAPERS_BATCH / images_per_second / 3600
         for iterations in PAPERS_ITERATIONS
     }
-
-
-def _shape(size: Size) -> str:
-    return f"{size.batch} x {size.height} x {size.width}"

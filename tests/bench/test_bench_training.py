@@ -5,7 +5,7 @@ import json
 import statistics
 import sys
 from contextlib import redirect_stdout
-from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lovasz_repro import cli
-from lovasz_repro.bench import trainee, training, yardsticks
+from lovasz_repro.bench import training, yardsticks
 from lovasz_repro.bench.harness import (
     Advance,
     Report,
@@ -25,23 +25,23 @@ from lovasz_repro.bench.harness import (
 )
 from lovasz_repro.bench.trainee import (
     DEEPLAB,
+    ENET_TRAINED,
     SMALL,
+    TRAINEES,
     LossClock,
     StepVariant,
+    TrainedNetwork,
     Trainee,
     batch,
     held_bytes,
     scale_deeplab,
 )
 from lovasz_repro.bench.training import (
-    TrainingSettings,
     check_same,
     checkpoint_cost,
-    choose_settings,
-    measure,
+    page,
     parse_batch,
     projected_hours,
-    report,
     run_bench,
     variants,
 )
@@ -55,7 +55,7 @@ from tests.bench.conftest import CPU, TOY, Turns
 NAMES = [
     "float32", "bfloat16", "channels last", "bfloat16, channels last",
 ]  # fmt: skip
-TINY = TrainingSettings(parse_batch("2x24x32"), CPU, 1, 1, 1)
+tiny = partial(run_bench, "enet", "2x24x32", CPU, 1, 1, 1)
 
 
 class Ran(NamedTuple):
@@ -72,7 +72,7 @@ def ran() -> Ran:
     threads, turns, reports = torch.get_num_threads(), Turns(), []
 
     def spy(advance: Advance, **given: Any) -> Report:
-        reports.append(run_bench(turns, **given))
+        reports.append(run_bench(**given, advance=turns))
         return reports[0]
 
     options = "--size 3x24x32 --rounds 2 --steps 1 --threads 2 --device cpu"
@@ -94,8 +94,7 @@ def ran() -> Ran:
 
 def test_json_has_everything(ran: Ran) -> None:
     content = ran.content
-    assert content["size"] == {"batch": 3, "height": 24, "width": 32}
-    assert content["classes"] == 11
+    assert content["size"] == {"batch": 3, "classes": 11, "height": 24, "width": 32}
     assert content["device"] == "CPU (2 threads)"
     assert content["hardware"].startswith("CPU")
     assert content["torch_version"] == torch.__version__
@@ -190,22 +189,22 @@ def test_the_clock_counts_the_loss_and_nothing_else(monkeypatch: pytest.MonkeyPa
 
 
 def test_batch_has_what_a_batch_has() -> None:
-    images, labels = batch(parse_batch("2x64x96"))
+    images, labels = batch(parse_batch("2x64x96", ENET_TRAINED))
     assert (images.shape, images.dtype) == ((2, 3, 64, 96), torch.uint8)
     assert (labels.shape, labels.dtype) == ((2, 64, 96), torch.uint8)
     assert (labels[:, :4] == yardsticks.VOID_LABEL).all()
-    assert (labels[:, 4:] < trainee.ENET_TRAINED.classes).all()
+    assert (labels[:, 4:] < ENET_TRAINED.classes).all()
     assert len(labels[:, 4:].unique()) > 2
 
 
 def test_a_size_may_name_the_classes() -> None:
-    assert parse_batch("2x64x96") == (2, 11, 64, 96)
-    assert parse_batch("2x20x64x96") == (2, 20, 64, 96)
-    assert batch(parse_batch("2x20x64x96"))[1][:, 4:].max() > 11
+    assert parse_batch("2x64x96", ENET_TRAINED) == (2, 11, 64, 96)
+    assert parse_batch("2x20x64x96", ENET_TRAINED) == (2, 20, 64, 96)
+    assert batch(parse_batch("2x20x64x96", ENET_TRAINED))[1][:, 4:].max() > 11
 
 
 def test_on_a_gpu_there_are_compiled_variants() -> None:
-    names = [variant.name for variant in variants(replace(TINY, device=torch.device("cuda")))]
+    names = [variant.name for variant in variants(torch.device("cuda"))]
     assert names == [
         "float32", "bfloat16", "channels last", "bfloat16, channels last", "compiled",
         "bfloat16, channels last, compiled",
@@ -215,7 +214,7 @@ def test_on_a_gpu_there_are_compiled_variants() -> None:
 def test_deeplab_is_trained_as_its_experiment_says() -> None:
     """But for the learning rate, and from random weights."""
     size = parse_batch("2x65x65", SMALL)
-    trainee = Trainee(StepVariant("", network="deeplab-v2-small"), size, CPU)
+    trainee = Trainee("deeplab-v2-small", StepVariant(""), size, CPU)
     recipe = load_experiment("voc-multiclass").cells("paper")[0].training
     for name in ("optimizer", "weight_decay", "batch_norm", "lr_multipliers"):
         assert getattr(trainee.config, name) == getattr(recipe, name), name
@@ -235,9 +234,7 @@ def test_an_untrained_deeplab_has_logits_of_order_one() -> None:
 
 
 def test_memory_is_held_by_weights_gradients_and_moments() -> None:
-    trainee = Trainee(
-        StepVariant("", network="deeplab-v2-small"), parse_batch("1x33x33", SMALL), CPU
-    )
+    trainee = Trainee("deeplab-v2-small", StepVariant(""), parse_batch("1x33x33", SMALL), CPU)
     model = trainee.state.model
     weights = 4 * sum(p.numel() for p in model.parameters())
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -252,8 +249,8 @@ def test_hours_of_the_papers_training() -> None:
     crops = Size(10, 21, 321, 321)
     hours = projected_hours("deeplab-v2", crops, 20.0)
     assert hours[20_000] == pytest.approx(20_000 * 0.5 / 3600)
-    assert projected_hours("enet", crops, 20.0)[20_000] is None
-    assert projected_hours("deeplab-v2", Size(10, 21, 97, 97), 20.0)[20_000] is None
+    assert projected_hours("enet", crops, 20.0) == {}
+    assert projected_hours("deeplab-v2", Size(10, 21, 97, 97), 20.0) == {}
     row = {
         "name": "float32",
         "times_ms": (500.0,),
@@ -263,8 +260,9 @@ def test_hours_of_the_papers_training() -> None:
         "peak_bytes": 2**33,
         "projected_hours": hours,
     }
-    settings = replace(TINY, size=crops, network="deeplab-v2")
-    told = report(TOY, settings, [row], checkpoint_cost((1.0,), (500.0,), 100))
+    found = {"network": "deeplab-v2", "size": crops, "rounds": 1, "steps": 1, "rows": [row]}
+    found |= {"checkpoint": checkpoint_cost((1.0,), (500.0,), 100), "notes": []}
+    told = Report(TOY, found, [page(TOY, found)])
     text = to_markdown(told)
     assert text.startswith("**DeepLab-v2 ResNet-101, 10 x 3 x 321 x 321, 21 classes, Toy, torch")
     assert "batches of 10: 20,000 iterations 2.78 h, 30,000 iterations 4.17 h;" in text
@@ -275,7 +273,7 @@ def test_hours_of_the_papers_training() -> None:
 
 
 def test_a_small_deeplab_is_measured() -> None:
-    told = measure(choose_settings("2x33x33", CPU, 1, 1, 1, "deeplab-v2-small"))
+    told = run_bench("deeplab-v2-small", "2x33x33", CPU, 1, 1, 1)
     rows = told.found["rows"]
     assert [row["name"] for row in rows] == NAMES
     assert all(0 < row["loss_share"].high < 1 for row in rows)
@@ -292,21 +290,21 @@ def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.nn.Module, "compile", fail)
     chosen = [StepVariant("float32"), StepVariant("compiled", compiled=True)]
-    monkeypatch.setattr(training, "variants", lambda settings: chosen)
-    found = measure(TINY).found
+    monkeypatch.setattr(training, "variants", lambda device: chosen)
+    found = tiny().found
     assert [row["name"] for row in found["rows"]] == ["float32"]
     assert found["notes"] == ["compiled: not measured, InductorError in torch.compile."]
 
 
-def test_defaults() -> None:
-    settings = choose_settings(None, CPU)
-    assert settings.size == parse_batch("4x176x240")
-    assert (settings.rounds, settings.steps) == (5, 3)
+@pytest.mark.parametrize("trained", TRAINEES.values(), ids=TRAINEES)
+def test_default_sizes_are_sizes(trained: TrainedNetwork) -> None:
+    for rhythm in trained.rhythms.values():
+        assert parse_batch(rhythm.size, trained).batch >= trained.least_images
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda() -> None:
-    found = measure(choose_settings("2x64x96", torch.device("cuda"), None, 2, 2)).found
+    found = run_bench("enet", "2x64x96", torch.device("cuda"), None, 2, 2).found
     assert len(found["rows"]) + len(found["notes"]) == 6
     assert all(0 < row["loss_share"].high < 1 for row in found["rows"])
 
@@ -322,7 +320,7 @@ def test_another_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([1.0, 1.01])
     monkeypatch.setattr(Trainee, "first", lambda self: next(losses))
     with pytest.raises(RunFailed, match=r"bfloat16: the first loss is 1\.01"):
-        measure(TINY)
+        tiny()
 
 
 # -- mistakes -------------------------------------------------------------------------------------
@@ -334,4 +332,4 @@ def test_running_out_of_memory_is_a_users_mistake(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(training, "Trainee", fail)
     with pytest.raises(UserError, match="size 2 x 24 x 32: not enough memory on cpu"):
-        measure(TINY)
+        tiny()
