@@ -122,6 +122,7 @@ def claims(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """What the paper claims, and whether the stored runs bear it out."""
+    from lovasz_repro.config.read import known_name
     from lovasz_repro.host.output import Terminal
     from lovasz_repro.report.claims import evaluate_claims
     from lovasz_repro.report.claims_render import (
@@ -130,14 +131,13 @@ def claims(
         print_claim,
         print_overview,
     )
-    from lovasz_repro.report.render import chosen
     from lovasz_repro.report.words import sentence
     from lovasz_repro.store import Store
 
     folder, console = out or results / "report", Terminal()
     verdicts = evaluate_claims(Store(results, tracking_uri))
     known = {item.claim.id: item for item in verdicts}
-    shown = [known[chosen(name, known, "claim")] for name in names or ()]
+    shown = [known[known_name(name, known, "claim", "report")] for name in names or ()]
     news = changed(verdicts, folder / "claims.json")
     files = write_files(folder, claims_files(verdicts))
     if not names:

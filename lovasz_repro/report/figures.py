@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lovasz_repro.config.read import known_name
 from lovasz_repro.host.output import visible, write_files
 from lovasz_repro.report.curves import CONVERGENCE, camvid_classes
 from lovasz_repro.report.curves_voc import figure_6, voc_measures_figure
@@ -26,7 +27,6 @@ from lovasz_repro.report.picture_figures import (
     figure_of_crops,
     own_figure,
 )
-from lovasz_repro.report.render import chosen
 from lovasz_repro.report.runs import RunStore, remember
 from lovasz_repro.report.sets import CAMVID_LAYOUT, CAMVID_RUNS, ENET_RUNS
 from lovasz_repro.report.style import RC
@@ -72,7 +72,7 @@ def write_figures(
     """
     import matplotlib
 
-    names = [chosen(name, FIGURES, "figure") for name in names or FIGURES]
+    names = [known_name(name, FIGURES, "figure", "report") for name in names or FIGURES]
     files: list[Path] = []
     remembered = remember(store)
     for name in names:

@@ -1,7 +1,6 @@
 """Tables as Markdown, LaTeX, CSV and JSON, and on the terminal; the same runs, the same bytes."""
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text as RichText
 
-from lovasz_repro.errors import UserError
+from lovasz_repro.config.read import known_name
 from lovasz_repro.host.output import has_room, no_formula, print_note, print_sections, visible
 from lovasz_repro.host.output import print_table as print_rows
 from lovasz_repro.report.layout import (
@@ -195,7 +194,7 @@ def build_tables(store: RunStore, names: Sequence[str] | None = None) -> list[Ta
     Raises:
         UserError: an unknown table; says which there are.
     """
-    names = [chosen(name, TABLES, "table") for name in names or TABLES]
+    names = [known_name(name, TABLES, "table", "report") for name in names or TABLES]
     remembered = remember(store)
     return [TABLES[name](remembered) for name in names]
 
@@ -208,24 +207,10 @@ def rendered(table: Table, formats: Sequence[str]) -> dict[str, str]:
     """
     files = {}
     for form in formats:
-        render = RENDERERS[chosen(form, RENDERERS, "format")]
+        render = RENDERERS[known_name(form, RENDERERS, "format", "report")]
         parts = table.parts if form in FOR_PEOPLE else ()
         files[f"{table.name}.{form}"] = "\n".join(map(render, parts or [table]))
     return files
-
-
-def chosen(name: str, known: Iterable[str], what: str) -> str:
-    """``name`` if it is known.
-
-    Raises:
-        UserError: it is not; names the nearest one and all others.
-    """
-    known = list(known)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"No {what} {name!r}{hint}. There are: {', '.join(known)}.")
-    return name
 
 
 def to_markdown(table: Table) -> str:
