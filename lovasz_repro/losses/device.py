@@ -51,16 +51,6 @@ class Plan(NamedTuple):
     """Room for parts of bins, a class and row; 0 where none is split."""
 
 
-class Gains(NamedTuple):
-    """What the first passes leave for the gradient; the shapes are in ``device_kernels.py``."""
-
-    kept: Tensor
-    tables: Tensor
-    part_tables: Tensor
-    slots: Tensor
-    splits: Tensor
-
-
 Total = Callable[[Tensor], Tensor]
 """Sums of this process to those of all."""
 
@@ -90,7 +80,8 @@ def lovasz_softmax(
         factors = _factors(tuple(numbers[i] * (i in kept) for i in range(count)), logits.device)
     space = logits.shape[2:].numel()
     bins, parts = _bins(how, space if per_image else batch * space, not per_image and ranks.size)
-    plan = Plan(ignore_index, classes == "present", batch if per_image else 1, bins, parts)
+    only_present = chosen is None and classes == "present"
+    plan = Plan(ignore_index, only_present, batch if per_image else 1, bins, parts)
     if labels.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         labels = labels.long()
     loss: Tensor = DeviceSoftmaxFunction.apply(
@@ -175,7 +166,7 @@ def forward(
     total: Total | None = None,
     window: AccumulationWindow | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss and its :class:`Gains`, in up to five launches."""
+    """The loss, and what :func:`gradient_of` takes next to the labels, in up to five launches."""
     (batch, classes, space), places = logits.shape, logits.shape[1] * rows
     new = logits.new_empty
     sizes = [places * 2 * (bins + 1), places, 2]

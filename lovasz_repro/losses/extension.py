@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from .histogram import Bins, Method, bin_gains, edges_of, error_bounds, row_bins
+from .histogram import Bins, Method, edges_of, error_bounds, row_bins
 from .inputs import checked_weights, eager, not_0_or_1
 from .ranks import ONE_PROCESS, Ranks
 from .set_functions import Counts, SetFunction, checked
@@ -159,7 +159,7 @@ def _counted(
     sums[1].scatter_add_(1, binned.bin, amount * ~foreground)
     held = Bins(*ranks.sum_(sums))
     edges = edges_of(held)
-    table = bin_gains(held, edges, set_function)
+    table = set_function.mean_gains(edges.above, *held)
     missed, wrong = (gain.gather(1, binned.bin) for gain in table)
     gains = torch.where(foreground, missed, wrong)
     gains = (gains if weights is None else gains * weights).to(errors.dtype)

@@ -197,18 +197,6 @@ class Bins(NamedTuple):
     """(R, K) background, likewise."""
 
 
-class BinGains(NamedTuple):
-    """Gain of one pixel of each bin (of weight 1); in an empty bin, of one that came there.
-
-    Where no such pixel exists, as foreground in a row without any, it may be any number.
-    """
-
-    foreground: Tensor
-    """(R, K)"""
-    background: Tensor
-    """(R, K)"""
-
-
 class ErrorBounds(NamedTuple):
     """How far gains from bins may be from exact ones, by row; NaN where nothing is known."""
 
@@ -283,15 +271,10 @@ def edges_of(bins: Bins) -> Edges:
     return Edges(below._replace(false_negatives=above[0], false_positives=above[1]), below)
 
 
-def bin_gains(bins: Bins, edges: Edges, set_function: SetFunction) -> BinGains:
-    """Gains of the module docstring."""
-    return BinGains(*set_function.mean_gains(edges.above, *bins))
-
-
 def error_bounds(
     bins: Bins,
     edges: Edges,
-    gains: BinGains,
+    gains: tuple[Tensor, Tensor],
     set_function: SetFunction,
     widths: Tensor,
     weights: Tensor,
@@ -302,7 +285,7 @@ def error_bounds(
 
     Args:
         bins: (R, K) counts.
-        edges, gains: theirs.
+        edges, gains: theirs; (R, K) gains of foreground and background.
         set_function: the function that the gains are of; submodular.
         widths: (K,) or (R, K) largest difference of two errors in a bin.
         weights: (K,) what an error of a gain counts for in the norm, such as the largest

@@ -124,11 +124,9 @@ def check_multiclass(logits: Tensor, labels: Tensor) -> None:
 
 def first_look(logits: Tensor) -> bool:
     """Whether nobody has looked at the numbers of a call yet, and the host may wait for them."""
-    return not (_looked or torch.compiler.is_compiling() or _capturing(logits))
-
-
-def _capturing(logits: Tensor) -> bool:
-    return logits.is_cuda and torch.cuda.is_current_stream_capturing()
+    if _looked or torch.compiler.is_compiling():
+        return False
+    return not (logits.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def binary_pixels(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypedDict, Unpack
 
-import torch
 from torch import Tensor, distributed, nn
 
 from . import baselines, lovasz
@@ -63,9 +62,7 @@ class _Bound(nn.Module):
         weights = options.get("class_weights")
         if weights is not None:
             # Numbers, whatever the device of the module: the losses read them on the host.
-            options["class_weights"] = torch.as_tensor(
-                weights, dtype=torch.float64, device="cpu"
-            ).tolist()
+            options["class_weights"] = [float(weight) for weight in weights]
         self.options = options
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

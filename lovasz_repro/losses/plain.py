@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .extension import marginal_gains
-from .histogram import Bins, Method, ProbabilityBins, bin_gains, edges_of, error_bounds
+from .histogram import Bins, Method, ProbabilityBins, edges_of, error_bounds
 from .inputs import MulticlassPixels, PixelWeights, class_weight_vector
 from .ranks import Ranks
 from .set_functions import SetFunction
@@ -109,14 +109,11 @@ def rows_of(
 def _averaged(counts: Tensor, classes: str | Sequence[int]) -> Tensor:
     """(R, C) bool: the classes that Eq. 13 averages in each row."""
     ids = listed(classes, counts.shape[1])
-    if classes == "present":
+    if ids is None and classes == "present":
         return counts > 0
-    not_empty = counts.sum(1, keepdim=True) > 0
-    if ids is None:
-        return not_empty.expand_as(counts)
     chosen = torch.zeros(counts.shape[1], dtype=torch.bool, device="cpu")
-    chosen[ids] = True
-    return chosen & not_empty
+    chosen[slice(None) if ids is None else ids] = True
+    return chosen & (counts.sum(1, keepdim=True) > 0)
 
 
 def listed(classes: str | Sequence[int], num_classes: int) -> list[int] | None:
@@ -194,9 +191,9 @@ def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
     counts, positions = bins.unpack(some) if problem.weights is None else some
     held = Bins(counts[1], counts[0])
     edges = edges_of(held)
-    gains = bin_gains(held, edges, set_function)
+    gains = set_function.mean_gains(edges.above, *held)
     error_sums = bins.error_sums(counts, positions)
-    value = (error_sums[1] * gains.foreground + error_sums[0] * gains.background).sum(-1)
+    value = (error_sums[1] * gains[0] + error_sums[0] * gains[1]).sum(-1)
     places = shape[1] * shape[2]
     values = value.new_zeros(places).index_copy(0, used, value * weights)
     coarse = torch.zeros(places, dtype=torch.bool, device=sums.device)
@@ -204,9 +201,7 @@ def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
         norm = bins.widths(sums.device), bins.logit_weights(sums.device)
         coarse[used] = ~error_bounds(held, edges, gains, set_function, *norm).below_float32()
     table = torch.zeros(2, places, shape[3], dtype=dtype, device=sums.device)
-    table[:, used] = (torch.stack([gains.background, gains.foreground]) * weights[:, None]).to(
-        dtype
-    )
+    table[:, used] = (torch.stack(gains[::-1]) * weights[:, None]).to(dtype)
     return Readings(table.view(shape), values.view(shape[1:3]), coarse.view(shape[1:3]))
 
 

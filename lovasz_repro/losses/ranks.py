@@ -63,7 +63,9 @@ class Ranks:
         """
         if self.alone:
             return part
-        summed: Tensor = _Total.apply(part, self, is_total)
+        value = part.detach().clone()
+        total = value if is_total else self.sum_(value)
+        summed: Tensor = _ScaledGradient.apply(part, total, self.size)
         return summed
 
     def max_(self, values: Tensor) -> Tensor:
@@ -93,17 +95,17 @@ class Ranks:
         return Gathered(values, slice(start, start + rows.shape[1]))
 
 
-class _Total(torch.autograd.Function):
-    """Sum over ranks; the gradient times their number."""
+class _ScaledGradient(torch.autograd.Function):
+    """A value that stands for ``part``, whose gradient is multiplied by a factor."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, ranks: Ranks, is_total: bool) -> Tensor:
-        ctx.size = ranks.size
-        return part.clone() if is_total else ranks.sum_(part.clone())
+    def forward(ctx: Any, part: Tensor, value: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
-        return grad_total * ctx.size, None, None
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        return grad_value * ctx.factor, None, None
 
 
 ONE_PROCESS = Ranks(None)
@@ -175,33 +177,16 @@ class AccumulationWindow:
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss, with its gradient times the number of micro-batches."""
-        scaled: Tensor = _ScaledGradient.apply(loss, self.micro_batches)
+        scaled: Tensor = _ScaledGradient.apply(loss, loss.detach(), self.micro_batches)
         return scaled
 
     def _with(self, before: Tensor | None, counts: Tensor) -> Tensor:
-        if not self.frozen:
-            return _sum(before, counts)
-        assert before is not None, "frozen windows have counts"
-        return before
-
-
-def _sum(before: Tensor | None, counts: Tensor) -> Tensor:
-    """Out of place: what earlier micro-batches were given must stay."""
-    if before is None:
-        return counts
-    if before.shape != counts.shape or before.dtype != counts.dtype:
-        raise ValueError(
-            "the micro-batches of a window need the same classes, bins and kind of pixel weights"
-        )
-    return before + counts
-
-
-class _ScaledGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: int) -> Tensor:
-        ctx.factor = factor
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None]:
-        return grad_value * ctx.factor, None
+        if before is None:
+            return counts
+        if self.frozen:
+            return before
+        if before.shape != counts.shape or before.dtype != counts.dtype:
+            raise ValueError(
+                "the micro-batches of a window need the same classes, bins and kind of weights"
+            )
+        return before + counts  # out of place: what earlier micro-batches were given must stay

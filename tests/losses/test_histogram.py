@@ -15,7 +15,7 @@ from lovasz_repro.losses import (
     lovasz_extension,
     lovasz_softmax,
 )
-from lovasz_repro.losses.histogram import Bins, Method, bin_gains, edges_of, error_bounds, row_bins
+from lovasz_repro.losses.histogram import Bins, Method, edges_of, error_bounds, row_bins
 from lovasz_repro.losses.ranks import ONE_PROCESS
 
 SUBMODULAR = [JaccardLoss(), HammingLoss(), TverskyLoss(2.0, 0.5), TverskyLoss(1.0, 3.0)]
@@ -60,7 +60,7 @@ def table_of(
     for kind, number in zip(foreground, bins, strict=True):
         counts[1 - kind, 0, number] += 1
     held = Bins(counts[0], counts[1])
-    gains = bin_gains(held, edges_of(held), function)
+    gains = function.mean_gains(edges_of(held).above, *held)
     pairs = zip(foreground, bins, strict=True)
     return held, [gains[1 - kind][0, number].item() for kind, number in pairs]
 
@@ -160,7 +160,7 @@ def test_error_bounds_hold(oracle, name: str, pixels: int, bins: int, function) 
         counts[kind, 0].index_add_(0, rows.bin[0], ones * mask)
     held = Bins(counts[0], counts[1])
     edges = edges_of(held)
-    gains = bin_gains(held, edges, function)
+    gains = function.mean_gains(edges.above, *held)
     weights = torch.ones(bins + 1, dtype=torch.float64)
     bounds = error_bounds(held, edges, gains, function, rows.widths, weights)
 

@@ -359,7 +359,7 @@ def test_clear_errors(logits, labels, options, error: type[Exception], match: st
         lovasz_softmax(logits, labels, **options)
 
 
-def test_class_weights_as_a_tensor() -> None:
+def test_options_as_tensors_and_arrays() -> None:
     logits, labels = batch(2, 5, 5)
     weights = [1.0, 2.0, 0.5, 0.25, 4.0]
     expected = lovasz_softmax(logits, labels, class_weights=weights)
@@ -367,6 +367,9 @@ def test_class_weights_as_a_tensor() -> None:
         lovasz_softmax(logits, labels, class_weights=torch.tensor(weights)), expected
     )
     assert torch.equal(lovasz_softmax(logits, labels, class_weights=np.array(weights)), expected)
+    expected = lovasz_softmax(logits, labels, classes=[0, 2])
+    assert torch.equal(lovasz_softmax(logits, labels, classes=torch.tensor([0, 2])), expected)
+    assert torch.equal(lovasz_softmax(logits, labels, classes=np.array([0, 2])), expected)
 
 
 def lovasz_sigmoid(scores: list[float], truth: list[bool]) -> float:
