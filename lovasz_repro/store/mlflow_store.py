@@ -205,7 +205,7 @@ class Store:
     # -- runs: read ------------------------------------------------------------------------
 
     def get(self, run_id: str) -> StoredRun | None:
-        """The run of this id, parent or child; None where the store does not hold it."""
+        """The run of this id; None where the store does not hold it."""
         if self._absent():
             return None
         with self._asking():

@@ -20,7 +20,6 @@ from lovasz_repro.config.read import Name, check_name, check_relative, read_yaml
 from lovasz_repro.config.schema import experiment_file, experiment_names
 from lovasz_repro.errors import UserError
 
-PARENT = "mlflow.parentRunId"  # of runs of earlier versions, which a run without numbers grouped
 HEARTBEAT = "heartbeat"  # tag: epoch seconds at which the training process was last alive
 STALE_AFTER = 180.0  # seconds without a heartbeat; the shipper renews it every 30
 ROLE, IDENTITY = "role", "identity"

@@ -54,7 +54,6 @@ from lovasz_repro.store.stored import (
     LARGEST,
     LEFT_OUT,
     ORIGIN,
-    PARENT,
     ROLE,
     RUN_NAME,
     Moment,
@@ -296,7 +295,7 @@ def _export(
     unwanted = {p.key for p in points if any(fnmatch(p.key, each) for each in without)}
     points = [p for p in points if p.key not in unwanted]
     try:
-        content = _describe(store, run, points)
+        content = _describe(run, points)
     except ValidationError as error:
         to_stderr(f"run {run.run_id} is left out: {first_problem(error)}")
         return False
@@ -343,12 +342,14 @@ def _is_of(folder: Path, content: RunFile) -> bool:
         return False
 
 
-def _describe(store: Store, run: StoredRun, points: Sequence[Point]) -> RunFile:
+def _describe(run: StoredRun, points: Sequence[Point]) -> RunFile:
     """What run.json says of a run, but for its files; raises ValidationError if it cannot."""
+    tags = json.loads(run.tags.get(GROUP_TAGS, "{}"))
+    parent = ParentFile(name=run.group, tags=tags) if run.group else None
     return RunFile(
         format=1,
         experiment=run.experiment,
-        parent=_parent(store, run),
+        parent=parent,
         name=run.name,
         identity=run.identity,
         origin_run_id=run.tags.get(ORIGIN, run.run_id),
@@ -360,13 +361,6 @@ def _describe(store: Store, run: StoredRun, points: Sequence[Point]) -> RunFile:
         left_out=json.loads(run.tags.get(LEFT_OUT, "[]")),
         points=len(points),
     )
-
-
-def _parent(store: Store, run: StoredRun) -> ParentFile | None:
-    if run.group:
-        return ParentFile(name=run.group, tags=json.loads(run.tags.get(GROUP_TAGS, "{}")))
-    parent = store.get(run.tags[PARENT]) if PARENT in run.tags else None
-    return ParentFile(name=parent.name, tags=_own_tags(parent)) if parent else None
 
 
 def _own_tags(run: StoredRun) -> dict[str, str]:
@@ -453,7 +447,7 @@ def _known(store: Store, export: Exported, here: StoredRun) -> bool:
     """Whether a run says nothing that is not here."""
     points = store.points(here.run_id)
     described = export.run.model_copy(update={"files": None, "points": len(export.points)})
-    return _describe(store, here, points) == described and repr(points) == repr(export.points)
+    return _describe(here, points) == described and repr(points) == repr(export.points)
 
 
 def _newer_scores(here: StoredRun, content: RunFile) -> list[Kind]:

@@ -546,22 +546,3 @@ def test_runs_that_are_odd_all_the_same_are_passed_over_with_one_line(
     with pytest.raises(UserError, match="no path inside"):
         reader.add_artifact(foreign.info.run_id, Path(__file__))
     assert reader.open_child("e", None, "odd", "odd", {}, {}) != odd
-
-
-def test_what_grouped_runs_of_earlier_versions_travels_with_them(
-    store: Store, new: Store, tmp_path: Path
-) -> None:
-    run_id = store.open_child("e", None, "run", "id", {}, {})
-    experiment = store._client.get_run(run_id).info.experiment_id
-    marks = {"role": "parent", "title": "theirs"}
-    parent = store._client.create_run(experiment, 1000, marks, "e-paper").info.run_id
-    store.set_tags(run_id, {"mlflow.parentRunId": parent})
-    export_runs(store, tmp_path / "one")
-    [file] = (tmp_path / "one").rglob("run.json")
-    assert json.loads(file.read_text())["parent"] == {"name": "e-paper", "tags": marks}
-    import_runs(new, tmp_path / "one")
-    [run] = new.runs()
-    assert run.group == "e-paper"
-    assert "mlflow.parentRunId" not in run.tags  # MLflow's pages list it beside the others
-    export_runs(new, tmp_path / "two")
-    assert tree(tmp_path / "one") == tree(tmp_path / "two")
