@@ -66,11 +66,12 @@ def marginal_gains(
     """
     if not ranks.alone:
         valid = torch.ones_like(foreground) if valid is None else valid
-        masks = ranks.gather(foreground.to(torch.uint8) + 2 * valid.to(torch.uint8)).values
-        every = ranks.gather(keys)
-        weights = None if weights is None else ranks.gather(weights).values
-        of_all = (every.values, masks % 2 == 1, set_function, masks >= 2, dtype, weights)
-        return marginal_gains(*of_all)[:, every.own].contiguous()
+        masks, own = ranks.gather(foreground.to(torch.uint8) + 2 * valid.to(torch.uint8))
+        keys, _ = ranks.gather(keys)
+        if weights is not None:
+            weights, _ = ranks.gather(weights)
+        of_all = (keys, masks % 2 == 1, set_function, masks >= 2, dtype, weights)
+        return marginal_gains(*of_all)[:, own].contiguous()
     amount = torch.ones_like(keys, dtype=torch.float64) if weights is None else weights
     if valid is not None:
         keys, amount = keys.masked_fill(~valid, torch.iinfo(keys.dtype).max), amount * valid

@@ -224,27 +224,26 @@ def pixel_weights(weights: Tensor, labels: Tensor, weight_background: bool) -> P
     """Check weights (B, ...) of labels (B, ...) and flatten the space.
 
     Raises:
-        ValueError: shapes or devices that differ, or a weight that is negative or not finite.
+        ValueError: as :func:`checked_weights`.
     """
-    if weights.device != labels.device:
-        raise ValueError(f"pixel_weight is on {weights.device}, labels are on {labels.device}")
     flat = checked_weights(weights, labels, "labels")
     flat = flat.reshape(len(labels), labels.shape[1:].numel()).contiguous()
     return PixelWeights(flat if weight_background else (flat > 0).double(), flat)
 
 
 def checked_weights(weights: Tensor, pixels: Tensor, name: str) -> Tensor:
-    """Pixel weights in float64, on the device of the pixels (which the message calls ``name``).
+    """Pixel weights in float64, for pixels that messages call ``name``.
 
     Raises:
-        ValueError: another shape than that of the pixels, or a weight that is negative or not
-            finite.
+        ValueError: shapes or devices that differ, or a weight that is negative or not finite.
     """
+    if weights.device != pixels.device:
+        raise ValueError(f"pixel_weight is on {weights.device}, {name} are on {pixels.device}")
     if weights.shape != pixels.shape:
         raise ValueError(
             f"pixel_weight has shape {tuple(weights.shape)}, {name} have {tuple(pixels.shape)}"
         )
-    weights = weights.detach().to(pixels.device, torch.float64)
+    weights = weights.detach().double()
     if not ((weights >= 0) & (weights < float("inf"))).all():
         raise ValueError("pixel_weight holds a weight that is negative or not finite")
     return weights

@@ -18,6 +18,7 @@ from .inputs import (
     PixelWeights,
     binary_pixels,
     check_multiclass,
+    checked_weights,
     eager,
     first_look,
     multiclass_pixels,
@@ -279,13 +280,10 @@ def lovasz_hinge(
         ValueError: shapes that do not fit, or a label other than 0, 1 and ``ignore_index``.
     """
     how, ranks = Method(method, bins), Ranks(group)
-    pixels = binary_pixels(logits, labels, ignore_index, ranks)
+    pixels = binary_pixels(logits, labels, ignore_index, ranks).rows(per_image)
     weights = None
     if pixel_weight is not None:
-        weights = pixel_weights(pixel_weight, labels, True).foreground
-    pixels = pixels.rows(per_image)
-    if weights is not None:
-        weights = weights.reshape(pixels.logits.shape)
+        weights = checked_weights(pixel_weight, labels, "labels").reshape(pixels.logits.shape)
     row_ranks = ONE_PROCESS if per_image else ranks
     compiled = jaccard_kernels(pixels.logits, set_function)
     if compiled and weights is None and row_ranks.alone and how.name != "histogram":

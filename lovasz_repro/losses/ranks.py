@@ -9,19 +9,10 @@ DistributedDataParallel *averages* over ranks, so the gradient that leaves a los
 the number of ranks: in `total`, the last step of every loss, and nowhere else.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-
-
-class Gathered(NamedTuple):
-    """Rows of all ranks side by side, and which part is one's own."""
-
-    values: Tensor
-    """(R, P of all ranks), in the order of the ranks."""
-    own: slice
-    """The columns that this rank brought."""
 
 
 class Ranks:
@@ -74,13 +65,14 @@ class Ranks:
             distributed.all_reduce(values, distributed.ReduceOp.MAX, self.group)
         return values
 
-    def gather(self, rows: Tensor) -> Gathered:
+    def gather(self, rows: Tensor) -> tuple[Tensor, slice]:
         """Rows (R, P) of all ranks side by side; P may differ between ranks, R may not.
 
         Costs the memory and the traffic of all P of all ranks, on every rank.
+
+        Returns:
+            (R, P of all ranks) in the order of the ranks, and the columns of this one.
         """
-        if self.alone:
-            return Gathered(rows, slice(0, rows.shape[1]))
         lengths = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
         rank = distributed.get_rank(self.group)
         lengths[rank] = rows.shape[1]
@@ -92,7 +84,7 @@ class Ranks:
         distributed.all_gather(parts, padded, self.group)
         values = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], 1)
         start = sum(sizes[:rank])
-        return Gathered(values, slice(start, start + rows.shape[1]))
+        return values, slice(start, start + rows.shape[1])
 
 
 class _ScaledGradient(torch.autograd.Function):

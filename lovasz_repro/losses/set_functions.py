@@ -279,17 +279,17 @@ def checked(set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tenso
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
-    return _checked(set_function)
+    return _checked_once.__wrapped__(set_function)
 
 
-def _checked(set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tensor]) -> SetFunction:
+@functools.lru_cache(maxsize=64)
+def _checked_once(
+    set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> SetFunction:
     if not isinstance(set_function, SetFunction):
         set_function = CountFunction(set_function)
     check_submodular(set_function)
     return set_function
-
-
-_checked_once = functools.lru_cache(maxsize=64)(_checked)
 
 
 def _all_counts(foreground: int, background: int) -> Counts:

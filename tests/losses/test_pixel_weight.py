@@ -156,6 +156,7 @@ def test_hinge_with_weights(how: dict) -> None:
 @pytest.mark.parametrize(
     ("weight", "match"),
     [
+        (torch.ones(2, 3, device="meta"), "pixel_weight is on meta, labels are on cpu"),
         (torch.ones(3, 2), r"pixel_weight has shape \(3, 2\), labels have \(2, 3\)"),
         (torch.tensor([[1.0, 1, 1], [1, -1, 1]]), "a weight that is negative or not finite"),
         (torch.tensor([[1.0, 1, 1], [1, float("nan"), 1]]), "negative or not finite"),
