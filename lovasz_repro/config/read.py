@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -137,11 +137,10 @@ def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Mode
 def read_stored(model: type[Model], params: Mapping[str, str], under: str, where: str) -> Model:
     """A part of a stored run's config, typed again after ``dotted`` made text of it.
 
-    Lenient to older runs: what they lack has its default, and what no setting is called any more
-    is left out.
+    What an older run lacks has its default.
 
     Raises:
-        UserError: one line; a value that cannot be.
+        UserError: one line; a setting that is not known, or a value that cannot be.
     """
     content: dict[str, Any] = {}
     for key, text in params.items():
@@ -150,21 +149,10 @@ def read_stored(model: type[Model], params: Mapping[str, str], under: str, where
             value = {key.removeprefix(f"{under}."): None if text == "None" else listed}
             content = override(content, value)
     try:
-        return model.model_validate(_known(model, content), strict=False)
+        return model.model_validate(content, strict=False)
     except ValidationError as error:
         problem = _problem(model, error.errors()[0])
         raise UserError(f"{where}: {under}: {problem}.") from None
-
-
-def _known(model: type[BaseModel], content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content without keys that the model has not."""
-    known = {key: value for key, value in content.items() if key in model.model_fields}
-    for key, value in known.items():
-        annotation = model.model_fields[key].annotation
-        for part in (annotation, *get_args(annotation)):
-            if isinstance(value, dict) and isinstance(part, type) and issubclass(part, BaseModel):
-                known[key] = _known(part, value)
-    return known
 
 
 def _problem(model: type[BaseModel], detail: Any) -> str:

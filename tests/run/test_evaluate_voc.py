@@ -411,7 +411,7 @@ def test_settings_over_those_of_a_run() -> None:
     params = {
         "evaluation.multi_scale.scales": "[1.0, 0.5]", "evaluation.crf.iterations": "5",
         "evaluation.crf.bilateral_rgb": "1e-05", "evaluation.crf.normalization": "symmetric",
-        "evaluation.crf.of_an_older_version": "9", "evaluation.batches": "None",
+        "evaluation.batches": "None",
     }  # fmt: skip
     own = read_stored(EvaluationConfig, params, "evaluation", "run")
     assert settings_of(VocOptions(), own).multi_scale is None
@@ -426,6 +426,8 @@ def test_settings_over_those_of_a_run() -> None:
     crfs = settings_of(VocOptions(crf_set=grid), own).crfs
     assert [(crf.iterations, crf.bilateral_rgb) for crf in crfs] == [(1, 3), (1, 4), (2, 3), (2, 4)]
     assert {crf.normalization for crf in crfs} == {"after"}
+    with pytest.raises(UserError, match="unknown key crf.of_another_tool"):
+        read_stored(EvaluationConfig, {"evaluation.crf.of_another_tool": "9"}, "evaluation", "run")
     with pytest.raises(UserError, match=r"^run: evaluation: multi_scale.least_side: .*'wide'"):
         read_stored(EvaluationConfig, {"evaluation.multi_scale.least_side": "wide"}, "evaluation",
                     "run")  # fmt: skip
