@@ -331,9 +331,7 @@ def _blocks(response: requests.Response) -> Iterator[bytes]:
 
 
 def _in_words(url: str, error: BaseException) -> Exception:
-    """What went wrong with a connection: its innermost reason."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
+    error = innermost(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return UnavailableError(f"{url}: its certificate: {error.verify_message}.")
     if isinstance(error, TimeoutError):
@@ -341,6 +339,13 @@ def _in_words(url: str, error: BaseException) -> Exception:
     if isinstance(error, IncompleteRead):
         return BrokenOffError("broke off")
     return BrokenOffError(str(getattr(error, "strerror", None) or error or type(error).__name__))
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What went wrong with a connection, below what each layer made of it."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error
 
 
 def _total(response: requests.Response) -> int | None:

@@ -8,11 +8,12 @@ import contextlib
 import os
 import re
 import sqlite3
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+import requests
+
 from lovasz_repro.errors import UserError
+from lovasz_repro.host.download import innermost
 
 HEALTH_TIMEOUT = 10.0  # seconds; one that many processes log to may be busy for some
 LOCK_TIMEOUT = 10.0  # seconds to wait for another process to finish its write
@@ -52,14 +53,13 @@ def check_server(uri: str) -> None:
     """Raise StoreError unless an MLflow server answers GET /health within 10 seconds."""
     health = uri.rstrip("/") + "/health"
     try:
-        with urllib.request.urlopen(health, timeout=HEALTH_TIMEOUT):
+        with requests.get(health, timeout=HEALTH_TIMEOUT, stream=True) as answer:
+            code = answer.status_code
+        if answer.ok or code in (401, 403):  # MLflow itself has the credentials
             return
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):  # MLflow itself has the credentials
-            return
-        problem = f"answers HTTP {error.code} on /health: not an MLflow server, or one in trouble"
+        problem = f"answers HTTP {code} on /health: not an MLflow server, or one in trouble"
     except (OSError, ValueError) as error:
-        problem = f"does not answer ({getattr(error, 'reason', error)})"
+        problem = f"does not answer ({innermost(error)})"
     raise StoreError(
         f"MLflow server {uri} {problem}; start it, or unset MLFLOW_TRACKING_URI to use a file"
     )

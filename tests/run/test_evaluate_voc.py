@@ -426,7 +426,7 @@ def test_settings_over_those_of_a_run() -> None:
     crfs = settings_of(VocOptions(crf_set=grid), own).crfs
     assert [(crf.iterations, crf.bilateral_rgb) for crf in crfs] == [(1, 3), (1, 4), (2, 3), (2, 4)]
     assert {crf.normalization for crf in crfs} == {"after"}
-    with pytest.raises(UserError, match="unknown key crf.of_another_tool"):
+    with pytest.raises(UserError, match=r"unknown key crf\.of_another_tool"):
         read_stored(EvaluationConfig, {"evaluation.crf.of_another_tool": "9"}, "evaluation", "run")
     with pytest.raises(UserError, match=r"^run: evaluation: multi_scale.least_side: .*'wide'"):
         read_stored(EvaluationConfig, {"evaluation.multi_scale.least_side": "wide"}, "evaluation",
