@@ -347,6 +347,9 @@ class CellConfig(Strict):
         wanted, category = self.evaluation, self.data.category
         if wanted.multi_scale and (category or self.data.images == "features"):
             raise ValueError("evaluation.multi_scale is of all classes, on photographs")
+        if wanted.multi_scale and not self.model.name.startswith("deeplab"):
+            raise ValueError("evaluation.multi_scale and evaluation.crf are of DeepLab-v2: set "
+                             f"both to null for {self.model.name}")  # fmt: skip
         if wanted.least_side and self.data.images == "features":
             raise ValueError("evaluation.least_side is of photographs")
         if wanted.batches and category:

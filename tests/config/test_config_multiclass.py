@@ -114,6 +114,10 @@ def test_a_profile_keeps_to_its_variants_unless_others_are_named() -> None:
         ({"evaluation.snapshot": "best", "data.train_split": "trainval_aug"}, "snapshot to last"),
         ({"data.train_split": "train"}, "train_aug"),
         ({"data.category": "cat"}, "with data.category the losses are"),
+        (
+            {"model.name": "callable", "model.callable": "mine:net", "model.weights": None},
+            "evaluation.multi_scale and evaluation.crf are of DeepLab-v2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
