@@ -13,13 +13,10 @@ what they will stay.
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import starmap
 from operator import itemgetter
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,13 +25,8 @@ from torch.utils.data import Subset
 
 from lovasz_repro.bench import harness
 from lovasz_repro.bench.loading import loaded_by
-from lovasz_repro.config.read import validate
-from lovasz_repro.config.schema import CellConfig, MultiScaleConfig
-from lovasz_repro.data.datasets import ScoredSet, kind_of
-from lovasz_repro.data.demo import write_voc
-from lovasz_repro.data.locate import dataset_folder, find_dataset
-from lovasz_repro.data.voc import list_images
-from lovasz_repro.errors import UserError
+from lovasz_repro.config.schema import CellConfig
+from lovasz_repro.data.datasets import kind_of
 from lovasz_repro.evaluation.predictor import Predictor
 from lovasz_repro.evaluation.scoring import evaluate
 from lovasz_repro.host.output import plural
@@ -46,15 +38,11 @@ from lovasz_repro.run.build import (
     scored_batches,
     scoring_of,
 )
-from lovasz_repro.run.inputs import Inputs, Place
+from lovasz_repro.run.inputs import Inputs, Place, folder_of
 from lovasz_repro.training.distributed import ALONE
 
 DEFAULT_IMAGES = {"cpu": 1, "cuda": 100}
 VALIDATION_ROUNDS = {"cpu": 3, "cuda": 5}
-MOST_DRAWN = 24
-"""Photographs that are drawn where there are none; they are then read several times."""
-DRAWN_SIZE = 500
-"""Long side of drawn photographs, pixels; VOC's."""
 SINGLE = "single scale"
 QUEUED_BATCHES = 2
 """Batches that each worker of a loader prepares ahead."""
@@ -67,14 +55,12 @@ CAPTION = (
     "size of the labels, with random weights, which cost as much. Metric: from classes on the "
     "device to counts. Parts: time in that of the whole pass of the same round; median (quartiles)."
 )
-DRAWN = "The photographs are drawn, in the size and the files of Pascal VOC."
 
 
 @torch.inference_mode()
 def run_bench(
     cell: CellConfig,
     place: Place,
-    scales: list[float] | None,
     images: int | None,
     rounds: int | None,
     advance: harness.Advance = harness.QUIET,
@@ -84,49 +70,25 @@ def run_bench(
     Args:
         cell: whose network and data.
         place: its ``workers`` decode images in the whole pass.
-        scales: at which predictions are fused; None: as the cell says.
         images: that are timed in a round; None: DEFAULT_IMAGES.
         rounds: that count; None: VALIDATION_ROUNDS.
         advance: told of the first pass and of each turn.
 
     Raises:
-        UserError: data are missing and cannot be drawn, or are unreadable; several scales of a
-            network that is no DeepLab.
+        UserError: data are missing or unreadable.
     """
-    several, kind = fused_scales(cell, scales), place.device.type
+    kind = place.device.type
     images, rounds = images or DEFAULT_IMAGES[kind], rounds or VALIDATION_ROUNDS[kind]
-    with ExitStack() as stack:
-        root, drawn = _find_or_draw(cell, place, images, stack)
-        scored = kind_of(cell.data).scored(root, "val", cell.data)
-        bench = _Bench(cell, place, several, root, scored, images)
-        ways = bench.ways()
-        advance.expect(1 + rounds * len(ways))
-        advance("first pass")
-        times = harness.in_turn(ways, rounds, advance)
+    bench = _Bench(cell, place, images)
+    ways = bench.ways()
+    advance.expect(1 + rounds * len(ways))
+    advance("first pass")
+    times = harness.in_turn(ways, rounds, advance)
     machine = harness.this_machine(place.device)
     title = f"{cell.experiment} ({cell.profile}), {cell.model.name}, {cell.training.precision}"
-    found = {"title": title, "workers": place.workers, "drawn": drawn, "images": images,
-             "rounds": rounds} | compare(times, list(bench.predictors), place.workers)  # fmt: skip
+    found = {"title": title, "workers": place.workers, "images": images, "rounds": rounds}
+    found |= compare(times, list(bench.predictors), place.workers)
     return harness.Report(machine, found, [page(machine, found)])
-
-
-def fused_scales(cell: CellConfig, scales: list[float] | None) -> MultiScaleConfig | None:
-    """At which scales predictions are fused, if at all.
-
-    Raises:
-        UserError: several scales of a network that is no DeepLab.
-    """
-    several = cell.evaluation.multi_scale
-    if (several or scales) and not cell.model.name.startswith("deeplab"):
-        where, instead = ("--scales: ", "") if scales else (
-            "", " Add --set evaluation.multi_scale=null."
-        )  # fmt: skip
-        raise UserError(f"{where}{cell.model.name} is no DeepLab, which alone is fused over "
-                        f"scales.{instead}")  # fmt: skip
-    if scales:
-        given = (several or MultiScaleConfig()).model_dump() | {"scales": scales}
-        several = validate(MultiScaleConfig, given, "--scales")
-    return several
 
 
 def compare(
@@ -184,7 +146,7 @@ def page(machine: harness.Machine, found: harness.Row) -> harness.Page:
         columns,
         {"": found["parts"]},
         machine.load,
-        [*starmap(_remark, found["limits"].items()), *[DRAWN] * found["drawn"]],
+        [*starmap(_remark, found["limits"].items())],
         CAPTION.format(
             images=found["images"], rounds=plural(found["rounds"], "round"), workers=workers
         ),
@@ -206,26 +168,17 @@ def _remark(regime: str, limit: harness.Row) -> str:
 class _Bench:
     """The network, the images and what is timed; made once, which passes every image once."""
 
-    def __init__(
-        self,
-        cell: CellConfig,
-        place: Place,
-        several: MultiScaleConfig | None,
-        root: Path,
-        scored: ScoredSet,
-        images: int,
-    ) -> None:
+    def __init__(self, cell: CellConfig, place: Place, images: int) -> None:
         self.cell, self.place = cell, place
+        kind, root = kind_of(cell.data), folder_of(cell, place)
+        scored = kind.scored(root, "val", cell.data)
         torch.manual_seed(cell.seed)
         network = build_model(cell, Inputs(root, None, {}, ""), place.device)
         single = predictor_of(network, cell, place.device)
         self.predictors: dict[str, Predictor] = {SINGLE: single}
-        if several:
+        if several := cell.evaluation.multi_scale:
             name = f"{plural(len(several.scales), 'scale')} fused"
-            scales = cell.evaluation.model_copy(update={"multi_scale": several})
-            fused = cell.model_copy(update={"evaluation": scales})
-            self.predictors[name] = multi_scale_of(network, fused, place.device)
-        kind = kind_of(cell.data)
+            self.predictors[name] = multi_scale_of(network, cell, place.device)
         batch = 1 if kind.sizes_differ else EVALUATION_BATCH
         self.untimed = batch * max(1, QUEUED_BATCHES * (0 if kind.in_memory else place.workers))
         again = [index % len(scored) for index in range(self.untimed + images)]
@@ -286,25 +239,3 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     return tuple(_moved(part, device) for part in value)
-
-
-def _find_or_draw(
-    cell: CellConfig, place: Place, images: int, stack: ExitStack
-) -> tuple[Path, bool]:
-    """The data, or photographs drawn into a folder that the stack removes; and which it is."""
-    folder = cell.data.folder or cell.data.name
-    found = find_dataset(place.data, folder)
-    if cell.data.name != "voc" or (found and _has_images(found, cell)):
-        return dataset_folder(place.data, folder), False
-    root = Path(stack.enter_context(TemporaryDirectory())) / "voc"
-    write_voc(root, images=(1, min(images, MOST_DRAWN), 1), size=DRAWN_SIZE)
-    return root, True
-
-
-def _has_images(root: Path, cell: CellConfig) -> bool:
-    """Whether what a VOC cell reads is there; masks alone are no photographs."""
-    try:
-        images = list_images(root, "val", photographs=False)
-    except UserError:
-        return False
-    return cell.data.images == "features" or any(image.image.is_file() for image in images)

@@ -194,10 +194,6 @@ def validation(
     images: Annotated[
         int | None, typer.Option(min=1, help="In a round; default: 1 on a CPU, 100 on a GPU.")
     ] = None,
-    scales: Annotated[
-        str | None,
-        typer.Option(help="Of a DeepLab, like 1,0.75,0.5; default: those of the experiment."),
-    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Processes that decode images; default: that of a run."),
@@ -207,10 +203,7 @@ def validation(
     data: Data = None,
     device: Device = "auto",
 ) -> Any:
-    """A validation pass as a run makes it: loading, network, metric, and which of them limits it.
-
-    Where VOC's photographs are not there, others of their size are drawn.
-    """
+    """A validation pass as a run makes it: loading, network, metric, and which part limits it."""
     from lovasz_repro.data.locate import data_folder
     from lovasz_repro.host.processes import decoding_workers
     from lovasz_repro.run.inputs import Place
@@ -219,9 +212,8 @@ def validation(
     if workers is None:
         workers = decoding_workers(where.type)
     place = Place(RESULTS, data_folder(data), None, where, workers)
-    several = parse_numbers("--scales", scales) if scales else None
     cell = last_cell(experiment, profile, set_)
-    return {"cell": cell, "place": place, "scales": several, "images": images, "rounds": rounds}
+    return {"cell": cell, "place": place, "images": images, "rounds": rounds}
 
 
 def chosen(device: str) -> Any:
@@ -238,15 +230,3 @@ def last_cell(experiment: str, profile: str, overrides: list[str] | None) -> Any
 
     settings = parse_overrides(overrides or [])
     return load_experiment(experiment).cells(profile, overrides=settings)[-1]
-
-
-def parse_numbers(option: str, text: str) -> list[float]:
-    """ "1,0.75,0.5" as numbers.
-
-    Raises:
-        UserError: something else.
-    """
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} {text}: give numbers like 1,0.75,0.5.") from None

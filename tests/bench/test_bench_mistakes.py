@@ -32,8 +32,6 @@ from tests.bench.conftest import Command
         ("training --size 999x99992x99992 --device cpu", ["GiB", "--size"]),
         ("training --network deeplab-v2 --size 2x96x96", ["size '2x96x96'", "8 n + 1"]),
         ("training --network deeplab-v2 --size 0x97x97", ["a batch has at least 1"]),
-        ("validation --scales 1,half --device cpu", ["--scales 1,half", "1,0.75,0.5"]),
-        ("validation --scales 0.3 --device cpu", ["--scales", "0.125"]),
         ("validation nothing --device cpu", ["nothing", "experiment"]),
     ],
 )

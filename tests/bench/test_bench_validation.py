@@ -10,9 +10,8 @@ import pytest
 
 from lovasz_repro.bench import validation
 from lovasz_repro.bench.harness import ImageClock, Report, to_json, to_markdown
-from lovasz_repro.bench.validation import compare, fused_scales, page, run_bench
+from lovasz_repro.bench.validation import compare, page, run_bench
 from lovasz_repro.config.schema import CellConfig, load_experiment
-from lovasz_repro.errors import UserError
 from lovasz_repro.evaluation.predictor import MultiScale, Predictor
 from lovasz_repro.evaluation.scoring import evaluate
 from lovasz_repro.run.inputs import Place
@@ -42,7 +41,7 @@ def fixed(whole: float, network: float, loading: float, metric: float) -> dict[s
         "metric alone": metric,
     }
     both = {name: (time_ms, 2 * time_ms) for name, time_ms in times.items()}
-    found = {"title": "voc (demo)", "workers": 4, "drawn": False, "images": 3, "rounds": 2}
+    found = {"title": "voc (demo)", "workers": 4, "images": 3, "rounds": 2}
     return found | compare(both, ["single scale"], 4)
 
 
@@ -55,13 +54,13 @@ def test_json_has_every_part_and_its_share_of_the_pass(bench: Command, tmp_path:
     given = (
         f"validation --profile demo --data {tmp_path} --device cpu --json --set data.folder=tiny"
     )
-    given += " --set evaluation.multi_scale.least_side=65 --images 2 --rounds 2 --scales 1,0.5"
+    given += " --set evaluation.multi_scale.least_side=65 --images 2 --rounds 2"
+    given += " --set evaluation.multi_scale.scales=[1,0.5]"
     code, out, err = bench(given)
     assert code == 0, err
     content = json.loads(out)
     assert [part["name"] for part in content["parts"]] == PARTS
     assert content["regimes"] == ["single scale", "2 scales fused"]
-    assert not content["drawn"]
     times = {part["name"]: part["times_ms"] for part in content["parts"]}
     assert all(len(own) == 2 and min(own) > 0 for own in times.values())
     for part in content["parts"]:
@@ -72,17 +71,24 @@ def test_json_has_every_part_and_its_share_of_the_pass(bench: Command, tmp_path:
     assert set(content["limits"]) == {"single scale", "2 scales fused"}
 
 
-def test_photographs_are_drawn_where_there_are_none(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    write_voc(tmp_path / "tiny", val=3, photographs=False)
-    monkeypatch.setattr(validation, "DRAWN_SIZE", 64)
+def test_progress_is_told_of_every_pass(tmp_path: Path) -> None:
+    write_voc(tmp_path / "tiny", val=3)
     turns = Turns()
-    report = run_bench(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 1, 1, turns)
-    assert report.found["drawn"]
-    assert len(turns.taken) == turns.expected
-    assert "The photographs are drawn" in to_markdown(report)
-    assert list(tmp_path.iterdir()) == [tmp_path / "tiny"]
+    run_bench(demo_cell(), Place(tmp_path, tmp_path, None, CPU), 1, 1, turns)
+    assert len(turns.taken) == turns.expected == 1 + len(PARTS)
+
+
+def test_missing_photographs_are_one_line(bench: Command, tmp_path: Path) -> None:
+    given = f"validation --data {tmp_path} --device cpu --set data.folder=tiny --profile demo"
+    code, _, err = bench(given)
+    assert code == 2
+    assert "tiny not found" in err
+    write_voc(tmp_path / "tiny", val=3, photographs=False)
+    code, _, err = bench(given)
+    assert code == 2
+    assert "3 of 3 photographs" in err
+    code, _, err = bench(f"validation --data {tmp_path} --device cpu")
+    assert "lovasz-repro data demo voc" in err
 
 
 def test_a_network_of_one_scale_is_measured_at_one(bench: Command, tmp_path: Path) -> None:
@@ -93,9 +99,6 @@ def test_a_network_of_one_scale_is_measured_at_one(bench: Command, tmp_path: Pat
     assert code == 0, err
     assert "| whole pass, single scale |" in printed
     assert "fused" not in printed
-    code, _, err = bench(f"{given} --scales 1,0.5")
-    assert code == 2
-    assert "Error: --scales: enet is no DeepLab" in err
 
 
 def test_the_clock_leaves_out_the_images_before() -> None:
@@ -142,11 +145,5 @@ def test_the_pass_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         return found
 
     monkeypatch.setattr(validation, "evaluate", spy)
-    run_bench(demo_cell(), Place(tmp_path, tmp_path, None, CPU), None, 2, 1)
+    run_bench(demo_cell(), Place(tmp_path, tmp_path, None, CPU), 2, 1)
     assert seen == [(Predictor, 3), (MultiScale, 3)]
-
-
-def test_scales_are_of_a_deeplab() -> None:
-    cell = load_experiment("voc-multiclass").cells("features")[-1]
-    with pytest.raises(UserError, match="evidence-net is no DeepLab"):
-        fused_scales(cell, [1.0])
