@@ -105,10 +105,6 @@ def fetch(
 def convert(
     source: Annotated[Path, typer.Argument(help=".caffemodel, .pth or .safetensors of others.")],
     target: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
-    classifier: Annotated[
-        bool | None,
-        typer.Option(help="Keep DeepLab's classifier. Default: one that is known to be trained."),
-    ] = None,
     images: Annotated[
         Literal["rgb", "bgr"] | None,
         typer.Option(help="What a network under torchvision's names saw. Default: by its numbers."),
@@ -118,7 +114,7 @@ def convert(
     from lovasz_repro.data.locate import DEEPLAB_COCO, data_folder
     from lovasz_repro.models.convert import convert as convert_deeplab
 
-    done = convert_deeplab(source, target, classifier=classifier, images=images)
+    done = convert_deeplab(source, target, images=images)
     say(f"read: {source} ({done.layout})", f"SHA-256: {done.sha256}")
     say(f"classifier: {done.classifier}")
     for note in done.notes:

@@ -27,7 +27,6 @@ class Released:
         size: bytes of the file at `url`.
         sha256: of the file at `url`: 64 hex digits, or the first of them.
         member: the file to take out of `file`, where that is an archive.
-        keep_classifier: whether the classifier is wanted, too.
         elsewhere: other files that hold the same weights and can be converted.
         purpose: what it is for, where no experiment starts from it.
     """
@@ -43,7 +42,6 @@ class Released:
     size: int | None = None
     sha256: str | None = None
     member: str | None = None
-    keep_classifier: bool = False
     elsewhere: str = ""
     purpose: str = ""
 
@@ -60,15 +58,8 @@ class Released:
         if self.member and fetched.suffix == ".zip":
             unpack = [["unzip", "-n", "-j", str(fetched), self.member, "-d", str(weights)]]
             fetched = weights / self.member
-        classifier = ["--classifier"] if self.keep_classifier else []
-        convert = ["lovasz-repro", "weights", "convert", str(fetched), str(used), *classifier]
-        return [*unpack, convert]
+        return [*unpack, ["lovasz-repro", "weights", "convert", str(fetched), str(used)]]
 
-
-_DEEPLAB_PAGE = "http://liangchiehchen.com/projects/DeepLabv2_resnet.html"
-_DEEPLAB_ZIP = (
-    "http://liangchiehchen.com/projects/released/deeplab_aspp_resnet101/prototxt_and_model.zip"
-)
 
 RELEASED = {
     entry.name: entry
@@ -90,29 +81,14 @@ RELEASED = {
             what="DeepLab-v2 ResNet-101, pre-trained on COCO by its authors; in an archive of "
             "more than 1 GB",
             experiments=("voc-binary", "voc-multiclass"),
-            page=_DEEPLAB_PAGE,
-            url=_DEEPLAB_ZIP,
+            page="http://liangchiehchen.com/projects/DeepLabv2_resnet.html",
+            url="http://liangchiehchen.com/projects/released/deeplab_aspp_resnet101/prototxt_and_model.zip",
             file="prototxt_and_model.zip",
             used=(DEEPLAB_COCO,),
             licence="not stated",
             member="init.caffemodel",
             elsewhere="MS_DeepLab_resnet_pretrained_COCO_init.pth (of isht7/pytorch-deeplab-resnet)"
             " or deeplabv1_resnet101-coco.pth (of kazuto1011/deeplab-pytorch)",
-        ),
-        Released(
-            name="deeplab-voc",
-            what="DeepLab-v2 ResNet-101, trained on VOC train_aug by its authors; in the same "
-            "archive. Others measured 75.54 % mIoU on val, with three scales",
-            experiments=(),
-            page=_DEEPLAB_PAGE,
-            url=_DEEPLAB_ZIP,
-            file="prototxt_and_model.zip",
-            used=("deeplab-voc.safetensors",),
-            licence="not stated",
-            purpose="comparison",
-            member="train_iter_20000.caffemodel",
-            keep_classifier=True,
-            elsewhere="MS_DeepLab_resnet_trained_VOC.pth (of isht7/pytorch-deeplab-resnet)",
         ),
         Released(
             name="resnet101-imagenet",

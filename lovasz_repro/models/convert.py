@@ -293,27 +293,16 @@ class Conversion:
     notes: tuple[str, ...]
 
 
-def convert(
-    source: Path,
-    target: Path,
-    *,
-    classifier: bool | None = None,
-    images: Images | None = None,
-    overwrite: bool = False,
-) -> Conversion:
+def convert(source: Path, target: Path, *, images: Images | None = None) -> Conversion:
     """Write the weights of `source` to `target`, under our names.
 
     Arguments:
         source: Caffe's .caffemodel, or a PyTorch or safetensors file in one of `LAYOUTS`.
         target: ends in .safetensors; its folder is made if missing.
-        classifier: whether to keep DeepLab-v2's classifier; None keeps one that is known to be
-            trained.
         images: see `recognise`.
-        overwrite: whether `target` may hold something else already.
 
-    Raises UserError where `source` is missing, damaged or no ResNet DeepLab, where it lacks a
-    classifier that is asked for, or where `target` holds something else; RunFailed where the
-    disk refuses.
+    Raises UserError where `source` is missing, damaged or no ResNet DeepLab, or where `target`
+    holds something else; RunFailed where the disk refuses.
     """
     if target.suffix != ".safetensors":
         raise UserError(f"{target}: the converted file must end in .safetensors.")
@@ -330,7 +319,7 @@ def convert(
         raise UserError(
             f"{source}: {error}. lovasz-repro weights list names the files that can be converted."
         ) from error
-    tensors, outcome = choose_classifier(tensors, layout, other_outputs, classifier, source)
+    tensors, outcome = choose_classifier(tensors, layout, other_outputs)
     bias = tensors.get("aspp.0.bias")
     outputs = None if bias is None else len(bias)
     of_voc = outputs == len(VOC)
@@ -346,7 +335,7 @@ def convert(
         "source_notes": " ".join(layout.notes),
         "converted_by": f"lovasz-repro {__version__}",
     }
-    write(encoded_deeplab(tensors, metadata), target, overwrite)
+    write(encoded_deeplab(tensors, metadata), target)
     return Conversion(layout.name, outcome, outputs, len(tensors), sha256, layout.notes)
 
 
@@ -371,31 +360,22 @@ def read_any(source: Path) -> dict[str, Tensor]:
 
 
 def choose_classifier(
-    tensors: dict[str, Tensor], layout: Layout, other: int, wanted: bool | None, source: Path
+    tensors: dict[str, Tensor], layout: Layout, other: int
 ) -> tuple[dict[str, Tensor], str]:
     """Tensors with or without the classifier, and a sentence about it."""
     backbone = without_classifier(tensors)
     if len(backbone) == len(tensors):
         what = f"a classifier of {other} outputs without ASPP, left out" if other else "none"
-        if wanted:
-            raise UserError(f"{source}: no classifier of DeepLab-v2 to keep ({what}).")
         return backbone, what
-    if wanted or (wanted is None and layout.keep_classifier):
-        return tensors, "kept" if trained(tensors) else "kept (untrained: its biases are all 0)"
-    why = "as asked" if wanted is False else "files of this layout may hold an untrained one"
-    return backbone, f"left out ({why})"
+    if layout.keep_classifier:
+        return tensors, "kept"
+    return backbone, "left out (files of this layout may hold an untrained one)"
 
 
-def trained(tensors: dict[str, Tensor]) -> bool:
-    """Whether the classifier's biases have left the 0 at which everybody starts them."""
-    biases = [t for name, t in tensors.items() if re.fullmatch(r"aspp\.\d+\.bias", name)]
-    return any(bool(bias.any()) for bias in biases)
-
-
-def write(content: bytes, target: Path, overwrite: bool) -> None:
+def write(content: bytes, target: Path) -> None:
     """Write `content` durably, unless it is there already."""
     try:
-        if target.exists() and not overwrite:
+        if target.exists():
             if target.stat().st_size == len(content) and target.read_bytes() == content:
                 return
             raise UserError(f"{target} exists with other content: move it away or name another.")

@@ -102,7 +102,6 @@ def test_list_says_what_is_there_and_what_comes_next() -> None:
     assert states == {
         "enet-cityscapes": "there",
         "deeplab-coco": "fetched",
-        "deeplab-voc": "fetched",
         "resnet101-imagenet": "there",
     }
     assert rows["enet-cityscapes"]["path"] == "data/weights/model-cityscapes.net"
@@ -111,7 +110,6 @@ def test_list_says_what_is_there_and_what_comes_next() -> None:
         f"unzip -n -j {ZIP} init.caffemodel -d data/weights && "
         f"{CONVERT}/init.caffemodel data/weights/{DEEPLAB_COCO}"
     )
-    assert rows["deeplab-voc"]["next"].endswith("data/weights/deeplab-voc.safetensors --classifier")
     assert rows["resnet101-imagenet"]["next"] == ""
     put(DEEPLAB_COCO)
     assert listed()["deeplab-coco"]["next"] == "lovasz-repro run voc-binary"
@@ -202,12 +200,6 @@ def test_what_is_converted_is_not_fetched_again() -> None:
     )
 
 
-def test_one_archive_serves_two_entries(server: FileServer) -> None:
-    output(f"fetch deeplab-coco --url {server.url}")
-    text = output("fetch deeplab-voc")
-    assert text.startswith(f"there already: {ZIP}\nNext: unzip -n -j {ZIP} train_iter_20000")
-
-
 def test_fetch_says_where_else_to_look() -> None:
     with serving(raw(404, Content_Length=0)) as server:
         message = refused(f"fetch deeplab-coco --url {server.url}", UnavailableError)
@@ -261,17 +253,16 @@ def test_killed_half_way_it_goes_on() -> None:
 
 
 @pytest.fixture
-def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path, bool | None]]:
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path, str | None]]:
     """Calls of a conversion that only says what one would say."""
-    calls: list[tuple[Path, Path, bool | None]] = []
+    calls: list[tuple[Path, Path, str | None]] = []
 
-    def convert(
-        source: Path, target: Path, *, classifier: bool | None = None, images: str | None = None
-    ) -> SimpleNamespace:
-        calls.append((source, target, classifier))
+    def convert(source: Path, target: Path, *, images: str | None = None) -> SimpleNamespace:
+        calls.append((source, target, images))
+        kept = source.suffix == ".pth"
         return SimpleNamespace(
-            layout="Caffe", classifier="left out (as asked)" if not classifier else "kept",
-            outputs=21 if classifier else None, tensors=520, sha256=SHA256, notes=("one", "two"),
+            layout="Caffe", classifier="kept" if kept else "none",
+            outputs=21 if kept else None, tensors=520, sha256=SHA256, notes=("one", "two"),
         )  # fmt: skip
 
     module = SimpleNamespace(convert=convert)
@@ -281,7 +272,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path, bool 
 
 def test_convert_says_what_it_read_and_wrote(conversions: list[Any]) -> None:
     assert output(f"convert init.caffemodel data/weights/{DEEPLAB_COCO}") == (
-        f"read: init.caffemodel (Caffe)\nSHA-256: {SHA256}\nclassifier: left out (as asked)\n"
+        f"read: init.caffemodel (Caffe)\nSHA-256: {SHA256}\nclassifier: none\n"
         f"note: one\nnote: two\nwrote: data/weights/{DEEPLAB_COCO} (520 tensors, no classifier)\n"
         "Next: lovasz-repro run voc-binary\n"
     )
@@ -289,11 +280,9 @@ def test_convert_says_what_it_read_and_wrote(conversions: list[Any]) -> None:
 
 
 def test_convert_elsewhere_says_how_a_run_finds_it(conversions: list[Any]) -> None:
-    text = output("convert a.pth 'b c.safetensors' --no-classifier")
+    text = output("convert a.caffemodel 'b c.safetensors' --images rgb")
     assert text.endswith("Next: lovasz-repro run voc-binary --weights 'b c.safetensors'\n")
-    kept = output("convert a.pth b.safetensors --classifier")
-    assert kept.endswith("wrote: b.safetensors (520 tensors, 21 outputs)\n")
-    assert [call[2] for call in conversions] == [False, True]
+    assert [call[2] for call in conversions] == ["rgb"]
 
 
 # -- what is known -------------------------------------------------------------------------------

@@ -126,23 +126,13 @@ def test_where_the_weights_came_from_is_in_the_file(model, tmp_path: Path) -> No
     assert notes["converted_by"].startswith("lovasz-repro ")
 
 
-def test_isht7_classifier_is_left_out_unless_asked(model, tmp_path: Path) -> None:
+def test_isht7_classifier_is_left_out(model, tmp_path: Path) -> None:
     weights = converted(write_isht7, model, tmp_path)
     assert (weights.num_classes, weights.class_names) == (None, ())
     assert "may hold an untrained one" in weights.notes["source_classifier"]
-    (tmp_path / "target.safetensors").unlink()
-    weights = converted(write_isht7, model, tmp_path, classifier=True)
     fresh = DeepLab(blocks=BLOCKS, width=4)
-    weights.load_into(fresh)
-    torch.testing.assert_close(logits(fresh), logits(model))
-
-
-def test_classifier_that_was_never_trained_is_named(tmp_path: Path) -> None:
-    untrained = foreign.random_deeplab()
-    for branch in untrained.aspp:
-        nn.init.zeros_(branch.bias)
-    weights = converted(write_isht7, untrained, tmp_path, classifier=True)
-    assert weights.notes["source_classifier"] == "kept (untrained: its biases are all 0)"
+    weights.load_into(fresh, classifier=False)
+    torch.testing.assert_close(features(fresh), features(copy.deepcopy(model)))
 
 
 def coco_caffe(model: DeepLab, path: Path) -> None:
@@ -167,9 +157,6 @@ def test_network_of_coco_is_a_backbone(model, tmp_path: Path, writer: Writer) ->
     assert all(torch.equal(*pair) for pair in zip(before, fresh.aspp.parameters(), strict=True))
     reference = features(copy.deepcopy(model))
     torch.testing.assert_close(features(fresh), reference, rtol=1e-4, atol=1e-3)
-    with pytest.raises(UserError, match="no classifier of DeepLab-v2 to keep") as caught:
-        converted(writer, model, tmp_path, classifier=True)
-    assert "91 outputs" in str(caught.value)
 
 
 def test_torchvision_says_what_differs(model, tmp_path: Path) -> None:
@@ -304,8 +291,6 @@ def test_target_is_written_once(model, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists with other content"):
         convert(source, target)
     assert target.read_bytes() == content
-    convert(source, target, classifier=False, overwrite=True)
-    assert load_deeplab_weights(target).num_classes is None
     with pytest.raises(UserError, match=r"must end in \.safetensors"):
         convert(source, tmp_path / "a.pth")
 

@@ -255,7 +255,8 @@ def test_flipped_bytes_end_in_one_line_or_a_sound_network(tmp_path: Path, conten
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
         source.write_bytes(damaged)
         try:
-            convert(source, target, overwrite=True)
+            target.unlink(missing_ok=True)
+            convert(source, target)
         except UserError as error:
             assert str(error).isprintable()  # noqa: PT017
         else:

@@ -28,7 +28,7 @@ from lovasz_repro.models.deeplab import DeepLab
 from lovasz_repro.models.snapshot import save_weights
 from lovasz_repro.run.evaluate import VocOptions, find_network, settings_of
 from lovasz_repro.store import Store
-from tests.foreign_deeplab import isht7, random_deeplab
+from tests.foreign_deeplab import kazuto, random_deeplab
 from tests.plain_deeplab import confusion, fused, iou_of, photograph, refined, single_scale
 from tests.tiny_voc import write_voc
 
@@ -99,9 +99,9 @@ def cached(results: Path, name: str) -> np.ndarray:
 def test_from_a_foreign_file_to_scores(
     call: Call, root: Path, model: DeepLab, tmp_path: Path
 ) -> None:
-    torch.save(isht7(model), tmp_path / "MS_DeepLab.pth")
+    torch.save(kazuto(model), tmp_path / "kazuto.pth")
     converted = tmp_path / "deeplab.safetensors"
-    convert(tmp_path / "MS_DeepLab.pth", converted, classifier=True)
+    convert(tmp_path / "kazuto.pth", converted)
     told = json.loads(call(converted, "--json").out)
     names = names_of(root, "val")
     counts = confusion(root, lambda n: single_scale(model, photograph(root, n), 513), names)
