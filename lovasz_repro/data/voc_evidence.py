@@ -32,18 +32,16 @@ class Evidence:
     """What is drawn for a point of the grid."""
 
     noise: float = 1.0
-    """Standard deviation."""
-    mean: float = 0.5
-    """Of the class of the pixel; that of the other classes is ``-mean``, as all are on void."""
+    """Standard deviation; the mean is 0.5 for the class of the pixel, else and on void -0.5."""
 
     def draw(self, labels: np.ndarray, seed: int) -> torch.Tensor:
         """Scores of labels (h, w) uint8, (classes, h, w) float32."""
         generator = np.random.default_rng(seed)
         scores = generator.standard_normal((len(VOC_CLASSES), *labels.shape), np.float32)
         scores *= self.noise
-        scores -= self.mean
+        scores -= 0.5
         rows, columns = np.nonzero(labels != VOID)
-        scores[labels[rows, columns], rows, columns] += 2 * self.mean
+        scores[labels[rows, columns], rows, columns] += 1
         return torch.from_numpy(scores)
 
 

@@ -42,6 +42,7 @@ from lovasz_repro.metrics import batch_miou
 
 PIXELS_A_BLOCK = 2**15
 """Pixels that are worked on at once, so that what is computed of them stays near the processor."""
+MOST_SWEEPS = 100
 TOLERANCE = 1e-6
 """Gain in the objective for which another sweep is not worth its time."""
 SUM_TOLERANCE = 5e-3
@@ -72,14 +73,14 @@ class Changes(NamedTuple):
     """(M,) what each adds to the sum of all I / U if it is made alone, above 0."""
 
 
-def expected_iou_labels(probabilities: Tensor, *, sweeps: int = 100) -> Tensor:
+def expected_iou_labels(probabilities: Tensor) -> Tensor:
     """Labels that maximise the approximate expected batch-mIoU, by local search from arg max.
 
     A sweep computes for every pixel, in closed form, what its best change of label gains while all
     others stay, and makes all changes that gain. Where they do not raise the objective together,
     the half of them that gains most is made, and so on down to a single one, so the objective grows
     with every sweep. The search ends when the gains that are left add up to less than `TOLERANCE`,
-    or after `sweeps`.
+    or after `MOST_SWEEPS`.
 
     Of equal probabilities or gains the lower class id wins, then the earlier pixel; a pixel stays
     where nothing gains. A class whose probability is 0 everywhere is never chosen.
@@ -90,7 +91,6 @@ def expected_iou_labels(probabilities: Tensor, *, sweeps: int = 100) -> Tensor:
     Args:
         probabilities: (C, N) floating, the pixels of all images in a row; those of a pixel add up
             to 1.
-        sweeps: at most so many; 0 gives every pixel its class of highest probability.
 
     Returns: (N,) int64 on the device of the probabilities.
 
@@ -102,7 +102,7 @@ def expected_iou_labels(probabilities: Tensor, *, sweeps: int = 100) -> Tensor:
     blocks = _blocks(probabilities)
     labels = probabilities.max(dim=0).indices  # as argmax, and several times faster on the CPU
     ratios = _ratios(blocks, labels, _mass(blocks))
-    for _ in range(sweeps):
+    for _ in range(MOST_SWEEPS):
         changes = _gaining_changes(blocks, labels, ratios)
         if float(changes.gains.sum()) < TOLERANCE * float((ratios.mass > 0).sum()):
             break

@@ -312,9 +312,9 @@ def _blocks(one: ComparedSet, names: Sequence[str], fill: str) -> Iterator[Block
             yield Block(heading, filled)
 
 
-def _over_seeds(runs: Sequence[Run], key: str, fill: str, factor: float = 100.0) -> Cell | None:
+def _over_seeds(runs: Sequence[Run], key: str, fill: str) -> Cell | None:
     kept = having(runs, key)
-    return measured([r.metrics[key] for r in kept], kept, fill, factor=factor) if kept else None
+    return measured([r.metrics[key] for r in kept], kept, fill) if kept else None
 
 
 def _class_label(one: ComparedSet, name: str) -> str:

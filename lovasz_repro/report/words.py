@@ -105,8 +105,8 @@ def passed_over(broken: Sequence[str]) -> str:
     return sentence("passed-over", broken="; ".join(dict.fromkeys(broken))) if broken else ""
 
 
-def starting_point(cohort: Cohort | None, otherwise: str = "enet-cityscapes") -> str:
+def starting_point(cohort: Cohort | None) -> str:
     """What a network was before the first step."""
-    weights = cohort.setting("model.weights", "") if cohort else otherwise
+    weights = cohort.setting("model.weights", "") if cohort else "enet-cityscapes"
     start = STARTS.get(weights)
     return f"{start}, before training" if start else "before training"

@@ -54,7 +54,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         return path
 
-    def load_latest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    def load_latest(self) -> dict[str, Any] | None:
         """Content of the newest undamaged checkpoint, or None where there is none.
 
         Raises:
@@ -66,7 +66,7 @@ class Checkpoints:
             except OSError as error:
                 raise RunFailed(f"{path} cannot be read: {error.strerror}.") from None
             if hashlib.sha256(data).hexdigest()[:16] == digest:
-                return _load(path, data, device)
+                return _load(path, data)
         return None
 
     def latest_iteration(self) -> int | None:
@@ -82,10 +82,10 @@ class Checkpoints:
         return [(digest, path) for _, digest, path in files]
 
 
-def _load(path: Path, data: bytes, device: torch.device | str) -> dict[str, Any]:
+def _load(path: Path, data: bytes) -> dict[str, Any]:
     """The content of a file that is as it was written, whoever wrote it."""
     try:
-        content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if content["iteration"] == int(path.name.split("-")[1]):
             return dict(content)
     except Exception:  # the reader of foreign bytes raises whatever it meets

@@ -93,21 +93,18 @@ def labels_of_cells(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return labels[..., rows[:, None], columns]
 
 
-def enet_class_weights(
-    shares: torch.Tensor, without: int | None = None, c: float = 1.02
-) -> torch.Tensor:
-    """ENet's class weights 1 / ln(c + share); 0 for a class without a pixel
+def enet_class_weights(shares: torch.Tensor, without: int | None = None) -> torch.Tensor:
+    """ENet's class weights 1 / ln(1.02 + share), from 1.4 to 50.5; 0 for a class without a pixel
     (e-lab/ENet-training: train/models/decoder.lua).
 
     Args:
         shares: (C,) share of each class among all training pixels, void counted in the total.
         without: a class that has no weight either, if there is one of this index.
-        c: 1.02 in e-lab's decoder training, which bounds the weights to [1.4, 50.5].
 
     Returns:
         (C,) float32.
     """
-    weights = torch.where(shares > 0, 1 / torch.log(c + shares.double()), 0.0)
+    weights = torch.where(shares > 0, 1 / torch.log(1.02 + shares.double()), 0.0)
     if _is_class(without, shares):
         weights[without] = 0.0
     return weights.float()
