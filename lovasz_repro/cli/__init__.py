@@ -189,6 +189,8 @@ def describe(error: BaseException) -> str:
     text = str(error)
     if hasattr(error, "format_message"):  # of the command line, by typer
         text = f"Error: {error.format_message()}" if text else ""  # else help was asked for
+        if type(error).__name__ == "BadOptionUsage":  # a value is missing, or one too many
+            text = f"{text.removesuffix('.')}; --help says what it takes."
     elif of_a_path(error):
         text = f"Error: {error.filename}: {error.strerror}."
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

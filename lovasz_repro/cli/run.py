@@ -378,22 +378,22 @@ def run_search(
         for cell in cells:
             stored = stored_search(cell, store)
             state = f"done (run {stored.run_id})" if stored else "new"
-            about = f"radius {cell.circles.radius}, noise {cell.circles.noise}, " if sweep else ""
+            about = f"{cell.images}, " if sweep else ""
             seeds = plural(cell.seeds, "seed")
             say(f"synthetic: {about}{seeds}, {state}; results go to {store.uri}.")
         choose_device(device)
         return
-    done = []
+    chosen, done = choose_device(device), []
     with Progress() as progress:
         task = progress.task("synthetic", sum(cell.seeds for cell in cells))
         for number, cell in enumerate(cells, start=1):
-            found = run_synthetic(cell, store, choose_device(device), lambda *_: task.advance())
+            found = run_synthetic(cell, store, chosen, lambda *_: task.advance())
             done.append(found)
             task.reach(sum(cell.seeds for cell in cells[:number]))
             if sweep:
-                about = f"radius {cell.circles.radius}, noise {cell.circles.noise}"
                 state = "done before" if found.reused else "finished"
-                progress.line(f"[{number}/{len(cells)}] {about}  {state} (run {found.run.run_id})")
+                label = f"[{number}/{len(cells)}] {cell.images}"
+                progress.line(f"{label}  {state} (run {found.run.run_id})")
     note = "stored before" if all(one.reused for one in done) else "stored"
     if sweep:
         say(f"{plural(len(done), 'run')} {note}. Next: lovasz-repro report figures synthetic-sweep")

@@ -110,6 +110,11 @@ class SyntheticConfig(About):
             for radius in self.sweep.radius
         ]
 
+    @property
+    def images(self) -> str:
+        """What is drawn, where a sweep has several."""
+        return f"radius {self.circles.radius}, noise {self.circles.noise}"
+
     def recipe(self) -> dict[str, Any]:
         """What decides the result: seeds, images and search; nested, of plain values."""
         return self.model_dump(mode="json", include={"seeds", "circles", "search"})

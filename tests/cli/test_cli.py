@@ -120,6 +120,7 @@ def test_an_error_is_cut_in_its_middle(kind: type[Exception]) -> None:
     ("arguments", "words"),
     [
         (["run", "camvid-enet", "--profil", "demo"], "--profile"),
+        (["data", "check", "own", "--sheet"], "--help"),
         (["\x1b]0;x\x07[red]"], r"\x1b]0;x\x07[red]"),
         (["report", "tables", "--format", "\x1b[31m"], r"\x1b[31m"),
         (["run", "\x1b[31m.yaml"], r"\x1b[31m.yaml"),

@@ -99,6 +99,24 @@ def test_a_dead_server_is_one_line_at_once(tmp_path: Path) -> None:
     assert "unset MLFLOW_TRACKING_URI" in str(caught.value)
 
 
+def test_what_is_no_server_of_the_web_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            caller, _ = listening.accept()
+            with caller:
+                caller.recv(1000)
+                caller.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(StoreError, match="does not answer"):
+            check_server(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()
+    with pytest.raises(StoreError, match="does not answer"):
+        check_server("http://127.0.0.1:port")
+
+
 def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lovasz_repro.store.tracking.HEALTH_TIMEOUT", 0.2)
     with socket.socket() as silent:
