@@ -249,9 +249,11 @@ def exact_gains(
     def sort(task: tuple[int, int], thread: int) -> float:
         at, item = slice(task[0] * row, (task[0] + 1) * row), items[task[1]]
         images = slice(None) if len(weight) == 1 else slice(task[0], task[0] + 1)
-        scores = source.tensor[images, item].float().reshape(-1).numpy()
-        own = words[thread]
-        n, size = kernels.class_words(scores, label[at], logarithms[:, at], item, own)
+        # All of it in a row: kernels are compiled anew for other layouts.
+        scores = source.tensor[images, item].float().reshape(-1).contiguous().numpy()
+        own, (normaliser, label_error) = words[thread], logarithms
+        given = (scores, label[at], normaliser[at], label_error[at])
+        n, size = kernels.class_words(*given, item, own)
         own[0, :n].sort()
         factor = weight[task[0], item]
         loss: float = kernels.class_gains(own, n, size, factor, into[task[1], at])
@@ -274,7 +276,7 @@ def hinge(
     """
     scores, foreground = scores.detach().contiguous(), foreground.contiguous()
     result = torch.empty_like(scores)
-    masks = foreground[:, :0] if valid is None else valid
+    masks = foreground[:, :0] if valid is None else valid.contiguous()
     rows: list[Any] = list(
         zip(*(one.numpy() for one in (scores, foreground, masks, result)), strict=True)
     )

@@ -425,7 +425,7 @@ def ranked_gains(words, n, size):
 
 
 @kernel
-def class_words(scores, labels, logarithms, item, words):
+def class_words(scores, labels, normaliser, label_error, item, words):
     """The pixels of one row that one class has to sort, as words.
 
     Background of a smaller error than any foreground gains nothing (I = 0), so it is not sorted:
@@ -433,14 +433,13 @@ def class_words(scores, labels, logarithms, item, words):
 
     Args:
         scores: (P,) float32 logits of the class.
-        logarithms: as :func:`log_errors` filled them.
+        normaliser, label_error: (P,) of ``logarithms``, as :func:`log_errors` filled them.
         item: the class.
         words: (2, P) int64, of which the first of ``words[0]`` are filled.
 
     Returns:
         How many, and how many pixels are of the class.
     """
-    normaliser, label_error = logarithms[0], logarithms[1]
     size, leasts = 0, np.zeros(BLOCK)
     for start in range(0, len(scores), BLOCK):
         stop = min(start + BLOCK, len(scores))

@@ -147,6 +147,26 @@ def test_dtypes_and_layouts_change_next_to_nothing(method: str, dtype: torch.dty
         assert torch.equal(gradient, expected.to(dtype))
 
 
+@pytest.mark.parametrize("per_image", [False, True])
+def test_no_layout_makes_kernels_compile_anew(per_image: bool) -> None:
+    def turned(numbers: Tensor) -> Tensor:
+        return numbers.movedim(0, -1).contiguous().movedim(-1, 0)
+
+    options = {"per_image": per_image, "ignore_index": 255}
+    logits, labels = batch(2, 300, 300)
+    binary = (labels == 1).long()
+    labels[:, :9] = binary[:, :9] = 255
+    for image in (slice(0, 1), slice(0, 2)):
+        for method in ("sort", "auto", "histogram"):
+            some, truth, two = logits[image], labels[image], binary[image]
+            for form in (Tensor.contiguous, turned):
+                found(lovasz_softmax, form(some), form(truth), method=method, **options)
+                found(lovasz_hinge, form(some[:, 0]), form(two), method=method, **options)
+    functions = [one for one in vars(compiled.kernels).values() if hasattr(one, "signatures")]
+    often = [one for one in functions if len(one.signatures) > 1]
+    assert not [one for one in often if one.targetoptions.get("nogil")]  # the others are inlined
+
+
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
 def test_counts_are_the_same_bits_on_any_number_of_threads(options: dict) -> None:
     """Also where threads share the pixels of one image, and whatever a task's size is."""
