@@ -44,8 +44,8 @@ import torch.distributed as dist
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 GRACE = 0.5  # seconds: how long a failed run waits for the other ranks' side of the story
 
-# Linux forks every process from one that has imported torch already: 0.3 s a start, not 3 s.
-CONTEXT = get_context("forkserver") if sys.platform == "linux" else get_context("spawn")
+# Every process is forked from one that has imported torch already: 0.3 s a start, not 3 s.
+CONTEXT = get_context("forkserver")
 PRELOAD = ["torch", "torch.distributed", "pytest", "hypothesis"]
 
 

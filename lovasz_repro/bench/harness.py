@@ -150,8 +150,8 @@ class Machine:
     torch_version: str
     git_commit: str
     """Of this package."""
-    load: float | None
-    """Processes that wanted a core in the last minute, this one included; None: not known."""
+    load: float
+    """Processes that wanted a core in the last minute, this one included."""
 
 
 def this_machine(device: torch.device) -> Machine:
@@ -159,20 +159,12 @@ def this_machine(device: torch.device) -> Machine:
     hardware, threads = device_name(device), torch.get_num_threads()
     on_cpu = f"CPU ({plural(threads, 'thread')})"
     title = on_cpu if device.type == "cpu" else hardware
-    return Machine(title, hardware, threads, torch.__version__, git_commit(), load())
+    return Machine(title, hardware, threads, torch.__version__, git_commit(), os.getloadavg()[0])
 
 
-def load() -> float | None:
-    """Processes that wanted a core in the last minute, this one included; None: not known."""
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):  # Windows has none
-        return None
-
-
-def contended(load: float | None) -> bool:
-    """Whether that is more than there are cores: who waits for others then waits long."""
-    return load is not None and load > (os.cpu_count() or 1) + 0.5
+def contended(load: float) -> bool:
+    """Whether a load is more than there are cores: who waits for others then waits long."""
+    return load > (os.cpu_count() or 1) + 0.5
 
 
 @contextmanager
@@ -205,7 +197,7 @@ class Page:
     """The first tells rows apart."""
     sections: Mapping[str, Sequence[Row]]
     """Heading ("": none) -> rows."""
-    load: float | None
+    load: float
     """Of the machine when the table was measured."""
     remarks: Sequence[str] = ()
     """Sentences that do not fit into rows."""

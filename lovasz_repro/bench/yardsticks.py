@@ -12,7 +12,6 @@ Losses of other libraries, where they are installed.
 
 import importlib.metadata
 import importlib.util
-import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -87,8 +86,7 @@ def parse_size(text: str) -> Size:
 
 def fits(size: Size, device: torch.device) -> bool:
     """Whether the losses can be measured at this size."""
-    free = free_memory(device)
-    return free is None or bytes_of(size) <= free
+    return bytes_of(size) <= free_memory(device)
 
 
 def bytes_of(size: Size) -> int:
@@ -103,24 +101,19 @@ def check_memory(size: object, needed: int, device: torch.device) -> None:
         UserError: the device has less memory than the bytes that are needed.
     """
     free = free_memory(device)
-    if free is not None and needed > free:
+    if needed > free:
         raise UserError(
             f"size {size}: needs about {needed / 2**30:.1f} GiB on {device.type}, "
             f"{free / 2**30:.1f} GiB are free. Give a smaller --size."
         )
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a new tensor may take, or None where the system does not tell."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new tensor may take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        if available:
-            return int(available[1]) * 1024
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
 
 def multiclass_sample(size: Size, kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:

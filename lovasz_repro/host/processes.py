@@ -41,9 +41,7 @@ def cores() -> int:
     allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
     if allotted.isdigit():
         return max(int(allotted), 1)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def decoding_workers(device: str, ranks: int = 1) -> int:

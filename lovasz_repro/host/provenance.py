@@ -77,23 +77,13 @@ def package_versions() -> dict[str, str]:
 
 def device_name(device: Any = "cpu") -> str:
     """What a ``torch.device`` or its name is made of: "NVIDIA H200", "CPU ... (8 cores)"."""
-    kind = str(device)
-    if kind.startswith("cuda"):
+    if str(device).startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_name(device)
-    if kind.startswith("cpu"):
-        return f"CPU {_cpu_model()} ({os.cpu_count()} cores)"
-    return f"{kind} ({platform.machine()})"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU {next(models, platform.machine())} ({os.cpu_count()} cores)"  # ARM names no model
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ PyTorch's collectives are called here, in ``losses/ranks.py``, ``models/batch_no
 
 import io
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,8 +158,7 @@ def _error(name: str, message: str) -> UserError | RunFailed:
 
 def keep_to_this_machine() -> None:
     """Have the ranks listen on the loopback interface alone."""
-    loopback = "lo" if sys.platform == "linux" else "lo0"
-    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
 
 
 @contextmanager

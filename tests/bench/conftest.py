@@ -11,7 +11,7 @@ from lovasz_repro import cli
 from lovasz_repro.bench.harness import Advance, Machine
 
 CPU = torch.device("cpu")
-TOY = Machine("Toy", "CPU Toy (1 cores)", 1, "2.9", "abc", None)
+TOY = Machine("Toy", "CPU Toy (1 cores)", 1, "2.9", "abc", 0.0)
 Command = Callable[[str], tuple[int, str, str]]
 
 

@@ -194,7 +194,7 @@ def test_a_busy_machine_is_told_of(
     monkeypatch: pytest.MonkeyPatch, load: float, busy: bool
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     machine = harness.this_machine(CPU)
     page = harness.Page("title", [("head", str)], {"": [{}]}, machine.load)
     report = harness.Report(machine, {}, [page])

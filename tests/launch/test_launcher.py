@@ -134,8 +134,7 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ranks:
             f"mine, other = (Path({str(tmp_path)!r}, str(n)) for n in (number, 1 - number))\n{code}"
         )
         program.chmod(0o755)
-        monkeypatch.setattr(launcher, "sys", SimpleNamespace(executable=program, argv=["run"],
-                                                             platform=sys.platform))  # fmt: skip
+        monkeypatch.setattr(launcher, "sys", SimpleNamespace(executable=program, argv=["run"]))
         monkeypatch.setattr(rank, "BACKOFF", 0.01)
         launch(Launch(2, max_restarts=max_restarts), tmp_path / "ranks" / "logs", object)
         return tmp_path

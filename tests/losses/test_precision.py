@@ -1,6 +1,5 @@
 """What the losses promise at full size: precision, memory, and life inside torch.compile."""
 
-import sys
 from functools import partial
 
 import pytest
@@ -113,7 +112,6 @@ def test_memory_of_many_small_images_does_not_grow_with_their_number() -> None:
     assert peak_memory(lovasz_hinge, logits, labels) < 7
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="torch.compile needs more there")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_inside_a_compiled_step_without_recompilation() -> None:
     """torch.compile runs the losses as they are, whatever the label counts of the batch."""
