@@ -213,9 +213,8 @@ def record(
     server_scores: Annotated[
         Path,
         typer.Option(
-            help="JSON, YAML, or a name and a number a line (.csv, .txt), in percent. Cityscapes: "
-            "class_iou, class_iiou, category_iou, category_iiou and classes, or the official "
-            "script's JSON. VOC: mean and classes."
+            help="YAML or JSON, in percent. Cityscapes: class_iou, class_iiou, category_iou, "
+            "category_iiou and classes, or the official script's JSON. VOC: mean and classes."
         ),
     ],
     initial: Annotated[
@@ -416,15 +415,14 @@ def read_scores(run: "StoredRun", file: Path, *, initial: bool) -> tuple[dict[st
     Raises:
         UserError: no server scores such runs, or the file is not of its scores.
     """
-    from lovasz_repro.report.sets import DATA, FOLDERS
+    from lovasz_repro.report.sets import FOLDERS
 
     title = f"run {run.run_id} ({run.name})"
-    folder = run.params.get("data.folder", "")
-    drawn = folder in FOLDERS and folder not in DATA.values()
-    if drawn or run.tags.get("scale") == "demo":
+    folder, name = run.params.get("data.folder", ""), run.params.get("data.name")
+    if (folder in FOLDERS and folder != name) or run.tags.get("scale") == "demo":
         raise UserError(f"{title} is of {FOLDERS.get(folder, 'drawn pictures')}: no server scores "
                         "it, only runs on the data set itself.")  # fmt: skip
-    match run.params.get("data.name"):
+    match name:
         case "cityscapes":
             return of_cityscapes(file)
         case "voc":
@@ -464,13 +462,8 @@ def check_voc_run(run: "StoredRun", title: str, *, initial: bool) -> None:
 def of_voc(file: Path) -> tuple[dict[str, float], str]:
     """The mean over 21 classes, and the classes where they are known."""
     from lovasz_repro.data.classes import VOC
-    from lovasz_repro.store.server_scores import implied_background, read_voc_server_scores
+    from lovasz_repro.store.server_scores import read_voc_server_scores
 
     scores = read_voc_server_scores(file, VOC.names)
-    words = f"dataset-mIoU {100 * scores['dataset_miou']:.2f}"
-    background = implied_background(scores, VOC.names)
-    if background is not None:
-        words += f", 20 objects (which leave {100 * background:.2f} for the background)"
-    elif len(scores) > 1:
-        words += ", 21 classes"
-    return scores, words
+    classes = f", {len(scores) - 1} classes" if len(scores) > 1 else ""
+    return scores, f"dataset-mIoU {100 * scores['dataset_miou']:.2f}{classes}"

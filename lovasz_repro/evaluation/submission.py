@@ -75,7 +75,8 @@ CITYSCAPES_SERVER = Server(
     8 << 20,
     "1. Register at https://www.cityscapes-dataset.com/submit and upload {archive}\n"
     "   to the pixel-level semantic labeling task.\n"
-    "2. Write the four scores that the server shows into a file and keep them with the run:\n"
+    "2. Write the four scores that the server shows into a file, class_iou: 63.1, class_iiou,\n"
+    "   category_iou and category_iiou in YAML, and keep them with the run:\n"
     "   lovasz-repro runs record {run} --server-scores FILE",
 )
 VOC_SERVER = Server(
@@ -90,7 +91,7 @@ VOC_SERVER = Server(
     "   field of the form.\n"
     "3. The server shows the IoU of the 20 objects and the mean over 21 classes, the\n"
     "   background with them: the dataset-mIoU of Tables 2 and 3.\n"
-    "4. Write them to a text file, a name and its number a line (mean 79.00), and run\n"
+    "4. Write them to a YAML file, mean: 79.00 and classes: {{aeroplane: 92.63, ...}}, and run\n"
     "   lovasz-repro runs record {run} --server-scores FILE\n"
     "The server takes few submissions; choose settings on the validation set.",
 )

@@ -1,15 +1,12 @@
 """Scores that an evaluation server gave to a run's predictions (Tables 2, 3 and 4).
 
-A person brings them in a file, since a test set's annotations are not public: JSON or YAML, or a
-name and a number on each line (.csv, .txt), as on a server's page or in Table 3. Cityscapes has,
-with ``classes.road`` for a class on a line,
+A person brings them in a file of YAML or JSON, since a test set's annotations are not public:
 
-* ``class_iou``, ``class_iiou``, ``category_iou``, ``category_iiou`` and, if known, ``classes``,
-  in percent, as the server shows them; or
-* the keys of the official Cityscapes script's result file, whose scores are fractions.
-
-Pascal VOC has, in percent, ``mean`` over 21 classes and, if known, ``classes`` in any spelling. Its
-server shows the 20 objects. The background is what the mean, which counts it, leaves for it.
+* Cityscapes: ``class_iou``, ``class_iiou``, ``category_iou``, ``category_iiou`` and, if known,
+  ``classes``, in percent, as the server shows them; or the official Cityscapes script's own
+  result file, whose scores are fractions.
+* Pascal VOC: ``mean`` over 21 classes and, if known, ``classes``, in percent. Its server shows the
+  20 objects, and the mean counts the background.
 
 They are kept with a finished run as metrics ``server/...``, or ``initial/server/...`` for the
 network before training, apart from what the run measured itself, with the file.
@@ -20,13 +17,13 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
-from lovasz_repro.config.read import Strict, known_name, near_match, read_yaml, validate
+from lovasz_repro.config.read import Strict, known_name, read_yaml, validate
 from lovasz_repro.errors import UserError, one_line
 from lovasz_repro.host.files import read_text
 from lovasz_repro.store.journal import Point
@@ -36,21 +33,9 @@ from lovasz_repro.store.stored import StoredRun, iso, seconds_of, shown_status
 # -- files -----------------------------------------------------------------------------------------
 
 MOST_SCORES = 1_000_000  # bytes; the official script may add something per image
-MEAN, BACKGROUND = "mean", "background"
-MEANS = ("mean", "meaniou", "miou")
-"""Spellings of VOC's mean, without all but letters and digits."""
-SPELLINGS = {
-    "airplane": "aeroplane",
-    "cycle": "bicycle",
-    "dtable": "diningtable",
-    "mbike": "motorbike",
-    "plant": "pottedplant",
-    "tv": "tvmonitor",
-}
-"""Of Table 3, to those of the data set, without all but letters and digits."""
-MOST_OFF = 0.06
-"""Percentage points between the mean and that of the classes; a mean of one decimal is off by
-0.05."""
+BACKGROUND = "background"
+MOST_OFF = 1.3
+"""Percentage points that a mean of one decimal and 21 classes may be off for one of them."""
 
 
 def _no_fraction(value: float) -> float:
@@ -105,7 +90,7 @@ class CityscapesScript(Strict):
 
 
 class Voc(Strict):
-    """Scores as Pascal VOC's server shows them, under the data set's names."""
+    """Scores as Pascal VOC's server shows them."""
 
     mean: Average
     classes: Percentages = Field(default={})
@@ -122,9 +107,8 @@ def read_server_scores(file: Path, classes: Collection[str]) -> dict[str, float]
         UserError: one line; unreadable, a key is missing or unknown, a value is no number, out of
             range, or in the other unit than its key says.
     """
-    by_server, by_script = _keys(Cityscapes), _keys(CityscapesScript)
-    content = _content(file, lambda name: name.partition(".")[0] in by_server | by_script)
-    of_script = bool(by_script & content.keys()) and not by_server & content.keys()
+    content = _content(file, "class_iou: 63.1, class_iiou, category_iou and category_iiou")
+    of_script = "averageScoreClasses" in content and "class_iou" not in content
     model, unit = (CityscapesScript, 1) if of_script else (Cityscapes, 100)
     found = validate(model, content, str(file)).model_dump()
     for name in found["classes"]:
@@ -144,54 +128,28 @@ def read_voc_server_scores(file: Path, classes: Sequence[str]) -> dict[str, floa
         UserError: one line; unreadable, no mean, a name is unknown or there twice, only some of
             the objects, a value is no percentage, or mean and classes contradict each other.
     """
-    content, named = _content(file, lambda name: _canonical(name, classes) is not None), {}
-    inner = content.pop("classes") if isinstance(content.get("classes"), dict) else {}
-    for given, value in [*content.items(), *inner.items()]:
-        name = _canonical(given, classes)
-        if name is None:
-            near = near_match(given.lower(), [*classes, MEAN])
-            raise UserError(f"{file}: unknown class {one_line(repr(given), 60)}{near}.")
+    content = _content(file, "mean: 79.0 and, if known, classes: {aeroplane: 92.6, ...}")
+    found, named = validate(Voc, content, str(file)), {}
+    for given, value in found.classes.items():
+        plain = re.sub("[^a-z]", "", given.lower())  # the server has "tv/ monitor"
+        name = known_name(plain if plain in classes else given, classes, "class", f"{file}:")
         if name in named:
             raise UserError(f"{file}: {name} is there twice.")
         named[name] = value
-    mean = {MEAN: named.pop(MEAN)} if MEAN in named else {}
-    found = validate(Voc, mean | {"classes": named}, str(file))
-    if found.classes:
-        _check(file, found, classes)
-    in_order = [name for name in classes if name in found.classes]
-    return {"dataset_miou": found.mean / 100} | {
-        f"iou/{name}": found.classes[name] / 100 for name in in_order
-    }
+    if named:
+        _check(file, found.mean, named, classes)
+    in_order = {f"iou/{name}": named[name] / 100 for name in classes if name in named}
+    return {"dataset_miou": found.mean / 100} | in_order
 
 
-def implied_background(scores: Mapping[str, float], classes: Collection[str]) -> float | None:
-    """The background's IoU that the mean leaves for it, as a fraction; None where it is not so.
-
-    Args:
-        scores: what ``read_voc_server_scores`` gives.
-        classes: names of the 21 classes.
-    """
-    objects = [value for name, value in scores.items() if name.startswith("iou/")]
-    if len(objects) != len(classes) - 1:
-        return None
-    return len(classes) * scores["dataset_miou"] - sum(objects)
-
-
-def _content(file: Path, known: Callable[[str], bool]) -> dict[str, Any]:
-    """The content of a file, a mapping.
-
-    Args:
-        file: JSON, YAML, or lines.
-        known: whether a line that has no number should have one; others are headings.
-    """
+def _content(file: Path, form: str) -> dict[str, Any]:
+    """The mapping in a file; ``form`` shows, in a message, what it should hold."""
     match file.suffix.lower():
         case ".json":
             return _read_json(file)
         case ".yaml" | ".yml":
             return read_yaml(file)
-        case ".csv" | ".txt":
-            return _read_lines(file, known)
-    raise UserError(f"{file}: expected one of .json, .yaml, .yml, .csv, .txt.")
+    raise UserError(f"{file}: expected .yaml or .json, with {form}, in percent.")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -213,60 +171,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _read_lines(file: Path, known: Callable[[str], bool]) -> dict[str, Any]:
-    """A name and a number a line; ``classes.road`` is a name in a mapping."""
-    content: dict[str, Any] = {}
-    groups: dict[str, dict[str, float]] = {}
-    for line in read_text(file, MOST_SCORES).splitlines():
-        last = re.findall(r"[^\s,;:=|%]+", line)[-1:]
-        name = line[: line.rindex(last[0])].strip(" \t,;:=|\"'") if last else ""
-        try:
-            number = float(last[0])
-        except (IndexError, ValueError):
-            if known(line) or known(name):
-                problem = f"no number in the line {one_line(repr(line), 60)}"
-                raise UserError(f"{file}: {problem}.") from None
-            continue
-        group, _, item = name.partition(".")
-        level = groups.setdefault(group, {}) if group in ("classes", "classScores") else content
-        name = item if level is not content else name
-        if name in level:
-            raise UserError(f"{file}: {one_line(name, 60)} is there twice.")
-        level[name] = number
-    return content | groups
-
-
-def _keys(model: type[Strict]) -> set[str]:
-    return {field.alias or name for name, field in model.model_fields.items()}
-
-
-def _canonical(given: str, classes: Collection[str]) -> str | None:
-    """The data set's name of a class, however it is written; ``MEAN`` for the mean."""
-    plain = re.sub("[^a-z0-9]", "", given.lower())
-    if plain in MEANS:
-        return MEAN
-    name = SPELLINGS.get(plain, plain)
-    return name if name in classes else None
-
-
-def _check(file: Path, found: Voc, classes: Sequence[str]) -> None:
-    """Raise UserError unless all objects are there and the mean is theirs."""
-    mean, total, count = found.mean, sum(found.classes.values()), len(classes)
-    missing = [name for name in classes if name not in found.classes and name != BACKGROUND]
+def _check(file: Path, mean: float, named: Mapping[str, float], classes: Sequence[str]) -> None:
+    """Raise UserError unless all objects are there and the mean is that of the classes."""
+    objects = [name for name in classes if name != BACKGROUND]
+    missing = [name for name in objects if name not in named]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(f"{file}: no {', '.join(missing[:3])}{more}. Give the IoU of all "
-                        f"{count - 1} objects, or the mean alone.")  # fmt: skip
-    if BACKGROUND in found.classes:
-        if abs(total / count - mean) > MOST_OFF:
-            raise UserError(f"{file}: {MEAN} is {mean:g}, that of the {count} classes is "
-                            f"{total / count:.2f}.")  # fmt: skip
-        return
-    background = count * mean - total
-    if not 0 <= background <= 100:
-        raise UserError(f"{file}: with a {MEAN} of {mean:g} over {count} classes the background "
-                        f"would have {background:.2f} percent. Is a number mistyped, or the "
-                        f"{MEAN} over the objects alone?")  # fmt: skip
+                        f"{len(objects)} objects, or the mean alone.")  # fmt: skip
+    left = len(classes) * mean - sum(named[name] for name in objects)
+    given = named.get(BACKGROUND)
+    least, most = (0.0, 100.0) if given is None else (given - MOST_OFF, given + MOST_OFF)
+    if not least <= left <= most:
+        raise UserError(f"{file}: a mean of {mean:g} over {len(classes)} classes leaves {left:.2f} "
+                        "percent for the background. Is a number mistyped, or the mean over the "
+                        "objects alone?")  # fmt: skip
 
 
 # -- runs ------------------------------------------------------------------------------------------

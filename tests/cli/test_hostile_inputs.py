@@ -112,14 +112,8 @@ def set_value(path: Path, chance: random.Random) -> None:
 
 def score_file(path: Path, chance: random.Random) -> None:
     scores = chance.choice([CITYSCAPES_SCORES, SCRIPT_SCORES, VOC_SCORES])
-    ending = chance.choice([".json", ".yaml", ".csv", ".txt"])
-    text = json.dumps(scores, indent=1)
-    if ending in (".csv", ".txt"):
-        flat = {f"classes.{k}": v for k, v in dict(scores.get("classes", {})).items()}  # type: ignore
-        pairs = {k: v for k, v in scores.items() if not isinstance(v, dict | list)} | flat
-        text = "".join(f"{key}, {value}\n" for key, value in pairs.items())
-    elif ending == ".yaml":
-        text = yaml.safe_dump(scores)
+    ending = chance.choice([".json", ".yaml"])
+    text = json.dumps(scores, indent=1) if ending == ".json" else yaml.safe_dump(scores)
     path = path.with_suffix(ending)
     write(path, mutated(text, chance))
     if scores is VOC_SCORES:
