@@ -19,7 +19,7 @@ from lovasz_repro.cli.options import (
     say_yaml,
 )
 from lovasz_repro.errors import UserError
-from lovasz_repro.host.output import plural, say
+from lovasz_repro.host.output import plural, say, store_option
 from lovasz_repro.launch.rank import is_rank
 
 if TYPE_CHECKING:
@@ -269,9 +269,9 @@ def say_answer(request: "GridRequest") -> None:
     every, folder = Store(request.results, request.tracking_uri), request.results / "report"
     here = OfData(every, inputs.fingerprints["data_fingerprint"])
     print_table(own_table(here), Terminal())
-    table = own_table(every)
+    table, store = own_table(every), store_option(request.results, request.tracking_uri)
     write_files(folder / "tables", rendered(table, [*RENDERERS]))
-    others = "; of all data sets: lovasz-repro report tables own" if table.parts else ""
+    others = f"; of all data sets: lovasz-repro report tables own{store}" if table.parts else ""
     say(f"{len(RENDERERS)} files in {folder / 'tables'}{others}")
     draw(here, folder / "figures", ["own"])
 
@@ -395,8 +395,9 @@ def run_search(
                 label = f"[{number}/{len(cells)}] {cell.images}"
                 progress.line(f"{label}  {state} (run {found.run.run_id})")
     note = "stored before" if all(one.reused for one in done) else "stored"
+    then, there = "Next: lovasz-repro report figures", store_option(results, tracking_uri)
     if sweep:
-        say(f"{plural(len(done), 'run')} {note}. Next: lovasz-repro report figures synthetic-sweep")
+        say(f"{plural(len(done), 'run')} {note}. {then} synthetic-sweep{there}")
         return
     print_table(TABLES["synthetic"](store), Terminal())
-    say(f"{note} as run {done[0].run.run_id}. Next: lovasz-repro report figures figure-3")
+    say(f"{note} as run {done[0].run.run_id}. {then} figure-3{there}")

@@ -34,6 +34,7 @@ from lovasz_repro.data.own_files import (
     OwnFolder,
     in_folders,
     list_file,
+    own_command,
     read_classes,
     read_names,
     read_own_mask,
@@ -126,7 +127,7 @@ def check_own_folder(
             for split, of_it in pairs.items()
         ),
         problems=tuple(sorted(problems, key=lambda problem: [*pairs].index(problem.split))),
-        advice="`lovasz-repro data prepare own` writes what is missing." if missing else "",
+        advice=f"`{own_command('prepare', root)}` writes what is missing." if missing else "",
         classes=report_classes(looked, classes, [*pairs]) if classes else (),
         sizes=tuple(sorted({one.size for one in looked if one.size})),
         notes=tuple(notes),

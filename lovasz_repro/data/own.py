@@ -31,11 +31,11 @@ from lovasz_repro.data.own_files import (
     OwnClasses,
     class_file,
     decode_mask,
+    expect_classes,
     folder_palette,
     list_everything,
     list_pairs,
     own_splits,
-    read_classes,
     read_own_mask,
 )
 from lovasz_repro.errors import UserError
@@ -47,10 +47,7 @@ def open_classes(root: Path, data: DataConfig) -> OwnClasses:
     Raises:
         UserError: nothing says so, or other classes than the config has.
     """
-    classes = read_classes(root)
-    if classes is None:
-        raise UserError(f"{root}: no classes.txt; `lovasz-repro data prepare own` finds the "
-                        "classes in the masks and writes it.")  # fmt: skip
+    classes = expect_classes(root)
     if classes.names != data.classes:
         found, wanted = (", ".join(names) or "none" for names in (classes.names, data.classes))
         raise UserError(f"{class_file(root)}: the classes are {found}, data.classes has {wanted}.")

@@ -1,5 +1,6 @@
 """Which photographs and masks there are in a folder of one's own, and in which split each is."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -142,6 +143,20 @@ def read_classes(root: Path) -> OwnClasses | None:
         return None
     listed = _of_yaml(file) if file.suffix != ".txt" else _of_text(file)
     return _checked(file, listed)
+
+
+def expect_classes(root: Path) -> OwnClasses:
+    """As `read_classes`, of a folder that has them; UserError of one that has not."""
+    classes = read_classes(root)
+    if classes is None:
+        raise UserError(f"{root}: no classes.txt; `{own_command('prepare', root)}` finds the "
+                        "classes in the masks and writes it.")  # fmt: skip
+    return classes
+
+
+def own_command(name: str, root: Path) -> str:
+    """ "lovasz-repro data check own --root photos"."""
+    return f"lovasz-repro data {name} own --root {shlex.quote(str(root))}"
 
 
 def _of_text(file: Path) -> list[tuple[str, Any]]:
@@ -498,8 +513,8 @@ def read_names(file: Path, folder: OwnFolder) -> list[str]:
         UserError: missing, empty, or a name given twice.
     """
     if not file.is_file():
-        raise UserError(f"{file}: no such list; `lovasz-repro data prepare own` splits the images "
-                        "and writes it.")  # fmt: skip
+        raise UserError(f"{file}: no such list; `{own_command('prepare', folder.place)}` "
+                        "splits the images and writes it.")  # fmt: skip
     lines = [line.strip() for line in read_text(file, MOST_LIST_BYTES).splitlines()]
     listed = [line for line in lines if line and not line.startswith("#")]
     names = [line if line in folder.images else bare(line) for line in listed]

@@ -30,6 +30,7 @@ from lovasz_repro.data.own_files import (
     labels_of,
     list_file,
     list_pairs,
+    own_command,
     own_splits,
     read_classes,
 )
@@ -346,7 +347,7 @@ def check_sound(root: Path, looked: Sequence[Looked]) -> None:
     """Raise UserError where images or masks have faults, a line for each of the first few."""
     faults = [f"{root}/{fault}." for one in looked for fault in one.faults]
     if len(faults) > SHOWN:
-        more = f"And {len(faults) - SHOWN:,} more; `lovasz-repro data check own` lists all."
+        more = f"And {len(faults) - SHOWN:,} more; `{own_command('check', root)}` lists all."
         raise UserError(*faults[:SHOWN], more)
     if faults:
         raise UserError(*faults)

@@ -9,6 +9,7 @@ import codecs
 import io
 import json
 import math
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,6 +49,13 @@ def plural(number: int, noun: str) -> str:
     """ "1 thread", "1,200 threads", "2 classes", "2 batches"."""
     several = noun + ("es" if noun.endswith(("s", "ch")) else "s")
     return f"{number:,} {noun if number == 1 else several}"
+
+
+def store_option(results: Path, tracking_uri: str | None) -> str:
+    """What a later command must be told to find the same store: " --results demo"."""
+    usual = results == Path("results")
+    given = {"--results": None if usual else results, "--tracking-uri": tracking_uri}
+    return "".join(f" {name} {shlex.quote(str(at))}" for name, at in given.items() if at)
 
 
 def say(*lines: object, err: bool = False) -> None:

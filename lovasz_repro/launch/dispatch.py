@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lovasz_repro.config.schema import ExperimentConfig
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.device import choose_device
 from lovasz_repro.host.files import machine
-from lovasz_repro.host.output import Terminal, say
+from lovasz_repro.host.output import Terminal, say, store_option
 from lovasz_repro.host.processes import cores, decoding_workers, threads_of
 from lovasz_repro.host.progress import Progress
 from lovasz_repro.launch.rank import (
@@ -122,7 +121,7 @@ def _side_by_side(request: GridRequest, way: Way) -> None:
     check_cells(request)
     with Progress() as progress:
         outcome = SideBySide(request, place, way.jobs, way.max_restarts, progress).run()
-    print_outcome(request.experiment, outcome)
+    print_outcome(request, outcome)
     if outcome.failed:
         raise RunFailed(f"{len(outcome.failed)} of {len(request.cells)} runs failed, see above.")
 
@@ -198,7 +197,7 @@ def run_here(request: GridRequest, rank: Rank) -> None:
     ):
         outcome = run_experiment(request.experiment, request.cells, place, store, progress, team)
     if leads:
-        print_outcome(request.experiment, outcome)
+        print_outcome(request, outcome)
     undone = list(outcome.failed.values())
     undone += [f"another process is at work on {name}." for name in outcome.elsewhere]
     if len(request.cells) == len(undone) == 1:
@@ -245,7 +244,7 @@ def place_and_problem(request: GridRequest) -> tuple[Place, str]:
         return place_of(replace(request, device="cpu", gpus=None), ONE_RANK), str(error)
 
 
-def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
+def print_outcome(request: GridRequest, outcome: Outcome) -> None:
     """Say what ran and what to do next."""
     words = {
         "finished": outcome.finished,
@@ -253,9 +252,11 @@ def print_outcome(experiment: ExperimentConfig, outcome: Outcome) -> None:
         "failed": outcome.failed,
         "in work in another process": outcome.elsewhere,
     }
+    name = request.experiment.experiment
     counts = ", ".join(f"{len(names)} {word}" for word, names in words.items() if names)
-    say(f"{experiment.experiment}: {counts}.")
+    say(f"{name}: {counts}.")
     if outcome.failed:
         say("Next: mend what failed and give the same command again; it goes on there.")
-    elif not outcome.elsewhere and experiment.experiment != "own":  # which prints its answer next
-        say("Next: lovasz-repro report tables; lovasz-repro report figures")
+    elif not outcome.elsewhere and name != "own":  # which prints its answer next
+        store = store_option(request.results, request.tracking_uri)
+        say(f"Next: lovasz-repro report tables{store}; lovasz-repro report figures{store}")

@@ -33,8 +33,8 @@ SETTINGS_APART = {
     "own": ("training.lr", "training.iterations", "model.weights"),
 }
 """Experiment -> what its runs differ in beside seed, loss and equibatch."""
-TOLD_BY_DATA = {"own": ("data.folder", "data.classes")}
-"""Experiment -> settings that no heading needs: a table of its own for each data set names it."""
+TOLD_OTHERWISE = {"own": ("data.folder", "data.classes", "model.name", "model.callable")}
+"""Experiment -> settings that no heading needs: tables say in their words what these are."""
 DATA = {
     "synthetic": "circles",
     BINARY: "voc",
@@ -253,7 +253,7 @@ def _plans(store: RunStore, experiment: str) -> list[tuple[Cohort, str]]:
         SETTINGS_APART.get(experiment, ()),
         PARTS.get(experiment, lambda run: 0.0),
     )
-    told = zip(found, headings(found, TOLD_BY_DATA.get(experiment, ())), strict=True)
+    told = zip(found, headings(found, TOLD_OTHERWISE.get(experiment, ())), strict=True)
     return [(cohort, f"{heading}{_iterations(cohort)}") for cohort, heading in told]
 
 

@@ -128,8 +128,8 @@ def _of_run(run: StoredRun, weights: Path) -> Network:
     data = read_stored(DataConfig, run.params, "data", title)
     scored_on = dataset(data.name).evaluation
     if scored_on is None:
-        raise UserError(f"{title} is of {data.name}; its network has other outputs than the 20 for "
-                        "Cityscapes.")  # fmt: skip
+        raise UserError(f"{title} is of {data.name}; evaluate scores networks for Pascal VOC and "
+                        "Cityscapes. `runs show` has the scores it ended with.")  # fmt: skip
     if data.category:
         raise UserError(f"{title} tells {data.category} from the rest; its scores "
                         "are in `report tables voc-binary-classes`.")  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 from lovasz_repro.config.read import known_name, merge
 from lovasz_repro.config.schema import ExperimentConfig
-from lovasz_repro.data.own_files import check_folder, read_classes
+from lovasz_repro.data.own_files import check_folder, expect_classes
 from lovasz_repro.errors import UserError
 
 BUILT_IN = ("enet", "deeplab-v2", "deeplab-v2-small")
@@ -28,10 +28,7 @@ def filled_in(
         UserError: the folder says no classes, or there is no such network.
     """
     check_folder(folder)
-    classes = read_classes(folder)
-    if classes is None:
-        raise UserError(f"{folder}: no classes.txt; `lovasz-repro data prepare own --data FOLDER` "
-                        "finds the classes in the masks and writes it.")  # fmt: skip
+    classes = expect_classes(folder)
     data: dict[str, Any] = {"folder": folder.name, "classes": list(classes.names)}
     model = _named(network) if network else {}
     recipe = merge(experiment.recipe, {"data": data, "model": model})

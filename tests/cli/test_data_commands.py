@@ -181,6 +181,10 @@ def test_own_data_are_checked_and_prepared(tmp_path: Path) -> None:
     root = write_own(tmp_path / "data" / "own", drawn_masks(10))
     result = run("check own --processes 1")
     assert (result.exit_code, "prepare" in result.stdout) == (0, True)
+    elsewhere = write_own(tmp_path / "some photos", drawn_masks(3))
+    told = run(f"check own --processes 1 --root '{elsewhere}'").stdout.split("`")[1]
+    assert run(told.removeprefix("lovasz-repro data ")).exit_code == 0
+    assert (elsewhere / "classes.txt").is_file()
     result = run("prepare own --seed 2 --share 0.3 --processes 1")
     assert result.exit_code == 0, result.output
     assert "7 train, 3 val; 2 classes: background: 0; object: 255" in result.stdout

@@ -218,7 +218,7 @@ def test_runs_that_cannot_be_evaluated(
     assert "is FAILED, not FINISHED" in refused(call(failed))
     assert "has no best.safetensors in this store. Give" in refused(call(empty))
     assert "--max-artifact" in refused(call(stayed))
-    assert "is of camvid; its network has other outputs" in refused(call(camvid))
+    assert "is of camvid; evaluate scores" in refused(call(camvid))
     assert "give at least 6 characters" in refused(call(empty[:5]))
     assert f"no run '{'0' * 32}' in this store" in refused(call("0" * 32))
     twins = [run for run in store.runs() if run.run_id == empty] * 2

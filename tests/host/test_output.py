@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lovasz_repro.host.output import (
     print_table,
     say,
     say_json,
+    store_option,
     visible,
     write_files,
 )
@@ -29,6 +31,13 @@ HOSTILE = (
 def test_one_is_singular() -> None:
     told = [plural(*pair) for pair in ((1, "class"), (2, "class"), (0, "batch"), (1200, "run"))]
     assert told == ["1 class", "2 classes", "0 batches", "1,200 runs"]
+
+
+def test_a_later_command_is_told_of_another_store() -> None:
+    assert store_option(Path("results"), None) == ""
+    assert shlex.split(store_option(Path("my runs"), "sqlite:///a.db")) == [
+        "--results", "my runs", "--tracking-uri", "sqlite:///a.db"
+    ]  # fmt: skip
 
 
 def harmless(text: str) -> bool:

@@ -213,6 +213,15 @@ def test_each_data_set_has_a_table_of_its_own_the_newest_first(store: FakeStore)
     assert "| measure | hinge |\n" in markdown
 
 
+def test_a_heading_names_each_network_once(store: FakeStore) -> None:
+    for params in ({"model.name": "enet"}, {"model.name": "callable", "model.callable": "nets:u"}):
+        add(store, CE, 0, (0.5, 0.5, 0.5), params=params)
+    headings = " ".join(one.heading for one in compared_sets(store))
+    assert "nets:u from random weights" in headings
+    assert "enet from random weights" in headings
+    assert "model." not in headings
+
+
 def test_without_runs_the_table_says_what_fills_it(store: FakeStore) -> None:
     table = own_table(store)
     assert table.filled == 0
