@@ -245,11 +245,7 @@ def record(
 
 @runs_app.command()
 def prune(
-    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
-    ] = False,
     results: Results = RESULTS,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -258,7 +254,7 @@ def prune(
     from lovasz_repro.run.prune import remove, work_folders
     from lovasz_repro.store import Store
 
-    found = work_folders(results, Store(results, tracking_uri), experiment)
+    found = work_folders(results, Store(results, tracking_uri))
     sizes = [(folder, folder.size) for folder in found if folder.kept is None]
     for why, count in Counter(folder.kept for folder in found if folder.kept).items():
         say(f"kept: {count} ({why})")
@@ -269,9 +265,6 @@ def prune(
     print_table(Terminal(), ["work folder of a finished run", "bytes"], rows)
     folders = plural(len(sizes), "work folder")
     what = f"{folders}, {sum(size for _, size in sizes):,} bytes"
-    if dry_run:
-        say(f"would delete {what}")
-        return
     if not yes and not sys.stdin.isatty():
         raise UserError(f"{what}: nobody can be asked here; add --yes to delete them")
     if not yes and not typer.confirm(f"Delete {what}?"):

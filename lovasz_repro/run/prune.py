@@ -38,8 +38,8 @@ class WorkFolder:
         return sum(file.lstat().st_size for file in self.path.rglob("*") if not file.is_dir())
 
 
-def work_folders(results: Path, store: Store, experiment: str | None = None) -> list[WorkFolder]:
-    """The work folders of an experiment, or of all; what an earlier `remove` left half is gone."""
+def work_folders(results: Path, store: Store) -> list[WorkFolder]:
+    """The work folders of all runs; what an earlier `remove` left half is gone."""
     for profile in results.glob("work/*/*"):
         remove_left_over(profile)
     runs = store.runs()
@@ -48,7 +48,7 @@ def work_folders(results: Path, store: Store, experiment: str | None = None) -> 
                 if run.status == "RUNNING" and not is_stale(run)}  # fmt: skip
     folders = []
     for journal in sorted(results.glob(f"work/*/*/[!.]*/{JOURNAL}")):
-        if journal.parent.is_symlink() or experiment not in (None, journal.parents[2].name):
+        if journal.parent.is_symlink():
             continue
         run = _run_of(journal, known)
         kept = _reason_to_stay(journal, run, store)
