@@ -19,7 +19,9 @@ from typing import Self
 import torch
 from torch import Tensor, distributed
 
-INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+BARE = (torch.uint16, torch.uint32, torch.uint64)
+"""Integers for which PyTorch has no arithmetic."""
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *BARE)
 
 
 class ConfusionMatrix:
@@ -282,7 +284,7 @@ def _count_pairs_per_image(
 
     Ignored pixels are not cut out, which would copy the rest, but sent to one bin behind the last.
     """
-    predictions, labels = _without_bool(predictions), _without_bool(labels)
+    predictions, labels = _countable(predictions), _countable(labels)
     ignored = None
     if ignore_index is not None and _holds(labels.dtype, ignore_index):
         ignored = labels == ignore_index
@@ -305,7 +307,9 @@ def _holds(dtype: torch.dtype, value: int) -> bool:
     return torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
-def _without_bool(values: Tensor) -> Tensor:
+def _countable(values: Tensor) -> Tensor:
+    if values.dtype in BARE:
+        return values.long()
     return values.to(torch.uint8) if values.dtype == torch.bool else values
 
 

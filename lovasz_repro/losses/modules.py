@@ -59,6 +59,8 @@ class _Bound(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         refuse_unknown(type(self).__name__, type(self).function, options)
+        if "pixel_weight" in options:
+            raise TypeError("pixel_weight goes with a batch: loss(logits, labels, pixel_weight)")
         weights = options.get("class_weights")
         if weights is not None:
             # Numbers, whatever the device of the module: the losses read them on the host.

@@ -286,6 +286,8 @@ def checked(set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tenso
 def _checked_once(
     set_function: SetFunction | Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> SetFunction:
+    if isinstance(set_function, type):
+        raise TypeError(f"set_function: give an instance, {set_function.__name__}(...)")
     if not isinstance(set_function, SetFunction):
         set_function = CountFunction(set_function)
     check_submodular(set_function)

@@ -77,6 +77,12 @@ def test_an_unknown_option_is_refused_at_once(module) -> None:
         module(reduction="mean")
 
 
+@pytest.mark.parametrize("module", [losses.LovaszSoftmax, losses.LovaszHinge])
+def test_weights_of_pixels_go_with_a_batch(module) -> None:
+    with pytest.raises(TypeError, match=r"loss\(logits, labels, pixel_weight\)"):
+        module(pixel_weight=torch.ones(2, 5, 5))
+
+
 def test_weighted_sum_module() -> None:
     logits, labels = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 5, 5))
     built = losses.WeightedSum([losses.CrossEntropy(), losses.LovaszSoftmax()], [1.0, 0.5])

@@ -118,6 +118,8 @@ def test_every_loss_refuses_it() -> None:
     ):
         with pytest.raises(ValueError, match="not submodular"):
             loss()
+    with pytest.raises(TypeError, match=r"give an instance, JaccardLoss\("):
+        lovasz_softmax(logits, labels, set_function=JaccardLoss)
 
 
 class RootLoss(SetFunction):
