@@ -42,7 +42,9 @@ from lovasz_repro.launch.rank import is_rank, tell
 DEBUG = "LOVASZ_REPRO_DEBUG"
 MOST_CHARACTERS = 1_000
 """Of an error: room for two long paths and, after them, for what to do."""
-PATH_ERRORS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+PATH_ERRORS = (
+    errno.EACCES, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR,
+)  # fmt: skip
 
 app = typer.Typer(
     name="lovasz-repro",
@@ -204,7 +206,7 @@ def describe(error: BaseException) -> str:
 
 
 def of_a_path(error: BaseException) -> TypeGuard[OSError]:
-    """Whether a path was given that cannot be: too long, a folder in the place of a file, ..."""
+    """Whether a path was given that cannot be: too long, a pipe in the place of a file, ..."""
     return isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None
 
 

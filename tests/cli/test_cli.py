@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,17 @@ def test_each_mistake_is_one_line_and_exit_code_2(
     for word in words:
         assert word in err
     assert out == ""
+
+
+def test_a_photograph_that_is_a_pipe_is_a_mistake(
+    lovasz_repro: Command, tiny: Path, tmp_path: Path
+) -> None:
+    photograph = next((tmp_path / "data").rglob("train/*.png"))
+    photograph.unlink()
+    os.mkfifo(photograph)
+    code, _, err = lovasz_repro("run", str(tiny), "--profile", "demo")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{photograph.relative_to(tmp_path)}: Not a regular file" in err
 
 
 @pytest.mark.parametrize("kind", [UserError, RunFailed, KeyError, OSError])
