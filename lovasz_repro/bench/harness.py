@@ -285,9 +285,9 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def median(name: str, factor: float = 1.0) -> Callable[[Row], str]:
+def median(name: str) -> Callable[[Row], str]:
     """The cell with the median of a row's numbers, one a round."""
-    return lambda row: number(factor * statistics.median(row[name]))
+    return lambda row: number(statistics.median(row[name]))
 
 
 def quartiles(name: str) -> Callable[[Row], str]:

@@ -64,7 +64,7 @@ GROWING: dict[str, Loss] = {
     "lovasz_softmax auto": partial(lovasz_softmax, method="auto"),
 }
 """Losses whose time is measured at growing sizes; the first is the unit."""
-LOSS_REPEATS = {"cpu": 5, "cuda": 30}
+LOSS_ROUNDS = {"cpu": 5, "cuda": 30}
 UNITS = "cross-entropy", "binary cross-entropy"
 LOSS_COLUMNS = (
     ("loss", itemgetter("name")),
@@ -77,7 +77,7 @@ LOSS_COLUMNS = (
 CAPTION = (
     "Time: forward and backward, divided by that of cross-entropy (2 classes: binary "
     "cross-entropy) and of the sort loop in the same round; median (quartiles) over the rounds "
-    "({repeats}). Sort loop: Algorithm 1 in plain PyTorch with autograd, over the classes of the "
+    "({rounds}). Sort loop: Algorithm 1 in plain PyTorch with autograd, over the classes of the "
     "batch (2 classes: over the images). Peak memory: of what is allocated beyond the inputs, the "
     "gradient included, in tensors of the size of the logits. Errors: of the float32 loss "
     "(absolute) and of its gradient (2-norm, relative) against the same loss in float64 (Lovász "
@@ -134,7 +134,7 @@ def run_bench(
     logits: Sequence[str] | None,
     device: torch.device,
     threads: int | None,
-    repeats: int | None,
+    rounds: int | None,
     seed: int,
     figure: Path | None = None,
     advance: Advance = QUIET,
@@ -150,11 +150,11 @@ def run_bench(
     if figure:
         check_figure(figure)
     sizes, kinds = sizes_of(size, device), list(logits or LOGIT_KINDS)
-    repeats = repeats or LOSS_REPEATS[device.type]
+    rounds = rounds or LOSS_ROUNDS[device.type]
     growing = growing_sizes(device) if figure else {}
     rows = len(multiclass_rows()) + len(binary_rows())
     points = sum(map(len, growing.values())) * len(GROWING)
-    passes = len(sizes) * len(kinds) * rows * (repeats + UNTIMED_PASSES) + points * (repeats + 1)
+    passes = len(sizes) * len(kinds) * rows * (rounds + UNTIMED_PASSES) + points * (rounds + 1)
     advance.expect(passes)
     if threads:
         torch.set_num_threads(threads)
@@ -162,14 +162,14 @@ def run_bench(
     def generator() -> torch.Generator:
         return torch.Generator(device).manual_seed(seed)
 
-    cases = [_case(one, kind, generator(), repeats, advance) for one in sizes for kind in kinds]
+    cases = [_case(one, kind, generator(), rounds, advance) for one in sizes for kind in kinds]
     growth = None
     if figure:
-        growth = measure_growth(GROWING, growing, kinds[0], generator(), repeats, advance)
+        growth = measure_growth(GROWING, growing, kinds[0], generator(), rounds, advance)
     machine, notes = harness.this_machine(device), peers()[1]
-    found = {"repeats": repeats, "seed": seed, "cases": cases, "notes": notes, "growth": growth}
+    found = {"rounds": rounds, "seed": seed, "cases": cases, "notes": notes, "growth": growth}
     pages = [_page(case, machine.device) for case in cases]
-    pages[-1] = replace(pages[-1], remarks=notes, caption=CAPTION.format(repeats=repeats))
+    pages[-1] = replace(pages[-1], remarks=notes, caption=CAPTION.format(rounds=rounds))
     if growth and figure:
         pages.append(growth_page(growth, machine))
         draw(growth, machine, figure)
@@ -189,14 +189,14 @@ def sizes_of(given: Sequence[str] | None, device: torch.device) -> list[Size]:
 
 
 def _case(
-    size: Size, kind: str, generator: torch.Generator, repeats: int, advance: Advance
+    size: Size, kind: str, generator: torch.Generator, rounds: int, advance: Advance
 ) -> dict[str, Any]:
     """Measurements of one size and kind of logits; the machine may be busy in one of many."""
     with enough_memory(size, generator.device):
         multiclass = measure(
-            multiclass_rows(), *multiclass_sample(size, kind, generator), repeats, advance
+            multiclass_rows(), *multiclass_sample(size, kind, generator), rounds, advance
         )
-        binary = measure(binary_rows(), *binary_sample(size, kind, generator), repeats, advance)
+        binary = measure(binary_rows(), *binary_sample(size, kind, generator), rounds, advance)
     load = os.getloadavg()[0]
     case = {"size": size, "logits": kind, "multiclass": multiclass, "binary": binary}
     return case | {"load": load, "contended": harness.contended(load)}
@@ -222,7 +222,7 @@ def measure(
     rows: Sequence[LossRow],
     logits: Tensor,
     labels: Tensor,
-    repeats: int,
+    rounds: int,
     advance: Advance = QUIET,
 ) -> list[Row]:
     """Measure rows, the first of which is the unit and the second the yardstick.
@@ -231,8 +231,8 @@ def measure(
         rows: at least two.
         logits: floating, on the device to measure.
         labels: of the logits, integer.
-        repeats: rounds, at least 1.
-        advance: told the name of the row after each of its UNTIMED_PASSES + ``repeats`` passes.
+        rounds: at least 1.
+        advance: told the name of the row after each of its UNTIMED_PASSES + ``rounds`` passes.
 
     Returns:
         Of each the times of a forward and a backward by round, their ratios to those of unit
@@ -245,7 +245,7 @@ def measure(
     memory = list(_memory(rows, leaf, labels, advance))
     given = {row.name: (row.loss, leaf, _labels(row, leaf, labels)) for row in rows}
     ways = {name: lambda _, own=own: harness.both_ways(*own) for name, own in given.items()}
-    times = list(harness.in_turn(ways, repeats, advance).values())
+    times = list(harness.in_turn(ways, rounds, advance).values())
     return [
         {
             "name": row.name,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lovasz_repro.bench.harness import synchronise
-from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, regions
+from lovasz_repro.bench.yardsticks import Size, regions
 from lovasz_repro.config.schema import LossConfig, ModelConfig, TrainingConfig
+from lovasz_repro.data.classes import VOID
 from lovasz_repro.models.deeplab import Bottleneck, DeepLab
 from lovasz_repro.run.build import build_optimizer
 from lovasz_repro.run.networks import NETWORKS
@@ -218,7 +219,7 @@ class Trainee:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = TrainingState(model, build_optimizer(model, self.config, network))
         loss = LossConfig(terms={"lovasz_softmax": 1.0})
-        self.clock = LossClock(build_objective(loss, VOID_LABEL), device)
+        self.clock = LossClock(build_objective(loss, VOID), device)
         if variant.compiled:
             model.compile()
         self.images, self.labels = batch(size)
@@ -289,5 +290,5 @@ def batch(size: Size) -> tuple[Tensor, Tensor]:
     colours = torch.randint(192, (size.classes, 3), generator=generator, dtype=torch.uint8)
     images = colours[labels].permute(0, 3, 1, 2).contiguous()
     images += torch.randint(64, images.shape, generator=generator, dtype=torch.uint8)
-    labels[:, : size.height // 16] = VOID_LABEL
+    labels[:, : size.height // 16] = VOID
     return images, labels.to(torch.uint8)

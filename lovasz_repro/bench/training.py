@@ -41,7 +41,8 @@ from lovasz_repro.bench.trainee import (
     TrainedNetwork,
     Trainee,
 )
-from lovasz_repro.bench.yardsticks import VOID_LABEL, Size, check_memory
+from lovasz_repro.bench.yardsticks import Size, check_memory
+from lovasz_repro.data.classes import VOID
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.host.output import plural
 from lovasz_repro.models.enet import ENET_STRIDE
@@ -136,8 +137,8 @@ def parse_batch(text: str, trained: TrainedNetwork) -> Size:
         raise UserError(f"size {text!r}: give BxHxW, for example {example}, or BxCxHxW.")
     images, *classes, height, width = (int(side) for side in text.lower().split("x"))
     count = classes[0] if classes else trained.classes
-    if not 2 <= count < VOID_LABEL:
-        raise UserError(f"size {text!r}: needs 2 to {VOID_LABEL - 1} classes.")
+    if not 2 <= count < VOID:
+        raise UserError(f"size {text!r}: needs 2 to {VOID - 1} classes.")
     if images < trained.least_images:
         why = "batch normalisation needs" if trained.least_images > 1 else "a batch has"
         raise UserError(f"size {text!r}: {why} at least {trained.least_images} images.")

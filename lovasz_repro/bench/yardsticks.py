@@ -44,7 +44,6 @@ from lovasz_repro.losses import lovasz_softmax
 # others in falling shares, so that an image shows a few of them. The predicted class, which is the
 # label but for 5 % of the pixels, has a logit 10 above the others on average.
 
-VOID_LABEL = 255  # of pixels that are not counted
 REGION = 32  # side in pixels
 MARGIN, SPREAD = 10.0, 2.0  # of the predicted class's logit; of all logits
 WRONG = 0.05

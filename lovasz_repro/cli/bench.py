@@ -110,9 +110,7 @@ def losses(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
-    repeats: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Default: 5 on a CPU, 30 on a GPU.")
-    ] = None,
+    rounds: SomeRounds = None,
     seed: Seed = 0,
     figure: Annotated[
         Path | None,

@@ -119,7 +119,7 @@ def test_table_has_every_row_and_fits(bench: Command, monkeypatch: pytest.Monkey
     monkeypatch.setattr(output, "Terminal", partial(output.Terminal, width=120))
     code, out, err = bench(f"{TINY} --threads 1")
     assert code == 0, err
-    assert err == ""
+    assert all(line.startswith("bench losses ") for line in err.splitlines())  # when it is slow
     titles = [f"2 x 3 x 16 x 16, {kind} logits, CPU (1 thread)" for kind in ("random", "trained")]
     assert [line for line in out.splitlines() if line.endswith("(1 thread)")] == titles
     for name in NAMES:
@@ -132,7 +132,7 @@ def test_json_has_every_number(bench: Command) -> None:
     assert code == 0, err
     report = json.loads(out)
     assert report["threads"] == 1
-    assert report["repeats"] == 1
+    assert report["rounds"] == 1
     assert report["seed"] == 3
     assert report["torch_version"] == torch.__version__
     assert report["hardware"].startswith("CPU")

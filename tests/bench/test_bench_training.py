@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lovasz_repro import cli
-from lovasz_repro.bench import training, yardsticks
+from lovasz_repro.bench import training
 from lovasz_repro.bench.harness import (
     Advance,
     Report,
@@ -47,6 +47,7 @@ from lovasz_repro.bench.training import (
 )
 from lovasz_repro.bench.yardsticks import Size
 from lovasz_repro.config.schema import load_experiment
+from lovasz_repro.data.classes import VOID
 from lovasz_repro.data.examples import to_caffe
 from lovasz_repro.errors import RunFailed, UserError
 from lovasz_repro.models.deeplab import DeepLab
@@ -192,7 +193,7 @@ def test_batch_has_what_a_batch_has() -> None:
     images, labels = batch(parse_batch("2x64x96", ENET_TRAINED))
     assert (images.shape, images.dtype) == ((2, 3, 64, 96), torch.uint8)
     assert (labels.shape, labels.dtype) == ((2, 64, 96), torch.uint8)
-    assert (labels[:, :4] == yardsticks.VOID_LABEL).all()
+    assert (labels[:, :4] == VOID).all()
     assert (labels[:, 4:] < ENET_TRAINED.classes).all()
     assert len(labels[:, 4:].unique()) > 2
 
