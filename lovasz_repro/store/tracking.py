@@ -102,8 +102,9 @@ _MEANINGS = [
         "out-of-date database schema|Can't locate revision",
         "made by another MLflow version; copy it, then run `mlflow db upgrade URI`",
     ),
+    ("too many .* error responses", "the server answers with errors; see its log"),
     (
-        "Max retries exceeded|Connection refused|timed out|Failed to establish",
+        "Max retries exceeded|Connection (refused|aborted|broken|reset)|timed out|Failed to est",
         "the server does not answer; start it and run again",
     ),
 ]

@@ -50,6 +50,25 @@ def test_which_file_an_uri_means() -> None:
     assert database_of("http://host") is None
 
 
+def test_a_server_that_dies_amid_its_answer_or_has_only_errors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str
+) -> None:
+    monkeypatch.setattr(Answer, "do_POST", Answer.do_GET, raising=False)
+    store = Store(tmp_path, server)
+    with pytest.raises(StoreError, match="answers with errors"):
+        store.runs()
+
+    def die(answer: BaseHTTPRequestHandler) -> None:
+        answer.send_response(200)
+        answer.send_header("Content-Length", "1000")
+        answer.end_headers()
+
+    monkeypatch.setattr(Answer, "do_POST", die)
+    monkeypatch.setattr(Answer, "do_GET", die)
+    with pytest.raises(StoreError, match="does not answer"):
+        store.runs()
+
+
 def test_unknown_errors_keep_their_first_line() -> None:
     error = explain(RuntimeError("first\nsecond"), "here")
     assert str(error) == "store here: first"
