@@ -1,9 +1,9 @@
 """Drawn photographs: objects of VOC before a background, and streets."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -208,21 +208,13 @@ LOOKS: dict[str, Look] = {
 
 STREET_LOOKS = {
     "person": LOOKS["person"], "bicycle": LOOKS["bicycle"], "motorcycle": LOOKS["motorbike"],
-    "rider": Look((170, 80, 60), SKIN, [
-        bar(0.45, 0.55, 0.7, 0.95, 0.2, DARK), shape((0.1, 0.65), (0.4, 0.25), (0.65, 0.3),
-        (0.5, 0.75)), bar(0.5, 0.35, 0.95, 0.6, 0.12), disc(0.6, 0.14, 0.15, ACCENT)], 0.75),
-    "car": Look((112, 112, 118), GLASS, [
-        shape((0.08, 0.5), (0.22, 0), (0.78, 0), (0.92, 0.5)), box(0, 0.42, 1, 0.85),
-        shape((0.17, 0.42), (0.27, 0.08), (0.73, 0.08), (0.83, 0.42), paint=ACCENT),
-        box(0.05, 0.8, 0.25, 1, DARK), box(0.75, 0.8, 0.95, 1, DARK)], 1.25),
+    "rider": replace(LOOKS["person"], body=(170, 80, 60)),
+    "car": replace(LOOKS["car"], body=(112, 112, 118), aspect=1.25),
     "truck": Look((205, 203, 196), (120, 118, 116), [
         box(0, 0, 1, 0.84), box(0.49, 0, 0.51, 0.8, ACCENT), box(0.05, 0.8, 0.3, 1, DARK),
         box(0.7, 0.8, 0.95, 1, DARK)], 0.75, planks),
-    "bus": Look((214, 170, 48), GLASS, [
-        box(0, 0, 1, 0.92), box(0.06, 0.12, 0.94, 0.5, ACCENT), box(0.08, 0.88, 0.3, 1, DARK),
-        box(0.7, 0.88, 0.92, 1, DARK)], 0.85),
-    "train": Look((178, 44, 40), (230, 225, 215), [
-        box(0, 0, 1, 1), box(0.1, 0.12, 0.9, 0.48, DARK), box(0, 0.58, 1, 0.68, ACCENT)], 0.75),
+    "bus": replace(LOOKS["bus"], aspect=0.85),
+    "train": replace(LOOKS["train"], body=(178, 44, 40), aspect=0.75),
     "pole": Look((118, 118, 122), WHITE, [box(0, 0, 1, 1)], 0.035),
     "traffic light": Look((38, 40, 38), (245, 120, 60), [
         box(0, 0, 1, 1), oval(0.25, 0.1, 0.75, 0.33, ACCENT)], 0.45),
@@ -364,15 +356,30 @@ EYE_HEIGHT, HORIZON, FOCAL = 1.6, 0.42, 1.05
 """Of the camera: metres above the road, share of the rows, share of the columns."""
 NEAREST, FARTHEST = 3.0, 90.0
 """Distances between which there is a street, metres."""
-HEIGHTS = {"car": 1.5, "truck": 3.4, "bus": 3.1, "train": 3.5, "motorcycle": 1.3, "bicycle": 1.15,
-        "person": 1.75, "rider": 1.3, "pole": 5.5, "traffic light": 1.1, "traffic sign": 0.85,
-        "vegetation": 5.5}  # fmt: skip
-"""Heights, metres."""
+GROUND = {"terrain": ((122, 132, 76), (-90, 90)), "sidewalk": ((152, 144, 138), (-10, 8)),
+          "road": ((100, 99, 103), (-7, 4))}  # fmt: skip
+"""Colour, and where it lies across, metres; one painted over the other."""
 TOLD_APART = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 """Classes whose objects are told apart."""
 FRONTS = {"building": (158, 140, 122), "wall": (140, 122, 108), "fence": (88, 94, 92),
           "vegetation": (66, 88, 50)}  # fmt: skip
 """What stands along a street, and its colours."""
+THINGS = (
+    *((name, x, z, chance) for z in range(8, 48, 8) for name, x, chance in (
+        ("car", -6, 0.7), ("person", -8.5, 0.8), ("pole", -7.4, 0.4), ("vegetation", -9.5, 0.3),
+        ("car", 3, 0.7), ("person", 6, 0.8), ("pole", 4.4, 0.4), ("vegetation", 7.5, 0.3))),
+    ("pole", 4.4, 7, 1), ("car", -2.5, 28, 1), ("group", 7, 12, 0.5), ("group", -9, 12, 0.5),
+    ("train", -3, 18, 0.1), ("truck", 2.5, 14, 0.15), ("bus", 0.4, 20, 0.15),
+    ("motorcycle", 0.3, 9, 0.2), ("bicycle", 2.6, 8, 0.2), ("rider", 1.8, 10, 0.2),
+    ("traffic light", 4.4, 13, 0.4), ("traffic sign", -7.5, 20, 0.5),
+)  # fmt: skip
+"""Name, place across and ahead, metres, and how likely it is there."""
+HEIGHTS = {"car": 1.5, "truck": 3.4, "bus": 3.1, "train": 3.5, "motorcycle": 1.3, "bicycle": 1.15,
+           "person": 1.75, "rider": 1.3, "pole": 5.5, "traffic light": 1.1, "traffic sign": 0.85,
+           "vegetation": 5.5}  # fmt: skip
+"""Metres."""
+ABOVE = {"rider": ("bicycle", 0.55), "traffic light": ("pole", 2.6), "traffic sign": ("pole", 2.2)}
+"""What something is on, and how high above the ground, metres."""
 Point = tuple[float, float, float]
 """X to the right, Y up from the road, Z ahead, metres."""
 
@@ -383,23 +390,24 @@ class Street(Scene):
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         super().__init__(rng, size)
         self.instances = np.zeros(self.size, np.uint16)
-        self.numbers: dict[int, int] = {}
-        self.grain = smooth_noise(rng, (128, 128), 40) - 0.5
-        self.road = -rng.uniform(6, 8), rng.uniform(3.5, 4.5)
-        walks = rng.uniform(2.5, 4.5, 2)
-        self.walk = self.road[0] - walks[0], self.road[1] + walks[1]
+        self.numbers: dict[str, int] = {}
+        self.grain = 45 * (smooth_noise(rng, self.size, 80)[..., None] - 0.5)
+        self.camera = rng.uniform(-1, 1)
 
     def build(self, owed: Sequence[str]) -> None:
         """Paint everything, from far to near, with the classes that this street owes in view."""
         rng = self.rng
-        grown = "terrain" in owed or rng.random() < 0.3
-        verges = rng.uniform(2, 4, 2) if grown else np.zeros(2)
-        front = self.walk[0] - verges[0], self.walk[1] + verges[1]
-        self.paint_ground()
-        for side, kind in enumerate(("wall", "fence")):
-            self.paint_fronts(float(front[side]), [kind] if kind in owed else [])
-        for z, name, x in sorted(self.place_things(owed), reverse=True):
-            self.paint_thing(name, x, z)
+        self.colours[:] = rng.uniform(-20, 20) + self.grain + (150, 180, 215)
+        self.label(np.s_[:], "sky")
+        for name, (colour, (left, right)) in GROUND.items():
+            ends = [(left, NEAREST), (left, FARTHEST), (right, FARTHEST), (right, NEAREST)]
+            self.paint_surface([(x, 0, z) for x, z in ends], rng.normal(colour, 9), name)
+        verge = 3 if "terrain" in owed or rng.random() < 0.3 else 0
+        for front, kind in ((-10 - verge, "wall"), (8 + verge, "fence")):
+            self.paint_fronts(front, kind if kind in owed else None)
+        for thing, across, ahead, chance in sorted(THINGS, key=lambda one: -one[2]):
+            if thing in owed or rng.random() < chance:
+                self.paint_thing(thing, across + rng.normal(0, 0.3), ahead + rng.normal(0, 0.8))
         self.paint_borders()
 
     def develop_all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -410,158 +418,64 @@ class Street(Scene):
         """Column and row at which the camera sees a point."""
         (height, width), (x, y, z) = self.size, point
         scale = FOCAL * width / z
-        return width / 2 + scale * x, HORIZON * height + scale * (EYE_HEIGHT - y)
+        return width / 2 + scale * (x - self.camera), HORIZON * height + scale * (EYE_HEIGHT - y)
 
-    def label(self, where: tuple[np.ndarray, np.ndarray], name: str, number: int = 0) -> None:
+    def label(self, where: Any, name: str, number: int = 0) -> None:
         """Give pixels their label id; their instance id is the same without a number."""
         self.labels[where] = IDS[name]
         self.instances[where] = number or IDS[name]
 
     def paint_surface(self, points: Sequence[Point], colour: np.ndarray, name: str) -> None:
         """Fill a flat polygon with a rough colour."""
-        corners = np.array([self.pixel(point) for point in points])
-        left, top = np.maximum(corners.min(axis=0), 0).astype(int).tolist()
-        right, bottom = np.minimum(corners.max(axis=0) + 2, self.size[::-1]).astype(int).tolist()
-        if right <= left or bottom <= top:
-            return
-        stencil = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(stencil).polygon((corners - (left, top)).ravel().tolist(), fill=1)
-        rows, columns = np.nonzero(np.asarray(stencil))
-        rows, columns = rows + top, columns + left
-        rough = 70 * self.grain[rows % 128, columns % 128, None]
-        self.colours[rows, columns] = colour + rough
-        self.label((rows, columns), name)
+        stencil = Image.new("L", self.size[::-1])
+        ImageDraw.Draw(stencil).polygon([self.pixel(point) for point in points], fill=1)
+        where = np.nonzero(np.asarray(stencil))
+        self.colours[where] = colour + self.grain[where]
+        self.label(where, name)
 
-    def paint_ground(self) -> None:
-        """Sky, roofs and trees that close the street, and strips of ground below the horizon."""
-        rng = self.rng
-        clouds = smooth_noise(rng, self.size, 5)[..., None]
-        self.colours[:] = (150, 180, 215) + 60 * (clouds - 0.5) + rng.uniform(-20, 20)
-        self.label((slice(None), slice(None)), "sky")  # type: ignore[arg-type]
-        for name, high in (("building", 14), ("vegetation", 7)):
-            across, heights = np.linspace(-90, 90, 30).tolist(), rng.uniform(2, high, 30).tolist()
-            top = [(x, y, FARTHEST) for x, y in zip(across, heights, strict=True)]
-            far = 0.85 * np.array(FRONTS[name])
-            self.paint_surface([(-90, 0, FARTHEST), *top, (90, 0, FARTHEST)], far, name)
-        for name, colour, (left, right) in (
-            ("terrain", (122, 132, 76), (-90, 90)),
-            ("sidewalk", (152, 144, 138), self.walk),
-            ("road", (100, 99, 103), self.road),
-        ):
-            self.paint_strip(left, right, rng.normal(colour, 9), name)
-        middle = sum(self.road) / 2
-        self.paint_strip(middle - 0.1, middle + 0.1, np.array([205, 205, 205]), "road")
-
-    def paint_strip(self, left: float, right: float, colour: np.ndarray, name: str) -> None:
-        """Ground of one kind along the street."""
-        corners = [
-            (left, 0, NEAREST),
-            (left, 0, FARTHEST),
-            (right, 0, FARTHEST),
-            (right, 0, NEAREST),
-        ]
-        self.paint_surface(corners, colour, name)
-
-    def paint_fronts(self, x: float, owed: list[str]) -> None:
+    def paint_fronts(self, x: float, owed: str | None) -> None:
         """Houses, hedges, walls and fences along one side of the street."""
         rng = self.rng
-        ends = np.cumsum([NEAREST, *rng.uniform(6, 14, 8)])
-        kinds = rng.choice(list(FRONTS), 8, p=[0.6, 0.12, 0.12, 0.16]).tolist()
-        kinds[1:3] = owed * 2 or kinds[1:3]
-        for kind, (near, far) in reversed([*zip(kinds, pairwise(ends.tolist()), strict=True)]):
-            self.paint_front(kind, x, near, far)
-
-    def paint_front(self, kind: str, x: float, near: float, far: float) -> None:
-        """A house with bands of windows, a wall with courses, a fence with bars, or a hedge."""
-        rng = self.rng
-        colour = np.array(FRONTS[kind]) + rng.normal(0, 16) + rng.normal(0, 7, 3)
-        high = rng.uniform(8, 18) if kind == "building" else rng.uniform(1.6, 2.6)
-
-        def paint(low: float, top: float, start: float, stop: float, shade: float) -> None:
-            corners = [(x, low, start), (x, low, stop), (x, top, stop), (x, top, start)]
-            self.paint_surface(corners, shade * colour, kind)
-
-        out = x + float(np.copysign(12, x))
-        end = [(x, 0.0, near), (out, 0.0, near), (out, high, near), (x, high, near)]
-        self.paint_surface(end, 0.8 * colour, kind)
-        paint(0, high, near, far, 0.7 if kind == "fence" else 1)
-        if kind == "building":
-            for low in np.arange(1, high - 2, 3.2).tolist():
-                for z in np.arange(near + 0.6, far - 1.5, 2.6).tolist():
-                    paint(low, low + 1.6, z, z + 1.5, 0.45)
-        elif kind == "wall":
-            for low in np.arange(0.3, high, 0.6).tolist():
-                paint(low, min(low + 0.3, high), near, far, 0.82)
-        elif kind == "fence":
-            for z in np.arange(near, far, 0.5).tolist():
-                paint(0, high, z, z + 0.15, 1.5)
-
-    def place_things(self, owed: Sequence[str]) -> list[tuple[float, str, float]]:
-        """Distance, name and place across of everything that stands or drives in the street."""
-        rng, (left, right) = self.rng, self.road
-        things: list[tuple[float, str, float]] = []
-
-        def put(name: str, x: float, near: float, far: float, chance: float = 1) -> None:
-            if name in owed or rng.random() < chance:
-                things.append((rng.uniform(near, far), name, x))
-
-        for kerb, walk, inward in ((left, self.walk[0], 1), (right, self.walk[1], -1)):
-            for z in np.cumsum(rng.uniform(6, 14, 5)).tolist():
-                put("car", kerb + inward, z + 4, z + 6, 0.7)
-                put("person", walk + inward * rng.uniform(0.4, 1.4), z, z + 3, 0.9)
-                put("pole", kerb - inward * 0.4, z, z + 4, 0.4)
-                put("vegetation", walk, z + 2, z + 8, 0.3)
-            put("traffic light", kerb - inward * 0.4, 7, 14, 0.3)
-            put("traffic sign", kerb - inward * 0.5, 6, 11, 0.5)
-        put("pole", right + 0.4, 6, 9)
-        put("train", left * 0.45, 16, 24, 0.1)
-        put("truck", right - 1.4, 13, 18, 0.15)
-        put("bus", right * 0.1, 18, 26, 0.15)
-        put("car", left * 0.35, 26, 40)
-        put("motorcycle", right - rng.uniform(3.2, 4.2), 8, 11, 0.2)
-        put("bicycle", right - rng.uniform(1, 1.8), 7, 9, 0.2)
-        put("rider", right - rng.uniform(1.5, 2.8), 10, 12, 0.2)
-        put("crowd", self.walk[int(rng.integers(2))], 10, 25)
-        return things
+        ends = [NEAREST, 10, 19, 29, 40, 55, 70, FARTHEST]
+        kinds = rng.choice(list(FRONTS), len(ends) - 1, p=[0.6, 0.12, 0.12, 0.16]).tolist()
+        kinds[2:4] = [owed] * 2 if owed else kinds[2:4]
+        for kind, (near, far) in reversed([*zip(kinds, pairwise(ends), strict=True)]):
+            high = rng.uniform(8, 18) if kind == "building" else rng.uniform(1.6, 2.6)
+            corners = [(x, 0.0, near), (x, 0.0, far), (x, high, far), (x, high, near)]
+            colour = np.array(FRONTS[kind]) + rng.normal(0, 16) + rng.normal(0, 7, 3)
+            self.paint_surface(corners, colour, kind)
 
     def paint_thing(self, name: str, x: float, z: float) -> None:
         """Something with all that belongs to it."""
-        if name == "crowd":  # people too close to be told apart: no instances
-            for across in (-0.5, 0, 0.5, 0.2):
+        if name == "group":  # people too close to be told apart: no instances
+            for across in (-0.5, 0, 0.5):
                 self.paint_object("person", x + across, z, group=True)
-        elif name == "rider":
-            self.paint_object("bicycle", x, z)
-            self.paint_object("rider", x, z, up=0.55)
-        else:
-            held = {"traffic light": 2.6, "traffic sign": 2.2, "vegetation": 0.0}.get(name, 0)
-            if held:
-                self.paint_object("pole", x, z)
-            self.paint_object(name, x, z, up=held)
+            return
+        below, up = ABOVE.get(name, ("", 0))
+        if below:
+            self.paint_object(below, x, z)
+        self.paint_object(name, x, z, up)
 
     def paint_object(
-        self, name: str, x: float, z: float, up: float = 0.0, group: bool = False
+        self, name: str, x: float, z: float, up: float = 0, group: bool = False
     ) -> None:
         """One object that faces the camera, ``up`` metres above the ground."""
         rng, look = self.rng, STREET_LOOKS[name]
         high = HEIGHTS[name] * rng.uniform(0.9, 1.1)
         scale = FOCAL * self.size[1] / z
-        wide = scale * high * look.aspect * rng.uniform(0.9, 1.1)
-        to_pixels = np.diag([wide * rng.choice([-1, 1]), scale * high])
+        to_pixels = scale * high * np.diag([look.aspect * rng.choice([-1, 1]), 1])
         where = self.stamp(look, to_pixels, np.array(self.pixel((x, up + high / 2, z))))
         number = 0
         if name in TOLD_APART and not group:
-            index = self.numbers[IDS[name]] = self.numbers.get(IDS[name], -1) + 1
+            index = self.numbers[name] = self.numbers.get(name, -1) + 1
             number = 1000 * IDS[name] + index
         self.label(where, name, number)
 
     def paint_borders(self) -> None:
         """What is in every photograph of one camera: its car's bonnet and the frame's edges."""
-        height, width = self.size
-        rows, columns = np.mgrid[:height, :width]
-        bonnet = rows > height * (0.93 + 0.2 * (columns / width - 0.5) ** 2)
-        edge = max(FINER * round(height / 400), FINER)
-        inside = np.zeros(self.size, bool)
-        inside[edge:-edge, edge:-edge] = True
-        self.colours[bonnet] = 45 + 60 * self.grain[rows % 128, columns % 128][bonnet, None]
-        for where, label_id in ((bonnet, EGO), (~inside, OUT_OF_ROI)):
-            self.labels[where] = self.instances[where] = label_id
+        edge = max(FINER * round(self.size[0] / 400), FINER)
+        bonnet = np.s_[round(0.94 * self.size[0]) :]
+        self.colours[bonnet] = 45 + self.grain[bonnet]
+        self.labels[bonnet] = self.instances[bonnet] = EGO
+        for frame in (np.s_[:edge], np.s_[-edge:], np.s_[:, :edge], np.s_[:, -edge:]):
+            self.labels[frame] = self.instances[frame] = OUT_OF_ROI
