@@ -140,20 +140,6 @@ def end_all(processes: Sequence["subprocess.Popen[bytes]"], number: int = signal
             process.wait()
 
 
-def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended; returns at once."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    from multiprocessing import parent_process
-
-    parent = parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
-
-
 # -- a pool ----------------------------------------------------------------------------------------
 
 
@@ -205,4 +191,13 @@ def _start_process() -> None:
     """Leave requests to stop to the process that started this one; end when it ends."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
