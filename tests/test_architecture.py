@@ -98,7 +98,8 @@ def test_a_name_exists_once() -> None:
                 constant = re.fullmatch(r"[A-Z][A-Z0-9_]+", name) and name not in INTERFACE
                 if is_class or constant:
                     where.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
-    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+    twice = {name: paths for name, paths in where.items() if len(paths) > 1}
+    assert twice == {}, "give the new one a name of its own"
 
 
 def test_only_the_store_imports_mlflow() -> None:

@@ -181,6 +181,9 @@ def export_(
     from lovasz_repro.store.transfer import export_runs
 
     store = Store(results, tracking_uri)
+    if len(out.name) > 7 and any(one.run_id.startswith(out.name) for one in store.runs()):
+        raise UserError(f"{out} is a run; export takes the folder to write to: "
+                        f"lovasz-repro runs export FOLDER --run {out.name}")  # fmt: skip
     count = export_runs(
         store, out, experiment, run, max_artifact=max_artifact, without=without or ()
     )

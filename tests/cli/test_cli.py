@@ -383,6 +383,11 @@ def test_run_then_list_then_report(lovasz_repro: Command, tiny: Path, tmp_path: 
     rows = list(csv.DictReader(io.StringIO(out)))
     assert {row["run_id"] for row in rows} == {one, two}
     assert all(0 <= float(row["test/dataset_miou"]) <= 1 for row in rows)
+    run_id = json.loads(lovasz_repro("runs", "--json")[1])[0]["run_id"]
+    for told in (run_id, run_id[:12]):  # a run is no folder to write all of them to
+        code, _, err = lovasz_repro("runs", "export", told)
+        assert (code, f"export FOLDER --run {told}" in err) == (2, True)
+        assert not Path(told).exists()
     assert lovasz_repro("runs", "export", "exported")[1] == "2 runs in exported\n"
     code, out, _ = lovasz_repro("runs", "import", "exported", "--results", "other")
     assert out.startswith("2 added")

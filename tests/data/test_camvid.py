@@ -104,7 +104,7 @@ def test_damage_is_named_in_one_line(
 
 def test_missing_parts_say_what_to_do(tiny: Path) -> None:
     (tiny / "trainannot" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"trainannot: no mask for 1\.png"):
+    with pytest.raises(UserError, match=r"trainannot: no mask for 1\.png\."):
         list_files(tiny, "train")
     with pytest.raises(UserError, match="--data or LOVASZ_REPRO_DATA"):
         list_files(tiny, "val")
