@@ -442,7 +442,10 @@ def show_scores(request: "Request", found: "OnVoc") -> None:
 def show_search(request: "Request", found: "OnVoc") -> None:
     """A row for each set of parameters of the CRF, the best first."""
     settings = [
-        {name: text_of(value) for name, value in one.crf.model_dump(mode="json").items()}
+        {
+            name: value if isinstance(value, str) else f"{value:g}"
+            for name, value in one.crf.model_dump(mode="json").items()
+        }
         for one in found.compared
     ]
     varied = [name for name in settings[0] if len({crf[name] for crf in settings}) > 1]
@@ -489,8 +492,3 @@ def images_of(request: "Request", found: "OnVoc") -> str:
     what = plural(count, "image") if count == total else f"the first {count} of {total} images"
     split = "train_aug" if request.split == "train" else request.split
     return f"{what} of {split} in {found.root}"
-
-
-def text_of(value: float | str) -> str:
-    """A parameter, short."""
-    return value if isinstance(value, str) else f"{value:g}"

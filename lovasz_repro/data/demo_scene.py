@@ -410,10 +410,6 @@ class Street(Scene):
                 self.paint_thing(thing, across + rng.normal(0, 0.3), ahead + rng.normal(0, 0.8))
         self.paint_borders()
 
-    def develop_all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What ``develop`` gives, and the instance ids (H, W) uint16."""
-        return *self.develop(), self.instances[::FINER, ::FINER].copy()
-
     def pixel(self, point: Point) -> tuple[float, float]:
         """Column and row at which the camera sees a point."""
         (height, width), (x, y, z) = self.size, point

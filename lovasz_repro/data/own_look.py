@@ -157,7 +157,7 @@ def found_classes(looked: Iterable[Looked], root: Path) -> OwnClasses:
                         f"{MOST_FOUND} are found by themselves).")  # fmt: skip
     if len(order) == 2:
         return OwnClasses(("background", "object"), colours(order))
-    if is_grey(order):
+    if all(len({*colour_of(number)}) == 1 for number in order):  # grey
         indices = {number: number & 255 for number in order} | indices
     kept = [number for number in order if indices.get(number) != 255]
     if any(indices.get(number, 0) >= MOST_FOUND for number in kept):
@@ -166,11 +166,6 @@ def found_classes(looked: Iterable[Looked], root: Path) -> OwnClasses:
              for n in kept]  # fmt: skip
     void = [colour_of(number) for number in order if number not in kept]
     return OwnClasses(tuple(names), colours(kept), tuple(void))
-
-
-def is_grey(numbers: Iterable[int]) -> bool:
-    """Whether colours are all grey."""
-    return all(len({*colour_of(number)}) == 1 for number in numbers)
 
 
 def colours(numbers: Iterable[int]) -> tuple[RGB, ...]:

@@ -232,7 +232,6 @@ def has_room(console: Console, heads: Sequence[str], sections: Sequence[tuple[st
 def _print_columns(
     console: Console, heads: Sequence[str], rows: Rows, widths: Mapping[int, int], right: set[int]
 ) -> None:
-    """Print some columns, of these widths."""
     _print_row(console, [Text(head) for head in heads], widths, right, at_bottom=True)
     if right:  # a list of words needs no line to be read along
         rule = "─" if console.encoding.startswith("utf") else "-"

@@ -217,7 +217,8 @@ def _evidence(
         if not outcome.effects:
             continue
         single = any(effect.n == 1 for effect in outcome.effects)
-        remarks = [TOO_FEW if single else "", _lacking(outcome)]
+        lacking = f"lacks {', '.join(outcome.missing)}" if outcome.missing else ""
+        remarks = [TOO_FEW if single else "", lacking]
         yield SetEvidence(
             experiment,
             data_name(cohort),
@@ -241,10 +242,6 @@ def _sets_of_runs(store: RunStore, experiment: str, rule: Rule) -> Iterator[tupl
         else:
             for size in cohort.batch_sizes:
                 yield cohort.of_batch_size(size), with_batch_size(heading, size)
-
-
-def _lacking(outcome: RuleOutcome) -> str:
-    return f"lacks {', '.join(outcome.missing)}" if outcome.missing else ""
 
 
 # -- how a rule is applied ----------------------------------------------------------------------

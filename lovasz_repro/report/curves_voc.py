@@ -431,7 +431,6 @@ def _enlarge(ax: Any, close: Sequence[Curve]) -> None:
 
 
 def _dot_signs() -> list[Any]:
-    """Legend of the dots."""
     from matplotlib.lines import Line2D
 
     look: dict[str, Any] = {"ls": "", "marker": "o", "color": GREY}

@@ -126,7 +126,8 @@ def _float(grid: Grid, caption: str) -> Iterator[str]:
     for section in grid.sections:
         yield r"\midrule"
         if section.heading:
-            for part in wrap(section.heading, max(_characters(grid), 40)):
+            characters = sum(max(width, LEAST_HEAD) + 1 for width in _widths(grid))
+            for part in wrap(section.heading, max(characters, 40)):
                 heading = f"\\emph{{{latex_text(part)}}}"
                 yield f"\\multicolumn{{{grid.width + 1}}}{{l}}{{{heading}}} \\\\"
         yield from map(_line, section.lines)
@@ -179,10 +180,6 @@ def _widths(grid: Grid) -> list[int]:
         max((len(line.label) for line in lines), default=0),
         *(max((len(line.cells[i].text) for line in lines), default=0) for i in columns),
     ]
-
-
-def _characters(grid: Grid) -> int:
-    return sum(max(width, LEAST_HEAD) + 1 for width in _widths(grid))
 
 
 # ---- Writing tables ------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ them out of the store.
 
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,16 +49,12 @@ def work_folders(results: Path, store: Store) -> list[WorkFolder]:
     for journal in sorted(results.glob(f"work/*/*/[!.]*/{JOURNAL}")):
         if journal.parent.is_symlink():
             continue
-        run = _run_of(journal, known)
+        run = next((known[at] for at in shipped_offsets(journal) if at in known), None)
         kept = _reason_to_stay(journal, run, store)
         if run and START + run.identity in starting:
             kept = kept or "a run in work starts from its weights"
         folders.append(WorkFolder(journal.parent, run, kept))
     return folders
-
-
-def _run_of(journal: Path, known: Mapping[str, StoredRun]) -> StoredRun | None:
-    return next((known[run_id] for run_id in shipped_offsets(journal) if run_id in known), None)
 
 
 def _reason_to_stay(journal: Path, run: StoredRun | None, store: Store) -> str | None:

@@ -357,14 +357,10 @@ def _describe(run: StoredRun, points: Sequence[Point]) -> RunFile:
         started=iso(run.started),
         ended=None if run.ended is None else iso(run.ended),
         params=run.params,
-        tags=_own_tags(run),
+        tags={key: value for key, value in run.tags.items() if not is_ours(key)},
         left_out=json.loads(run.tags.get(LEFT_OUT, "[]")),
         points=len(points),
     )
-
-
-def _own_tags(run: StoredRun) -> dict[str, str]:
-    return {key: value for key, value in run.tags.items() if not is_ours(key)}
 
 
 # -- import ----------------------------------------------------------------------------------------

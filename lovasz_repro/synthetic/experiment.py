@@ -135,7 +135,6 @@ def _in_parallel(
 
 
 def _search_one(images: Sequence[SortedImage], config: SearchConfig) -> dict[str, float]:
-    """The metrics of one seed."""
     best = {"jaccard": jaccard_minimum(images, config.bias)}
     best |= {name: grid_minimum(loss, images, config) for name, loss in SURROGATES.items()}
     biases = images[0].foreground.new_tensor(list(best.values()))
