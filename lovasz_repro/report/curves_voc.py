@@ -292,7 +292,7 @@ def _correlation_words(store: RunStore, cohort: Cohort, joint: str | None) -> tu
     over = f"{found.points} validations"
     if found.runs > 1:
         over += f", mean of {found.runs} seeds"
-    return f"r = {shown} ({over})", sentence("correlated", r=shown, over=over)
+    return f"bends: r = {shown} ({over})", sentence("correlated", r=shown, over=over)
 
 
 # -- what optimising each measure does to the others (Sec. 3.1) --------------------------------
