@@ -364,7 +364,7 @@ TOLD_APART = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "
 FRONTS = {"building": (158, 140, 122), "wall": (140, 122, 108), "fence": (88, 94, 92),
           "vegetation": (66, 88, 50)}  # fmt: skip
 """What stands along a street, and its colours."""
-THINGS = (
+STREET_THINGS = (
     *((name, x, z, chance) for z in range(8, 48, 8) for name, x, chance in (
         ("car", -6, 0.7), ("person", -8.5, 0.8), ("pole", -7.4, 0.4), ("vegetation", -9.5, 0.3),
         ("car", 3, 0.7), ("person", 6, 0.8), ("pole", 4.4, 0.4), ("vegetation", 7.5, 0.3))),
@@ -405,7 +405,7 @@ class Street(Scene):
         verge = 3 if "terrain" in owed or rng.random() < 0.3 else 0
         for front, kind in ((-10 - verge, "wall"), (8 + verge, "fence")):
             self.paint_fronts(front, kind if kind in owed else None)
-        for thing, across, ahead, chance in sorted(THINGS, key=lambda one: -one[2]):
+        for thing, across, ahead, chance in sorted(STREET_THINGS, key=lambda one: -one[2]):
             if thing in owed or rng.random() < chance:
                 self.paint_thing(thing, across + rng.normal(0, 0.3), ahead + rng.normal(0, 0.8))
         self.paint_borders()
