@@ -10,8 +10,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from lovasz_repro.host.files import sha256_of, write_durably
 
@@ -25,13 +27,14 @@ PACKAGES = (
 def git_commit(package: Path = Path(__file__).parents[1]) -> str:
     """Commit of the source that runs; "-dirty" when package or experiments differ from it.
 
-    A package installed from a git URL knows its commit too. "unknown" elsewhere, also where the
+    A package installed from a git URL knows its commit too, and one from a checkout (``pip install
+    .``) while its files are still those of the checkout. "unknown" elsewhere, also where the
     package merely lies inside somebody's repository without being part of it.
     """
     tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
     commit = _git(package, "rev-parse", "HEAD") if tracked else ""
     if not commit:
-        return _installed_commit()
+        return _installed_commit(package)
     folders = [str(package), str(package.parent / "experiments")]
     changes = _git(package, "status", "--porcelain", "--", *folders)
     return commit + ("-dirty" if changes else "")
@@ -55,13 +58,28 @@ def _git(package: Path, *arguments: str) -> str:
     return answer.stdout.strip()
 
 
-def _installed_commit() -> str:
+def _installed_commit(package: Path) -> str:
     try:
         distribution = importlib.metadata.distribution("lovasz-repro")
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-        return str(origin["vcs_info"]["commit_id"])
+        if "vcs_info" in origin:
+            return str(origin["vcs_info"]["commit_id"])
+        source = Path(unquote(urlsplit(origin["url"]).path), package.name)
+        alike = "dir_info" in origin and source != package and _same_files(package, source)
+        return git_commit(source) if alike else "unknown"
     except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         return "unknown"
+
+
+def _same_files(installed: Path, source: Path) -> bool:
+    """Whether a package has the files of a checkout, in which the experiments lie beside it."""
+    found = [path for path in installed.rglob("*") if path.is_file()]
+    names = [path.relative_to(installed) for path in found if path.parent.name != "__pycache__"]
+    pairs = [
+        (installed / name, (source.parent if name.parts[0] == "experiments" else source) / name)
+        for name in names
+    ]
+    return all(other.is_file() and cmp(path, other, shallow=False) for path, other in pairs)
 
 
 def package_versions() -> dict[str, str]:

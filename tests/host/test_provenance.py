@@ -5,10 +5,12 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -84,7 +86,7 @@ def test_the_source_may_belong_to_another_user(
 def test_unknown_outside_git_and_inside_somebody_elses_repository(
     package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(provenance, "_installed_commit", lambda: "unknown")
+    monkeypatch.setattr(provenance, "_installed_commit", lambda package: "unknown")
     installed = package.parent / ".venv" / "site-packages" / "lovasz_repro"
     installed.mkdir(parents=True)
     (installed / "__init__.py").write_text("")
@@ -94,6 +96,28 @@ def test_unknown_outside_git_and_inside_somebody_elses_repository(
     assert git_commit(outside) == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(package) == "unknown"  # no git on this machine
+
+
+def test_a_package_installed_from_a_checkout_knows_its_commit_while_both_are_alike(
+    package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed = tmp_path / "site packages" / "lovasz_repro"
+    (installed / "__pycache__").mkdir(parents=True)
+    (installed / "__pycache__" / "a.pyc").write_text("")
+    shutil.copy(package / "__init__.py", installed)
+    shutil.copytree(package.parent / "experiments", installed / "experiments")
+    origin = json.dumps({"url": package.parent.as_uri(), "dir_info": {}})
+    distribution = SimpleNamespace(read_text=lambda name: origin)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
+    head = git(package, "rev-parse", "HEAD")
+    assert git_commit(installed) == head
+    changed = package.parent / "experiments" / "a.yaml"
+    changed.write_text("a: 2")  # the checkout went on
+    assert git_commit(installed) == "unknown"
+    shutil.copy(changed, installed / "experiments")  # and was installed as it is
+    assert git_commit(installed) == f"{head}-dirty"
+    changed.unlink()
+    assert git_commit(installed) == "unknown"
 
 
 def test_a_package_installed_from_git_knows_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +131,7 @@ def test_a_package_installed_from_git_knows_its_commit(monkeypatch: pytest.Monke
 
     def installed(text: str | None) -> str:
         monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution(text))
-        return provenance._installed_commit()
+        return provenance._installed_commit(Path("lovasz_repro"))
 
     assert installed('{"vcs_info": {"vcs": "git", "commit_id": "abc"}, "url": "x"}') == "abc"
     assert installed('{"url": "file:///x", "dir_info": {}}') == "unknown"
