@@ -37,8 +37,6 @@ from lovasz_repro.data.images import by_name, read_mask
 from lovasz_repro.errors import UserError, install
 
 STREET_CLASSES = CITYSCAPES.names
-IGNORE = CITYSCAPES.ignore_index
-"""Class of pixels that are not scored, and that no network may answer."""
 SPLITS = ("train", "val", "test")
 CITYSCAPES_SIZES: dict[str, int] = {"train": 2975, "val": 500, "test": 1525}
 FULL_SIZE = (1024, 2048)

@@ -24,7 +24,6 @@ from lovasz_repro.data.check import TreeNote, read_note
 from lovasz_repro.data.check_own import check_own_folder
 from lovasz_repro.data.check_voc import check_voc
 from lovasz_repro.data.cityscapes import (
-    IGNORE,
     TO_CLASS,
     check_cityscapes,
     list_frames,
@@ -201,7 +200,7 @@ def test_all_classes_and_void_occur(streets: Path, split: str) -> None:
     assert min(scored) / ids[0].size > 2e-4
     assert pixels[1] > 0  # ego vehicle
     assert pixels[3] > 0  # out of roi
-    assert 0.03 < np.mean(TO_CLASS[ids] == IGNORE) < 0.3
+    assert 0.03 < np.mean(TO_CLASS[ids] == 0) < 0.3
     assert CITYSCAPES.names[1 + int(np.argmax(scored))] in ("road", "building")
     _, ids, _ = draw_street(11, split, 0, 1, (96, 192))
     assert set(range(1, 20)) <= set(TO_CLASS[ids].ravel().tolist())  # one image shows all, too
@@ -240,7 +239,7 @@ def test_the_colours_of_streets_tell_something_and_not_all(streets: Path) -> Non
     train, val = (
         [(read_photograph(frame.image)[known], TO_CLASS[read_label_ids(frame)][known])
          for frame in list_frames(streets, split)
-         for known in [TO_CLASS[read_label_ids(frame)] != IGNORE]]
+         for known in [TO_CLASS[read_label_ids(frame)] != 0]]
         for split in ("train", "val")
     )  # fmt: skip
     assert 1.5 / 19 < nearest_mean_colour(train, val) < 0.5
