@@ -119,7 +119,7 @@ class Session:
     @by_leader
     def _open(self) -> None:
         self._journal = Journal(self.folder / JOURNAL)
-        self._checkpoints = Checkpoints(self.folder)
+        self._checkpoints = Checkpoints(self.folder, say=self.progress.line)
         content = yaml.safe_dump(self.cell.model_dump(mode="json"), sort_keys=False)
         try:
             (self.folder / "config.yaml").write_text(content, encoding="utf-8")

@@ -8,6 +8,7 @@ the one before it is taken. Files are read with ``weights_only=True``: nothing i
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from lovasz_repro.errors import RunFailed
 from lovasz_repro.host.files import write_durably
+from lovasz_repro.host.output import to_stderr
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
 
@@ -25,11 +27,11 @@ class Checkpoints:
     Args:
         folder: made if missing.
         keep: how many of the newest stay on disk.
+        say: is told of a damaged one.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder = folder
-        self.keep = keep
+    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = to_stderr) -> None:
+        self.folder, self.keep, self.say = folder, keep, say
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, iteration: int, content: dict[str, Any]) -> Path:
@@ -57,6 +59,8 @@ class Checkpoints:
     def load_latest(self) -> dict[str, Any] | None:
         """Content of the newest undamaged checkpoint, or None where there is none.
 
+        Damaged ones are renamed: `save` would keep them in place of those of fewer iterations.
+
         Raises:
             RunFailed: it cannot be read, or is whole and no checkpoint of its iteration.
         """
@@ -67,6 +71,8 @@ class Checkpoints:
                 raise RunFailed(f"{path} cannot be read: {error.strerror}.") from None
             if hashlib.sha256(data).hexdigest()[:16] == digest:
                 return _load(path, data)
+            path.replace(path.with_suffix(".damaged"))
+            self.say(f"{path} is damaged and passed over; it is renamed to *.damaged")
         return None
 
     def latest_iteration(self) -> int | None:

@@ -32,7 +32,9 @@ def test_the_newest_is_loaded_and_old_ones_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_file_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, content(1))
     path = checkpoints.save(2, content(2))
@@ -43,6 +45,18 @@ def test_a_damaged_file_gives_way_to_the_one_before(tmp_path: Path, damage: str)
     loaded = checkpoints.load_latest()
     assert loaded is not None
     assert loaded["iteration"] == 1
+    assert path.name in capsys.readouterr().err
+
+
+def test_damaged_files_do_not_outlast_whole_ones_of_fewer_iterations(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for iteration in (20, 30):
+        checkpoints.save(iteration, content(iteration)).write_bytes(b"")
+    assert checkpoints.load_latest() is None
+    checkpoints.save(10, content(10))
+    loaded = checkpoints.load_latest()
+    assert loaded is not None
+    assert loaded["iteration"] == 10
 
 
 def test_leftovers_of_a_crash_are_passed_over_and_removed(tmp_path: Path) -> None:
