@@ -313,6 +313,28 @@ def test_a_killed_command_fails(tmp_path: Path) -> None:
         job()
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING"])
+def test_a_command_that_is_faster_than_the_end_of_its_signal_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Slurm shows a job as SIGNALING while its SIGTERM goes out to all of its processes."""
+    (tmp_path / "scontrol").write_text(
+        f"#!/bin/sh\necho JobId=7 JobState={state} PreemptTime=2026-11-29T18:00:26\n"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Requeued
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        with pytest.raises(Requeued):
+            CommandJob(python("import sys; sys.exit(128 + 15)"), tmp_path)()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 class Requeued(BaseException):
     """In the place of submitit's exit after a requeue."""
 
