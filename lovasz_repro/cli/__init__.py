@@ -44,6 +44,7 @@ MOST_CHARACTERS = 1_000
 """Of an error: room for two long paths and, after them, for what to do."""
 PATH_ERRORS = (
     errno.EACCES, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
 )  # fmt: skip
 
 app = typer.Typer(

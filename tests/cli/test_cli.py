@@ -1,6 +1,7 @@
 """The command line's manners: help, errors in one line, exit codes, dry runs, JSON."""
 
 import csv
+import errno
 import importlib.metadata
 import io
 import json
@@ -16,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from lovasz_repro import __version__, cli
-from lovasz_repro.cli import MOST_CHARACTERS, describe
+from lovasz_repro.cli import MOST_CHARACTERS, describe, exit_code
 from lovasz_repro.cli.run import complete_experiment
 from lovasz_repro.config.schema import load_experiment
 from lovasz_repro.errors import RunFailed, UserError
@@ -107,6 +108,13 @@ def test_each_mistake_is_one_line_and_exit_code_2(
     for word in words:
         assert word in err
     assert out == ""
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EPERM, errno.EACCES])
+def test_a_folder_that_takes_nothing_is_a_mistake(number: int) -> None:
+    error = OSError(number, os.strerror(number), "results/work")
+    assert describe(error) == f"Error: results/work: {os.strerror(number)}."
+    assert exit_code(error) == 2
 
 
 def test_a_photograph_that_is_a_pipe_is_a_mistake(
