@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 BY_USR2 = (128 + signal.SIGUSR2, -signal.SIGUSR2)
 BY_TERM = (128 + signal.SIGTERM, -signal.SIGTERM)
 SCONTROL_SECONDS = 30
-RUNNING = re.compile(r"\bJobState=(RUNNING|SIGNALING)\b")
+JOB_RUNS = re.compile(r"\bJobState=(RUNNING|SIGNALING)\b")
 """Of a job that runs; the second while a signal is on its way to it, as in pre-emption."""
 
 
@@ -189,7 +189,7 @@ def _kill_group(group: int) -> None:
 
 def _is_running() -> bool:
     """Whether Slurm wants this job to go on; also true where Slurm does not say."""
-    return bool(RUNNING.search(_show_job("JobState=RUNNING")))
+    return bool(JOB_RUNS.search(_show_job("JobState=RUNNING")))
 
 
 def _in_grace() -> bool:
@@ -198,7 +198,7 @@ def _in_grace() -> bool:
     A cancelled job must not be requeued: Slurm would bring it back to life.
     """
     job = _show_job("")
-    return bool(RUNNING.search(job) and re.search(r"\bPreemptTime=\d", job))
+    return bool(JOB_RUNS.search(job) and re.search(r"\bPreemptTime=\d", job))
 
 
 def _show_job(otherwise: str) -> str:
