@@ -254,7 +254,6 @@ def exact_gains(
         own, (normaliser, label_error) = words[thread], logarithms
         given = (scores, label[at], normaliser[at], label_error[at])
         n, size = kernels.class_words(*given, item, own)
-        own[0, :n].sort()
         factor = weight[task[0], item]
         loss: float = kernels.class_gains(own, n, size, factor, into[task[1], at])
         return loss
@@ -296,8 +295,7 @@ def hinge(
         if n < 0:
             into[:] = math.nan
             return math.nan
-        own[0, :n].sort()
-        value: float = kernels.hinge_gains(own, n, size, scores, factor, into)
+        value: float = kernels.hinge_gains(own, n, size, factor, into)
         return value
 
     return loss + sum(shared_out(sort, unsorted, threads)), result

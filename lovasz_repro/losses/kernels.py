@@ -29,15 +29,14 @@ BLOCK = 512
 """Pixels that are worked on together."""
 COUNT_SHIFT = 26
 """A packed sum has the number of pixels above this many and the digits of a position."""
-KEY_BITS = 36
-"""Bits of a word that are sorted by; further bits only keep equal ones in the order of pixels."""
+DIGIT, DIGITS = 12, 3
+"""Bits of a digit that words are sorted by, and digits; equal words stay in the order of pixels."""
+KEY_BITS = DIGIT * DIGITS
 INDEX_BITS = 62 - KEY_BITS
 """What a 64-bit word has left for the number of a pixel, with one bit for the foreground."""
 INDEX_MASK = (1 << INDEX_BITS) - 1
 HINGE_SHIFT, HINGE_BINS = 12, 2**15
 """The bins of a hinge are 2^11 to a doubling of e + UNIT; the last holds what is above 64."""
-KEYS_DOWN = ((1 << KEY_BITS) - 1) << (INDEX_BITS + 1)
-"""Turns the order of keys around."""
 KERNEL_UNIT = np.float32(2.0**-10)
 UNIT_BITS = np.int32(KERNEL_UNIT.view(np.int32))
 
@@ -370,39 +369,90 @@ def log_errors(source, labels, at, count, kept, fills, logarithms):
 
 
 @inlined
-def word_of(size, exponent, p, is_foreground):
-    """A pixel as a word to sort; its upper KEY_BITS bits grow with a positive ``size``.
-
-    They are six bits of its exponent and the first thirty of its mantissa, so sizes that agree in
-    nine decimal digits are taken for equal, and those below 2^exponent, or 63 doublings above it.
-    """
-    size = max(min(size, 2.0 ** (exponent + 63)), 2.0**exponent)
-    key = (np.float64(size).view(np.int64) - (np.int64(1023 + exponent) << 52)) >> (58 - KEY_BITS)
+def word_of(key, p, is_foreground):
+    """A pixel as a word to sort, by a key of KEY_BITS bits."""
     return (((key << INDEX_BITS) | p) << 1) | np.int64(is_foreground)
 
 
 @inlined
-def size_of(word, exponent):
-    """The ``size`` of :func:`word_of`, but for what it rounds off: down."""
-    key = (word >> (INDEX_BITS + 1)) << (58 - KEY_BITS)
-    return np.int64(key + (np.int64(1023 + exponent) << 52)).view(np.float64)
+def logarithm_key(logarithm):
+    """A key that falls with a logarithm of a probability.
+
+    It is six bits of the exponent and the first thirty of the mantissa: those that agree in nine
+    decimal digits are taken for equal, and those between -2^-45 and 0, or below -2^18.
+    """
+    size = max(min(-logarithm, 2.0**18), 2.0**-45)
+    return (np.float64(size).view(np.int64) - (np.int64(1023 - 45) << 52)) >> 22
+
+
+@inlined
+def logarithm_of(word):
+    """The logarithm of :func:`logarithm_key`, rounded up."""
+    key = (word >> (INDEX_BITS + 1)) << 22
+    return -np.int64(key + (np.int64(1023 - 45) << 52)).view(np.float64)
+
+
+@inlined
+def ordered(bits):
+    """Bits of a float32 as an int32 that grows with it, and back."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@inlined
+def score_key(score):
+    """A key that falls with a score: all bits that float32 has, the upper ones of the key's."""
+    key = np.int64(2**31 - 1) - np.int64(ordered(np.float32(score).view(np.int32)))
+    return key << (KEY_BITS - 32)
+
+
+@inlined
+def score_of(word):
+    """The score of :func:`score_key`."""
+    key = np.int64(2**31 - 1) - (word >> (INDEX_BITS + 1 + KEY_BITS - 32))
+    return np.int32(ordered(np.int32(key))).view(np.float32)
+
+
+@kernel
+def sort_words(words, n):
+    """Sort n words of ``words[0]`` into ``words[1]``, digit by digit from the lowest (LSD radix).
+
+    Args:
+        words: (2, N) int64, overwritten.
+    """
+    places, low = np.zeros((DIGITS, 1 << DIGIT), np.int64), (1 << DIGIT) - 1
+    for i in range(n):
+        key = words[0, i] >> (INDEX_BITS + 1)
+        for digit in range(DIGITS):
+            places[digit, (key >> (DIGIT * digit)) & low] += 1
+    for digit in range(DIGITS):
+        place, total = places[digit], np.int64(0)
+        for value in range(1 << DIGIT):
+            held = place[value]
+            place[value] = total
+            total += held
+        source, target = words[digit & 1], words[1 - (digit & 1)]
+        for i in range(n):
+            word = source[i]
+            value = (word >> (INDEX_BITS + 1 + DIGIT * digit)) & low
+            target[place[value]] = word
+            place[value] += 1
 
 
 @kernel
 def ranked_gains(words, n, size):
-    """Gains of the Jaccard loss (Eq. 9) of n pixels (Algorithm 1), in their order.
+    """Gains of the Jaccard loss (Eq. 9) of n pixels (Algorithm 1), in order of their words.
 
     Foreground gains 1/U, background I / (U (U + 1)); once no foreground is left, nothing gains.
 
     Args:
-        words: (2, N) int64, of which the first n of ``words[0]`` are sorted; ``words[1]`` is
-            overwritten.
+        words: (2, N) int64, of which the first n of ``words[0]`` count; overwritten.
         size: foreground pixels. Without any, the first false positive costs all (Eq. 3).
 
     Returns:
-        The words, and the gains (N,) float64.
+        The sorted words, and the gains (N,) float64.
     """
-    ranked, gains = words[0], words[1].view(np.float64)
+    sort_words(words, n)
+    ranked, gains = words[1], words[0].view(np.float64)
     intersection, union = size, size
     before, behind = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     for start in range(0, n, BLOCK):
@@ -415,9 +465,9 @@ def ranked_gains(words, n, size):
             union += 1 - foreground
             behind[i] = union
         for i in range(stop - start):
-            u = np.float64(behind[i])
-            costs = 1.0 if word[i] & 1 else np.float64(before[i]) / (u - 1.0)
-            gain[i] = costs / u
+            u, is_foreground = np.float64(behind[i]), word[i] & 1
+            costs = 1.0 if is_foreground else np.float64(before[i])
+            gain[i] = costs / (u if is_foreground else u * (u - 1.0))
     if size == 0 and n > 0:
         gains[:n] = 0.0
         gains[0] = 1.0
@@ -462,7 +512,7 @@ def class_words(scores, labels, normaliser, label_error, item, words):
         for p in range(stop - start):
             mine = label[p] == item
             logarithm = error[p] if mine else np.float64(score[p]) - total[p]
-            block[p] = word_of(-logarithm, -45, start + p, mine)
+            block[p] = word_of(logarithm_key(logarithm), start + p, mine)
             sorts[p] = logarithm >= least and label[p] >= 0
         for p in range(stop - start):
             words[0, n] = block[p]  # the next takes its place where it is not sorted
@@ -475,7 +525,7 @@ def class_gains(words, n, size, weight, gains):
     """Gains of one class over the pixels of one row (Algorithm 1).
 
     Args:
-        words, size: as of :func:`class_words`, the first n words sorted.
+        words, n, size: as :func:`class_words` gave them.
         weight: what the gains are multiplied by.
         gains: (P,) float32, filled.
 
@@ -489,7 +539,7 @@ def class_gains(words, n, size, weight, gains):
         stop = min(start + BLOCK, n)
         word, gain = ranked[start:stop], gained[start:stop]
         for i in range(stop - start):
-            error = power_of_two(np.float32(-size_of(word[i], -45) * LOG2_E))
+            error = power_of_two(np.float32(logarithm_of(word[i]) * LOG2_E))
             losses[i] += np.float64(error) * gain[i]
         for i in range(stop - start):
             gains[(word[i] >> 1) & INDEX_MASK] = gain[i] * weight
@@ -603,8 +653,7 @@ def hinge_words(scores, foreground, valid, words):
         score, truth, mask = scores[start:stop], foreground[start:stop], valid[start:stop]
         for p in range(stop - start):
             signed = -score[p] if truth[p] else score[p]
-            word = word_of(2.0 + np.float64(signed), 0, start + p, truth[p])
-            block[p] = KEYS_DOWN ^ word
+            block[p] = word_of(score_key(signed), start + p, truth[p])
             sorts[p] = signed >= least
         for p in range(len(mask)):
             sorts[p] &= mask[p]
@@ -615,17 +664,18 @@ def hinge_words(scores, foreground, valid, words):
 
 
 @kernel
-def hinge_gains(words, n, size, scores, factor, result):
-    """Loss and gradient of a row, as :func:`hinge_gradient`, the first n words sorted."""
+def hinge_gains(words, n, size, factor, result):
+    """Loss and gradient of a row, as :func:`hinge_gradient`, from its :func:`hinge_words`."""
     result[:] = ZERO
     (ranked, gains), losses = ranked_gains(words, n, size), np.zeros(BLOCK)
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
         word, gained = ranked[start:stop], gains[start:stop]
         for i in range(stop - start):
-            p, is_foreground = (word[i] >> 1) & INDEX_MASK, word[i] & 1
-            error = hinge_error(scores[p], is_foreground)
-            gain = gained[i] * factor if error > ZERO else 0.0
+            is_foreground, error = word[i] & 1, 1.0 + np.float64(score_of(word[i]))
+            gain = gained[i] * factor if error > 0.0 else 0.0
             losses[i] += gain * error if gain > 0.0 else 0.0
-            result[p] = -gain if is_foreground else gain
+            gained[i] = -gain if is_foreground else gain
+        for i in range(stop - start):
+            result[(word[i] >> 1) & INDEX_MASK] = gained[i]
     return losses.sum()

@@ -221,6 +221,26 @@ def test_a_sort_is_exact_where_errors_crowd(scale: float) -> None:
     assert (gradient - expected).norm() <= 1e-4 * expected.norm()
 
 
+@pytest.mark.parametrize("pixels", [1, 600, 30_000])
+def test_words_are_sorted_and_ties_stay_in_the_order_of_pixels(pixels: int) -> None:
+    kernels, drawn = compiled.kernels, np.random.default_rng(0)
+    keys = drawn.choice(drawn.integers(0, 2**kernels.KEY_BITS, 1 + pixels // 3), pixels)
+    numbers, foreground = np.arange(pixels), drawn.integers(0, 2, pixels)
+    words = np.stack([keys << (kernels.INDEX_BITS + 1) | numbers << 1 | foreground] * 2)
+    expected = words[0, np.argsort(keys, kind="stable")]
+    kernels.sort_words(words, pixels)
+    assert (words[1] == expected).all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e20, 1e37])
+def test_a_sorted_hinge_of_any_size_of_score(scale: float) -> None:
+    scores, labels = batch(3, 40, 50, classes=1, used=2, scale=scale)
+    exact, direction = found(lovasz_hinge, scores.double(), labels, method="sort")
+    value, gradient = found(lovasz_hinge, scores, labels, method="sort")
+    assert value.item() == pytest.approx(exact.item(), rel=1e-7)
+    assert (gradient - direction).norm() <= 1e-6 * direction.norm()
+
+
 def test_nan_and_infinity() -> None:
     logits, labels = batch(2, 20, 20, classes=4)
     logits[:, 3] = -torch.inf
