@@ -120,7 +120,7 @@ def disagreement(kernels: ModuleType, device: torch.device) -> float:
             labels, None, None, Rows(weights.long(), weights), JaccardLoss(), ONE_PROCESS,
             Method("sort"), ProbabilityBins(2),
         )  # fmt: skip
-        exact, loss = plain.exact_gains(logits.double(), problem, logits, range(5))
+        exact, loss = plain.exact_gains(logits.double(), problem, logits, None, range(5))
         ones, kept = torch.ones((), device=cpu), plain.softmax_of(logits, labels, None)
         tables, slots = torch.zeros(2, 5, rows, 3, device=cpu), torch.arange(5, device=cpu)
         gradient = plain.gradient(logits.double(), problem, kept, tables, exact, slots, ones)

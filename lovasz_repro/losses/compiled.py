@@ -167,27 +167,32 @@ def widths_of(bins: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
-    """Gains of the bins for the Jaccard loss; as :func:`.plain.tables`."""
+    """Gains of the bins for the Jaccard loss; as :func:`.plain.tables`.
+
+    But of a class whose bins are too coarse, only the pixels that come first are sorted.
+    """
     gains, held = np.zeros(sums.shape, np.float32), sums.numpy()
-    values, coarse = np.zeros(sums.shape[1:3]), np.zeros(sums.shape[1:3], np.bool_)
-    weight, bins = problem.rows.weights.numpy(), problem.bins
-    widths = widths_of(bins.bins)
+    weight, bins, shape = problem.rows.weights.numpy(), problem.bins, sums.shape[1:3]
+    values, cuts, widths = np.zeros(shape), np.full(shape, problem.first_cut), widths_of(bins.bins)
+    limits = float32_limits() if problem.how.name == "auto" else (1e300, 1e300)
 
     def work(at: tuple[int, int], _: int) -> None:
-        numbers = (held, *at, weight[at[::-1]], bins.scale, bins.bits, *widths, gains)
-        values[at], *bounds = kernels.jaccard_tables(*numbers)
-        coarse[at] = too_coarse(bounds)
+        numbers = (held, *at, weight[at[::-1]], bins.scale, bins.bits, *widths, limits, gains)
+        cuts[at], values[at] = kernels.jaccard_tables(*numbers)
 
     tasks = [(int(item), int(row)) for row, item in np.argwhere(weight > 0)]
+    tasks = tasks if problem.how.name != "sort" else []
     logits = problem.labels.numel() * sums.shape[1]
     shared_out(work, tasks, threads_for(tasks, logits, FEW_LOGITS))
-    return Readings(torch.from_numpy(gains), torch.from_numpy(values), torch.from_numpy(coarse))
+    if not sorts_here(problem):  # :func:`.plain.exact_gains` sorts whole classes
+        whole = (cuts <= bins.bins).any(1)
+        cuts[whole], values[whole] = 0, 0.0
+    return Readings(torch.from_numpy(gains), torch.from_numpy(values), torch.from_numpy(cuts))
 
 
-def too_coarse(bounds: Sequence[float], largest: float = 1.0) -> bool:
-    """Whether bounds of :func:`.kernels.jaccard_tables` exceed the rounding of float32."""
-    spread, squares, pixels = bounds
-    return not (squares <= pixels * GAIN_ROUNDING**2 and spread <= LOSS_ROUNDING * largest)
+def float32_limits(largest: float = 1.0) -> tuple[float, float]:
+    """The limits of :func:`.kernels.jaccard_tables` that a sort in float32 keeps."""
+    return GAIN_ROUNDING**2, LOSS_ROUNDING * largest
 
 
 def gradient(
@@ -224,22 +229,25 @@ def sorts_here(problem: Problem) -> bool:
 
 
 def exact_gains(
-    logits: Tensor, problem: Problem, kept: Tensor, items: Sequence[int]
+    logits: Tensor, problem: Problem, kept: Tensor, readings: Readings, items: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Gains of some classes, sorted exactly; as :func:`.plain.exact_gains`."""
+    """Gains of some classes, sorted where bins are too coarse; as :func:`.plain.exact_gains`."""
     if not sorts_here(problem):
-        return plain.exact_gains(logits, problem, kept, items)
+        return plain.exact_gains(logits, problem, kept, readings, items)
     weight, label = problem.rows.weights.numpy(), with_ignored(problem)
+    sizes, bins = problem.rows.counts.numpy(), problem.bins
     row = len(label) // max(1, len(weight))
-    source, logarithms = Logits(logits), np.empty((2, len(label)))
-    into_kept = (kept.numpy(), problem.how.name == "sort")
+    source, softmax, tables = Logits(logits), kept.numpy(), readings.tables.numpy()
+    all_of_them, nans = problem.how.name == "sort", 0
+    logarithms = np.empty((2, len(label) if all_of_them else 0))
+    if all_of_them:
 
-    def take(chunk: Chunk, thread: int) -> int:
-        place = (source.read(chunk, thread), label, chunk.flat, chunk.pixels)
-        nans: int = kernels.log_errors(*place, *into_kept, logarithms)
-        return nans
+        def take(chunk: Chunk, thread: int) -> int:
+            place = (source.read(chunk, thread), label, chunk.flat, chunk.pixels)
+            number: int = kernels.log_errors(*place, softmax, True, logarithms)
+            return number
 
-    nans = sum(shared_out(take, source.chunks, source.threads))
+        nans = sum(shared_out(take, source.chunks, source.threads))
     shape = (len(items), *problem.labels.shape)
     gains = torch.zeros(shape, dtype=torch.float32, device="cpu")
     tasks = [(r, e) for r in range(len(weight)) for e in range(len(items)) if weight[r, items[e]]]
@@ -248,18 +256,40 @@ def exact_gains(
 
     def sort(task: tuple[int, int], thread: int) -> float:
         at, item = slice(task[0] * row, (task[0] + 1) * row), items[task[1]]
-        images = slice(None) if len(weight) == 1 else slice(task[0], task[0] + 1)
+        images = source.tensor if len(weight) == 1 else source.tensor[task[0]][None]
+        factor, gained, own = weight[task[0], item], into[task[1], at], words[thread]
         # All of it in a row: kernels are compiled anew for other layouts.
-        scores = source.tensor[images, item].float().reshape(-1).contiguous().numpy()
-        own, (normaliser, label_error) = words[thread], logarithms
-        given = (scores, label[at], normaliser[at], label_error[at])
-        n, size = kernels.class_words(*given, item, own)
-        factor = weight[task[0], item]
-        loss: float = kernels.class_gains(own, n, size, factor, into[task[1], at])
+        given = (images[:, item].float().reshape(-1).contiguous().numpy(), label[at])
+        if all_of_them:
+            n, size = kernels.class_words(*given, *logarithms[:, at], item, 0, own)
+            loss: float = kernels.class_gains(own, n, size, factor, gained)
+            return loss
+        cut, units = readings.cuts[item, task[0]].item(), (np.float32(bins.scale), bins.bits)
+        place = (softmax[:, at], item, tables, task[0], *units, cut)
+        first = own[1, : kernels.look_up(*given, *place, gained, own[1])].copy()
+        scores, some, part = (
+            picked(images, first),
+            given[1][first],
+            np.empty(len(first), np.float32),
+        )
+        errors = np.empty((2, len(first)))
+        kernels.log_errors((scores, 0, 0), some, 0, len(first), softmax, False, errors)
+        below = sizes[task[0], item] - (some == item).sum()
+        n, size = kernels.class_words(scores[0, item], some, *errors, item, below, own)
+        loss = kernels.class_gains(own, n, size, factor, part)
+        gained[first] = part
         return loss
 
     part = sum(shared_out(sort, tasks, threads)) if not nans else math.nan
     return gains, torch.tensor(part, dtype=torch.float64, device="cpu")
+
+
+def picked(logits: Tensor, pixels: np.ndarray) -> np.ndarray:
+    """(1, C, N) float32 logits of N pixels of (B, C, P), which are in the order of all."""
+    ends = np.searchsorted(pixels, np.arange(len(logits) + 1) * logits.shape[2])
+    at = torch.from_numpy(pixels % logits.shape[2])
+    some = [one.index_select(1, at[a:b]) for one, a, b in zip(logits, ends, ends[1:], strict=False)]
+    return torch.cat(some, 1).float()[None].numpy()
 
 
 def hinge(
@@ -334,8 +364,8 @@ def counted_hinge(row: Sequence[np.ndarray], factor: float) -> float | None:
     held, gains = sums[0], np.zeros(sums.shape[1:], np.float32)
     for part in sums[1:]:
         held += part
-    _, *bounds = kernels.jaccard_tables(held, 0, 0, 1.0, 1.0, 0, *hinge_widths(), gains)
-    if too_coarse(bounds, largest):
+    numbers = (1.0, 1.0, 0, *hinge_widths(), float32_limits(float(largest)), gains)
+    if kernels.jaccard_tables(held, 0, 0, *numbers)[0] <= kernels.HINGE_BINS:
         return None
     gains[..., 0] = 0
 

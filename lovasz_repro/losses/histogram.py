@@ -42,9 +42,10 @@ Errors that are equal in all bits share their gain exactly: also a subgradient.
 **When "auto" counts.** Algorithm 1 in float32 takes the difference of neighbouring Jaccard losses
 near one, each rounded to 2^-24: the gain of every pixel is wrong by about 2^-25, whatever its
 size. "auto" takes the gains of bins only where the bound above is smaller than that rounding error
-in the 2-norm over pixels, and that of the loss smaller than 2^-24, and sorts where it is not. For
-Lovász-Softmax the errors of the gains count in both norms with e (1 - e), the derivative of an
-error e with respect to its own logit.
+in the 2-norm over pixels, and that of the loss smaller than 2^-24, and sorts where it is not: the
+bins that come first, where the union is still small, exceed the bounds, and it is enough to sort
+their pixels (``compiled.py``). For Lovász-Softmax the errors of the gains count in both norms with
+e (1 - e), the derivative of an error e with respect to its own logit.
 """
 
 from dataclasses import dataclass

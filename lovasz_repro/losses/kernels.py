@@ -199,25 +199,29 @@ def bin_gains(f, b, intersection, union, size):
 
 
 @kernel
-def jaccard_tables(sums, item, row, weight, units, bits, widths, norm_weights, tables):
+def jaccard_tables(sums, item, row, weight, units, bits, widths, norm_weights, limits, tables):
     """Gains of the bins of one class and row for the Jaccard loss, by the sums from the top.
 
-    See ``histogram.py`` for the gains and for the bounds of their error.
+    See ``histogram.py`` for the gains and for the bounds of their error. Where the bounds are too
+    large, it is for few pixels: those that come first, where the union is still small.
 
     Args:
         item, row: the class and row.
         weight: of the class in the mean of Eq. 13.
         widths: (K + 1,) largest difference of two errors in a bin.
         norm_weights: (K + 1,) what the squared error of a gain counts for.
+        limits: of the mean squared error of a gain, and of the error of the loss.
         tables: float32, filled with gain times weight in bins that hold pixels.
 
     Returns:
-        The loss times the weight (of errors whose roots the bins divide), the bound of its error,
-        the squared bound of the gains, and the sum of the norm weights of all pixels.
+        The bin from which on pixels have to be sorted, K + 1 if the bounds keep the limits, and
+        the share in the loss of the bins below it (of errors whose roots the bins divide).
     """
     background, foreground, shift = sums[0, item, row], sums[1, item, row], bits + COUNT_SHIFT
     gains_b, gains_f = tables[0, item, row], tables[1, item, row]
     inside, size = (np.int64(1) << shift) - 1, 0.0
+    bins, ahead, seen = np.empty(len(background), np.int64), np.empty((len(background) + 1, 3)), 0
+    ahead[0] = 0.0
     for k in range(len(background)):
         size += float(foreground[k] >> shift)
     intersection, union = size, size
@@ -238,7 +242,18 @@ def jaccard_tables(sums, item, row, weight, units, bits, widths, norm_weights, t
         pixels += (f + b) * norm_weights[k]
         gains_b[k], gains_f[k] = gain_b * weight, gain_f * weight
         union, intersection = union + b, intersection - f
-    return value * weight, spread / 2, squares, pixels
+        bins[seen] = k
+        seen += 1
+        ahead[seen, 0], ahead[seen, 1], ahead[seen, 2] = value, spread, squares
+    cut, done, most, widest = len(background), 0, pixels * limits[0], 2 * limits[1]
+    while done < seen:
+        if squares - ahead[done, 2] <= most and spread - ahead[done, 1] <= widest:
+            break
+        if done == 0:  # what is left shall stay well below the limits
+            most, widest = most / 4, widest / 2
+        cut = bins[done]
+        done += 1
+    return cut, (value - ahead[done, 0]) * weight
 
 
 @kernel
@@ -475,7 +490,43 @@ def ranked_gains(words, n, size):
 
 
 @kernel
-def class_words(scores, labels, normaliser, label_error, item, words):
+def look_up(scores, labels, kept, item, tables, row, units, bits, cut, gains, picked):
+    """Gains of the pixels of one class and row from its bins.
+
+    Args:
+        scores: (P,) float32 logits of the class.
+        kept: of these pixels.
+        item, row: the class and row.
+        gains: (P,) float32, filled.
+        picked: (P,) int64, of which the first are filled with the pixels in bins from ``cut`` on.
+
+    Returns:
+        How many those are.
+    """
+    background, foreground, shift = tables[0, item, row], tables[1, item, row], np.int32(bits)
+    n, bin_of = 0, np.empty(BLOCK, np.int32)
+    for start in range(0, len(scores), BLOCK):
+        stop = min(start + BLOCK, len(scores))
+        score, label, gain = scores[start:stop], labels[start:stop], gains[start:stop]
+        top, scale, others = kept[0, start:stop], kept[1, start:stop], kept[3, start:stop]
+        for p in range(stop - start):
+            value = power_of_two((score[p] - top[p]) * KERNEL_HALF_LOG2_E) * (scale[p] * units)
+            value = np.sqrt(others[p]) * units if label[p] == item else value
+            bin_of[p] = np.int32(value if scale[p] > ZERO else ZERO) >> shift
+        for p in range(stop - start):
+            gain[p] = background[bin_of[p]]
+        for p in range(stop - start):
+            if label[p] == item:
+                gain[p] = foreground[bin_of[p]]
+        for p in range(stop - start):
+            if bin_of[p] >= cut and label[p] >= 0:
+                picked[n] = start + p
+                n += 1
+    return n
+
+
+@kernel
+def class_words(scores, labels, normaliser, label_error, item, below, words):
     """The pixels of one row that one class has to sort, as words.
 
     Background of a smaller error than any foreground gains nothing (I = 0), so it is not sorted:
@@ -485,12 +536,13 @@ def class_words(scores, labels, normaliser, label_error, item, words):
         scores: (P,) float32 logits of the class.
         normaliser, label_error: (P,) of ``logarithms``, as :func:`log_errors` filled them.
         item: the class.
+        below: its pixels that are not among these and whose errors are smaller.
         words: (2, P) int64, of which the first of ``words[0]`` are filled.
 
     Returns:
         How many, and how many pixels are of the class.
     """
-    size, leasts = 0, np.zeros(BLOCK)
+    size, leasts = below, np.zeros(BLOCK)
     for start in range(0, len(scores), BLOCK):
         stop = min(start + BLOCK, len(scores))
         label, error = labels[start:stop], label_error[start:stop]
@@ -498,7 +550,7 @@ def class_words(scores, labels, normaliser, label_error, item, words):
             mine = label[p] == item
             size += mine
             leasts[p] = error[p] if mine and error[p] < leasts[p] else leasts[p]
-    least = leasts.min()
+    least = leasts.min() if below == 0 else -np.inf
     if size == 0:  # then the largest error alone gains
         least = -np.inf
         for p in range(len(scores)):

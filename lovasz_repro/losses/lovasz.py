@@ -48,14 +48,14 @@ class LovaszSoftmaxFunction(torch.autograd.Function):
         if window is not None:
             flat = window.with_counts(flat)
         sums = flat[:-1].view(problem.tally_shape(logits))
-        tables, values, coarse = backend.tables(sums, problem, dtype)
-        items = problem.classes_to_sort(coarse)
+        readings = backend.tables(sums, problem, dtype)
+        tables, loss = readings.tables, readings.values.sum()
+        items = problem.classes_to_sort(readings.cuts)
         slots = torch.full((logits.shape[1],), -1, device=logits.device)
         slots[items] = torch.arange(len(items), device=logits.device)
         exact = tables.new_empty(0, *problem.labels.shape)
-        loss = values[slots < 0].sum()
         if items:
-            exact, part = backend.exact_gains(logits, problem, kept, items)
+            exact, part = backend.exact_gains(logits, problem, kept, readings, items)
             loss = loss + problem.row_ranks.sum_(part)
         loss = loss + torch.where(flat[-1] > 0, torch.nan, 0.0)
         if window is not None:
@@ -155,10 +155,11 @@ def lovasz_softmax(
             in their square root, in linear time: the loss is too small by at most 2/bins, and
             measured by less than 1e-6 for batches of 100,000 pixels; ``histogram.py`` derives the
             bounds. "auto" counts batches (with ``per_image``, images) of at least 131,072 pixels,
-            and sorts single classes of them whose gradient would be further from the exact one
-            than that of Algorithm 1 in float32; it sorts what is smaller, is float64 or has pixel
-            weights. On a GPU it counts batches of any size, and images of at least 32,768 pixels,
-            and where bins are too coarse, counts again in parts of them (``device.py``).
+            and where the gradient of a class would be further from the exact one than that of
+            Algorithm 1 in float32, sorts its pixels of the largest errors (in plain PyTorch all of
+            them); it sorts what is smaller, is float64 or has pixel weights. On a GPU it counts
+            batches of any size, and images of at least 32,768 pixels, and where bins are too
+            coarse, counts again in parts of them (``device.py``).
         bins: number of bins, from 2 to 2**20; 2**14 by default, 2**15 from 2**19 pixels on
             and 2**13 below 2**15 pixels.
         group: process group whose ranks hold parts of one batch. The loss is that of the whole

@@ -75,12 +75,15 @@ class Problem(NamedTuple):
             return torch.zeros(self.rows.weights.shape[1], dtype=torch.bool, device="cpu")
         return (self.rows.weights > 0).any(0) | self.counts_all
 
-    def classes_to_sort(self, coarse: Tensor) -> list[int]:
-        """Classes whose pixels are sorted, if the bins (C, R) of some are too coarse."""
-        if self.how.name == "auto":
-            return coarse.any(1).nonzero()[:, 0].tolist()
-        used = (self.rows.weights > 0).any(0).nonzero()[:, 0]
-        return used.tolist() if self.how.name == "sort" else []
+    @property
+    def first_cut(self) -> int:
+        """What ``cuts`` of :class:`Readings` are where nothing has been counted."""
+        return 0 if self.how.name == "sort" else self.bins.bins + 1
+
+    def classes_to_sort(self, cuts: Tensor) -> list[int]:
+        """Classes that have pixels to sort, with the ``cuts`` of :class:`Readings`."""
+        has = (cuts.cpu() <= self.bins.bins).any(1) & (self.rows.weights > 0).any(0)
+        return has.nonzero()[:, 0].tolist()
 
     def tally_shape(self, logits: Tensor) -> tuple[int, ...]:
         """(2, C, R, K + 1): int64 counts and positions in one, of background [0] and foreground.
@@ -145,9 +148,10 @@ class Readings(NamedTuple):
     """(2, C, R, K + 1) gains of the bins of background [0] and foreground [1], times the weights
     of Eq. 13."""
     values: Tensor
-    """(C, R) float64 share in the loss of each class and row."""
-    coarse: Tensor
-    """(C, R) bool: where the bins are not as good as a sort in float32."""
+    """(C, R) float64 share in the loss of each class and row, of the bins below the cut."""
+    cuts: Tensor
+    """(C, R) int64: the bin from which on pixels have to be sorted; K + 1 where none has, as the
+    bins are as good as a sort in float32."""
 
 
 def count(logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -195,18 +199,21 @@ def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
     error_sums = bins.error_sums(counts, positions)
     value = (error_sums[1] * gains[0] + error_sums[0] * gains[1]).sum(-1)
     places = shape[1] * shape[2]
-    values = value.new_zeros(places).index_copy(0, used, value * weights)
-    coarse = torch.zeros(places, dtype=torch.bool, device=sums.device)
-    if problem.weights is None:
+    values = value.new_zeros(places).index_copy(0, used, value * weights).view(shape[1:3])
+    coarse = torch.full((places,), problem.first_cut == 0, device=sums.device)
+    if problem.how.name == "auto":
         norm = bins.widths(sums.device), bins.logit_weights(sums.device)
         coarse[used] = ~error_bounds(held, edges, gains, set_function, *norm).below_float32()
+    # Here whole classes are sorted, in all rows.
+    coarse = coarse.view(shape[1:3]).any(1, keepdim=True).expand(shape[1:3])
     table = torch.zeros(2, places, shape[3], dtype=dtype, device=sums.device)
     table[:, used] = (torch.stack(gains[::-1]) * weights[:, None]).to(dtype)
-    return Readings(table.view(shape), values.view(shape[1:3]), coarse.view(shape[1:3]))
+    cuts = torch.where(coarse, 0, bins.bins + 1)
+    return Readings(table.view(shape), values.masked_fill(coarse, 0.0), cuts)
 
 
 def exact_gains(
-    logits: Tensor, problem: Problem, _: Tensor, items: Sequence[int]
+    logits: Tensor, problem: Problem, _: Tensor, __: Readings | None, items: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Gains (E, B, P) of some classes times their weights, from a sort (Algorithm 1).
 

@@ -76,14 +76,43 @@ def test_auto_sorts_single_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_classes = []
     original = compiled.exact_gains
 
-    def watch(logits, problem, kept, items):
+    def watch(logits, problem, kept, readings, items):
         sorted_classes.append(items)
-        return original(logits, problem, kept, items)
+        return original(logits, problem, kept, readings, items)
 
     monkeypatch.setattr(compiled, "exact_gains", watch)
     labels = labels_of([0.7, 0.3, 1e-5])
     lovasz_softmax(logits_of(labels, 3, 1.0, 0.0, 0.0), labels)
     assert sorted_classes == [[2]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"per_image": True}, {"ignore_index": 1}], ids=str)
+def test_pixels_that_come_first_are_sorted(
+    options: dict, dtype: torch.dtype, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few hundredths of those of a rare class; the gradient is ten times closer than counted."""
+    sorted_pixels = []
+    original = compiled.picked
+
+    def watch(logits, pixels):
+        sorted_pixels.append(len(pixels))
+        return original(logits, pixels)
+
+    monkeypatch.setattr(compiled, "picked", watch)
+    labels = labels_of([0.5, 0.3, 0.2, 3e-4]).repeat(1, 2, 1)  # images are counted, too
+    logits = logits_of(labels[:, :260], 4, 2.0, 4.0, 0.05).repeat(1, 1, 2, 1)
+    logits = (logits + 0.1 * torch.randn(logits.shape)).to(dtype, memory_format=layout)
+    gradients = []
+    for numbers, method in ((logits.double(), "sort"), (logits, "auto"), (logits, "histogram")):
+        leaf = numbers.clone().requires_grad_()
+        lovasz_softmax(leaf, labels, method=method, **options).backward()
+        gradients.append(leaf.grad[:, 3].double())
+    exact, refined, counted = gradients
+    assert 0 < max(sorted_pixels) < 0.05 * labels.numel()
+    rounding = torch.finfo(dtype).eps * exact.norm()  # of the gradient itself
+    assert (refined - exact).norm() <= 0.1 * (counted - exact).norm() + rounding
 
 
 @pytest.mark.parametrize("options", [{"classes": "all"}, {"classes": [3, 1]}], ids=str)
