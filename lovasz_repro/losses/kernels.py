@@ -29,8 +29,9 @@ BLOCK = 512
 """Pixels that are worked on together."""
 COUNT_SHIFT = 26
 """A packed sum has the number of pixels above this many and the digits of a position."""
-DIGIT, DIGITS = 12, 3
-"""Bits of a digit that words are sorted by, and digits; equal words stay in the order of pixels."""
+DIGIT, DIGITS = 9, 4
+"""Bits of a digit that words are sorted by, and digits. The streams that one digit writes have to
+stay in the L1 and L2 caches; an even number of digits brings the words back where they were."""
 KEY_BITS = DIGIT * DIGITS
 INDEX_BITS = 62 - KEY_BITS
 """What a 64-bit word has left for the number of a pixel, with one bit for the foreground."""
@@ -429,10 +430,12 @@ def score_of(word):
 
 @kernel
 def sort_words(words, n):
-    """Sort n words of ``words[0]`` into ``words[1]``, digit by digit from the lowest (LSD radix).
+    """Sort the first n words of ``words[0]``, digit by digit from the lowest (LSD radix).
+
+    Words with the same key stay in the order of their pixels.
 
     Args:
-        words: (2, N) int64, overwritten.
+        words: (2, N) int64; ``words[1]`` is overwritten.
     """
     places, low = np.zeros((DIGITS, 1 << DIGIT), np.int64), (1 << DIGIT) - 1
     for i in range(n):
@@ -467,7 +470,7 @@ def ranked_gains(words, n, size):
         The sorted words, and the gains (N,) float64.
     """
     sort_words(words, n)
-    ranked, gains = words[1], words[0].view(np.float64)
+    ranked, gains = words[0], words[1].view(np.float64)
     intersection, union = size, size
     before, behind = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     for start in range(0, n, BLOCK):
