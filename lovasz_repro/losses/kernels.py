@@ -115,15 +115,15 @@ def count(source, labels, at, count, kept, counted, sums, row, units, bits):
     Args:
         kept: filled.
         counted: (C,) bool: classes whose errors are counted.
-        sums: added to, in one row. Background of bin 0, most of it in a trained network, is not
-            counted one by one: it is what is left of the pixels.
+        sums: added to, in one row. A pixel that is ignored, or of the class, counts as background
+            of bin 0 at first, and is taken off in the end.
 
     Returns:
         How many pixels have NaN.
     """
     logits, image, first = source
-    classes, nans = logits.shape[1], 0
-    left = np.empty(classes, np.int64)
+    classes, nans, ignored = logits.shape[1], 0, 0
+    of_class = np.zeros(classes, np.int64)
     roots, steps = np.empty((classes, BLOCK), np.float32), np.empty(BLOCK, np.int32)
     shift, fraction = np.int32(bits), np.int32((1 << bits) - 1)
     one_pixel = np.int64(1) << (bits + COUNT_SHIFT)
@@ -137,12 +137,13 @@ def count(source, labels, at, count, kept, counted, sums, row, units, bits):
             scores, root = logits[image, c, here : here + n], roots[c]
             for p in range(n):
                 root[p] = power_of_two((scores[p] - top[p]) * KERNEL_HALF_LOG2_E)
-        left[:] = 0
         for p in range(n):
             others[p] = ZERO
             own[p] = ZERO
-            if label[p] >= 0:
-                left[label[p]] -= 1
+            if label[p] < 0:
+                ignored += 1
+            else:
+                of_class[label[p]] += 1
                 own[p] = roots[label[p], p]
                 roots[label[p], p] = ZERO
         for c in range(classes):
@@ -156,25 +157,24 @@ def count(source, labels, at, count, kept, counted, sums, row, units, bits):
             scale[p] = ONE / np.sqrt(total) if valid and total == total else ZERO
             own[p] = mine / total if valid else ZERO
             others[p] = (ONE if error > ONE else error) if valid else ZERO
-        left -= left.sum()  # background pixels of each class
         for c in range(classes):
             if counted[c]:
-                root, held, lowest = roots[c], sums[0, c, row], np.int64(0)
+                root, held = roots[c], sums[0, c, row]
                 for p in range(n):
-                    step = np.int32(root[p] * (scale[p] * units))
-                    steps[p] = step
-                    lowest += step if step <= fraction else np.int32(0)
-                for p in range(n):
-                    if steps[p] > fraction:
-                        held[steps[p] >> shift] += np.int64(steps[p] & fraction) + one_pixel
-                        left[c] -= 1
-                held[0] += lowest + left[c] * one_pixel
+                    value = root[p] * (scale[p] * units)
+                    steps[p] = np.int32(value if scale[p] > ZERO else ZERO)
+                for p in range(n):  # unsigned, or Numba would look for negative places
+                    place = np.uint32(steps[p] >> shift)
+                    held[place] += np.int64(steps[p] & fraction) + one_pixel
         for p in range(n):
             if others[p] != others[p]:
                 nans += 1
             elif label[p] >= 0 and counted[label[p]]:
                 step = np.int32(np.sqrt(others[p]) * units)
                 sums[1, label[p], row, step >> shift] += np.int64(step & fraction) + one_pixel
+    for c in range(classes):
+        if counted[c]:
+            sums[0, c, row, 0] -= (of_class[c] + ignored) * one_pixel
     return nans
 
 
