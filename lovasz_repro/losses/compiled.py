@@ -3,6 +3,9 @@
 Numba's own threads abort a process in which two Python threads use them, and hang in a forked
 one, so the threads are ordinary ones here: kernels let go of the GIL. What they add up together
 are whole numbers, so results do not depend on their number.
+
+Large arrays are NumPy's: it asks for huge pages, and half of the time went into faults of small
+ones; and no thread of PyTorch's wakes up for them, which would keep a core busy for a while.
 """
 
 import math
@@ -123,7 +126,7 @@ def count(logits: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     source, wanted, bins = Logits(logits), problem.counted.numpy(), problem.bins
     label = with_ignored(problem)
     rows = len(problem.rows.counts)
-    kept = torch.from_numpy(np.zeros((4, len(label)), np.float32))  # no threads of PyTorch's
+    kept = torch.from_numpy(np.zeros((4, len(label)), np.float32))
     # One set of sums a thread; of an image that one thread takes alone, only one in all.
     shape = problem.tally_shape(logits)
     flat = np.zeros((source.threads if rows == 1 else 1, math.prod(shape) + 1), np.int64)
@@ -205,7 +208,12 @@ def gradient(
     grad_loss: Tensor,
 ) -> Tensor:
     """The second pass; as :func:`.plain.gradient`."""
-    result, bins = torch.empty_like(logits, memory_format=torch.contiguous_format), problem.bins
+    result = (
+        torch.from_numpy(np.empty(logits.shape, np.float32))
+        if logits.dtype == torch.float32
+        else torch.empty_like(logits, memory_format=torch.contiguous_format)
+    )
+    bins = problem.bins
     source, target, label = Logits(logits), Logits(result), with_ignored(problem)
     gains, factor = tables.numpy(), np.float32(grad_loss.item())
     numbers = (kept.numpy(), problem.counted.numpy(), gains)
@@ -248,8 +256,7 @@ def exact_gains(
             return number
 
         nans = sum(shared_out(take, source.chunks, source.threads))
-    shape = (len(items), *problem.labels.shape)
-    gains = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    gains = torch.from_numpy(np.zeros((len(items), *problem.labels.shape), np.float32))
     tasks = [(r, e) for r in range(len(weight)) for e in range(len(items)) if weight[r, items[e]]]
     threads = threads_for(tasks, logits.numel(), FEW_LOGITS)
     words, into = np.empty((threads, 2, row), np.int64), gains.view(len(items), -1).numpy()
@@ -304,7 +311,7 @@ def hinge(
         name: "sort" or "auto", as of :class:`.histogram.Method`.
     """
     scores, foreground = scores.detach().contiguous(), foreground.contiguous()
-    result = torch.empty_like(scores)
+    result = torch.from_numpy(np.empty(scores.shape, np.float32))
     masks = foreground[:, :0] if valid is None else valid.contiguous()
     rows: list[Any] = list(
         zip(*(one.numpy() for one in (scores, foreground, masks, result)), strict=True)
