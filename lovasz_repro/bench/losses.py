@@ -6,8 +6,8 @@ Algorithm 1 as it is usually written (``yardsticks.py``).
 
 import io
 import os
-import tracemalloc
 import statistics
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
