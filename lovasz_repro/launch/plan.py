@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from itertools import accumulate
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
@@ -129,7 +130,14 @@ def _as_fast(run: StoredRun, cell: CellConfig, device: str, ranks: int) -> bool:
 
 
 def differences(base: CellConfig, cell: CellConfig) -> str:
-    """Keys of ``cell`` with another value than in ``base``, as ``key=value``."""
+    """Keys of ``cell`` with another value than in ``base``, as ``key=value``.
+
+    A section that one of them leaves empty is told by what the cell has of it.
+    """
     theirs, ours = base.params, cell.params
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    # "a" where the cell has "a.b", and "a.b" where it has "a"
+    told = {part for key in ours for part in accumulate(key.split("."), "{}.{}".format)}
+    within = tuple(f"{key}." for key in ours)
+    keys = [key for key in keys if key in ours or not (key in told or key.startswith(within))]
     return ", ".join(f"{key}={ours.get(key, 'none')}" for key in keys if key != "variant") or "-"

@@ -7,10 +7,12 @@ import pytest
 
 from lovasz_repro.config.read import dotted
 from lovasz_repro.config.schema import CellConfig, load_experiment
-from lovasz_repro.launch.plan import estimate
+from lovasz_repro.launch.plan import differences, estimate
 from lovasz_repro.store import StoredRun
 from lovasz_repro.training.loop import SPEED
 from tests.tiny_camvid import write_experiment
+
+SCALES = "evaluation.multi_scale"
 
 
 @pytest.fixture
@@ -57,3 +59,13 @@ def test_what_is_done_takes_no_time(cells: list[CellConfig]) -> None:
     text = estimate([(cells[0], 60), (larger, 60)], [stored(cells[0], 2.0)], "GPU", 1)
     assert "not measured: the size of 1 run." in text
     assert "about 1 min on" in text  # 60 batches of 2 at 2 images/s
+
+
+def test_a_section_that_one_run_lacks_is_told_once() -> None:
+    several, *_ = load_experiment("voc-multiclass").cells()
+    empty = several.evaluation.model_copy(update={"multi_scale": None})
+    bare = several.model_copy(update={"evaluation": empty})
+    told = differences(bare, several)
+    assert "evaluation.multi_scale.scales=[1.0, 0.75, 0.5]" in told
+    assert "evaluation.multi_scale=" not in told
+    assert differences(several, bare) == f"evaluation.multi_scale={bare.params[SCALES]}"
