@@ -130,7 +130,7 @@ def store(results: Path, tracking_uri: str | None) -> Finding:
         count = len(opened.runs())
     except UserError as error:
         return Finding("store", False, str(error), essential=True)
-    return Finding("store", True, f"{opened.uri}: {plural(count, 'run')}", essential=True)
+    return Finding("store", True, f"{opened.shown_uri}: {plural(count, 'run')}", essential=True)
 
 
 def slurm() -> Finding:

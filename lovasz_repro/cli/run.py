@@ -380,7 +380,7 @@ def run_search(
             state = f"done (run {stored.run_id})" if stored else "new"
             about = f"{cell.images}, " if sweep else ""
             seeds = plural(cell.seeds, "seed")
-            say(f"synthetic: {about}{seeds}, {state}; results go to {store.uri}.")
+            say(f"synthetic: {about}{seeds}, {state}; results go to {store.shown_uri}.")
         choose_device(device)
         return
     chosen, done = choose_device(device), []

@@ -50,7 +50,7 @@ def print_plan(request: GridRequest, slurm: SlurmOptions | None = None) -> None:
     if len(request.cells) > 1:
         say("Each variant differs from the first run, its other runs from its own first.")
     where = where_it_runs(request, slurm, place)
-    say("", f"Runs on {where}; results go to {place.results} and {store.uri}.")
+    say("", f"Runs on {where}; results go to {place.results} and {store.shown_uri}.")
     device = device_name(place.device) if not problem else "GPU"
     say(estimate(left, store.runs(), device, request.per_node * request.nodes))
     say("--print-config prints all settings, as a file that `run` takes.")

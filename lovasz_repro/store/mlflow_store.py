@@ -53,6 +53,7 @@ from lovasz_repro.store.tracking import (
     choose_uri,
     database_of,
     explain,
+    without_password,
 )
 
 MAX_BATCH = 900  # MLflow takes 1000 metrics, params and tags together in one call
@@ -77,6 +78,7 @@ class Store:
     def __init__(self, results: Path, tracking_uri: str | None = None):
         self.results = Path(results).absolute()
         self.uri = choose_uri(self.results, tracking_uri)
+        self.shown_uri = without_password(self.uri)
         self._database = database_of(self.uri)
         self._remote = not self.uri.startswith(("sqlite", "postgres", "mysql", "mssql"))
         self._own = self._database == self.results / "mlflow.db"
@@ -403,7 +405,7 @@ class Store:
         except UserError:
             raise
         except Exception as error:
-            raise explain(error, str(self._database or self.uri)) from error
+            raise explain(error, str(self._database or self.shown_uri)) from error
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

@@ -49,6 +49,11 @@ def database_of(uri: str) -> Path | None:
     return Path(path).absolute() if path != uri and not re.search("[?:]", path[2:]) else None
 
 
+def without_password(uri: str) -> str:
+    """An address that may be shown."""
+    return re.sub("(?<=://)[^/@]*@", "***@", uri)
+
+
 def check_server(uri: str) -> None:
     """Raise StoreError unless an MLflow server answers GET /health within 10 seconds."""
     health = uri.rstrip("/") + "/health"
@@ -61,7 +66,8 @@ def check_server(uri: str) -> None:
     except (OSError, ValueError) as error:
         problem = f"does not answer ({innermost(error)})"
     raise StoreError(
-        f"MLflow server {uri} {problem}; start it, or unset MLFLOW_TRACKING_URI to use a file"
+        f"MLflow server {without_password(uri)} {problem}; start it, or unset MLFLOW_TRACKING_URI"
+        " to use a file"
     )
 
 

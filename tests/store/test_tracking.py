@@ -113,7 +113,9 @@ def test_a_dead_server_is_one_line_at_once(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         with pytest.raises(StoreError, match="does not answer") as caught:
-            Store(tmp_path, f"http://127.0.0.1:{port}")
+            Store(tmp_path, f"http://somebody:secret@127.0.0.1:{port}")
+    assert f"http://***@127.0.0.1:{port}" in str(caught.value)
+    assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "unset MLFLOW_TRACKING_URI" in str(caught.value)
 
