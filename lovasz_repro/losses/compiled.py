@@ -272,7 +272,7 @@ def exact_gains(
             loss: float = kernels.class_gains(own, n, size, factor, gained)
             return loss
         cut, units = readings.cuts[item, task[0]].item(), (np.float32(bins.scale), bins.bits)
-        place = (softmax[:, at], item, tables, task[0], *units, cut)
+        place = (softmax, at.start, item, tables, task[0], *units, cut)
         first = own[1, : kernels.look_up(*given, *place, gained, own[1])].copy()
         scores, some, part = (
             picked(images, first),

@@ -493,12 +493,12 @@ def ranked_gains(words, n, size):
 
 
 @kernel
-def look_up(scores, labels, kept, item, tables, row, units, bits, cut, gains, picked):
+def look_up(scores, labels, kept, at, item, tables, row, units, bits, cut, gains, picked):
     """Gains of the pixels of one class and row from its bins.
 
     Args:
         scores: (P,) float32 logits of the class.
-        kept: of these pixels.
+        kept, at: of all pixels, and where these begin.
         item, row: the class and row.
         gains: (P,) float32, filled.
         picked: (P,) int64, of which the first are filled with the pixels in bins from ``cut`` on.
@@ -511,7 +511,7 @@ def look_up(scores, labels, kept, item, tables, row, units, bits, cut, gains, pi
     for start in range(0, len(scores), BLOCK):
         stop = min(start + BLOCK, len(scores))
         score, label, gain = scores[start:stop], labels[start:stop], gains[start:stop]
-        top, scale, others = kept[0, start:stop], kept[1, start:stop], kept[3, start:stop]
+        top, scale, others = kept[0, at + start :], kept[1, at + start :], kept[3, at + start :]
         for p in range(stop - start):
             value = power_of_two((score[p] - top[p]) * KERNEL_HALF_LOG2_E) * (scale[p] * units)
             value = np.sqrt(others[p]) * units if label[p] == item else value
