@@ -252,7 +252,7 @@ def exact_gains(
 
         def take(chunk: Chunk, thread: int) -> int:
             place = (source.read(chunk, thread), label, chunk.flat, chunk.pixels)
-            number: int = kernels.log_errors(*place, softmax, True, logarithms)
+            number: int = kernels.log_errors(*place, softmax, logarithms)
             return number
 
         nans = sum(shared_out(take, source.chunks, source.threads))
@@ -279,8 +279,8 @@ def exact_gains(
             given[1][first],
             np.empty(len(first), np.float32),
         )
-        errors = np.empty((2, len(first)))
-        kernels.log_errors((scores, 0, 0), some, 0, len(first), softmax, False, errors)
+        errors, rest = np.empty((2, len(first))), np.empty((4, len(first)), np.float32)
+        kernels.log_errors((scores, 0, 0), some, 0, len(first), rest, errors)
         below = sizes[task[0], item] - (some == item).sum()
         n, size = kernels.class_words(scores[0, item], some, *errors, item, below, own)
         loss = kernels.class_gains(own, n, size, factor, part)

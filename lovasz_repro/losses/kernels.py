@@ -67,6 +67,7 @@ B0, B1, B2, B3, B4, B5, B6, B7, B8, B9, B10 = _power_series(10)
 # Adding 1.5 * 2^23 (2^52) rounds a float32 (float64) to a whole number, in its last bits.
 MAGIC, MAGIC_BITS = np.float32(1.5 * 2**23), np.int32(0x4B400000)
 MAGIC64, MAGIC64_BITS = 1.5 * 2.0**52, np.int64(0x4338000000000000)
+ROOT_HALF_BITS, LN_2 = np.float64(0.5**0.5).view(np.int64), math.log(2)
 
 
 @inlined
@@ -93,6 +94,23 @@ def power_of_two64(y):
     power = (high * (f * f * f * f * f) + low) * f + B0
     exponent = np.float64(whole).view(np.int64) - MAGIC64_BITS + 1023
     return power * np.int64(exponent << 52).view(np.float64)
+
+
+@inlined
+def logarithm_of(x):
+    """Natural logarithm of a positive x in float64, to 1e-14; 0 counts as 2^-1023.
+
+    x is 2^e m with m between the roots of 1/2 and 2, and log m twice the area tangent of s.
+    """
+    bits = np.float64(x).view(np.int64)
+    e = (bits - ROOT_HALF_BITS) >> 52
+    m = np.int64(bits - (e << 52)).view(np.float64)
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    high = ((((1 / 17) * z + 1 / 15) * z + 1 / 13) * z + 1 / 11) * z + 1 / 9
+    series = (((high * z + 1 / 7) * z + 1 / 5) * z + 1 / 3) * z + 1.0
+    exponent = np.int64(e + MAGIC64_BITS).view(np.float64) - MAGIC64
+    return exponent * LN_2 + 2.0 * s * series
 
 
 @inlined
@@ -344,11 +362,11 @@ def give_back_rounding(result, image, at, wrong, p):
 
 
 @kernel
-def log_errors(source, labels, at, count, kept, fills, logarithms):
+def log_errors(source, labels, at, count, kept, logarithms):
     """Softmax of some pixels in float64.
 
     Args:
-        fills: whether to fill ``kept``; no need after :func:`count`.
+        kept: filled.
         logarithms: (2, P) float64, filled: what is subtracted from logits to give logarithms of
             probabilities, and the logarithm of the label's error.
 
@@ -356,12 +374,15 @@ def log_errors(source, labels, at, count, kept, fills, logarithms):
         How many pixels have NaN.
     """
     logits, image, first = source
-    top, nans = np.empty(BLOCK, np.float32), 0
+    nans = 0
     mine, rest = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
     for start in range(0, count, BLOCK):
         n, here, begin = min(BLOCK, count - start), first + start, at + start
-        label = labels[begin : begin + n]
-        largest_of(logits, image, here, top[:n])
+        end = begin + n
+        label, top, scale = labels[begin:end], kept[0, begin:end], kept[1, begin:end]
+        own, others = kept[2, begin:end], kept[3, begin:end]
+        normaliser, label_error = logarithms[0, begin:end], logarithms[1, begin:end]
+        largest_of(logits, image, here, top)
         for p in range(n):
             mine[p] = 0.0
             rest[p] = 0.0
@@ -372,15 +393,16 @@ def log_errors(source, labels, at, count, kept, fills, logarithms):
                 mine[p] += power if label[p] == c else 0.0
                 rest[p] += 0.0 if label[p] == c else power
         for p in range(n):
-            total = mine[p] + rest[p]
-            logarithms[0, begin + p] = math.log(total) + np.float64(top[p])
-            logarithms[1, begin + p] = math.log(rest[p] / total)
-            nans += label[p] >= 0 and total != total
-            if fills and label[p] >= 0:
-                kept[0, begin + p] = top[p]
-                kept[1, begin + p] = 1.0 / math.sqrt(total) if total == total else 0.0
-                kept[2, begin + p] = mine[p] / total
-                kept[3, begin + p] = rest[p] / total
+            total, counts = mine[p] + rest[p], label[p] >= 0
+            share, error = mine[p] / total, rest[p] / total
+            normaliser[p] = logarithm_of(total) + np.float64(top[p])
+            label_error[p] = logarithm_of(error)
+            root = 1.0 / np.sqrt(total) if counts else 0.0
+            scale[p] = root if root == root else 0.0  # of NaN
+            own[p] = share if counts else 0.0
+            others[p] = error if counts else 0.0
+        for p in range(n):
+            nans += others[p] != others[p]
     return nans
 
 
@@ -402,7 +424,7 @@ def logarithm_key(logarithm):
 
 
 @inlined
-def logarithm_of(word):
+def keyed_logarithm(word):
     """The logarithm of :func:`logarithm_key`, rounded up."""
     key = (word >> (INDEX_BITS + 1)) << 22
     return -np.int64(key + (np.int64(1023 - 45) << 52)).view(np.float64)
@@ -422,7 +444,7 @@ def score_key(score):
 
 
 @inlined
-def score_of(word):
+def keyed_score(word):
     """The score of :func:`score_key`."""
     key = np.int64(2**31 - 1) - (word >> (INDEX_BITS + 1 + KEY_BITS - 32))
     return np.int32(ordered(np.int32(key))).view(np.float32)
@@ -594,7 +616,7 @@ def class_gains(words, n, size, weight, gains):
         stop = min(start + BLOCK, n)
         word, gain = ranked[start:stop], gained[start:stop]
         for i in range(stop - start):
-            error = power_of_two(np.float32(logarithm_of(word[i]) * LOG2_E))
+            error = power_of_two(np.float32(keyed_logarithm(word[i]) * LOG2_E))
             losses[i] += np.float64(error) * gain[i]
         for i in range(stop - start):
             gains[(word[i] >> 1) & INDEX_MASK] = gain[i] * weight
@@ -727,7 +749,7 @@ def hinge_gains(words, n, size, factor, result):
         stop = min(start + BLOCK, n)
         word, gained = ranked[start:stop], gains[start:stop]
         for i in range(stop - start):
-            is_foreground, error = word[i] & 1, 1.0 + np.float64(score_of(word[i]))
+            is_foreground, error = word[i] & 1, 1.0 + np.float64(keyed_score(word[i]))
             gain = gained[i] * factor if error > 0.0 else 0.0
             losses[i] += gain * error if gain > 0.0 else 0.0
             gained[i] = -gain if is_foreground else gain
