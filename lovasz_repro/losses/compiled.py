@@ -274,21 +274,38 @@ def exact_gains(
         cut, units = readings.cuts[item, task[0]].item(), (np.float32(bins.scale), bins.bits)
         place = (softmax, at.start, item, tables, task[0], *units, cut)
         first = own[1, : kernels.look_up(*given, *place, gained, own[1])].copy()
-        scores, some, part = (
-            picked(images, first),
-            given[1][first],
-            np.empty(len(first), np.float32),
-        )
-        errors, rest = np.empty((2, len(first))), np.empty((4, len(first)), np.float32)
-        kernels.log_errors((scores, 0, 0), some, 0, len(first), rest, errors)
-        below = sizes[task[0], item] - (some == item).sum()
-        n, size = kernels.class_words(scores[0, item], some, *errors, item, below, own)
-        loss = kernels.class_gains(own, n, size, factor, part)
-        gained[first] = part
+        size = sizes[task[0], item]
+        gained[first], loss = first_gains(images, given[1], first, item, size, factor, own)
         return loss
 
     part = sum(shared_out(sort, tasks, threads)) if not nans else math.nan
     return gains, torch.tensor(part, dtype=torch.float64, device="cpu")
+
+
+def first_gains(
+    logits: Tensor,
+    labels: np.ndarray,
+    pixels: np.ndarray,
+    item: int,
+    size: int,
+    weight: float,
+    words: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Gains of the pixels that come first for one class, sorted, and their share in the loss.
+
+    Args:
+        logits: (B, C, P) of the row.
+        labels: (B * P,), -1 where they are ignored.
+        pixels: (N,) those of larger errors than all others, in the order of their numbers.
+        item, size, weight: the class, all pixels that it has in the row, and its weight in Eq. 13.
+        words: (2, B * P) int64 to work in.
+    """
+    scores, labels, n = picked(logits, pixels), labels[pixels], len(pixels)
+    softmax, errors, gains = np.empty((4, n), np.float32), np.empty((2, n)), np.empty(n, np.float32)
+    kernels.log_errors((scores, 0, 0), labels, 0, n, softmax, errors)
+    below = size - (labels == item).sum()
+    sorted_, size = kernels.class_words(scores[0, item], labels, *errors, item, below, words)
+    return gains, kernels.class_gains(words, sorted_, size, weight, gains)
 
 
 def picked(logits: Tensor, pixels: np.ndarray) -> np.ndarray:
