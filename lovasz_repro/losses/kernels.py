@@ -269,7 +269,7 @@ def jaccard_tables(sums, item, row, weight, units, bits, widths, norm_weights, l
         if squares - ahead[done, 2] <= most and spread - ahead[done, 1] <= widest:
             break
         if done == 0:  # what is left shall stay well below the limits
-            most, widest = most / 4, widest / 2
+            most, widest = most / 16, widest / 4
         cut = bins[done]
         done += 1
     return cut, (value - ahead[done, 0]) * weight
