@@ -266,7 +266,7 @@ def exact_gains(
         images = source.tensor if len(weight) == 1 else source.tensor[task[0]][None]
         factor, gained, own = weight[task[0], item], into[task[1], at], words[thread]
         # All of it in a row: kernels are compiled anew for other layouts.
-        given = (images[:, item].float().reshape(-1).contiguous().numpy(), label[at])
+        given = (np.ascontiguousarray(images[:, item].float().numpy()).reshape(-1), label[at])
         if all_of_them:
             n, size = kernels.class_words(*given, *logarithms[:, at], item, 0, own)
             loss: float = kernels.class_gains(own, n, size, factor, gained)
