@@ -342,7 +342,7 @@ def gradient(
         for p in range(n):
             if label[p] >= 0:
                 result[to_image, label[p], to_first + start + p] = wrong_sum[p]
-                if scale[p] > np.float32(0.9) and own[p] < np.float32(0.5):
+                if scale[p] > np.float32(0.985) and own[p] < np.float32(0.5):
                     give_back_rounding(result, to_image, to_first + start + p, wrong, p)
 
 
