@@ -185,11 +185,13 @@ def count(source, labels, at, count, kept, counted, sums, row, units, bits):
                     place = np.uint32(steps[p] >> shift)
                     held[place] += np.int64(steps[p] & fraction) + one_pixel
         for p in range(n):
+            steps[p] = np.int32(np.sqrt(others[p]) * units)
+        for p in range(n):
             if others[p] != others[p]:
                 nans += 1
             elif label[p] >= 0 and counted[label[p]]:
-                step = np.int32(np.sqrt(others[p]) * units)
-                sums[1, label[p], row, step >> shift] += np.int64(step & fraction) + one_pixel
+                place = np.uint32(steps[p] >> shift)
+                sums[1, label[p], row, place] += np.int64(steps[p] & fraction) + one_pixel
     for c in range(classes):
         if counted[c]:
             sums[0, c, row, 0] -= (of_class[c] + ignored) * one_pixel
@@ -342,13 +344,13 @@ def gradient(
         for p in range(n):
             if label[p] >= 0:
                 result[to_image, label[p], to_first + start + p] = wrong_sum[p]
-                if scale[p] > np.float32(0.985) and own[p] < np.float32(0.5):
+                if (scale[p] > np.float32(0.985)) & (own[p] < np.float32(0.5)):
                     give_back_rounding(result, to_image, to_first + start + p, wrong, p)
 
 
 @inlined
 def give_back_rounding(result, image, at, wrong, p):
-    """Mend the gradient of a pixel that is sure of a wrong class.
+    """Mend the gradient of a pixel that is sure of a wrong class: of a probability above 0.97.
 
     There g_c - S subtracts near equals. But the gradient of a pixel sums to zero over the classes,
     so the class of largest probability can give the rounding error back.
