@@ -213,6 +213,7 @@ def test_a_number_opens_to_its_runs_by_keyboard(seen: Seen, runs: FakeStore) -> 
     assert focused == "weighted cross-entropy, test dataset-mIoU (%)"
     page.keyboard.press("Enter")
     told = page.locator("#provenance")
+    page.evaluate("window.dispatchEvent(new Event('scroll'))")  # late, of the focus
     assert told.is_visible()
     of_variant = [r for r in runs.stored if r.tags["variant"] == "weighted-cross-entropy"]
     text = told.inner_text()

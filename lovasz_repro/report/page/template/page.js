@@ -14,6 +14,7 @@ function make(tag, text = "", children = []) {
 /* -- where a number comes from: the runs of the table at the end, in a popover ----------------- */
 
 const popover = one("#provenance");
+let openedAt = 0; // where the page was scrolled to
 const runRows = all("table.runs tbody tr").map((row) => [...row.cells].map((cell) => cell.textContent));
 const runHeads = all("table.runs thead th").map((cell) => cell.textContent);
 
@@ -50,6 +51,7 @@ function openSource(button) {
   close.addEventListener("click", () => popover.hidePopover());
   popover.append(close);
   popover.showPopover({ source: button });
+  openedAt = window.scrollY;
   placeBeside(button);
 }
 
@@ -71,7 +73,10 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("button.source");
   if (button) openSource(button);
 });
-window.addEventListener("scroll", () => popover.hidePopover(), { passive: true });
+// The event of a scroll that brought the number into view may come after it was opened.
+window.addEventListener("scroll", () => {
+  if (window.scrollY !== openedAt) popover.hidePopover();
+}, { passive: true });
 
 /* -- tables: sorted by any column within their blocks; arrow keys go from number to number ------ */
 
