@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from itertools import accumulate
 
 from lovasz_repro.config.schema import CellConfig
 from lovasz_repro.errors import UserError
@@ -136,8 +135,9 @@ def differences(base: CellConfig, cell: CellConfig) -> str:
     """
     theirs, ours = base.params, cell.params
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    # "a" where the cell has "a.b", and "a.b" where it has "a"
-    told = {part for key in ours for part in accumulate(key.split("."), "{}.{}".format)}
-    within = tuple(f"{key}." for key in ours)
-    keys = [key for key in keys if key in ours or not (key in told or key.startswith(within))]
+
+    def is_told(key: str) -> bool:  # "a" by "a.b", and "a.b" by "a"
+        return any(f"{one}.".startswith(f"{key}.") or key.startswith(f"{one}.") for one in ours)
+
+    keys = [key for key in keys if key in ours or not is_told(key)]
     return ", ".join(f"{key}={ours.get(key, 'none')}" for key in keys if key != "variant") or "-"

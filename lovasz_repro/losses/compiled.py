@@ -183,8 +183,8 @@ def tables(sums: Tensor, problem: Problem, dtype: torch.dtype) -> Readings:
         numbers = (held, *at, weight[at[::-1]], bins.scale, bins.bits, *widths, limits, gains)
         cuts[at], values[at] = kernels.jaccard_tables(*numbers)
 
-    tasks = [(int(item), int(row)) for row, item in np.argwhere(weight > 0)]
-    tasks = tasks if problem.how.name != "sort" else []
+    used = (weight > 0) & problem.counted.numpy()
+    tasks = [(int(item), int(row)) for row, item in np.argwhere(used)]
     logits = problem.labels.numel() * sums.shape[1]
     shared_out(work, tasks, threads_for(tasks, logits, FEW_LOGITS))
     if not sorts_here(problem):  # :func:`.plain.exact_gains` sorts whole classes
